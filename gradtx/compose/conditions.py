@@ -1,0 +1,118 @@
+"""Transformations that act in some steps only."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from gradtx.compose.sequence import ExtraArgs, Transformation, as_transformation, set_to_zero
+
+
+def conditionally_transform(
+    inner: Transformation,
+    should_transform_fn: Callable[..., Any],
+    forward_extra_args: bool = False,
+) -> ExtraArgs:
+    """Transform the updates in some steps; in the others they pass unchanged.
+
+    Args:
+        inner: the transformation; its state stays as it is in the other steps.
+        should_transform_fn: a function of the step, counted from 0, that returns a boolean.
+        forward_extra_args: whether that function gets the extra arguments of `update` too.
+
+    Returns:
+        A transformation with the state `ConditionallyTransformState(inner_state, step)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.conditionally_transform(gradtx.scale(2.0), lambda step: step >= 1)
+        >>> state = tx.init(jnp.zeros(1))
+        >>> for _ in range(2):
+        ...     updates, state = tx.update(jnp.ones(1), state)
+        ...     print(updates)
+        [1.]
+        [2.]
+    """
+    return _conditional(
+        inner,
+        should_transform_fn,
+        forward_extra_args,
+        "conditionally_transform",
+        otherwise=lambda updates: updates,
+        make_state=lambda inner_state, step: optax.transforms.ConditionallyTransformState(
+            inner_state=inner_state, step=step
+        ),
+    )
+
+
+def conditionally_mask(
+    inner: Transformation,
+    should_transform_fn: Callable[..., Any],
+    forward_extra_args: bool = False,
+) -> ExtraArgs:
+    """Transform the updates in some steps; in the others they are zero.
+
+    Args:
+        inner: the transformation; its state stays as it is in the other steps.
+        should_transform_fn: a function of the step, counted from 0, that returns a boolean.
+        forward_extra_args: whether that function gets the extra arguments of `update` too.
+
+    Returns:
+        A transformation with the state `ConditionallyMaskState(step, inner_state)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.conditionally_mask(gradtx.scale(2.0), lambda step: step >= 1)
+        >>> state = tx.init(jnp.zeros(1))
+        >>> for _ in range(2):
+        ...     updates, state = tx.update(jnp.ones(1), state)
+        ...     print(updates)
+        [0.]
+        [2.]
+    """
+    zero = set_to_zero()
+    return _conditional(
+        inner,
+        should_transform_fn,
+        forward_extra_args,
+        "conditionally_mask",
+        otherwise=lambda updates: zero.update(updates, optax.EmptyState())[0],
+        make_state=lambda inner_state, step: optax.transforms.ConditionallyMaskState(
+            inner_state=inner_state, step=step
+        ),
+    )
+
+
+def _conditional(
+    inner: Transformation,
+    should_transform_fn: Callable[..., Any],
+    forward_extra_args: bool,
+    owner: str,
+    otherwise: Callable[[Any], Any],
+    make_state: Callable[[Any, jax.Array], Any],
+) -> ExtraArgs:
+    inner = as_transformation(owner, "inner", inner)
+    if not callable(should_transform_fn):
+        raise ValueError(
+            f"{owner}: should_transform_fn must be a function of the step, got "
+            f"{should_transform_fn!r}"
+        )
+
+    def init(params: Any) -> Any:
+        return make_state(inner.init(params), jnp.zeros([], jnp.int32))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        condition = should_transform_fn(state.step, **(extra if forward_extra_args else {}))
+        updates, inner_state = lax.cond(
+            condition,
+            lambda: inner.update(updates, state.inner_state, params, **extra),
+            lambda: (otherwise(updates), state.inner_state),
+        )
+        return updates, make_state(inner_state, optax.safe_increment(state.step))
+
+    return ExtraArgs(init, update)

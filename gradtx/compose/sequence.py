@@ -1,0 +1,233 @@
+"""Transformations one after another, and the simplest ones to put there."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradtx import trees
+
+Transformation = optax.GradientTransformation
+ExtraArgs = optax.GradientTransformationExtraArgs
+
+
+def with_extra_args_support(tx: Transformation) -> ExtraArgs:
+    """A transformation that accepts, and ignores, the extra arguments that others need.
+
+    Args:
+        tx: any gradient transformation.
+
+    Returns:
+        `tx` itself if it takes extra arguments, else a transformation that drops them.
+
+    Raises:
+        ValueError: if `tx` is not a gradient transformation.
+
+    Example:
+        >>> import gradtx
+        >>> import optax
+        >>> tx = gradtx.with_extra_args_support(optax.GradientTransformation(*optax.identity()))
+        >>> print(tx.update(1.0, tx.init(None), value=2.0)[0])
+        1.0
+    """
+    return as_transformation("with_extra_args_support", "tx", tx)
+
+
+def as_transformation(owner: str, argument: str, tx: Any) -> ExtraArgs:
+    """`tx` with support for extra arguments, or a ValueError that says which argument is wrong."""
+    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+        hint = "; did you forget to call it?" if callable(tx) else ""
+        raise ValueError(f"{owner}: {argument} must be a gradient transformation, got {tx!r}{hint}")
+    if isinstance(tx, ExtraArgs):
+        return tx
+    if isinstance(tx, Transformation):
+        return optax.with_extra_args_support(tx)
+    # Objects with the two methods, such as optax.MultiSteps.
+    return optax.with_extra_args_support(Transformation(tx.init, tx.update))
+
+
+def chain(*args: Transformation) -> ExtraArgs:
+    """Apply transformations one after another.
+
+        u_0 = g,    u_i = tx_i(u_{i-1})
+
+    Args:
+        *args: gradient transformations, the first applied first.
+
+    Returns:
+        A transformation whose state is the tuple of their states.
+
+    Raises:
+        ValueError: if an argument is not a gradient transformation; in `update`, if the state
+            belongs to a chain of another length.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.chain(gradtx.clip_by_global_norm(2.5), gradtx.sgd(0.5))
+        >>> updates, state = tx.update(jnp.array([3.0, 4.0]), tx.init(jnp.zeros(2)))
+        >>> print(updates)
+        [-0.75 -1.  ]
+    """
+    transformations = [as_transformation("chain", f"argument {i}", t) for i, t in enumerate(args)]
+
+    def init(params: Any) -> Any:
+        return tuple(tx.init(params) for tx in transformations)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        if not isinstance(state, tuple | list) or len(state) != len(transformations):
+            raise ValueError(
+                f"chain: expected the states of {len(transformations)} transformations, got "
+                f"{state!r:.200}"
+            )
+        new_states = []
+        for tx, inner in zip(transformations, state, strict=True):
+            updates, new = tx.update(updates, inner, params, **extra)
+            new_states.append(new)
+        return updates, tuple(new_states)
+
+    return ExtraArgs(init, update)
+
+
+def named_chain(*args: tuple[str, Transformation]) -> ExtraArgs:
+    """Apply transformations one after another, with a name for the state of each.
+
+    Args:
+        *args: pairs of a name and a gradient transformation.
+
+    Returns:
+        A transformation whose state is an ordered dictionary of their states.
+
+    Raises:
+        ValueError: if a name stands twice, or an argument is not such a pair.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.named_chain(("momentum", gradtx.trace(0.9)), ("step", gradtx.scale(-0.1)))
+        >>> list(tx.init(jnp.zeros(2)))
+        ['momentum', 'step']
+    """
+    for i, pair in enumerate(args):
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise ValueError(
+                f"named_chain: argument {i} must be (name, transformation), got {pair!r}"
+            )
+    names = [name for name, _ in args]
+    if len(set(names)) != len(names):
+        raise ValueError(f"named_chain: the names must be unique, got {names}")
+    transformations = [(name, as_transformation("named_chain", name, tx)) for name, tx in args]
+
+    def init(params: Any) -> Any:
+        return OrderedDict((name, tx.init(params)) for name, tx in transformations)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        if list(state) != names:
+            raise ValueError(f"named_chain: expected the states of {names}, got {list(state)}")
+        new_state = OrderedDict()
+        for name, tx in transformations:
+            updates, new_state[name] = tx.update(updates, state[name], params, **extra)
+        return updates, new_state
+
+    return ExtraArgs(init, update)
+
+
+def identity() -> ExtraArgs:
+    """Leave the updates as they are.
+
+        u = g
+
+    Returns:
+        The transformation; its state is empty.
+    """
+    return optax.with_extra_args_support(optax.identity())
+
+
+def set_to_zero() -> ExtraArgs:
+    """Replace the updates by zeros, so that the parameters stay as they are.
+
+        u = 0
+
+    Returns:
+        The transformation; its state is empty.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.set_to_zero()
+        >>> print(tx.update(jnp.array([jnp.nan, 1.0]), tx.init(None))[0])
+        [0. 0.]
+    """
+
+    def zero(update: Any) -> Any:
+        # What has no zero of its own (a function, the float0 of an integer) is zero already.
+        is_number = jnp.issubdtype(getattr(update, "dtype", type(update)), jnp.number)
+        return jnp.zeros_like(update) if is_number else update
+
+    return stateless(lambda updates, params: jax.tree.map(zero, updates))
+
+
+def stateless(f: Callable[[Any, Any], Any]) -> ExtraArgs:
+    """A transformation from a function of the updates and the parameters.
+
+        u = f(g, p)
+
+    Args:
+        f: a function of the whole tree of updates and the tree of parameters, or None.
+
+    Returns:
+        The transformation; its state is empty.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.stateless(lambda updates, params: jax.tree.map(jnp.sign, updates))
+        >>> print(tx.update(jnp.array([-3.0, 2.0]), tx.init(None))[0])
+        [-1.  1.]
+    """
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        del state, extra
+        return f(updates, params), optax.EmptyState()
+
+    return ExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def stateless_with_tree_map(f: Callable[[Any, Any], Any]) -> ExtraArgs:
+    """A transformation from a function of one leaf of the updates and of the parameters.
+
+        u_i = f(g_i, p_i)
+
+    Args:
+        f: a function of an update and its parameter, or None where no parameters are given.
+
+    Returns:
+        The transformation; its state is empty. Leaves that are None stay None.
+
+    Raises:
+        ValueError: in `update`, if updates and parameters differ in structure.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.stateless_with_tree_map(lambda g, p: g + 0.1 * p)
+        >>> print(tx.update(jnp.array([1.0]), tx.init(None), jnp.array([10.0]))[0])
+        [2.]
+    """
+    owner = "stateless_with_tree_map"
+
+    def on_tree(updates: Any, params: Any) -> Any:
+        leaves, treedef = trees.flatten(updates)
+        parameters = [None] * len(leaves)
+        if params is not None:
+            parameters = trees.flatten_like(owner, "params", params, "updates", updates)
+        return treedef.unflatten(
+            None if leaf is None else f(leaf, parameter)
+            for leaf, parameter in zip(leaves, parameters, strict=True)
+        )
+
+    return stateless(on_tree)

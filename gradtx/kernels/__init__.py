@@ -1,0 +1,1 @@
+"""The papers, on one array: a file per family."""

@@ -1,0 +1,245 @@
+"""Adam with another second moment, or with a variance rectified: AdaBelief, Yogi, RAdam."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import ScalarOrSchedule
+
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Range, Slot
+from gradtx.kernels.adam import first_moment
+from gradtx.kernels.arithmetic import debias, log_decay, safe_divide
+from gradtx.lift import lift
+from gradtx.trees import abs_squared
+
+
+def _belief(g, *, mu, nu, t, b1, b2, eps, eps_root, nesterov):
+    mu = b1 * mu + (1 - b1) * g
+    nu = b2 * nu + (1 - b2) * abs_squared(g - mu) + eps_root
+    mu_hat = first_moment(g, mu, t, b1, nesterov)
+    return safe_divide(mu_hat, jnp.sqrt(debias(nu, b2, t)) + eps), mu, nu
+
+
+def scale_by_belief(
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-16,
+    eps_root: ScalarOrSchedule = 1e-16,
+    *,
+    nesterov: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam's scaling with the gradient's deviation from its average for size: AdaBelief's.
+
+        m <- b1 * m + (1 - b1) * g,                         m_hat = m / (1 - b1^t)
+        s <- b2 * s + (1 - b2) * (g - m)^2 + eps_root,      s_hat = s / (1 - b2^t)
+        u = m_hat / (sqrt(s_hat) + eps)
+
+    Args:
+        b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
+        b2: the share of s that is kept, in [0, 1).
+        eps: added outside the root, >= 0.
+        eps_root: added to s at every step, >= 0.
+        nesterov: whether to look one step ahead, as in `scale_by_adam`.
+
+    Returns:
+        The transformation, with the state `ScaleByBeliefState(count, mu, nu)`, s in `nu`.
+
+    Raises:
+        ValueError: if a number lies outside its range.
+
+    Source:
+        Zhuang et al. 2020, "AdaBelief optimizer", Algorithm 2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_belief(b1=0.5)
+        >>> updates, _ = tx.update(jnp.array(-3.0), tx.init(jnp.array(0.0)))
+        >>> print(f"{updates:.3f}")
+        -2.000
+    """
+    kernel = Kernel(
+        "scale_by_belief",
+        _belief,
+        slots=(Slot("mu"), Slot("nu", real=True)),
+        hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
+        options=("nesterov",),
+        state=optax.ScaleByBeliefState,
+        source="Zhuang et al. 2020, Algorithm 2",
+    )
+    return lift(kernel, b1=b1, b2=b2, eps=eps, eps_root=eps_root, nesterov=bool(nesterov))
+
+
+def _yogi(g, *, mu, nu, t, b1, b2, eps, eps_root):
+    square = abs_squared(g)
+    mu = b1 * mu + (1 - b1) * g
+    nu = nu - (1 - b2) * jnp.sign(nu - square) * square
+    nu_hat = debias(nu, b2, t)
+    return safe_divide(debias(mu, b1, t), jnp.sqrt(nu_hat + eps_root) + eps), mu, nu
+
+
+def scale_by_yogi(
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-3,
+    eps_root: ScalarOrSchedule = 0.0,
+    initial_accumulator_value: ScalarOrSchedule = 1e-6,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam's scaling with a second moment that changes by a bounded amount: Yogi's.
+
+        m <- b1 * m + (1 - b1) * g,                             m_hat = m / (1 - b1^t)
+        v <- v - (1 - b2) * sign(v - g^2) * g^2,                v_hat = v / (1 - b2^t)
+        u = m_hat / (sqrt(v_hat + eps_root) + eps)
+
+    Args:
+        b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
+        b2: 1 minus the rate at which v changes, in [0, 1).
+        eps: added outside the root, >= 0.
+        eps_root: added inside the root, >= 0.
+        initial_accumulator_value: v at the start, >= 0. (m starts at 0, as in the paper; in optax
+            m too starts at this value.)
+
+    Returns:
+        The transformation, with the state `ScaleByAdamState(count, mu, nu)`.
+
+    Raises:
+        ValueError: if a number lies outside its range.
+
+    Source:
+        Zaheer et al. 2018, "Adaptive methods for nonconvex optimization", Algorithm 2, with
+        Adam's bias correction as in other libraries.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_yogi(eps=0.0, initial_accumulator_value=0.0)
+        >>> updates, _ = tx.update(jnp.array(-3.0), tx.init(jnp.array(0.0)))
+        >>> print(f"{updates:.3f}")
+        -1.000
+    """
+    kernel = Kernel(
+        "scale_by_yogi",
+        _yogi,
+        slots=(Slot("mu"), Slot("nu", fill="initial_accumulator_value", real=True)),
+        hyperparameters={
+            "b1": DECAY,
+            "b2": DECAY,
+            "eps": NON_NEGATIVE,
+            "eps_root": NON_NEGATIVE,
+            "initial_accumulator_value": NON_NEGATIVE,
+        },
+        state=optax.ScaleByAdamState,
+        source="Zaheer et al. 2018, Algorithm 2",
+    )
+    return lift(
+        kernel,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        eps_root=eps_root,
+        initial_accumulator_value=initial_accumulator_value,
+    )
+
+
+def _radam(g, *, mu, nu, t, b1, b2, eps, eps_root, threshold, nesterov):
+    mu = b1 * mu + (1 - b1) * g
+    nu = b2 * nu + (1 - b2) * abs_squared(g)
+    mu_hat = first_moment(g, mu, t, b1, nesterov)
+    adaptive = safe_divide(mu_hat, jnp.sqrt(debias(nu, b2, t) + eps_root) + eps)
+    rho, rho_inf = _degrees_of_freedom(b2, t), (1 + b2) / (1 - b2)
+    is_tractable = rho >= threshold
+    # Where the variance is not tractable the root below may be of a negative number.
+    rho = jnp.where(is_tractable, rho, rho_inf)
+    rectified = ((rho - 4) * (rho - 2) * rho_inf) / ((rho_inf - 4) * (rho_inf - 2) * rho)
+    return jnp.where(is_tractable, jnp.sqrt(rectified) * adaptive, mu_hat), mu, nu
+
+
+def _degrees_of_freedom(b2, t: jax.Array) -> jax.Array:
+    """rho_t = rho_inf - 2 t b2^t / (1 - b2^t) with rho_inf = 2 / (1 - b2) - 1.
+
+    For b2 near 1 both terms are large and nearly equal. With L = -log(b2) they are
+    coth(L / 2) and t (coth(t L / 2) - 1), and what is left when the poles of the hyperbolic
+    cotangents have cancelled is the Langevin function coth(x) - 1 / x, which is small.
+    """
+    half = -log_decay(b2) / 2
+    return t - t * _langevin(t * half) + _langevin(half * jnp.ones_like(t))
+
+
+def _langevin(x: jax.Array) -> jax.Array:
+    is_small = x < 0.5
+    small, large = jnp.where(is_small, x, 0.0), jnp.where(is_small, 1.0, x)
+    square = small * small
+    series = 1 / 3 - square * (1 / 45 - square * (2 / 945 - square * (1 / 4725)))
+    return jnp.where(is_small, small * series, 1 / jnp.tanh(large) - 1 / large)
+
+
+_TRACTABLE = Range(">= 4", lambda value: value >= 4)
+
+
+def scale_by_radam(
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    eps_root: ScalarOrSchedule = 0.0,
+    threshold: ScalarOrSchedule = 5.0,
+    *,
+    nesterov: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam's scaling once the variance of the second moment is under control: RAdam's.
+
+        rho_inf = 2 / (1 - b2) - 1,    rho_t = rho_inf - 2 t b2^t / (1 - b2^t)
+        r_t^2 = (rho_t - 4) (rho_t - 2) rho_inf / ((rho_inf - 4) (rho_inf - 2) rho_t)
+        u = r_t * m_hat / (sqrt(v_hat + eps_root) + eps)    where rho_t >= threshold
+        u = m_hat                                           before
+
+    with m_hat and v_hat as in `scale_by_adam`.
+
+    Args:
+        b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
+        b2: the share of v that is kept, in [0, 1).
+        eps: added outside the root, >= 0.
+        eps_root: added inside the root, >= 0.
+        threshold: from which rho_t on to divide by the second moment; at least 4, which is the
+            paper's limit.
+        nesterov: whether to look one step ahead, as in `scale_by_adam`.
+
+    Returns:
+        The transformation, with the state `ScaleByAdamState(count, mu, nu)`.
+
+    Raises:
+        ValueError: if a number lies outside its range.
+
+    Source:
+        Liu et al. 2020, "On the variance of the adaptive learning rate and beyond", Algorithm 2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_radam()
+        >>> updates, _ = tx.update(jnp.array(-3.0), tx.init(jnp.array(0.0)))
+        >>> print(f"{updates:.3f}")
+        -3.000
+    """
+    kernel = Kernel(
+        "scale_by_radam",
+        _radam,
+        slots=(Slot("mu"), Slot("nu", real=True)),
+        hyperparameters={
+            "b1": DECAY,
+            "b2": DECAY,
+            "eps": NON_NEGATIVE,
+            "eps_root": NON_NEGATIVE,
+            "threshold": _TRACTABLE,
+        },
+        options=("nesterov",),
+        state=optax.ScaleByAdamState,
+        source="Liu et al. 2020, Algorithm 2",
+    )
+    return lift(
+        kernel,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        eps_root=eps_root,
+        threshold=threshold,
+        nesterov=bool(nesterov),
+    )

@@ -1,0 +1,334 @@
+"""A learning rate for each element, from the size or the sign of its past gradients."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import ScalarOrSchedule
+
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Range, Slot
+from gradtx.kernels.arithmetic import debias, safe_divide
+from gradtx.lift import lift
+from gradtx.trees import abs_squared
+
+
+def _rss(g, *, sum_of_squares, eps):
+    total = sum_of_squares + abs_squared(g)
+    return jnp.where(total > 0, safe_divide(g, jnp.sqrt(total + eps)), 0.0), total
+
+
+def scale_by_rss(
+    initial_accumulator_value: ScalarOrSchedule = 0.1, eps: ScalarOrSchedule = 1e-7
+) -> optax.GradientTransformationExtraArgs:
+    """Divide by the root of the sum of all squared gradients: AdaGrad's scaling.
+
+        s <- s + g^2
+        u = g / sqrt(s + eps)
+
+    Args:
+        initial_accumulator_value: s at the start, >= 0.
+        eps: keeps the root away from zero, >= 0; a number, a scalar array or a schedule.
+
+    Returns:
+        The transformation, with the state `ScaleByRssState(sum_of_squares)`.
+
+    Raises:
+        ValueError: if an argument is negative, NaN or not a scalar.
+
+    Source:
+        Duchi, Hazan & Singer 2011, "Adaptive subgradient methods", Figure 1, diagonal matrices.
+        As in optax, epsilon is inside the root.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_rss(initial_accumulator_value=0.0, eps=0.0)
+        >>> print(tx.update(jnp.array([-3.0, 0.0]), tx.init(jnp.zeros(2)))[0])
+        [-1.  0.]
+    """
+    kernel = Kernel(
+        "scale_by_rss",
+        _rss,
+        slots=(Slot("sum_of_squares", fill="initial_accumulator_value", real=True),),
+        hyperparameters={"initial_accumulator_value": NON_NEGATIVE, "eps": NON_NEGATIVE},
+        state=optax.ScaleByRssState,
+        source="Duchi et al. 2011, Figure 1",
+    )
+    return lift(kernel, initial_accumulator_value=initial_accumulator_value, eps=eps)
+
+
+def _over_root(g, nu, eps, eps_in_sqrt):
+    root = jnp.sqrt(nu + eps) if eps_in_sqrt else jnp.sqrt(nu) + eps
+    return safe_divide(g, root)
+
+
+def _rms(g, *, nu, decay, eps, eps_in_sqrt):
+    nu = decay * nu + (1 - decay) * abs_squared(g)
+    return _over_root(g, nu, eps, eps_in_sqrt), nu
+
+
+def _rms_debiased(g, *, nu, t, decay, eps, eps_in_sqrt):
+    nu = decay * nu + (1 - decay) * abs_squared(g)
+    return _over_root(g, debias(nu, decay, t), eps, eps_in_sqrt), nu
+
+
+# optax keeps the classes with a counter private, so they are asked for an instance.
+_RmsWithCountState = type(optax.scale_by_rms(bias_correction=True).init(None))
+_StddevWithCountState = type(optax.scale_by_stddev(bias_correction=True).init(None))
+
+
+def scale_by_rms(
+    decay: ScalarOrSchedule = 0.9,
+    eps: ScalarOrSchedule = 1e-8,
+    initial_scale: ScalarOrSchedule = 0.0,
+    eps_in_sqrt: bool = True,
+    bias_correction: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Divide by the root of a moving average of the squared gradients: RMSProp's scaling.
+
+        v <- decay * v + (1 - decay) * g^2
+        u = g / sqrt(v + eps),    or without eps_in_sqrt    u = g / (sqrt(v) + eps)
+
+    With bias_correction v / (1 - decay^t) stands for v in the second line.
+
+    Args:
+        decay: the share of v that is kept, in [0, 1); a number, a scalar array or a schedule.
+        eps: keeps the quotient finite, >= 0.
+        initial_scale: v at the start, >= 0.
+        eps_in_sqrt: whether eps is added inside the root.
+        bias_correction: whether to correct v for its start.
+
+    Returns:
+        The transformation, with the state `ScaleByRmsState(nu)`, or with bias correction one of
+        the fields count and nu.
+
+    Raises:
+        ValueError: if `decay` is not in [0, 1), or another number is negative or NaN.
+
+    Source:
+        Tieleman & Hinton 2012, "Neural networks for machine learning", lecture 6.5.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_rms(decay=0.75, eps=0.0)
+        >>> print(tx.update(jnp.array([-3.0]), tx.init(jnp.zeros(1)))[0])
+        [-2.]
+    """
+    kernel = Kernel(
+        "scale_by_rms",
+        _rms_debiased if bias_correction else _rms,
+        slots=(Slot("nu", fill="initial_scale", real=True),),
+        hyperparameters={"decay": DECAY, "eps": NON_NEGATIVE, "initial_scale": NON_NEGATIVE},
+        options=("eps_in_sqrt",),
+        state=_RmsWithCountState if bias_correction else optax.ScaleByRmsState,
+        source="Tieleman & Hinton 2012, lecture 6.5",
+    )
+    return lift(
+        kernel, decay=decay, eps=eps, initial_scale=initial_scale, eps_in_sqrt=bool(eps_in_sqrt)
+    )
+
+
+def _variance(mu, nu):
+    # Rounding can push the difference below zero.
+    return jnp.maximum(nu - abs_squared(mu), 0.0)
+
+
+def _stddev(g, *, mu, nu, decay, eps, eps_in_sqrt):
+    mu = decay * mu + (1 - decay) * g
+    nu = decay * nu + (1 - decay) * abs_squared(g)
+    return _over_root(g, _variance(mu, nu), eps, eps_in_sqrt), mu, nu
+
+
+def _stddev_debiased(g, *, mu, nu, t, decay, eps, eps_in_sqrt):
+    mu = decay * mu + (1 - decay) * g
+    nu = decay * nu + (1 - decay) * abs_squared(g)
+    variance = _variance(debias(mu, decay, t), debias(nu, decay, t))
+    return _over_root(g, variance, eps, eps_in_sqrt), mu, nu
+
+
+def scale_by_stddev(
+    decay: ScalarOrSchedule = 0.9,
+    eps: ScalarOrSchedule = 1e-8,
+    initial_scale: ScalarOrSchedule = 0.0,
+    eps_in_sqrt: bool = True,
+    bias_correction: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Divide by a running standard deviation of the gradients: centered RMSProp's scaling.
+
+        m <- decay * m + (1 - decay) * g
+        v <- decay * v + (1 - decay) * g^2
+        u = g / sqrt(v - m^2 + eps),    or without eps_in_sqrt    u = g / (sqrt(v - m^2) + eps)
+
+    With bias_correction m and v are divided by 1 - decay^t in the third line.
+
+    Args:
+        decay: the share of m and v that is kept, in [0, 1); a number, a scalar array or a
+            schedule.
+        eps: keeps the quotient finite, >= 0.
+        initial_scale: v at the start, >= 0.
+        eps_in_sqrt: whether eps is added inside the root.
+        bias_correction: whether to correct m and v for their start.
+
+    Returns:
+        The transformation, with the state `ScaleByRStdDevState(mu, nu)`, or with bias correction
+        one of the fields count, mu and nu.
+
+    Raises:
+        ValueError: if `decay` is not in [0, 1), or another number is negative or NaN.
+
+    Source:
+        Graves 2013, "Generating sequences with recurrent neural networks", equations (38) to
+        (40).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_stddev(decay=0.5, eps=0.0)
+        >>> print(tx.update(jnp.array([-3.0]), tx.init(jnp.zeros(1)))[0])
+        [-2.]
+    """
+    kernel = Kernel(
+        "scale_by_stddev",
+        _stddev_debiased if bias_correction else _stddev,
+        slots=(Slot("mu"), Slot("nu", fill="initial_scale", real=True)),
+        hyperparameters={"decay": DECAY, "eps": NON_NEGATIVE, "initial_scale": NON_NEGATIVE},
+        options=("eps_in_sqrt",),
+        state=_StddevWithCountState if bias_correction else optax.ScaleByRStdDevState,
+        source="Graves 2013, equations (38) to (40)",
+    )
+    return lift(
+        kernel, decay=decay, eps=eps, initial_scale=initial_scale, eps_in_sqrt=bool(eps_in_sqrt)
+    )
+
+
+def _adadelta(g, *, e_g, e_x, rho, eps):
+    e_g = rho * e_g + (1 - rho) * abs_squared(g)
+    update = safe_divide(jnp.sqrt(e_x + eps) * g, jnp.sqrt(e_g + eps))
+    e_x = rho * e_x + (1 - rho) * abs_squared(update)
+    return update, e_g, e_x
+
+
+def scale_by_adadelta(
+    rho: ScalarOrSchedule = 0.9, eps: ScalarOrSchedule = 1e-6
+) -> optax.GradientTransformationExtraArgs:
+    """Scale gradients to the size of past updates: Adadelta's scaling.
+
+        E[g^2] <- rho * E[g^2] + (1 - rho) * g^2
+        u = sqrt(E[x^2] + eps) / sqrt(E[g^2] + eps) * g
+        E[x^2] <- rho * E[x^2] + (1 - rho) * u^2
+
+    Args:
+        rho: the share of the averages that is kept, in [0, 1); a number, a scalar array or a
+            schedule.
+        eps: starts the updates off and keeps the quotient finite, >= 0.
+
+    Returns:
+        The transformation, with the state `ScaleByAdaDeltaState(e_g, e_x)`.
+
+    Raises:
+        ValueError: if `rho` is not in [0, 1), or `eps` is negative or NaN.
+
+    Source:
+        Zeiler 2012, "ADADELTA: an adaptive learning rate method", Algorithm 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_adadelta(rho=0.0, eps=1.0)
+        >>> print(tx.update(jnp.zeros(1), tx.init(jnp.zeros(1)))[0])
+        [0.]
+    """
+    kernel = Kernel(
+        "scale_by_adadelta",
+        _adadelta,
+        slots=(Slot("e_g", real=True), Slot("e_x", real=True)),
+        hyperparameters={"rho": DECAY, "eps": NON_NEGATIVE},
+        state=optax.ScaleByAdaDeltaState,
+        source="Zeiler 2012, Algorithm 1",
+    )
+    return lift(kernel, rho=rho, eps=eps)
+
+
+def _rprop(
+    g, *, step_sizes, prev_updates, eta_minus, eta_plus, min_step_size, max_step_size
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    agreement = jnp.sign(g) * jnp.sign(prev_updates)
+    factor = jnp.where(agreement > 0, eta_plus, eta_minus)
+    bounded = jnp.clip(factor * step_sizes, min_step_size, max_step_size)
+    step_sizes = jnp.where(agreement == 0, step_sizes, bounded)
+    update = jnp.where(agreement < 0, 0.0, step_sizes * jnp.sign(g))
+    return update, step_sizes, update
+
+
+_SHRINKING = Range("in (0, 1)", lambda value: 0 < value < 1)
+_GROWING = Range("> 1", lambda value: value > 1)
+
+
+def scale_by_rprop(
+    learning_rate: ScalarOrSchedule,
+    eta_minus: ScalarOrSchedule = 0.5,
+    eta_plus: ScalarOrSchedule = 1.2,
+    min_step_size: ScalarOrSchedule = 1e-6,
+    max_step_size: ScalarOrSchedule = 50.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Step by the gradient's sign, with a size that grows while the sign stays: Rprop.
+
+        where g_t * g_{t-1} > 0:   s <- min(eta_plus * s, max_step_size),    u = s * sign(g_t)
+        where g_t * g_{t-1} < 0:   s <- max(eta_minus * s, min_step_size),   u = 0, g_t <- 0
+        where g_t * g_{t-1} = 0:   u = s * sign(g_t)
+
+    Args:
+        learning_rate: the step size s at the start, >= 0; a number, a scalar array or a schedule,
+            whose value at step 0 counts.
+        eta_minus: the factor after a change of sign, in (0, 1).
+        eta_plus: the factor while the sign stays, > 1.
+        min_step_size: the smallest step, >= 0.
+        max_step_size: the largest step, >= 0.
+
+    Returns:
+        The transformation, with the state `ScaleByRpropState(step_sizes, prev_updates)`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Riedmiller & Braun 1993, "A direct adaptive method for faster backpropagation learning:
+        the RPROP algorithm", in the form without backtracking (Rprop-, Igel & Hüsken 2000) that
+        sets the gradient to zero after a change of sign, as PyTorch has it. optax applies each
+        update one step late; here the update belongs to its own gradient.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_rprop(1.0)
+        >>> state = tx.init(jnp.zeros(1))
+        >>> for g in (0.1, 7.0, -3.0, -2.0):
+        ...     updates, state = tx.update(jnp.array([g]), state)
+        ...     print(updates)
+        [1.]
+        [1.2]
+        [0.]
+        [-0.6]
+    """
+    kernel = Kernel(
+        "scale_by_rprop",
+        _rprop,
+        slots=(Slot("step_sizes", fill="learning_rate", real=True), Slot("prev_updates")),
+        hyperparameters={
+            "learning_rate": NON_NEGATIVE,
+            "eta_minus": _SHRINKING,
+            "eta_plus": _GROWING,
+            "min_step_size": NON_NEGATIVE,
+            "max_step_size": NON_NEGATIVE,
+        },
+        state=optax.ScaleByRpropState,
+        source="Riedmiller & Braun 1993",
+    )
+    return lift(
+        kernel,
+        learning_rate=learning_rate,
+        eta_minus=eta_minus,
+        eta_plus=eta_plus,
+        min_step_size=min_step_size,
+        max_step_size=max_step_size,
+    )

@@ -1,0 +1,34 @@
+"""The few formulas that the papers' equations share."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def debias(average: jax.Array, decay: Any, t: jax.Array) -> jax.Array:
+    """Divide an average that started at zero by 1 - decay^t, the sum of its weights.
+
+    1 - decay^t is formed without its cancellation, which for decay = 0.999 would cost the first
+    steps four digits in float32.
+    """
+    return average / -jnp.expm1(t * log_decay(decay))
+
+
+def log_decay(decay: Any) -> Any:
+    """log(decay), in double precision for a Python number."""
+    if isinstance(decay, float):
+        return math.log(decay) if decay > 0 else -math.inf
+    return jnp.log1p(decay - 1)
+
+
+def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """Divide, with 0 / 0 = 0 and a finite derivative there."""
+    is_zero = (numerator == 0) & (denominator == 0)
+    return numerator / jnp.where(is_zero, 1.0, denominator)
+
+
+def clip_factor(norm: jax.Array, max_norm: Any) -> jax.Array:
+    """min(1, max_norm / norm), also where the norm is 0; NaN where it is NaN."""
+    return jnp.where(norm <= max_norm, 1.0, max_norm / jnp.where(norm == 0, 1.0, norm))

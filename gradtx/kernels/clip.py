@@ -1,0 +1,289 @@
+"""Limits on the size of updates: by element, by norm, by block, and of NaNs."""
+
+import functools
+import math
+
+import jax.numpy as jnp
+import optax
+from optax import ScalarOrSchedule
+
+from gradtx import trees
+from gradtx.kernel import NON_NEGATIVE, Kernel, Slot
+from gradtx.kernels.arithmetic import clip_factor
+from gradtx.lift import lift
+
+
+def _clip(g, *, max_delta):
+    return jnp.clip(g, -max_delta, max_delta)
+
+
+def clip(max_delta: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
+    """Clip each element of the updates.
+
+        u = min(max(g, -max_delta), max_delta)
+
+    Args:
+        max_delta: the largest absolute value, >= 0; a number, a scalar array or a schedule.
+
+    Returns:
+        The transformation; its state is empty, or counts steps for a schedule.
+
+    Raises:
+        ValueError: if `max_delta` is negative, NaN or not a scalar.
+
+    Source:
+        Goodfellow, Bengio & Courville 2016, "Deep learning", section 10.11.1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.clip(1.0)
+        >>> print(tx.update(jnp.array([-3.0, 0.5]), tx.init(None))[0])
+        [-1.   0.5]
+    """
+    return lift(
+        Kernel("clip", _clip, hyperparameters={"max_delta": NON_NEGATIVE}), max_delta=max_delta
+    )
+
+
+def _clip_by_global_norm(g, *, norm, max_norm):
+    return clip_factor(norm, max_norm) * g
+
+
+def clip_by_global_norm(
+    max_norm: ScalarOrSchedule,
+    *,
+    axis_name: trees.AxisName | None = None,
+    axis_reduction: str = "sum",
+) -> optax.GradientTransformationExtraArgs:
+    """Scale all updates down together so that their global norm is at most `max_norm`.
+
+        u = min(1, max_norm / ||g||) * g,    ||g|| = sqrt(sum_i sum_j g_ij^2)
+
+    Args:
+        max_norm: the largest global norm, >= 0; a number, a scalar array or a schedule.
+        axis_name: a mapped axis over which the gradient is spread, see `gradtx.global_norm`.
+        axis_reduction: "sum" for the norm of the pieces together, "mean" for their mean norm.
+
+    Returns:
+        The transformation; its state is empty, or counts steps for a schedule.
+
+    Raises:
+        ValueError: if `max_norm` is negative, NaN or not a scalar, or `axis_reduction` unknown.
+
+    Source:
+        Pascanu, Mikolov & Bengio 2013, "On the difficulty of training recurrent neural
+        networks", Algorithm 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.clip_by_global_norm(1.0)
+        >>> print(tx.update(jnp.array([3.0, 4.0]), tx.init(None))[0])
+        [0.6 0.8]
+    """
+    kernel = Kernel(
+        "clip_by_global_norm",
+        _clip_by_global_norm,
+        hyperparameters={"max_norm": NON_NEGATIVE},
+        measures={"norm": _global_norm("clip_by_global_norm", axis_name, axis_reduction)},
+        source="Pascanu et al. 2013, Algorithm 1",
+    )
+    return lift(kernel, max_norm=max_norm)
+
+
+def _normalize_by_update_norm(g, *, norm, scale_factor, eps):
+    return scale_factor / (norm + eps) * g
+
+
+def normalize_by_update_norm(
+    scale_factor: ScalarOrSchedule = 1.0,
+    eps: ScalarOrSchedule = 1e-6,
+    *,
+    axis_name: trees.AxisName | None = None,
+    axis_reduction: str = "sum",
+) -> optax.GradientTransformationExtraArgs:
+    """Divide all updates by their global norm.
+
+        u = scale_factor * g / (||g|| + eps)
+
+    Args:
+        scale_factor: the norm of the result, >= 0; a number, a scalar array or a schedule.
+        eps: keeps the quotient finite, >= 0.
+        axis_name: a mapped axis over which the gradient is spread, see `gradtx.global_norm`.
+        axis_reduction: "sum" for the norm of the pieces together, "mean" for their mean norm.
+
+    Returns:
+        The transformation; its state is empty, or counts steps for a schedule.
+
+    Raises:
+        ValueError: if an argument is negative, NaN or not a scalar, or `axis_reduction` unknown.
+
+    Source:
+        Hazan, Levy & Shalev-Shwartz 2015, "Beyond convexity", Algorithm 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.normalize_by_update_norm(scale_factor=10.0, eps=0.0)
+        >>> print(tx.update(jnp.array([3.0, 4.0]), tx.init(None))[0])
+        [6. 8.]
+    """
+    owner = "normalize_by_update_norm"
+    kernel = Kernel(
+        owner,
+        _normalize_by_update_norm,
+        hyperparameters={"scale_factor": NON_NEGATIVE, "eps": NON_NEGATIVE},
+        measures={"norm": _global_norm(owner, axis_name, axis_reduction)},
+        source="Hazan et al. 2015, Algorithm 1",
+    )
+    return lift(kernel, scale_factor=scale_factor, eps=eps)
+
+
+def _global_norm(owner: str, axis_name: trees.AxisName | None, axis_reduction: str):
+    trees.check_axis_reduction(owner, axis_reduction)
+    return functools.partial(
+        trees.norm_of_leaves, axis_name=axis_name, axis_reduction=axis_reduction
+    )
+
+
+def _clip_by_block_rms(g, *, threshold):
+    rms = trees.norm(g) / math.sqrt(max(g.size, 1))
+    return clip_factor(rms, threshold) * g
+
+
+def clip_by_block_rms(threshold: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
+    """Scale each leaf down so that its root mean square is at most `threshold`.
+
+        u = g / max(1, RMS(g) / threshold),    RMS(g) = sqrt(mean(g^2))
+
+    Args:
+        threshold: the largest root mean square of a leaf, >= 0; a number, a scalar array or a
+            schedule.
+
+    Returns:
+        The transformation; its state is empty, or counts steps for a schedule.
+
+    Raises:
+        ValueError: if `threshold` is negative, NaN or not a scalar.
+
+    Source:
+        Shazeer & Stern 2018, "Adafactor", section 6, "update clipping".
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.clip_by_block_rms(1.0)
+        >>> updates, _ = tx.update({"a": jnp.full(4, 5.0), "b": jnp.full(4, 0.5)}, tx.init(None))
+        >>> print(updates["a"], updates["b"])
+        [1. 1. 1. 1.] [0.5 0.5 0.5 0.5]
+    """
+    kernel = Kernel(
+        "clip_by_block_rms",
+        _clip_by_block_rms,
+        hyperparameters={"threshold": NON_NEGATIVE},
+        elementwise=False,
+        source="Shazeer & Stern 2018, section 6",
+    )
+    return lift(kernel, threshold=threshold)
+
+
+def _adaptive_grad_clip(g, *, p, clipping, eps, axis):
+    axis = _unit_axes(p.shape) if axis is None else axis
+    max_norm = clipping * jnp.maximum(trees.norm(p, axis), eps)
+    return clip_factor(trees.norm(g, axis), max_norm) * g
+
+
+def _unit_axes(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The axes that feed one unit: all of a vector, all but the last of a kernel."""
+    rank = len(shape)
+    if sum(size != 1 for size in shape) <= 1:
+        return None
+    if rank > 5:
+        raise ValueError(
+            f"adaptive_grad_clip: a parameter of shape {shape} has more than 5 axes; name with "
+            "axis those that feed one unit"
+        )
+    return (0,) if rank <= 3 else tuple(range(rank - 1))
+
+
+def adaptive_grad_clip(
+    clipping: ScalarOrSchedule,
+    eps: ScalarOrSchedule = 1e-3,
+    axis: int | tuple[int, ...] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Scale each unit's gradient down to a share of the norm of the unit's weights.
+
+        u_i = min(1, clipping * max(||p_i||, eps) / ||g_i||) * g_i
+
+    A unit i is a column of a matrix, an output channel of a kernel, or a whole vector.
+
+    Args:
+        clipping: the largest ratio of the norms, >= 0; a number, a scalar array or a schedule.
+        eps: the smallest weight norm that counts, >= 0, so that zero weights can grow.
+        axis: the axes that a unit's norm sums over; None: all of a vector, axis 0 of a matrix or
+            a stack of matrices, all but the last of a kernel of 4 or 5 axes.
+
+    Returns:
+        The transformation; its update needs `params`.
+
+    Raises:
+        ValueError: if a number is negative, NaN or not a scalar; in `update`, if a parameter has
+            more than 5 axes and `axis` is None.
+
+    Source:
+        Brock et al. 2021, "High-performance large-scale image recognition without
+        normalization", equation (3).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.adaptive_grad_clip(0.5)
+        >>> params = jnp.array([0.6, 0.8])
+        >>> print(tx.update(jnp.array([3.0, 4.0]), tx.init(params), params)[0])
+        [0.3 0.4]
+    """
+    kernel = Kernel(
+        "adaptive_grad_clip",
+        _adaptive_grad_clip,
+        hyperparameters={"clipping": NON_NEGATIVE, "eps": NON_NEGATIVE},
+        options=("axis",),
+        elementwise=False,
+        source="Brock et al. 2021, equation (3)",
+    )
+    axis = tuple(axis) if isinstance(axis, list) else axis
+    return lift(kernel, clipping=clipping, eps=eps, axis=axis)
+
+
+def _zero_nans(g, *, found_nan):
+    del found_nan
+    is_nan = jnp.isnan(g)
+    return jnp.where(is_nan, 0.0, g), jnp.any(is_nan)
+
+
+def zero_nans() -> optax.GradientTransformationExtraArgs:
+    """Replace each NaN in the updates by zero.
+
+        u = 0 where g is NaN, else g
+
+    Returns:
+        The transformation, with the state `ZeroNansState(found_nan)`: for each leaf a boolean,
+        whether the last gradient had a NaN.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.zero_nans()
+        >>> updates, state = tx.update(jnp.array([jnp.nan, 2.0]), tx.init(jnp.zeros(2)))
+        >>> print(updates, state.found_nan)
+        [0. 2.] True
+    """
+    found = Slot("found_nan", fill=False, dtype=bool, shape=lambda shape: ())
+    kernel = Kernel(
+        "zero_nans",
+        _zero_nans,
+        slots=(found,),
+        state=optax.ZeroNansState,
+        elementwise=False,
+    )
+    return lift(kernel)

@@ -1,0 +1,150 @@
+"""Newton's method: the gradient multiplied by the inverse of the Hessian."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+from optax import ScalarOrSchedule
+
+from gradtx import trees
+from gradtx.kernel import COUNT, NON_NEGATIVE, check
+from gradtx.lift import evaluate
+
+
+def scale_by_newton(
+    *,
+    solver: Literal["dense", "cg"] = "dense",
+    damping: ScalarOrSchedule = 0.0,
+    tolerance: float = 1e-6,
+    max_iterations: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Solve for Newton's direction.
+
+        (H + damping * I) u = g,    H = the Hessian of value_fn at the parameters
+
+    Args:
+        solver: "dense" forms H, of n^2 numbers for n parameters, and takes the solution of least
+            norm if it is singular; "cg" runs conjugate gradients on Hessian-vector products, never
+            forms H, and needs H + damping * I to be positive definite.
+        damping: added to the diagonal, >= 0; a number, a scalar array or a schedule.
+        tolerance: "cg" stops when the residual's norm is below this share of the gradient's.
+        max_iterations: "cg" stops after as many steps; None: ten times the number of parameters.
+
+    Returns:
+        The transformation; its state is empty, or counts steps for a schedule. Its update needs
+        `params` and the loss as an extra argument: `update(grads, state, params, value_fn=loss)`.
+
+    Raises:
+        ValueError: if an argument lies outside its range; in `update`, if `params` or `value_fn`
+            is missing.
+
+    Source:
+        Nocedal & Wright 2006, "Numerical optimization", equation (3.30) and Algorithm 5.2.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> loss = lambda x: jnp.sum(jnp.array([1.0, 100.0]) * x**2)
+        >>> tx = gradtx.scale_by_newton()
+        >>> x = jnp.array([3.0, 4.0])
+        >>> updates, _ = tx.update(jax.grad(loss)(x), tx.init(x), x, value_fn=loss)
+        >>> print(updates)
+        [3. 4.]
+    """
+    owner = "scale_by_newton"
+    if solver not in ("dense", "cg"):
+        raise ValueError(f"{owner}: solver must be 'dense' or 'cg', got {solver!r}")
+    if not callable(damping):
+        check(owner, "damping", damping, NON_NEGATIVE)
+    check(owner, "tolerance", tolerance, NON_NEGATIVE)
+    if max_iterations is not None:
+        check(owner, "max_iterations", max_iterations, COUNT)
+
+    def update(
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        value_fn: Callable[[Any], jax.Array] | None = None,
+        **extra: Any,
+    ) -> Any:
+        del extra
+        if params is None or value_fn is None:
+            raise ValueError(
+                f"{owner}: needs the parameters and the loss; call update(grads, state, params, "
+                "value_fn=loss)"
+            )
+        gradients, treedef = trees.flatten(updates)
+        parameters = trees.flatten_like(owner, "params", params, "updates", updates)
+        active = [i for i, gradient in enumerate(gradients) if trees.is_parameter(gradient)]
+        for i in active:
+            if np.shape(gradients[i]) != np.shape(parameters[i]):
+                raise ValueError(
+                    f"{owner}: shapes differ at '{trees.paths(updates)[i]}': updates has shape "
+                    f"{np.shape(gradients[i])}, params has shape {np.shape(parameters[i])}"
+                )
+
+        def value(variables: list[jax.Array]) -> jax.Array:
+            leaves = list(parameters)
+            for i, variable in zip(active, variables, strict=True):
+                leaves[i] = variable.astype(jnp.result_type(parameters[i]))
+            return value_fn(treedef.unflatten(leaves))
+
+        at = [_in_compute_dtype(parameters[i]) for i in active]
+        right = [_in_compute_dtype(gradients[i]) for i in active]
+        shift, state = _damping_now(damping, state)
+        if solver == "dense":
+            directions = _solve_dense(value, at, right, shift)
+        else:
+            directions = _solve_cg(value, at, right, shift, tolerance, max_iterations)
+        for i, direction in zip(active, directions, strict=True):
+            gradients[i] = direction.astype(jnp.result_type(gradients[i]))
+        return treedef.unflatten(gradients), state
+
+    def init(params: Any) -> Any:
+        del params
+        if callable(damping):
+            return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
+        return optax.EmptyState()
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _damping_now(damping: ScalarOrSchedule, state: Any) -> tuple[Any, Any]:
+    if not callable(damping):
+        return damping, state
+    return evaluate(damping, state.count), type(state)(optax.safe_increment(state.count))
+
+
+def _in_compute_dtype(x: Any) -> jax.Array:
+    x = jnp.asarray(x)
+    return x.astype(trees.compute_dtype(x.dtype))
+
+
+def _solve_dense(value, at, gradient, damping):
+    flat, unravel = ravel_pytree(at)
+    right, _ = ravel_pytree(gradient)
+    hessian = jax.hessian(lambda x: value(unravel(x)))(flat)
+    matrix = hessian + jnp.asarray(damping, flat.dtype) * jnp.eye(flat.size, dtype=flat.dtype)
+    # By eigenvalues, so that a flat direction, in which the gradient is zero too, stays finite.
+    eigenvalues, vectors = jnp.linalg.eigh(matrix)
+    cutoff = flat.size * jnp.finfo(flat.dtype).eps * jnp.max(jnp.abs(eigenvalues), initial=0.0)
+    is_flat = jnp.abs(eigenvalues) <= cutoff
+    inverse = jnp.where(is_flat, 0.0, 1 / jnp.where(is_flat, 1.0, eigenvalues))
+    return unravel(vectors @ (inverse * (vectors.T @ right)))
+
+
+def _solve_cg(value, at, gradient, damping, tolerance, max_iterations):
+    def product(vector):
+        _, curved = jax.jvp(jax.grad(value), (at,), (vector,))
+        return [h + jnp.asarray(damping, h.dtype) * v for h, v in zip(curved, vector, strict=True)]
+
+    solution, _ = jax.scipy.sparse.linalg.cg(
+        product, gradient, tol=tolerance, maxiter=max_iterations
+    )
+    return solution

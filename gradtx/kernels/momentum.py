@@ -1,0 +1,185 @@
+"""Averages of past gradients: heavy ball, exponential, box."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+from optax import ScalarOrSchedule
+
+from gradtx.kernel import COUNT, DECAY, Kernel, Slot, check
+from gradtx.kernels.arithmetic import debias as debiased
+from gradtx.lift import lift
+
+
+def _trace(g, *, trace, decay, dampening, nesterov):
+    g = (1 - dampening) * g
+    trace = decay * trace + g
+    return (decay * trace + g if nesterov else trace), trace
+
+
+def trace(
+    decay: ScalarOrSchedule,
+    nesterov: bool = False,
+    accumulator_dtype: DTypeLike | None = None,
+    *,
+    dampening: ScalarOrSchedule = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Accumulate past gradients: momentum.
+
+        v <- decay * v + (1 - dampening) * g
+        u = v,    or with nesterov    u = decay * v + (1 - dampening) * g
+
+    With dampening 0 it is the heavy ball; with dampening = decay the low-pass filter
+    v <- decay * v + (1 - decay) * g.
+
+    Args:
+        decay: the share of v that is kept, in [0, 1); a number, a scalar array or a schedule.
+        nesterov: whether to look one step ahead.
+        accumulator_dtype: the storage dtype of v; None: the parameter's, at least float32.
+        dampening: the share of the gradient that is left out, in [0, 1).
+
+    Returns:
+        The transformation, with the state `TraceState(trace)`.
+
+    Raises:
+        ValueError: if `decay` or `dampening` is not in [0, 1).
+
+    Source:
+        Polyak 1964, equation (9); Sutskever et al. 2013, "On the importance of initialization
+        and momentum in deep learning", equations (1) to (4). PyTorch leaves the dampening out of
+        the first step; here the equation holds from the first step on.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.trace(0.5)
+        >>> state = tx.init(jnp.zeros(1))
+        >>> for _ in range(3):
+        ...     updates, state = tx.update(jnp.ones(1), state)
+        >>> print(updates)
+        [1.75]
+    """
+    kernel = Kernel(
+        "trace",
+        _trace,
+        slots=(Slot("trace", dtype=accumulator_dtype),),
+        hyperparameters={"decay": DECAY, "dampening": DECAY},
+        options=("nesterov",),
+        state=optax.TraceState,
+        source="Polyak 1964, equation (9)",
+    )
+    return lift(kernel, decay=decay, dampening=dampening, nesterov=nesterov)
+
+
+def _ema(g, *, ema, t, decay, debias):
+    ema = decay * ema + (1 - decay) * g
+    return (debiased(ema, decay, t) if debias else ema), ema
+
+
+def ema(
+    decay: ScalarOrSchedule,
+    debias: bool = True,
+    accumulator_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Replace the updates by their exponential moving average.
+
+        m_t = decay * m_{t-1} + (1 - decay) * g_t,    m_0 = 0
+        u_t = m_t / (1 - decay^t),    or m_t without debias
+
+    Args:
+        decay: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
+        debias: whether to divide by 1 - decay^t, the sum of the weights so far.
+        accumulator_dtype: the storage dtype of m; None: the parameter's, at least float32.
+
+    Returns:
+        The transformation, with the state `EmaState(count, ema)`.
+
+    Raises:
+        ValueError: if `decay` is not in [0, 1).
+
+    Source:
+        Kingma & Ba 2015, "Adam", section 3.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.ema(0.5)
+        >>> state = tx.init(jnp.zeros(1))
+        >>> for g in (3.0, 6.0):
+        ...     updates, state = tx.update(jnp.array([g]), state)
+        >>> print(updates)
+        [5.]
+    """
+    kernel = Kernel(
+        "ema",
+        _ema,
+        slots=(Slot("ema", dtype=accumulator_dtype),),
+        hyperparameters={"decay": DECAY},
+        options=("debias",),
+        state=optax.EmaState,
+        source="Kingma & Ba 2015, section 3",
+    )
+    return lift(kernel, decay=decay, debias=bool(debias))
+
+
+class SimpleMovingAverageState(NamedTuple):
+    """The last gradients.
+
+    Attributes:
+        count: how many gradients were seen, int32.
+        history: for each parameter of shape (...) an array of shape (window, ...), the newest
+            last.
+    """
+
+    count: jax.Array
+    history: optax.Updates
+
+
+def _simple_moving_average(g, *, history, t, window):
+    history = jnp.concatenate([history[1:], g[None]])
+    return jnp.sum(history, axis=0) / jnp.minimum(t, window), history
+
+
+def simple_moving_average(window: int) -> optax.GradientTransformationExtraArgs:
+    """Replace the updates by the mean of the last `window` of them.
+
+        u_t = (g_t + g_{t-1} + ... + g_{t-n+1}) / n,    n = min(t, window)
+
+    Args:
+        window: how many updates to average, a whole number >= 1. The state is as many times as
+            large as the parameters.
+
+    Returns:
+        The transformation, with the state `SimpleMovingAverageState(count, history)`.
+
+    Raises:
+        ValueError: if `window` is not a whole number >= 1.
+
+    Source:
+        The moving average of time series analysis, a box filter of length `window`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.simple_moving_average(2)
+        >>> state = tx.init(jnp.zeros(1))
+        >>> for g in (1.0, 2.0, 6.0):
+        ...     updates, state = tx.update(jnp.array([g]), state)
+        ...     print(updates)
+        [1.]
+        [1.5]
+        [4.]
+    """
+    check("simple_moving_average", "window", window, COUNT)
+    length = int(window)
+    history = Slot("history", shape=lambda shape: (length, *shape))
+    kernel = Kernel(
+        "simple_moving_average",
+        _simple_moving_average,
+        slots=(history,),
+        options=("window",),
+        state=SimpleMovingAverageState,
+    )
+    return lift(kernel, window=length)

@@ -1,0 +1,264 @@
+"""Scaling and shifting: learning rates, weight decay, noise, centring."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import ScalarOrSchedule
+
+from gradtx.compose import identity, masked
+from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel
+from gradtx.lift import lift
+from gradtx.select import Mask
+
+
+def _scale(g, *, step_size):
+    return step_size * g
+
+
+def scale(step_size: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
+    """Multiply the updates by a number.
+
+        u = step_size * g
+
+    Args:
+        step_size: any number but NaN; or a scalar array or schedule.
+
+    Returns:
+        The transformation; its state is empty, or counts steps for a schedule.
+
+    Raises:
+        ValueError: if `step_size` is NaN or not a scalar.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale(-0.5)
+        >>> updates, _ = tx.update({"w": jnp.array([2.0, 4.0])}, tx.init(None))
+        >>> print(updates["w"])
+        [-1. -2.]
+    """
+    kernel = Kernel("scale", _scale, hyperparameters={"step_size": ANY_NUMBER})
+    return lift(kernel, step_size=step_size)
+
+
+def scale_by_schedule(step_size_fn: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """Multiply the updates by a schedule's value.
+
+        u_t = step_size_fn(t - 1) * g_t,    t = 1, 2, ...
+
+    Args:
+        step_size_fn: a function of the number of steps already taken, which starts at 0.
+
+    Returns:
+        The transformation, with the state `ScaleByScheduleState(count)`.
+
+    Raises:
+        ValueError: if `step_size_fn` cannot be called.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_schedule(lambda count: 1.0 / (1 + count))
+        >>> state = tx.init(None)
+        >>> for _ in range(2):
+        ...     updates, state = tx.update(jnp.array([6.0]), state)
+        ...     print(updates)
+        [6.]
+        [3.]
+    """
+    if not callable(step_size_fn):
+        raise ValueError(
+            f"scale_by_schedule: step_size_fn must be a function of the step, got {step_size_fn!r}"
+        )
+    kernel = Kernel("scale_by_schedule", _scale, hyperparameters={"step_size": ANY_NUMBER})
+    return lift(kernel, step_size=step_size_fn)
+
+
+def _descend(g, *, learning_rate, flip_sign):
+    return -learning_rate * g if flip_sign else learning_rate * g
+
+
+def scale_by_learning_rate(
+    learning_rate: ScalarOrSchedule | None = None, *, flip_sign: bool = True
+) -> optax.GradientTransformationExtraArgs:
+    """Multiply the updates by minus the learning rate.
+
+        u = -learning_rate * g
+
+    Args:
+        learning_rate: a number >= 0, a scalar array or a schedule; None leaves the updates as
+            they are.
+        flip_sign: whether to multiply by -1 too, which turns ascent into descent.
+
+    Returns:
+        The transformation; its state is empty, or counts steps for a schedule.
+
+    Raises:
+        ValueError: if `learning_rate` is negative, NaN or not a scalar.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_learning_rate(0.5)
+        >>> updates, _ = tx.update(jnp.array([2.0]), tx.init(None))
+        >>> print(updates)
+        [-1.]
+    """
+    if learning_rate is None:
+        return identity()
+    kernel = Kernel(
+        "scale_by_learning_rate",
+        _descend,
+        hyperparameters={"learning_rate": NON_NEGATIVE},
+        options=("flip_sign",),
+    )
+    return lift(kernel, learning_rate=learning_rate, flip_sign=flip_sign)
+
+
+# optax keeps this class private, so it is asked for an instance.
+_WeightDecaySchedule = type(optax.add_decayed_weights(lambda count: 0.0 * count).init(None))
+
+
+def _add_decayed_weights(g, *, p, weight_decay):
+    return g + weight_decay * p
+
+
+def add_decayed_weights(
+    weight_decay: ScalarOrSchedule = 0.0, mask: Mask | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Add a multiple of the parameters to the updates: decoupled weight decay, or an L2 penalty.
+
+        u = g + weight_decay * p
+
+    After a preconditioner and before the learning rate it is AdamW's decay; before the
+    preconditioner it is the gradient of weight_decay / 2 * ||p||^2.
+
+    Args:
+        weight_decay: a number >= 0, a scalar array or a schedule.
+        mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
+            one, or a `gradtx.select(...)`; None: all leaves.
+
+    Returns:
+        The transformation; its update needs `params`. The state is empty, or counts steps for a
+        schedule, in a `MaskedState` if there is a mask.
+
+    Raises:
+        ValueError: if `weight_decay` is negative, NaN or not a scalar.
+
+    Source:
+        Loshchilov & Hutter 2019, "Decoupled weight decay regularization", Algorithm 2, line 12.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = {"kernel": jnp.array([2.0]), "bias": jnp.array([2.0])}
+        >>> tx = gradtx.add_decayed_weights(0.1, mask=gradtx.select("kernel"))
+        >>> zeros = {"kernel": jnp.zeros(1), "bias": jnp.zeros(1)}
+        >>> updates, _ = tx.update(zeros, tx.init(params), params)
+        >>> print(updates["kernel"], updates["bias"])
+        [0.2] [0.]
+    """
+    kernel = Kernel(
+        "add_decayed_weights",
+        _add_decayed_weights,
+        hyperparameters={"weight_decay": NON_NEGATIVE},
+        scheduled_state=_WeightDecaySchedule,
+        source="Loshchilov & Hutter 2019, Algorithm 2",
+    )
+    decay = lift(kernel, weight_decay=weight_decay)
+    return decay if mask is None else masked(decay, mask)
+
+
+def _add_noise(g, *, key, t, eta, gamma):
+    deviation = jnp.sqrt(eta / t**gamma)
+    return g + deviation * jax.random.normal(key, g.shape, g.dtype)
+
+
+def add_noise(
+    eta: ScalarOrSchedule, gamma: ScalarOrSchedule, key: jax.Array | int | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Add Gaussian noise whose variance decays with the step.
+
+        u_t = g_t + N(0, eta / t^gamma),    t = 1, 2, ...
+
+    Args:
+        eta: variance of the noise at the first step, >= 0.
+        gamma: how fast the variance decays, >= 0; 0.55 in the paper.
+        key: a PRNG key, or an integer seed.
+
+    Returns:
+        The transformation, with the state `AddNoiseState(count, rng_key)`.
+
+    Raises:
+        ValueError: if `eta` or `gamma` is negative or NaN, or `key` is missing.
+
+    Source:
+        Neelakantan et al. 2015, "Adding gradient noise improves learning for very deep
+        networks", section 3, equations (1) and (2), counted from 1.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.add_noise(eta=0.01, gamma=0.55, key=jax.random.key(0))
+        >>> updates, state = tx.update({"w": jnp.zeros(10_000)}, tx.init(None))
+        >>> print(round(float(updates["w"].std()), 2))
+        0.1
+    """
+    if key is None:
+        raise ValueError("add_noise: key must be a PRNG key or an integer seed, got None")
+    kernel = Kernel(
+        "add_noise",
+        _add_noise,
+        hyperparameters={"eta": NON_NEGATIVE, "gamma": NON_NEGATIVE},
+        state=optax.AddNoiseState,
+        source="Neelakantan et al. 2015, section 3",
+    )
+    return lift(kernel, key=_typed_key(key), eta=eta, gamma=gamma)
+
+
+def _typed_key(key: Any) -> jax.Array:
+    if isinstance(key, int):
+        return jax.random.key(key)
+    key = jnp.asarray(key)
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    return jax.random.wrap_key_data(key) if key.ndim else jax.random.key(key)
+
+
+def _centralize(g):
+    return g - jnp.mean(g, axis=tuple(range(1, g.ndim)), keepdims=True) if g.ndim > 1 else g
+
+
+def centralize() -> optax.GradientTransformationExtraArgs:
+    """Subtract from the gradient of each matrix or kernel its mean over all axes but the first.
+
+        u_i = g_i - mean_j(g_ij)
+
+    Vectors and scalars pass unchanged.
+
+    Returns:
+        The transformation; its state is empty.
+
+    Source:
+        Yong et al. 2020, "Gradient centralization", equation (1).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.centralize()
+        >>> updates, _ = tx.update(jnp.array([[1.0, 3.0], [5.0, 5.0]]), tx.init(None))
+        >>> print(updates)
+        [[-1.  1.]
+         [ 0.  0.]]
+    """
+    return lift(
+        Kernel(
+            "centralize",
+            _centralize,
+            elementwise=False,
+            source="Yong et al. 2020, equation (1)",
+        )
+    )

@@ -1,0 +1,378 @@
+"""Adam and its nearest relatives."""
+
+from jax.typing import DTypeLike
+from optax import GradientTransformationExtraArgs as Transformation
+from optax import ScalarOrSchedule
+
+from gradtx.compose.sequence import chain
+from gradtx.kernels.adam import scale_by_adam, scale_by_adamax, scale_by_amsgrad
+from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
+from gradtx.select import Mask
+
+
+def adam(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    eps_root: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nesterov: bool = False,
+    bias_correction: bool = True,
+) -> Transformation:
+    """Adam: a first moment over the root of a second one.
+
+        m <- b1 * m + (1 - b1) * g,      m_hat = m / (1 - b1^t)
+        v <- b2 * v + (1 - b2) * g^2,    v_hat = v / (1 - b2^t)
+        u = -learning_rate * m_hat / (sqrt(v_hat + eps_root) + eps)
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        b1: decay of the first moment, in [0, 1).
+        b2: decay of the second moment, in [0, 1).
+        eps: added to the root in the denominator, >= 0.
+        eps_root: added inside that root, >= 0.
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
+        nesterov: whether to look one step ahead.
+        bias_correction: whether to divide m and v by 1 - b^t.
+
+    Returns:
+        The chain of `scale_by_adam` and `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Kingma & Ba 2015, "Adam: a method for stochastic optimization", Algorithm 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array(2.0)
+        >>> tx = gradtx.adam(0.5)
+        >>> updates, state = tx.update(jnp.array(0.5), tx.init(params), params)
+        >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
+        1.500
+    """
+    return chain(
+        scale_by_adam(
+            b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, bias_correction=bias_correction
+        ),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def adamw(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    eps_root: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    weight_decay: ScalarOrSchedule = 1e-4,
+    mask: Mask | None = None,
+    *,
+    nesterov: bool = False,
+    bias_correction: bool = True,
+) -> Transformation:
+    """Adam with decoupled weight decay.
+
+        m <- b1 * m + (1 - b1) * g,      m_hat = m / (1 - b1^t)
+        v <- b2 * v + (1 - b2) * g^2,    v_hat = v / (1 - b2^t)
+        u = -learning_rate * (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * p)
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        b1: decay of the first moment, in [0, 1).
+        b2: decay of the second moment, in [0, 1).
+        eps: added to the root in the denominator, >= 0.
+        eps_root: added inside that root, >= 0.
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
+        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
+        mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
+            one, or a `gradtx.select(...)`; None: all leaves.
+        nesterov: whether to look one step ahead.
+        bias_correction: whether to divide m and v by 1 - b^t.
+
+    Returns:
+        The chain of `scale_by_adam`, `add_decayed_weights` and `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Loshchilov & Hutter 2019, "Decoupled weight decay regularization", Algorithm 2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array(2.0)
+        >>> tx = gradtx.adamw(0.5, weight_decay=0.5)
+        >>> updates, state = tx.update(jnp.array(0.5), tx.init(params), params)
+        >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
+        1.000
+    """
+    return chain(
+        scale_by_adam(
+            b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, bias_correction=bias_correction
+        ),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def nadam(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    eps_root: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    bias_correction: bool = True,
+) -> Transformation:
+    """Adam with Nesterov momentum.
+
+        m <- b1 * m + (1 - b1) * g,  m_hat = b1 * m / (1 - b1^(t+1)) + (1 - b1) * g / (1 - b1^t)
+        v <- b2 * v + (1 - b2) * g^2,  v_hat = v / (1 - b2^t)
+        u = -learning_rate * m_hat / (sqrt(v_hat + eps_root) + eps)
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        b1: decay of the first moment, in [0, 1).
+        b2: decay of the second moment, in [0, 1).
+        eps: added to the root in the denominator, >= 0.
+        eps_root: added inside that root, >= 0.
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
+        bias_correction: whether to divide m and v by 1 - b^t.
+
+    Returns:
+        The chain of `scale_by_adam` and `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Dozat 2016, "Incorporating Nesterov momentum into Adam", Algorithm 2 with constant b1; see
+        `scale_by_adam`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array(2.0)
+        >>> tx = gradtx.nadam(0.5, b1=0.0)
+        >>> updates, state = tx.update(jnp.array(0.5), tx.init(params), params)
+        >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
+        1.500
+    """
+    return adam(
+        learning_rate,
+        b1,
+        b2,
+        eps,
+        eps_root,
+        mu_dtype,
+        nesterov=True,
+        bias_correction=bias_correction,
+    )
+
+
+def nadamw(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    eps_root: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    weight_decay: ScalarOrSchedule = 1e-4,
+    mask: Mask | None = None,
+    *,
+    bias_correction: bool = True,
+) -> Transformation:
+    """Adam with Nesterov momentum and decoupled weight decay.
+
+        m <- b1 * m + (1 - b1) * g,  m_hat = b1 * m / (1 - b1^(t+1)) + (1 - b1) * g / (1 - b1^t)
+        v <- b2 * v + (1 - b2) * g^2,  v_hat = v / (1 - b2^t)
+        u = -learning_rate * (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * p)
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        b1: decay of the first moment, in [0, 1).
+        b2: decay of the second moment, in [0, 1).
+        eps: added to the root in the denominator, >= 0.
+        eps_root: added inside that root, >= 0.
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
+        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
+        mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
+            one, or a `gradtx.select(...)`; None: all leaves.
+        bias_correction: whether to divide m and v by 1 - b^t.
+
+    Returns:
+        The chain of `scale_by_adam`, `add_decayed_weights` and `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Dozat 2016, "Incorporating Nesterov momentum into Adam", Algorithm 2 with constant b1; see
+        `scale_by_adam`. Loshchilov & Hutter 2019, Algorithm 2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array(2.0)
+        >>> tx = gradtx.nadamw(0.5, b1=0.0, weight_decay=0.5)
+        >>> updates, state = tx.update(jnp.array(0.5), tx.init(params), params)
+        >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
+        1.000
+    """
+    return adamw(
+        learning_rate,
+        b1,
+        b2,
+        eps,
+        eps_root,
+        mu_dtype,
+        weight_decay,
+        mask,
+        nesterov=True,
+        bias_correction=bias_correction,
+    )
+
+
+def amsgrad(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    eps_root: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    bias_correction_mu: bool = True,
+    bias_correction_nu: bool = True,
+) -> Transformation:
+    """AMSGrad: Adam with the largest second moment so far.
+
+        m <- b1 * m + (1 - b1) * g,      m_hat = m / (1 - b1^t)
+        v <- b2 * v + (1 - b2) * g^2,    v_hat = v / (1 - b2^t)
+        v_max <- max(v_max, v_hat)
+        u = -learning_rate * m_hat / (sqrt(v_max + eps_root) + eps)
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        b1: decay of the first moment, in [0, 1).
+        b2: decay of the second moment, in [0, 1).
+        eps: added to the root in the denominator, >= 0.
+        eps_root: added inside that root, >= 0.
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
+        bias_correction_mu: whether to correct m; False as in the paper.
+        bias_correction_nu: whether to correct v before the maximum; False as in the paper.
+
+    Returns:
+        The chain of `scale_by_amsgrad` and `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Reddi, Kale & Kumar 2018, "On the convergence of Adam and beyond", Algorithm 2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array(2.0)
+        >>> tx = gradtx.amsgrad(0.5)
+        >>> updates, state = tx.update(jnp.array(0.5), tx.init(params), params)
+        >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
+        1.500
+    """
+    return chain(
+        scale_by_amsgrad(b1, b2, eps, eps_root, mu_dtype, bias_correction_mu, bias_correction_nu),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def adamax(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+) -> Transformation:
+    """AdaMax: Adam with a decaying maximum for size.
+
+        m <- b1 * m + (1 - b1) * g,    w <- max(b2 * w, |g| + eps)
+        u = -learning_rate * m / (1 - b1^t) / w
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        b1: decay of the first moment, in [0, 1).
+        b2: decay of the maximum, in [0, 1).
+        eps: keeps the maximum away from zero, >= 0.
+
+    Returns:
+        The chain of `scale_by_adamax` and `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Kingma & Ba 2015, "Adam: a method for stochastic optimization", Algorithm 2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array(2.0)
+        >>> tx = gradtx.adamax(0.5)
+        >>> updates, state = tx.update(jnp.array(0.5), tx.init(params), params)
+        >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
+        1.500
+    """
+    return chain(scale_by_adamax(b1, b2, eps), scale_by_learning_rate(learning_rate))
+
+
+def adamaxw(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    weight_decay: ScalarOrSchedule = 1e-4,
+    mask: Mask | None = None,
+) -> Transformation:
+    """AdaMax with decoupled weight decay.
+
+        m <- b1 * m + (1 - b1) * g,    w <- max(b2 * w, |g| + eps)
+        u = -learning_rate * (m / (1 - b1^t) / w + weight_decay * p)
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        b1: decay of the first moment, in [0, 1).
+        b2: decay of the maximum, in [0, 1).
+        eps: keeps the maximum away from zero, >= 0.
+        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
+        mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
+            one, or a `gradtx.select(...)`; None: all leaves.
+
+    Returns:
+        The chain of `scale_by_adamax`, `add_decayed_weights` and `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Kingma & Ba 2015, Algorithm 2; Loshchilov & Hutter 2019, "Decoupled weight decay
+        regularization".
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array(2.0)
+        >>> tx = gradtx.adamaxw(0.5, weight_decay=0.5)
+        >>> updates, state = tx.update(jnp.array(0.5), tx.init(params), params)
+        >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
+        1.000
+    """
+    return chain(
+        scale_by_adamax(b1, b2, eps),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    )

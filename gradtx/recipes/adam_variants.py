@@ -1,0 +1,145 @@
+"""Adam with another second moment, or with a variance rectified."""
+
+from optax import GradientTransformationExtraArgs as Transformation
+from optax import ScalarOrSchedule
+
+from gradtx.compose.sequence import chain
+from gradtx.kernels.adam_variants import scale_by_belief, scale_by_radam, scale_by_yogi
+from gradtx.kernels.scale import scale_by_learning_rate
+
+
+def adabelief(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-16,
+    eps_root: ScalarOrSchedule = 1e-16,
+    *,
+    nesterov: bool = False,
+) -> Transformation:
+    """AdaBelief: Adam with the deviation from the average gradient for size.
+
+        m <- b1 * m + (1 - b1) * g,                       m_hat = m / (1 - b1^t)
+        s <- b2 * s + (1 - b2) * (g - m)^2 + eps_root,    s_hat = s / (1 - b2^t)
+        u = -learning_rate * m_hat / (sqrt(s_hat) + eps)
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        b1: decay of the first moment, in [0, 1).
+        b2: decay of the squared deviation, in [0, 1).
+        eps: added outside the root, >= 0.
+        eps_root: added to s at every step, >= 0.
+        nesterov: whether to look one step ahead.
+
+    Returns:
+        The chain of `scale_by_belief` and `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Zhuang et al. 2020, "AdaBelief optimizer", Algorithm 2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array(2.0)
+        >>> tx = gradtx.adabelief(0.5, b1=0.5)
+        >>> updates, state = tx.update(jnp.array(0.5), tx.init(params), params)
+        >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
+        1.000
+    """
+    return chain(
+        scale_by_belief(b1, b2, eps, eps_root, nesterov=nesterov),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def yogi(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-3,
+) -> Transformation:
+    """Yogi: Adam with a second moment that changes by a bounded amount.
+
+        m <- b1 * m + (1 - b1) * g,                    m_hat = m / (1 - b1^t)
+        v <- v - (1 - b2) * sign(v - g^2) * g^2,       v_hat = v / (1 - b2^t)
+        u = -learning_rate * m_hat / (sqrt(v_hat) + eps)
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        b1: decay of the first moment, in [0, 1).
+        b2: 1 minus the rate at which v changes, in [0, 1).
+        eps: added to the root in the denominator, >= 0.
+
+    Returns:
+        The chain of `scale_by_yogi` and `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Zaheer et al. 2018, "Adaptive methods for nonconvex optimization", Algorithm 2; see
+        `scale_by_yogi`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array(2.0)
+        >>> tx = gradtx.yogi(0.5, eps=0.0)
+        >>> updates, state = tx.update(jnp.array(0.5), tx.init(params), params)
+        >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
+        1.501
+    """
+    return chain(scale_by_yogi(b1, b2, eps), scale_by_learning_rate(learning_rate))
+
+
+def radam(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    eps_root: ScalarOrSchedule = 0.0,
+    threshold: ScalarOrSchedule = 5.0,
+    *,
+    nesterov: bool = False,
+) -> Transformation:
+    """RAdam: Adam that waits until the variance of its second moment is under control.
+
+        u = -learning_rate * r_t * m_hat / (sqrt(v_hat + eps_root) + eps)   where rho_t >= threshold
+        u = -learning_rate * m_hat                                          before
+
+    with m_hat, v_hat, rho_t and r_t as in `scale_by_radam`.
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        b1: decay of the first moment, in [0, 1).
+        b2: decay of the second moment, in [0, 1).
+        eps: added to the root in the denominator, >= 0.
+        eps_root: added inside that root, >= 0.
+        threshold: from which rho_t on to divide by the second moment, at least 4.
+        nesterov: whether to look one step ahead.
+
+    Returns:
+        The chain of `scale_by_radam` and `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Liu et al. 2020, "On the variance of the adaptive learning rate and beyond", Algorithm 2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array(2.0)
+        >>> tx = gradtx.radam(0.5)
+        >>> updates, state = tx.update(jnp.array(0.5), tx.init(params), params)
+        >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
+        1.750
+    """
+    return chain(
+        scale_by_radam(b1, b2, eps, eps_root, threshold, nesterov=nesterov),
+        scale_by_learning_rate(learning_rate),
+    )

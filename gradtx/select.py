@@ -1,0 +1,191 @@
+"""Choosing leaves: one notion for masks, labels, frozen layers and weight decay."""
+
+import inspect
+import re
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradtx.trees import path_name
+
+Specification = str | re.Pattern[str] | type | Callable[..., Any] | Any
+Mask = bool | Any | Callable[[Any], Any]
+
+
+class select:  # a verb, because it reads as one: masked(tx, select("bias"))
+    """A choice of leaves, called with a tree to get a mask of it.
+
+    The specification is one of
+
+    - a regular expression, searched for in the key path, such as "encoder/layers/0/kernel";
+    - a predicate on (path, leaf);
+    - a type: the leaves of that type, or inside a node of that type;
+    - a tree of booleans, or one boolean for all leaves;
+    - a function of the whole tree that returns a tree of booleans.
+
+    Choices combine: `~select("bias")`, `select("kernel") & ~select("head")`, `a | b`.
+
+    Args:
+        specification: see above.
+
+    Raises:
+        ValueError: when built, if a regular expression is not valid; when called, if an
+            expression matches no leaf (the message lists the paths).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+        >>> gradtx.select("bias")(params)
+        {'dense': {'bias': True, 'kernel': False}}
+        >>> gradtx.select(lambda path, leaf: leaf.ndim > 1)(params)
+        {'dense': {'bias': False, 'kernel': True}}
+    """
+
+    def __init__(self, specification: Specification) -> None:
+        self.specification = specification
+        if isinstance(specification, str):
+            try:
+                re.compile(specification)
+            except re.error as error:
+                raise ValueError(
+                    f"select: {specification!r} is not a regular expression: {error}"
+                ) from error
+
+    def __call__(self, tree: Any) -> Any:
+        """A tree of booleans of the structure of `tree`, true where a leaf is chosen."""
+        chosen = self.specification
+        if isinstance(chosen, str | re.Pattern):
+            return _matching(re.compile(chosen), tree)
+        if isinstance(chosen, type):
+            return jax.tree.map(
+                lambda node: jax.tree.map(lambda _: isinstance(node, chosen), node),
+                tree,
+                is_leaf=lambda node: isinstance(node, chosen),
+            )
+        if is_function_of_tree(chosen):
+            return chosen(tree)
+        if callable(chosen):
+            return jax.tree_util.tree_map_with_path(
+                lambda path, leaf: bool(chosen(path_name(path), leaf)), tree
+            )
+        return jax.tree.map(lambda part, below: jax.tree.map(lambda _: part, below), chosen, tree)
+
+    def __invert__(self) -> "select":
+        return select(lambda tree: jax.tree.map(lambda a: not a, self(tree)))
+
+    def __and__(self, other: "select") -> "select":
+        return select(lambda tree: jax.tree.map(lambda a, b: a and b, self(tree), other(tree)))
+
+    def __or__(self, other: "select") -> "select":
+        return select(lambda tree: jax.tree.map(lambda a, b: a or b, self(tree), other(tree)))
+
+    def __repr__(self) -> str:
+        return f"select({self.specification!r})"
+
+    @staticmethod
+    def groups(
+        choices: Mapping[Hashable, Specification], rest: Hashable | None = None
+    ) -> Callable[[Any], Any]:
+        """Labels for `partition`: each leaf gets the name of the one choice that it is in.
+
+        Args:
+            choices: label -> specification, or a `select(...)`.
+            rest: the label of the leaves that no choice takes; None: there must be none.
+
+        Returns:
+            A function from a tree to the tree of its labels.
+
+        Raises:
+            ValueError: when called, if a leaf is in two choices or, without `rest`, in none; the
+                message lists the paths.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> import gradtx
+            >>> labels = gradtx.select.groups({"matrix": lambda path, x: x.ndim > 1}, rest="other")
+            >>> labels({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)})
+            {'bias': 'other', 'kernel': 'matrix'}
+        """
+        selections = {
+            label: chosen if isinstance(chosen, select) else select(chosen)
+            for label, chosen in choices.items()
+        }
+
+        def label_tree(tree: Any) -> Any:
+            masks = [selection(tree) for selection in selections.values()]
+
+            def labels_of(*flags: bool) -> tuple[Hashable, ...]:
+                return tuple(label for label, flag in zip(selections, flags, strict=True) if flag)
+
+            found = jax.tree.map(lambda _, *flags: _Labels(labels_of(*flags)), tree, *masks)
+            named, _ = jax.tree_util.tree_flatten_with_path(found)
+            twice = [(path_name(path), hit.labels) for path, hit in named if len(hit.labels) > 1]
+            if twice:
+                raise ValueError(f"select.groups: leaves in more than one group: {twice}")
+            nowhere = [path_name(path) for path, hit in named if not hit.labels]
+            if nowhere and rest is None:
+                raise ValueError(f"select.groups: leaves in no group, and no rest: {nowhere}")
+            return jax.tree.map(lambda hit: hit.labels[0] if hit.labels else rest, found)
+
+        return label_tree
+
+
+class _Labels:
+    """A leaf that holds a tuple, which would otherwise be taken for a part of the tree."""
+
+    def __init__(self, labels: tuple[Hashable, ...]) -> None:
+        self.labels = labels
+
+
+def is_function_of_tree(mask: Any) -> bool:
+    """Whether a mask is a function of one tree, rather than a tree or a predicate on leaves.
+
+    A module whose leaves are booleans may be callable too; it is a tree all the same.
+    """
+    leaves = jax.tree.leaves(mask)
+    if not (len(leaves) == 1 and leaves[0] is mask and callable(mask)):
+        return False
+    if isinstance(mask, select):
+        return True
+    parameters = inspect.signature(mask).parameters.values()
+    required = [
+        parameter
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    return len(required) <= 1
+
+
+def mask_for(owner: str, mask: Mask, tree: Any) -> Any:
+    """The tree of booleans, possibly a prefix of `tree`, that a mask argument stands for.
+
+    Raises:
+        ValueError: if it has leaves that are not booleans.
+    """
+    flags = mask(tree) if is_function_of_tree(mask) else mask
+    wrong = [flag for flag in jax.tree.leaves(flags) if not _is_boolean(flag)]
+    if wrong:
+        raise ValueError(f"{owner}: a mask has booleans for leaves, got {wrong[0]!r}")
+    return flags
+
+
+def _is_boolean(flag: Any) -> bool:
+    return isinstance(flag, bool) or getattr(flag, "dtype", None) == np.bool_
+
+
+def _matching(pattern: re.Pattern[str], tree: Any) -> Any:
+    mask = jax.tree_util.tree_map_with_path(
+        lambda path, _: pattern.search(path_name(path)) is not None, tree
+    )
+    flags = jax.tree.leaves(mask)
+    if flags and not any(flags):
+        named, _ = jax.tree_util.tree_flatten_with_path(tree)
+        raise ValueError(
+            f"select: {pattern.pattern!r} matches none of the paths "
+            f"{[path_name(path) for path, _ in named]}"
+        )
+    return mask

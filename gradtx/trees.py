@@ -1,0 +1,213 @@
+"""What the library knows about trees: which leaves are parameters, where they are, how they agree.
+
+`None` is a leaf here, because a missing gradient stands for a parameter that is left alone.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+AxisName = str | tuple[str, ...]
+
+
+def is_parameter(leaf: Any) -> bool:
+    """Whether a leaf is an inexact number or array; everything else is left alone."""
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None:
+        return isinstance(leaf, float | complex)
+    return jnp.issubdtype(dtype, jnp.inexact)
+
+
+def compute_dtype(dtype: Any) -> np.dtype:
+    """The dtype to calculate in: the array's own, but never narrower than float32."""
+    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def real_dtype(dtype: Any) -> np.dtype:
+    """The real dtype of the same precision: float32 for complex64."""
+    return jnp.finfo(dtype).dtype
+
+
+def abs_squared(x: jax.Array) -> jax.Array:
+    """|x|^2, element by element; real also where x is complex."""
+    return jnp.real(x * jnp.conj(x)) if jnp.iscomplexobj(x) else jnp.square(x)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A key path as people write it: `encoder/layers/0/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def flatten(tree: Any) -> tuple[list[Any], jax.tree_util.PyTreeDef]:
+    """The leaves, None among them, and the structure."""
+    return jax.tree.flatten(tree, is_leaf=lambda x: x is None)
+
+
+def paths(tree: Any) -> list[str]:
+    """The path of each leaf of `flatten(tree)`, in the same order."""
+    named, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
+    return [path_name(path) for path, _ in named]
+
+
+def flatten_like(owner: str, what: str, tree: Any, reference_name: str, reference: Any) -> list:
+    """The parts of `tree` that lie where `reference` has its leaves.
+
+    Args:
+        owner: name of the caller, which opens the message.
+        what: what `tree` is called in the message.
+        tree: a tree of the structure of `reference`; where that has None, anything may lie.
+        reference_name: what `reference` is called in the message.
+        reference: the tree that gives the structure.
+
+    Returns:
+        One part for each leaf of `reference`, in its order.
+
+    Raises:
+        ValueError: if the structures differ, naming the first path that only one of them has.
+    """
+    _, treedef = flatten(reference)
+    try:
+        return treedef.flatten_up_to(tree)
+    except (ValueError, TypeError, KeyError) as mismatch:
+        raise ValueError(
+            f"{owner}: {_difference(what, tree, reference_name, reference)}"
+        ) from mismatch
+
+
+def _difference(what: str, tree: Any, reference_name: str, reference: Any) -> str:
+    ours = dict(zip(paths(tree), flatten(tree)[0], strict=True))
+    theirs = dict(zip(paths(reference), flatten(reference)[0], strict=True))
+    for path in [*theirs, *ours]:
+        if path not in ours or path not in theirs:
+            return (
+                f"{reference_name} and {what} differ at '{path}': "
+                f"{reference_name} has {_describe(theirs, path)}, "
+                f"{what} has {_describe(ours, path)}"
+            )
+    return (
+        f"{reference_name} and {what} have the same paths in different containers: "
+        f"{jax.tree.structure(reference)} against {jax.tree.structure(tree)}"
+    )
+
+
+def _describe(leaves: dict[str, Any], path: str) -> str:
+    if path not in leaves:
+        return "no leaf there"
+    leaf = leaves[path]
+    return f"shape {np.shape(leaf)}" if hasattr(leaf, "shape") else f"{leaf!r}"
+
+
+def norm(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
+    """The Euclidean norm of one array along `axis`, its axes kept with length 1.
+
+    Its squares neither overflow nor underflow, and its gradient at zero is zero.
+
+    Args:
+        x: an array of at least 32 bits.
+        axis: the axes to sum over; None: all.
+    """
+    largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0.0))
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
+    total = jnp.sum(abs_squared(x / unit.astype(x.dtype)), axis=axis, keepdims=True)
+    return unit * _safe_sqrt(total)
+
+
+def global_norm(
+    updates: Any, *, axis_name: AxisName | None = None, axis_reduction: str = "sum"
+) -> jax.Array:
+    """The Euclidean norm of all leaves of a tree together.
+
+        ||g|| = sqrt(sum_i sum_j |g_ij|^2)
+
+    It is calculated in at least float32, and is right wherever the norm itself can be
+    represented, also if its square cannot. The gradient at zero is zero.
+
+    Args:
+        updates: any tree of arrays.
+        axis_name: a mapped axis (of `vmap` or `shard_map`), or several, over which the tree is
+            spread.
+        axis_reduction: "sum" adds the squares over that axis: the norm of the whole whose pieces
+            lie on the devices. "mean" averages the devices' own norms.
+
+    Returns:
+        A scalar; float64 if a leaf is, else float32.
+
+    Raises:
+        ValueError: if `axis_reduction` is neither "sum" nor "mean".
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> print(gradtx.global_norm({"w": jnp.array([3e30]), "b": jnp.array([4e30])}))
+        5e+30
+    """
+    check_axis_reduction("global_norm", axis_reduction)
+    leaves = [
+        jnp.asarray(leaf) if is_parameter(leaf) else jnp.asarray(leaf).astype(jnp.float32)
+        for leaf in jax.tree.leaves(updates)
+        if is_parameter(leaf) or jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
+    ]
+    return norm_of_leaves(leaves, axis_name=axis_name, axis_reduction=axis_reduction)
+
+
+def check_axis_reduction(owner: str, axis_reduction: str) -> None:
+    """Refuse a reduction over a mapped axis that is neither "sum" nor "mean"."""
+    if axis_reduction not in ("sum", "mean"):
+        raise ValueError(f"{owner}: axis_reduction must be 'sum' or 'mean', got {axis_reduction!r}")
+
+
+# Compiled as a whole, so that an eager call does not compile its conditional anew each time.
+@functools.partial(jax.jit, static_argnames=("axis_name", "axis_reduction"))
+def norm_of_leaves(
+    leaves: Sequence[jax.Array],
+    *,
+    axis_name: AxisName | None = None,
+    axis_reduction: str = "sum",
+) -> jax.Array:
+    """`global_norm` of a list of inexact arrays."""
+    if not leaves:
+        return jnp.zeros((), jnp.float32)
+    dtypes = [real_dtype(compute_dtype(leaf.dtype)) for leaf in leaves]
+    dtype = max(dtypes, key=lambda d: d.itemsize)
+
+    def total(of_leaf):
+        parts = [of_leaf(leaf).astype(dtype) for leaf in leaves]
+        whole = jnp.sum(lax.concatenate(parts, 0))
+        return lax.psum(whole, axis_name) if axis_name and axis_reduction == "sum" else whole
+
+    # One pass is enough where the sum of squares is an ordinary number. Elsewhere a second pass
+    # scales by a power of two, which is exact, and leaves room for 2^32 elements.
+    exponent = jnp.finfo(dtype).maxexp
+    ordinary = 2.0 ** (exponent * 9 // 16)
+    squares = total(_sum_of_squares)
+
+    def rescaled() -> jax.Array:
+        factor = jnp.where(squares > 1, 2.0 ** -(exponent * 5 // 8), 2.0 ** (exponent * 5 // 8))
+        factor = factor.astype(dtype)
+        return _safe_sqrt(total(functools.partial(_sum_of_scaled_squares, factor))) / factor
+
+    is_ordinary = (squares > 1 / ordinary) & (squares < ordinary)
+    result = lax.cond(is_ordinary, lambda: _safe_sqrt(squares), rescaled)
+    return lax.pmean(result, axis_name) if axis_name and axis_reduction == "mean" else result
+
+
+@jax.jit
+def _sum_of_squares(x: jax.Array) -> jax.Array:
+    return jnp.sum(abs_squared(x.astype(compute_dtype(x.dtype)))).reshape(1)
+
+
+@jax.jit
+def _sum_of_scaled_squares(factor: jax.Array, x: jax.Array) -> jax.Array:
+    x = x.astype(compute_dtype(x.dtype))
+    return jnp.sum(abs_squared(x * factor.astype(x.dtype))).reshape(1)
+
+
+def _safe_sqrt(x: jax.Array) -> jax.Array:
+    """sqrt(x) whose derivative at zero is zero, not infinite."""
+    is_zero = x == 0
+    return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, x)))

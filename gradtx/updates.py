@@ -1,0 +1,149 @@
+"""From updates to parameters."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+
+from gradtx import trees
+from gradtx.kernel import COUNT, Range, check
+
+_SHARE = Range("in [0, 1]", lambda value: 0 <= value <= 1)
+
+
+def apply_updates(params: Any, updates: Any) -> Any:
+    """Add updates to parameters.
+
+        p <- p + u
+
+    Args:
+        params: a tree of parameters.
+        updates: a tree of the same structure and shapes; where it has None the parameter stays.
+
+    Returns:
+        The new parameters, in their own dtypes; the sum is formed in at least float32. Leaves
+        that are not inexact arrays stay as they are.
+
+    Raises:
+        ValueError: if structures or shapes differ, naming the path.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = {"w": jnp.array([1.0]), "steps": jnp.int32(7)}
+        >>> print(gradtx.apply_updates(params, {"w": jnp.array([-0.25]), "steps": None}))
+        {'steps': Array(7, dtype=int32), 'w': Array([0.75], dtype=float32)}
+    """
+    leaves, treedef = trees.flatten(params)
+    changes = trees.flatten_like("apply_updates", "updates", updates, "params", params)
+    new = []
+    for i, (parameter, change) in enumerate(zip(leaves, changes, strict=True)):
+        if change is None or not trees.is_parameter(parameter):
+            new.append(parameter)
+            continue
+        if np.shape(parameter) != np.shape(change):
+            raise ValueError(
+                f"apply_updates: shapes differ at '{trees.paths(params)[i]}': params has shape "
+                f"{np.shape(parameter)}, updates has shape {np.shape(change)}"
+            )
+        new.append(_add(parameter, change))
+    return treedef.unflatten(new)
+
+
+@jax.jit
+def _add(parameter: jax.Array, change: jax.Array) -> jax.Array:
+    parameter, change = jnp.asarray(parameter), jnp.asarray(change)
+    dtype = trees.compute_dtype(parameter.dtype)
+    return (parameter.astype(dtype) + change.astype(dtype)).astype(parameter.dtype)
+
+
+def incremental_update(new_tensors: Any, old_tensors: Any, step_size: ArrayLike) -> Any:
+    """Move a tree a part of the way towards another: Polyak averaging.
+
+        old <- step_size * new + (1 - step_size) * old
+
+    Args:
+        new_tensors: the tree to move towards; where it has None the result is None.
+        old_tensors: a tree of the same structure.
+        step_size: the share of the way, in [0, 1].
+
+    Returns:
+        The moved tree, in the dtypes of `old_tensors`. Leaves that are not inexact arrays are
+        those of `new_tensors`.
+
+    Raises:
+        ValueError: if `step_size` is not in [0, 1], or structures or shapes differ.
+
+    Source:
+        Polyak & Juditsky 1992, "Acceleration of stochastic approximation by averaging".
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> print(gradtx.incremental_update(jnp.array([4.0]), jnp.array([0.0]), 0.25))
+        [1.]
+    """
+    owner = "incremental_update"
+    check(owner, "step_size", step_size, _SHARE)
+    targets, treedef = trees.flatten(new_tensors)
+    starts = trees.flatten_like(owner, "old_tensors", old_tensors, "new_tensors", new_tensors)
+
+    def move(i: int, new: Any, old: Any) -> Any:
+        if not trees.is_parameter(new) or old is None:
+            return new
+        if np.shape(new) != np.shape(old):
+            raise ValueError(
+                f"{owner}: shapes differ at '{trees.paths(new_tensors)[i]}': new_tensors has "
+                f"shape {np.shape(new)}, old_tensors has shape {np.shape(old)}"
+            )
+        return _mix(new, old, step_size)
+
+    return treedef.unflatten(
+        move(i, new, old) for i, (new, old) in enumerate(zip(targets, starts, strict=True))
+    )
+
+
+@jax.jit
+def _mix(new: jax.Array, old: jax.Array, step_size: jax.Array) -> jax.Array:
+    new, old = jnp.asarray(new), jnp.asarray(old)
+    dtype = trees.compute_dtype(old.dtype)
+    step_size = jnp.asarray(step_size).astype(trees.real_dtype(dtype))
+    mixed = step_size * new.astype(dtype) + (1 - step_size) * old.astype(dtype)
+    return mixed.astype(old.dtype)
+
+
+def periodic_update(
+    new_tensors: Any, old_tensors: Any, steps: ArrayLike, update_period: ArrayLike
+) -> Any:
+    """Take the new tree in every n-th step, and keep the old one in between.
+
+        new if steps mod update_period = 0, else old
+
+    Args:
+        new_tensors: the tree to take.
+        old_tensors: a tree of the same structure, shapes and dtypes.
+        steps: the step, an integer.
+        update_period: how often to take the new tree, a whole number >= 1.
+
+    Returns:
+        One of the two trees.
+
+    Raises:
+        ValueError: if `update_period` is not a whole number >= 1.
+
+    Source:
+        Mnih et al. 2015, "Human-level control through deep reinforcement learning", the target
+        network.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> print(gradtx.periodic_update(jnp.ones(1), jnp.zeros(1), 20, update_period=10))
+        [1.]
+    """
+    check("periodic_update", "update_period", update_period, COUNT)
+    is_due = jnp.mod(jnp.asarray(steps), jnp.asarray(update_period)) == 0
+    return lax.cond(is_due, lambda: new_tensors, lambda: old_tensors)

@@ -1,0 +1,137 @@
+"""Averages of the parameters, kept beside any optimizer."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradtx import trees
+from gradtx.compose.sequence import as_transformation
+from gradtx.kernels.momentum import ema
+from gradtx.updates import apply_updates
+
+
+class AverageParamsState(NamedTuple):
+    """The state of `average_params`.
+
+    Attributes:
+        average: the `EmaState` of a pair: the parameters, and the number 1, whose average is the
+            sum of the weights so far (None without debias).
+        inner_state: the state of the wrapped transformation.
+    """
+
+    average: optax.EmaState
+    inner_state: optax.OptState
+
+
+def average_params(
+    tx: optax.GradientTransformation,
+    decay: optax.ScalarOrSchedule,
+    debias: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    """Keep the exponential moving average of the parameters as they are after each update.
+
+        p_t = p_{t-1} + u_t
+        a_t = decay * a_{t-1} + (1 - decay) * p_t,    a_0 = 0
+        averaged_params = a_t / (1 - decay^t),        or a_t without debias
+
+    The updates pass unchanged: training runs on the raw parameters, and `averaged_params(state)`
+    reads the averaged ones for evaluation. Wrap the whole optimizer, so that u_t is what is added
+    to the parameters.
+
+    Args:
+        tx: the transformation whose updates are applied.
+        decay: the share of the average that is kept, in [0, 1); a number, a scalar array or a
+            schedule.
+        debias: whether to divide by the sum of the weights, which makes up for the start at zero.
+
+    Returns:
+        A transformation with the state `AverageParamsState(average, inner_state)`; its update
+        needs `params`. The average of half-precision parameters is kept in float32.
+
+    Raises:
+        ValueError: if `decay` is not in [0, 1), or `tx` is not a transformation; in `update`, if
+            `params` is missing.
+
+    Source:
+        Polyak & Juditsky 1992, "Acceleration of stochastic approximation by averaging";
+        Kingma & Ba 2015, "Adam", section 7.2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.average_params(gradtx.sgd(1.0), decay=0.5)
+        >>> params, state = jnp.array([4.0]), tx.init(jnp.array([4.0]))
+        >>> for _ in range(2):
+        ...     updates, state = tx.update(jnp.array([1.0]), state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        >>> print(params, gradtx.averaged_params(state).round(1))
+        [2.] [2.3]
+    """
+    inner = as_transformation("average_params", "tx", tx)
+    average = ema(decay, debias=False)
+
+    def observed(params: Any) -> Any:
+        return params, jnp.float32(1) if debias else None
+
+    def init(params: Any) -> AverageParamsState:
+        return AverageParamsState(average.init(observed(params)), inner.init(params))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        if params is None:
+            raise ValueError(
+                "average_params: needs the parameters; call update(updates, state, params)"
+            )
+        updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
+        _, new = average.update(observed(apply_updates(params, updates)), state.average)
+        return updates, AverageParamsState(new, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def averaged_params(state: Any, params: Any = None) -> Any:
+    """Read the averaged parameters from the state of any chain that has an `average_params`.
+
+    Args:
+        state: an optimizer state, however deeply nested.
+        params: the raw parameters; the result takes their dtypes, and their leaves that are not
+            inexact arrays. None: the average as it is kept, at least float32, with None for such
+            leaves.
+
+    Returns:
+        A tree of the structure of the parameters. Before the first update it is all zeros.
+
+    Raises:
+        ValueError: if the state has no average of parameters, or several.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.average_params(gradtx.sgd(1.0), decay=0.9)
+        >>> params = jnp.array([4.0])
+        >>> _, state = tx.update(jnp.array([1.0]), tx.init(params), params)
+        >>> print(gradtx.averaged_params(state).round(1))
+        [3.]
+    """
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, AverageParamsState))
+    found = [node for node in nodes if isinstance(node, AverageParamsState)]
+    if len(found) != 1:
+        raise ValueError(
+            f"averaged_params: expected one average_params in the state, found {len(found)}"
+        )
+    average, weight = found[0].average.ema
+    if weight is not None:
+        weight = jnp.where(weight == 0, 1.0, weight)
+        average = jax.tree.map(lambda a: a / weight.astype(trees.real_dtype(a.dtype)), average)
+    if params is None:
+        return average
+    return jax.tree.map(
+        lambda p, a: a.astype(p.dtype) if trees.is_parameter(p) else p,
+        params,
+        jax.tree.unflatten(
+            trees.flatten(params)[1],
+            trees.flatten_like("averaged_params", "the average", average, "params", params),
+        ),
+        is_leaf=lambda p: p is None,
+    )
