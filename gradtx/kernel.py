@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from jax.core import Tracer
 from jax.typing import DTypeLike
 
 
@@ -63,7 +64,7 @@ def check(owner: str, argument: str, value: Any, valid: Range) -> None:
         raise ValueError(f"{owner}: {argument} must be a number, got {value!r}")
     if np.ndim(value) != 0:
         raise ValueError(f"{owner}: {argument} must be a scalar, got shape {np.shape(value)}")
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return
     if not np.isrealobj(value) or not valid.contains(float(value)):
         raise ValueError(f"{owner}: {argument} must be {valid.description}, got {value}")

@@ -5,6 +5,7 @@ error messages. Each kernel is traced once for each distinct type of leaf and th
 the time to trace a step grows with the number of layers, not of operations.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -294,7 +295,10 @@ def _leaf_step(
             given["t"] = t.astype(real)
         if key is not None:
             given["key"] = key
-        result = step(g.astype(dtype), **given)
+        # A complex gradient meets real slots and numbers, which strict promotion would refuse.
+        mixes = jnp.issubdtype(dtype, jnp.complexfloating)
+        with jax.numpy_dtype_promotion("standard") if mixes else contextlib.nullcontext():
+            result = step(g.astype(dtype), **given)
         update, *new = result if slots_read else (result,)
         if update.shape != g.shape:
             raise ValueError(

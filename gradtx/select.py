@@ -3,15 +3,15 @@
 import inspect
 import re
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 
 from gradtx.trees import path_name
 
-Specification = str | re.Pattern[str] | type | Callable[..., Any] | Any
-Mask = bool | Any | Callable[[Any], Any]
+Specification: TypeAlias = Any
+Mask: TypeAlias = Any
 
 
 class select:  # a verb, because it reads as one: masked(tx, select("bias"))

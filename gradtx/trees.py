@@ -4,15 +4,15 @@
 """
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-AxisName = str | tuple[str, ...]
+AxisName: TypeAlias = Hashable | Sequence[Hashable]
 
 
 def is_parameter(leaf: Any) -> bool:
@@ -43,7 +43,7 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def flatten(tree: Any) -> tuple[list[Any], jax.tree_util.PyTreeDef]:
+def flatten(tree: Any) -> tuple[list[Any], Any]:
     """The leaves, None among them, and the structure."""
     return jax.tree.flatten(tree, is_leaf=lambda x: x is None)
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
@@ -94,7 +93,7 @@ def _conditional(
     forward_extra_args: bool,
     owner: str,
     otherwise: Callable[[Any], Any],
-    make_state: Callable[[Any, jax.Array], Any],
+    make_state: Callable[[Any, Any], Any],
 ) -> ExtraArgs:
     inner = as_transformation(owner, "inner", inner)
     if not callable(should_transform_fn):

@@ -72,8 +72,8 @@ def _rms_debiased(g, *, nu, t, decay, eps, eps_in_sqrt):
 
 
 # optax keeps the classes with a counter private, so they are asked for an instance.
-_RmsWithCountState = type(optax.scale_by_rms(bias_correction=True).init(None))
-_StddevWithCountState = type(optax.scale_by_stddev(bias_correction=True).init(None))
+_RmsWithCountState = type(optax.scale_by_rms(bias_correction=True).init(()))
+_StddevWithCountState = type(optax.scale_by_stddev(bias_correction=True).init(()))
 
 
 def scale_by_rms(

@@ -31,4 +31,6 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 
 def clip_factor(norm: jax.Array, max_norm: Any) -> jax.Array:
     """min(1, max_norm / norm), also where the norm is 0; NaN where it is NaN."""
-    return jnp.where(norm <= max_norm, 1.0, max_norm / jnp.where(norm == 0, 1.0, norm))
+    is_within = norm <= max_norm
+    # The quotient that is not taken has a derivative too, which must not overflow.
+    return jnp.where(is_within, 1.0, max_norm / jnp.where(is_within, 1.0, norm))

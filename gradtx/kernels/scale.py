@@ -35,7 +35,7 @@ def scale(step_size: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
         >>> import jax.numpy as jnp
         >>> import gradtx
         >>> tx = gradtx.scale(-0.5)
-        >>> updates, _ = tx.update({"w": jnp.array([2.0, 4.0])}, tx.init(None))
+        >>> updates, _ = tx.update({"w": jnp.array([2.0, 4.0])}, tx.init(()))
         >>> print(updates["w"])
         [-1. -2.]
     """
@@ -102,7 +102,7 @@ def scale_by_learning_rate(
         >>> import jax.numpy as jnp
         >>> import gradtx
         >>> tx = gradtx.scale_by_learning_rate(0.5)
-        >>> updates, _ = tx.update(jnp.array([2.0]), tx.init(None))
+        >>> updates, _ = tx.update(jnp.array([2.0]), tx.init(()))
         >>> print(updates)
         [-1.]
     """
@@ -118,7 +118,7 @@ def scale_by_learning_rate(
 
 
 # optax keeps this class private, so it is asked for an instance.
-_WeightDecaySchedule = type(optax.add_decayed_weights(lambda count: 0.0 * count).init(None))
+_WeightDecaySchedule = type(optax.add_decayed_weights(lambda count: 0.0 * count).init(()))
 
 
 def _add_decayed_weights(g, *, p, weight_decay):
@@ -203,7 +203,7 @@ def add_noise(
         >>> import jax.numpy as jnp
         >>> import gradtx
         >>> tx = gradtx.add_noise(eta=0.01, gamma=0.55, key=jax.random.key(0))
-        >>> updates, state = tx.update({"w": jnp.zeros(10_000)}, tx.init(None))
+        >>> updates, state = tx.update({"w": jnp.zeros(10_000)}, tx.init(()))
         >>> print(round(float(updates["w"].std()), 2))
         0.1
     """
@@ -249,7 +249,7 @@ def centralize() -> optax.GradientTransformationExtraArgs:
         >>> import jax.numpy as jnp
         >>> import gradtx
         >>> tx = gradtx.centralize()
-        >>> updates, _ = tx.update(jnp.array([[1.0, 3.0], [5.0, 5.0]]), tx.init(None))
+        >>> updates, _ = tx.update(jnp.array([[1.0, 3.0], [5.0, 5.0]]), tx.init(()))
         >>> print(updates)
         [[-1.  1.]
          [ 0.  0.]]

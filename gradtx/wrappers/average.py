@@ -21,8 +21,8 @@ class AverageParamsState(NamedTuple):
         inner_state: the state of the wrapped transformation.
     """
 
-    average: optax.EmaState
-    inner_state: optax.OptState
+    average: Any
+    inner_state: Any
 
 
 def average_params(

@@ -1,0 +1,125 @@
+"""Group and instance normalization: every example by itself, over positions and some features."""
+
+import jax
+from jax.typing import ArrayLike
+
+from gradtx.normalization._arguments import (
+    Scalar,
+    as_floating,
+    canonical_axes,
+    check_epsilon,
+    other_axes,
+)
+from gradtx.normalization.affine import affine, divide_by_deviation
+from gradtx.normalization.statistics import centre
+
+
+def group_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    groups: int,
+    axis: int = -1,
+    epsilon: Scalar = 1e-5,
+) -> jax.Array:
+    """Every example normalized over its positions and the features of one group.
+
+        y = scale (x - mu) / sqrt(var + epsilon) + bias
+        mu and var over all axes but the batch, with the features in `groups` runs of equal length
+
+    Args:
+        x: real floating-point array of shape (batch, ...) with the feature axis among the
+            others. Without a batch axis: `group_norm(x[None], ...)[0]`.
+        scale: factor gamma, of shape (num_features,); None: 1.
+        bias: summand beta, of shape (num_features,); None: 0.
+        groups: number of groups G, a divisor of the number of features. 1 takes all features
+            together, num_features each by itself.
+        axis: the feature axis; not 0, which is the batch.
+        epsilon: added to the variance.
+
+    Returns:
+        y, in the shape and dtype of `x`; computed in float32, or float64 for float64.
+
+    Raises:
+        ValueError: an array is not real floating point or has the wrong shape, `axis` names no
+            axis of `x` or the batch, `groups` does not divide the features, or `epsilon` is
+            negative or not finite.
+
+    Source:
+        Wu and He, "Group Normalization", ECCV 2018, equations 1, 2 and 7.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.array([[1.0, 3.0, 20.0, 60.0]])
+        >>> print(group_norm(x, groups=2, epsilon=0.0))
+        [[-1.  1. -1.  1.]]
+    """
+    check_epsilon(epsilon)
+    array = as_floating("x", x)
+    feature_axis = _feature_axis(array, axis)
+    features = array.shape[feature_axis]
+    if not isinstance(groups, int) or groups < 1 or features % groups:
+        raise ValueError(f"groups must divide the {features} features of x, got {groups!r}")
+    before, after = array.shape[:feature_axis], array.shape[feature_axis + 1 :]
+    grouped = array.reshape(*before, groups, features // groups, *after)
+    centred, own = centre(grouped, other_axes((0, feature_axis), grouped.ndim))
+    standardized = divide_by_deviation(centred, own.variance(), epsilon)
+    return affine(standardized.reshape(array.shape), scale, bias, array, (feature_axis,))
+
+
+def instance_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: int = -1,
+    epsilon: Scalar = 1e-5,
+) -> jax.Array:
+    """Every feature of every example normalized over its positions.
+
+        y = scale (x - mu) / sqrt(var + epsilon) + bias,  mu and var over all axes but two
+
+    Args:
+        x: real floating-point array of shape (batch, ...) with the feature axis and at least
+            one axis of positions among the others.
+        scale: factor gamma, of shape (num_features,); None: 1.
+        bias: summand beta, of shape (num_features,); None: 0.
+        axis: the feature axis; not 0, which is the batch.
+        epsilon: added to the variance.
+
+    Returns:
+        y, in the shape and dtype of `x`; computed in float32, or float64 for float64.
+
+    Raises:
+        ValueError: an array is not real floating point or has the wrong shape, `axis` names no
+            axis of `x` or the batch, or `epsilon` is negative or not finite.
+
+    Source:
+        Ulyanov, Vedaldi and Lempitsky, "Instance Normalization: The Missing Ingredient for Fast
+        Stylization", arXiv:1607.08022, 2016, section 2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.array([[[1.0, 20.0], [3.0, 60.0]]])
+        >>> print(instance_norm(x, epsilon=0.0)[0])
+        [[-1. -1.]
+         [ 1.  1.]]
+    """
+    array = as_floating("x", x)
+    if array.ndim < 3:
+        raise ValueError(
+            f"x must have a batch axis, a feature axis and positions, got shape {array.shape}"
+        )
+    groups = array.shape[_feature_axis(array, axis)]
+    return group_norm(array, scale, bias, groups=groups, axis=axis, epsilon=epsilon)
+
+
+def _feature_axis(x: jax.Array, axis: int) -> int:
+    """The feature axis, which follows the batch axis."""
+    axes = canonical_axes(axis, x.ndim)
+    if len(axes) != 1 or axes[0] == 0:
+        raise ValueError(
+            f"axis must be one axis of x with shape {x.shape} other than 0, the batch; got {axis!r}"
+        )
+    return axes[0]

@@ -1,0 +1,100 @@
+"""Layer and root-mean-square normalization: every example by itself, over its own features."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from gradtx.normalization._arguments import (
+    Axis,
+    Scalar,
+    as_floating,
+    canonical_axes,
+    check_epsilon,
+    compute_dtype,
+)
+from gradtx.normalization.affine import affine, divide_by_deviation
+from gradtx.normalization.statistics import centre
+
+
+def layer_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: Axis = -1,
+    epsilon: Scalar = 1e-5,
+    unbiased: bool = False,
+) -> jax.Array:
+    """An array with mean 0 and variance 1 along the given axes, then scaled and shifted.
+
+        y = scale (x - mu) / sqrt(var + epsilon) + bias,  mu and var over `axis`
+
+    Args:
+        x: real floating-point array of any shape.
+        scale: gain g, of shape [x.shape[a] for a in axis]; None: 1.
+        bias: summand b, of the same shape; None: 0.
+        axis: the axis to normalize over, or several, taken in the order of `x`.
+        epsilon: added to the variance.
+        unbiased: whether the variance has divisor n - 1 (but never 0) instead of n.
+
+    Returns:
+        y, in the shape and dtype of `x`; computed in float32, or float64 for float64.
+
+    Raises:
+        ValueError: an array is not real floating point or has the wrong shape, `axis` names no
+            axis of `x`, or `epsilon` is negative or not finite.
+
+    Source:
+        Ba, Kiros and Hinton, "Layer Normalization", arXiv:1607.06450, 2016, equation 3.
+
+    Example:
+        >>> print(layer_norm(jnp.array([1.0, 2.0, 3.0]), epsilon=0.0).round(4))
+        [-1.2247  0.      1.2247]
+    """
+    check_epsilon(epsilon)
+    array = as_floating("x", x)
+    axes = canonical_axes(axis, array.ndim)
+    centred, own = centre(array, axes)
+    standardized = divide_by_deviation(centred, own.variance(unbiased=unbiased), epsilon)
+    return affine(standardized, scale, bias, array, axes)
+
+
+def rms_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: Axis = -1,
+    epsilon: Scalar = 1e-5,
+) -> jax.Array:
+    """An array with mean square 1 along the given axes, then scaled and shifted.
+
+        y = scale x / sqrt(mean(x^2) + epsilon) + bias,  the mean over `axis`
+
+    Args:
+        x: real floating-point array of any shape.
+        scale: gain g, of shape [x.shape[a] for a in axis]; None: 1.
+        bias: summand b, of the same shape; None: 0.
+        axis: the axis to normalize over, or several, taken in the order of `x`.
+        epsilon: added to the mean square.
+
+    Returns:
+        y, in the shape and dtype of `x`; computed in float32, or float64 for float64.
+
+    Raises:
+        ValueError: an array is not real floating point or has the wrong shape, `axis` names no
+            axis of `x`, or `epsilon` is negative or not finite.
+
+    Source:
+        Zhang and Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019, equation 4.
+
+    Example:
+        >>> print(rms_norm(jnp.array([3.0, 4.0, 0.0, 0.0]), epsilon=0.0))
+        [1.2 1.6 0.  0. ]
+    """
+    check_epsilon(epsilon)
+    array = as_floating("x", x)
+    axes = canonical_axes(axis, array.ndim)
+    values = array.astype(compute_dtype(array.dtype))
+    mean_square = jnp.mean(jnp.square(values), axes, keepdims=True)
+    return affine(divide_by_deviation(values, mean_square, epsilon), scale, bias, array, axes)

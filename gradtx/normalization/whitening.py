@@ -1,0 +1,119 @@
+"""Statistics taken out of data: `standardize` each feature, `whiten` all of them together."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from gradtx.normalization._arguments import Axis, Scalar, as_floating, check_epsilon
+from gradtx.normalization.layer import layer_norm
+from gradtx.normalization.statistics import centre
+
+# Accelerators multiply float32 matrices in fewer bits unless they are asked not to.
+_product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+def standardize(x: ArrayLike, axis: Axis, epsilon: Scalar = 1e-5) -> jax.Array:
+    """An array with mean 0 and variance 1 over the given axes.
+
+        y = (x - mu) / sqrt(var + epsilon),  mu and biased var over `axis`
+
+    Args:
+        x: real floating-point array of any shape.
+        axis: the axis that the statistics run over, or several: 0 standardizes the columns of a
+            data set.
+        epsilon: added to the variance.
+
+    Returns:
+        y, in the shape and dtype of `x`; computed in float32, or float64 for float64.
+
+    Raises:
+        ValueError: `x` is not real floating point, `axis` names no axis of it, or `epsilon` is
+            negative or not finite.
+
+    Source:
+        The standard score; with the argument names of `jax.nn.standardize`.
+
+    Example:
+        >>> print(standardize(jnp.array([[1.0, 10.0], [3.0, 30.0]]), axis=0, epsilon=0.0))
+        [[-1. -1.]
+         [ 1.  1.]]
+    """
+    return layer_norm(x, axis=axis, epsilon=epsilon)
+
+
+def whiten(x: ArrayLike, epsilon: Scalar = 1e-5) -> jax.Array:
+    """Samples rotated and stretched to mean 0 and covariance I, and otherwise moved the least.
+
+        y = (x - mu) (S + epsilon I)^(-1/2),  S = (x - mu)^T (x - mu) / n
+
+    Of all whitening transformations this one, ZCA or Mahalanobis whitening, keeps the samples
+    closest to the originals. First derivatives are exact and finite, also where eigenvalues of the
+    covariance S coincide or vanish.
+
+    Args:
+        x: real floating-point array of shape (samples, features).
+        epsilon: added to the eigenvalues of the (biased) covariance. With fewer samples than
+            features some of them are 0, and epsilon must be positive.
+
+    Returns:
+        y, in the shape and dtype of `x`; computed in float32, or float64 for float64.
+
+    Raises:
+        ValueError: `x` is not real floating point or not a matrix, or `epsilon` is negative or
+            not finite.
+
+    Source:
+        Kessy, Lewin and Strimmer, "Optimal Whitening and Decorrelation", The American
+        Statistician 72(4), 2018: ZCA whitening. Derivative: Higham, "Functions of Matrices",
+        SIAM 2008, theorem 3.11 (Daleckii and Krein).
+
+    Example:
+        >>> x = jnp.array([[3.0, 4.0], [4.0, 3.0], [-3.0, -4.0], [-4.0, -3.0]])
+        >>> y = whiten(x, epsilon=0.0)
+        >>> print((y.T @ y / 4).round(3))
+        [[1. 0.]
+         [0. 1.]]
+    """
+    check_epsilon(epsilon)
+    array = as_floating("x", x)
+    if array.ndim != 2:
+        raise ValueError(f"x must have shape (samples, features), got shape {array.shape}")
+    centred, _ = centre(array, (0,))
+    covariance = _product(centred.T, centred) / max(len(array), 1)
+    root = _inverse_square_root(covariance, jnp.asarray(epsilon, covariance.dtype))
+    return _product(centred, root).astype(array.dtype)
+
+
+@jax.custom_jvp
+def _inverse_square_root(covariance: jax.Array, epsilon: jax.Array) -> jax.Array:
+    """(S + epsilon I)^(-1/2) for a symmetric S without negative eigenvalues."""
+    deviations, directions = _principal_deviations(covariance, epsilon)
+    return _product(directions / deviations[None, :], directions.T)
+
+
+@_inverse_square_root.defjvp
+def _inverse_square_root_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """The derivative V (D * V^T dS V) V^T, with D the divided differences of s^(-1/2).
+
+    Those are -1 / (a b (a + b)) between eigenvalues a^2 and b^2, with nothing to cancel and no
+    special case where a = b. The derivative of the eigenvectors, which is infinite there, is
+    never formed.
+    """
+    covariance, epsilon = primals
+    change = tangents[0] + tangents[1] * jnp.eye(len(covariance), dtype=covariance.dtype)
+    deviations, directions = _principal_deviations(covariance, epsilon)
+    a, b = deviations[:, None], deviations[None, :]
+    rotated = _product(_product(directions.T, change), directions)
+    derivative = _product(_product(directions, -rotated / (a * b * (a + b))), directions.T)
+    return _inverse_square_root(covariance, epsilon), derivative
+
+
+def _principal_deviations(covariance: jax.Array, epsilon: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Standard deviations along the eigenvectors of S + epsilon I, and these as columns."""
+    variances, directions = jnp.linalg.eigh(covariance)
+    # Rounding can leave a variance of 0 more negative than epsilon is positive.
+    return jnp.sqrt(jnp.maximum(variances, 0) + epsilon), directions
