@@ -4,13 +4,14 @@
 """
 
 import functools
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 AxisName: TypeAlias = Hashable | Sequence[Hashable]
 
@@ -161,8 +162,6 @@ def check_axis_reduction(owner: str, axis_reduction: str) -> None:
         raise ValueError(f"{owner}: axis_reduction must be 'sum' or 'mean', got {axis_reduction!r}")
 
 
-# Compiled as a whole, so that an eager call does not compile its conditional anew each time.
-@functools.partial(jax.jit, static_argnames=("axis_name", "axis_reduction"))
 def norm_of_leaves(
     leaves: Sequence[jax.Array],
     *,
@@ -175,9 +174,8 @@ def norm_of_leaves(
     dtypes = [real_dtype(compute_dtype(leaf.dtype)) for leaf in leaves]
     dtype = max(dtypes, key=lambda d: d.itemsize)
 
-    def total(of_leaf):
-        parts = [of_leaf(leaf).astype(dtype) for leaf in leaves]
-        whole = jnp.sum(lax.concatenate(parts, 0))
+    def total(of_leaf: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        whole = jnp.sum(lax.concatenate([of_leaf(leaf).astype(dtype) for leaf in leaves], 0))
         return lax.psum(whole, axis_name) if axis_name and axis_reduction == "sum" else whole
 
     # One pass is enough where the sum of squares is an ordinary number. Elsewhere a second pass
@@ -192,7 +190,11 @@ def norm_of_leaves(
         return _safe_sqrt(total(functools.partial(_sum_of_scaled_squares, factor))) / factor
 
     is_ordinary = (squares > 1 / ordinary) & (squares < ordinary)
-    result = lax.cond(is_ordinary, lambda: _safe_sqrt(squares), rescaled)
+    if isinstance(is_ordinary, Tracer):
+        result = lax.cond(is_ordinary, lambda: _safe_sqrt(squares), rescaled)
+    else:
+        # An eager conditional would be compiled, with all leaves in it, at every call.
+        result = _safe_sqrt(squares) if is_ordinary else rescaled()
     return lax.pmean(result, axis_name) if axis_name and axis_reduction == "mean" else result
 
 

@@ -192,7 +192,7 @@ def test_slot_dtype_can_be_chosen_and_is_kept():
     assert (state.mu.dtype, state.nu.dtype) == (jnp.bfloat16, jnp.float32)
     _, state = tx.update(params, state)
     assert (state.mu.dtype, state.nu.dtype) == (jnp.bfloat16, jnp.float32)
-    with pytest.raises(ValueError, match="mu.*bfloat17"):
+    with pytest.raises(ValueError, match=r"mu.*bfloat17"):
         gradtx.scale_by_adam(mu_dtype="bfloat17")
 
 
@@ -317,7 +317,7 @@ def test_missing_parameters_are_asked_for():
 
 def test_state_of_another_transformation_is_refused():
     params = jnp.ones(2)
-    with pytest.raises(ValueError, match="scale_by_adam.*TraceState"):
+    with pytest.raises(ValueError, match=r"scale_by_adam.*TraceState"):
         gradtx.scale_by_adam().update(params, gradtx.trace(0.9).init(params))
     # A tuple has a method of the name count.
     with pytest.raises(ValueError, match="scale_by_adam"):
