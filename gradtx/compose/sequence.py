@@ -142,6 +142,12 @@ def identity() -> ExtraArgs:
 
     Returns:
         The transformation; its state is empty.
+
+    Example:
+        >>> import gradtx
+        >>> tx = gradtx.identity()
+        >>> print(tx.update(3.0, tx.init(None))[0])
+        3.0
     """
     return optax.with_extra_args_support(optax.identity())
 

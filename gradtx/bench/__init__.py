@@ -1,0 +1,1 @@
+"""Side by side with optax on this machine: `python -m gradtx.bench`."""
