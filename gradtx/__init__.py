@@ -26,7 +26,7 @@ from optax import (
     value_and_grad_from_state,
 )
 
-from gradtx import schedules
+from gradtx import initializers, normalization, schedules
 from gradtx.compose import (
     chain,
     conditionally_mask,
@@ -122,6 +122,7 @@ __all__ = [
     "global_norm",
     "identity",
     "incremental_update",
+    "initializers",
     "lbfgs",
     "lion",
     "masked",
@@ -130,6 +131,7 @@ __all__ = [
     "nadamw",
     "named_chain",
     "newton",
+    "normalization",
     "normalize_by_update_norm",
     "partition",
     "periodic_update",

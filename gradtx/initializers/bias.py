@@ -1,0 +1,64 @@
+"""Initializers for biases, besides `zeros` and `constant(0.01)`."""
+
+from gradtx.initializers.distributions import normal
+from gradtx.initializers.initializer import DType, Initializer, Scalar
+
+
+def bias_normal(fan_in: int, dtype: DType = None) -> Initializer:
+    """Normal with the variance of LeCun's rule, the bias counted as one more input.
+
+    Equation: b ~ N(0, 1 / (fan_in + 1)). Together with a kernel from
+    `lecun_normal(count_bias=True)`, a unit fed fan_in inputs of variance 1 has variance 1.
+
+    Args:
+        fan_in: Number of inputs of the unit that the bias belongs to, >= 1. A bias does not
+            show it in its own shape.
+        dtype: Default dtype of the result, real or complex; None is jax's default float.
+
+    Returns:
+        An initializer.
+
+    Raises:
+        ValueError: If `fan_in` is below 1.
+
+    Source:
+        LeCun, Bottou, Orr and Müller (1998), "Efficient BackProp", section 4.6, equation (16),
+        with m = fan_in + 1 connections.
+
+    Example:
+        >>> import jax
+        >>> b = bias_normal(fan_in=99)(jax.random.key(0), (10_000,))
+        >>> round(float(b.std()), 2)
+        0.1
+    """
+    if not 1 <= fan_in < float("inf"):
+        raise ValueError(f"fan_in must be a finite number >= 1, got {fan_in}")
+    return normal((fan_in + 1) ** -0.5, dtype)
+
+
+def small_random(stddev: Scalar = 1e-2, dtype: DType = None) -> Initializer:
+    """Small normal numbers: enough to tell units apart, too little to move them.
+
+    Equation: b ~ N(0, stddev²).
+
+    Args:
+        stddev: Standard deviation, >= 0.
+        dtype: Default dtype of the result, real or complex; None is jax's default float.
+
+    Returns:
+        An initializer.
+
+    Raises:
+        ValueError: If `stddev` is negative or not finite.
+
+    Source:
+        Krizhevsky, Sutskever and Hinton (2012), "ImageNet Classification with Deep
+        Convolutional Neural Networks", section 5, where stddev = 0.01.
+
+    Example:
+        >>> import jax
+        >>> b = small_random()(jax.random.key(0), (10_000,))
+        >>> round(float(b.std()), 3)
+        0.01
+    """
+    return normal(stddev, dtype)

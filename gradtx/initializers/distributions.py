@@ -1,0 +1,244 @@
+"""Initializers that draw every element from one fixed distribution, whatever the shape."""
+
+import jax
+import jax.numpy as jnp
+
+from gradtx.initializers.initializer import (
+    DType,
+    Initializer,
+    Scalar,
+    Shape,
+    Sharding,
+    initializer,
+    require_nonnegative,
+    rescale,
+)
+from gradtx.initializers.truncated import (
+    FARTHEST_BOUND,
+    sample_truncated,
+    truncated_deviation,
+)
+
+
+def zeros(
+    key: jax.Array, shape: Shape, dtype: DType = None, out_sharding: Sharding = None
+) -> jax.Array:
+    """An array of zeros: the usual first bias.
+
+    Args:
+        key: Ignored.
+        shape: Shape of the result.
+        dtype: Any dtype; None is jax's default, float32 unless `jax_enable_x64` is set.
+        out_sharding: NamedSharding or PartitionSpec of the result, or None.
+
+    Returns:
+        Array of the given shape and dtype.
+
+    Source:
+        jax.nn.initializers.zeros.
+
+    Example:
+        >>> zeros(jax.random.key(0), (3,))
+        Array([0., 0., 0.], dtype=float32)
+    """
+    return constant(0)(key, shape, dtype, out_sharding)
+
+
+def ones(
+    key: jax.Array, shape: Shape, dtype: DType = None, out_sharding: Sharding = None
+) -> jax.Array:
+    """An array of ones: the usual first scale of a normalization layer.
+
+    Args:
+        key: Ignored.
+        shape: Shape of the result.
+        dtype: Any dtype; None is jax's default, float32 unless `jax_enable_x64` is set.
+        out_sharding: NamedSharding or PartitionSpec of the result, or None.
+
+    Returns:
+        Array of the given shape and dtype.
+
+    Source:
+        jax.nn.initializers.ones.
+
+    Example:
+        >>> ones(jax.random.key(0), (3,))
+        Array([1., 1., 1.], dtype=float32)
+    """
+    return constant(1)(key, shape, dtype, out_sharding)
+
+
+def constant(value: jax.typing.ArrayLike, dtype: DType = None) -> Initializer:
+    """The same value everywhere; `constant(0.01)` keeps rectified units alive at the start.
+
+    Equation: w = value.
+
+    Args:
+        value: A number, or an array that broadcasts to the shapes asked for.
+        dtype: Default dtype of the result; None is jax's default float.
+
+    Returns:
+        An initializer, which ignores its key.
+
+    Source:
+        jax.nn.initializers.constant.
+
+    Example:
+        >>> constant(0.5)(jax.random.key(0), (2,))
+        Array([0.5, 0.5], dtype=float32)
+    """
+
+    def sample(_key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> jax.Array:
+        return jnp.full(shape, value, dtype)
+
+    return initializer(sample, dtype)
+
+
+def uniform(scale: Scalar = 1e-2, dtype: DType = None) -> Initializer:
+    """Uniform on one side of zero.
+
+    Equation: w ~ U[0, scale), of mean scale/2 and variance scale²/12.
+
+    Args:
+        scale: Upper bound, >= 0. A dtype below 32 bits may round up to the bound itself.
+        dtype: Default dtype of the result, real; None is jax's default float.
+
+    Returns:
+        An initializer.
+
+    Raises:
+        ValueError: If `scale` is negative or not finite; on call, if the dtype is not real.
+
+    Source:
+        jax.nn.initializers.uniform.
+
+    Example:
+        >>> w = uniform(10.0)(jax.random.key(0), (1000,))
+        >>> bool((w >= 0).all() and (w < 10).all())
+        True
+    """
+    require_nonnegative("scale", scale)
+
+    def sample(key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> jax.Array:
+        return rescale(jax.random.uniform(key, shape, dtype), scale)
+
+    return initializer(sample, dtype)
+
+
+def uniform_symmetric(limit: Scalar, dtype: DType = None) -> Initializer:
+    """Uniform on both sides of zero.
+
+    Equation: w ~ U[-limit, limit], of mean 0 and variance limit²/3.
+
+    Args:
+        limit: Largest absolute value, >= 0.
+        dtype: Default dtype of the result, real; None is jax's default float.
+
+    Returns:
+        An initializer.
+
+    Raises:
+        ValueError: If `limit` is negative or not finite; on call, if the dtype is not real.
+
+    Source:
+        Glorot and Bengio (2010), "Understanding the difficulty of training deep feedforward
+        neural networks", section 2.3, equation (1), where limit = 1/sqrt(fan_in).
+
+    Example:
+        >>> w = uniform_symmetric(0.1)(jax.random.key(0), (1000,))
+        >>> bool((abs(w) <= 0.1).all() and (w < 0).any())
+        True
+    """
+    require_nonnegative("limit", limit)
+
+    def sample(key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> jax.Array:
+        return rescale(jax.random.uniform(key, shape, dtype, -1, 1), limit)
+
+    return initializer(sample, dtype)
+
+
+def normal(stddev: Scalar = 1e-2, dtype: DType = None) -> Initializer:
+    """Normal around zero.
+
+    Equation: w ~ N(0, stddev²); for a complex dtype the real and the imaginary part have
+    variance stddev²/2 each, so that E|w|² = stddev².
+
+    Args:
+        stddev: Standard deviation, >= 0.
+        dtype: Default dtype of the result, real or complex; None is jax's default float.
+
+    Returns:
+        An initializer.
+
+    Raises:
+        ValueError: If `stddev` is negative or not finite.
+
+    Source:
+        jax.nn.initializers.normal.
+
+    Example:
+        >>> w = normal(0.02)(jax.random.key(0), (10_000,))
+        >>> round(float(w.std()), 3)
+        0.02
+    """
+    require_nonnegative("stddev", stddev)
+
+    def sample(key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> jax.Array:
+        return rescale(jax.random.normal(key, shape, dtype), stddev)
+
+    return initializer(sample, dtype)
+
+
+def truncated_normal(
+    stddev: Scalar = 1e-2, dtype: DType = None, lower: float = -2.0, upper: float = 2.0
+) -> Initializer:
+    """Truncated normal whose samples have exactly the standard deviation asked for.
+
+    Equation: w = stddev z / s, where z is standard normal given lower < z < upper, and with the
+    normal density φ and distribution Φ and the mass Z = Φ(upper) - Φ(lower),
+
+        m  = (φ(lower) - φ(upper)) / Z
+        s² = 1 + (lower φ(lower) - upper φ(upper)) / Z - m².
+
+    The bounds are in units of the normal before truncation, so w lies in
+    [lower, upper] stddev / s and has standard deviation stddev. Only the deviation is corrected:
+    with asymmetric bounds the mean is stddev m / s, not 0. `jax.nn.initializers.truncated_normal`
+    does not divide by s, so its samples deviate by s stddev (0.88 stddev at the default bounds).
+
+    Args:
+        stddev: Standard deviation of the samples, >= 0.
+        dtype: Default dtype of the result, real; None is jax's default float.
+        lower: Lower bound, a concrete number or -inf, at most 12.
+        upper: Upper bound, a concrete number or inf, above `lower` and at least -12.
+
+    Returns:
+        An initializer.
+
+    Raises:
+        ValueError: If `stddev` is negative or not finite, if `lower` is not below `upper`, or if
+            no part of the interval is within 12 of zero; on call, if the dtype is not real.
+
+    Source:
+        Johnson, Kotz and Balakrishnan (1994), "Continuous Univariate Distributions", volume 1,
+        chapter 13, section 10.1.
+
+    Example:
+        >>> w = truncated_normal(1.0)(jax.random.key(0), (10_000,))
+        >>> round(float(w.std()), 1), round(float(abs(w).max()), 2)
+        (1.0, 2.27)
+    """
+    require_nonnegative("stddev", stddev)
+    lower, upper = float(lower), float(upper)
+    if not lower < upper:
+        raise ValueError(f"lower must be below upper, got lower={lower} and upper={upper}")
+    if lower > FARTHEST_BOUND or upper < -FARTHEST_BOUND:
+        raise ValueError(
+            f"the interval must come within {FARTHEST_BOUND:g} of zero, "
+            f"got lower={lower} and upper={upper}"
+        )
+    deviation = truncated_deviation(lower, upper)
+
+    def sample(key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> jax.Array:
+        return rescale(sample_truncated(key, lower, upper, shape, dtype), stddev / deviation)
+
+    return initializer(sample, dtype)

@@ -1,0 +1,119 @@
+"""What every initializer shares: its signature, its arithmetic, its placement on devices.
+
+An initializer is a *sampler* (the equation: key, shape, dtype -> array) lifted by `initializer`,
+the one place that knows about default dtypes, half precision and sharding.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+# jax's own protocol, so that what is annotated with either is accepted where the other is asked.
+Initializer: TypeAlias = jax.nn.initializers.Initializer
+
+Shape: TypeAlias = tuple[int, ...]
+Sampler: TypeAlias = Callable[[jax.Array, Shape, Any], jax.Array]
+Scalar: TypeAlias = float | jax.Array
+DType: TypeAlias = jax.typing.DTypeLike | None
+Sharding: TypeAlias = jax.sharding.NamedSharding | jax.sharding.PartitionSpec | None
+
+
+def initializer(sample: Sampler, dtype: DType) -> Initializer:
+    """The initializer that draws with `sample`, in `dtype` unless a call asks for another.
+
+    Args:
+        sample: The equation, `(key, shape, dtype) -> array`. It is only asked for real dtypes
+            of at least 32 bits, for complex dtypes, and for whatever else is not floating.
+        dtype: Default dtype of the result; None is jax's default, float32 unless
+            `jax_enable_x64` is set.
+
+    Returns:
+        A function `init(key, shape, dtype=dtype, out_sharding=None)`. Dtypes below 32 bits are
+        drawn and scaled in float32 and rounded once, at the end. `out_sharding` (a
+        NamedSharding, or a PartitionSpec under `jax.set_mesh`) decides where the numbers live,
+        never what they are.
+
+    Example:
+        >>> init = initializer(lambda key, shape, dtype: jnp.full(shape, 2, dtype), None)
+        >>> init(jax.random.key(0), (3,), jnp.bfloat16)
+        Array([2, 2, 2], dtype=bfloat16)
+    """
+
+    def init(
+        key: jax.Array,
+        shape: Sequence[int],
+        dtype: DType = dtype,
+        out_sharding: Sharding = None,
+    ) -> jax.Array:
+        result_dtype = jnp.result_type(float) if dtype is None else dtype
+
+        def build(key: jax.Array) -> jax.Array:
+            return sample(key, tuple(shape), _arithmetic_dtype(result_dtype)).astype(result_dtype)
+
+        return _place(build, key, out_sharding)
+
+    return init
+
+
+def rescale(samples: jax.Array, factor: Scalar) -> jax.Array:
+    """The product `factor * samples`, rounded once whether compiled or not.
+
+    Args:
+        samples: Numbers fresh from a random generator, of any shape.
+        factor: A number, or an array of shape ().
+
+    Returns:
+        An array of the shape and dtype of `samples`.
+
+    Example:
+        >>> rescale(jnp.ones(2), 0.5)
+        Array([0.5, 0.5], dtype=float32)
+    """
+    # Without the barrier a compiler merges `factor` with the generator's own last constant, and
+    # a compiled initializer differs in the last bit from the same initializer run eagerly.
+    return jax.lax.optimization_barrier(samples) * jnp.asarray(factor, samples.dtype)
+
+
+def require_nonnegative(name: str, value: Scalar) -> None:
+    """Refuses what cannot be a scale: negative numbers, infinities and NaN.
+
+    Args:
+        name: The argument's name, for the message.
+        value: The argument. A tracer has no value yet and passes.
+
+    Raises:
+        ValueError: If `value` is negative or not finite.
+
+    Example:
+        >>> require_nonnegative("stddev", -1.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: stddev must be a finite number >= 0, got -1.0
+    """
+    try:
+        number = float(value)
+    except jax.errors.ConcretizationTypeError:
+        return
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+
+
+def _arithmetic_dtype(dtype: jax.typing.DTypeLike) -> Any:
+    canonical = jax.dtypes.canonicalize_dtype(dtype)
+    if jnp.issubdtype(canonical, jnp.floating) and jnp.finfo(canonical).bits < 32:
+        return jnp.float32
+    return canonical
+
+
+def _place(
+    build: Callable[[jax.Array], jax.Array], key: jax.Array, out_sharding: Sharding
+) -> jax.Array:
+    if out_sharding is None:
+        return build(key)
+    # A mesh with explicit axes wants shardings in the types, which only `auto_axes` writes there
+    # from within a trace; everywhere else, compiling with the sharding builds the shards in place.
+    if jax.sharding.get_abstract_mesh().explicit_axes:
+        return jax.sharding.auto_axes(out_sharding=out_sharding)(build)(key)
+    return jax.jit(build, out_shardings=out_sharding)(key)

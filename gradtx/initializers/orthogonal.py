@@ -1,0 +1,156 @@
+"""Initializers that keep lengths: orthogonal matrices, and convolutions that act like them."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from gradtx.initializers.initializer import (
+    DType,
+    Initializer,
+    Scalar,
+    Shape,
+    initializer,
+    require_nonnegative,
+    rescale,
+)
+
+
+def orthogonal(scale: Scalar = 1.0, column_axis: int = -1, dtype: DType = None) -> Initializer:
+    """A matrix drawn uniformly from the orthogonal (for complex dtypes: unitary) group.
+
+    Equation: W = scale Q diag(sign(diag(R))), where Q R = A and A_ij ~ N(0, 1). The signs make
+    the decomposition unique, and only then is the result uniform (Haar distributed). All axes
+    but `column_axis` are flattened into rows. With at least as many rows as columns
+    WᵀW = scale² I, otherwise WWᵀ = scale² I.
+
+    Args:
+        scale: The length of every orthonormal row or column, >= 0.
+        column_axis: The axis that indexes columns.
+        dtype: Default dtype of the result, real or complex; None is jax's default float.
+
+    Returns:
+        An initializer for shapes of rank 2 and above.
+
+    Raises:
+        ValueError: If `scale` is negative or not finite; on call, if the shape has less than
+            two axes or no axis `column_axis`.
+
+    Source:
+        Saxe, McClelland and Ganguli (2014), "Exact solutions to the nonlinear dynamics of
+        learning in deep linear neural networks", section 3; the signs are those of Mezzadri
+        (2007), "How to generate random matrices from the classical compact groups", section 5.
+
+    Example:
+        >>> w = orthogonal()(jax.random.key(0), (4, 2))
+        >>> bool(jnp.allclose(w.T @ w, jnp.eye(2), atol=1e-6))
+        True
+    """
+    require_nonnegative("scale", scale)
+
+    def sample(key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> jax.Array:
+        rank = len(shape)
+        if rank < 2 or not -rank <= column_axis < rank:
+            raise ValueError(
+                "orthogonal needs a shape of rank 2 or more that has the column axis, "
+                f"got shape={shape} and column_axis={column_axis}"
+            )
+        if 0 in shape:
+            return jnp.zeros(shape, dtype)
+        columns = shape[column_axis]
+        matrix = jax.random.orthogonal(key, math.prod(shape) // columns, (), dtype, columns)
+        row_axes = [size for axis, size in enumerate(shape) if axis != column_axis % rank]
+        rows_first = matrix.reshape(*row_axes, columns)
+        return rescale(jnp.moveaxis(rows_first, -1, column_axis), scale)
+
+    return initializer(sample, dtype)
+
+
+def delta_orthogonal(
+    scale: Scalar = 1.0, column_axis: int = -1, dtype: DType = None
+) -> Initializer:
+    """A convolution kernel that is an orthogonal matrix at its centre tap and zero elsewhere.
+
+    Equation: K[centre] = W with W from `orthogonal`, K[other taps] = 0. As fan_in <= fan_out,
+    the convolution with padding "SAME" multiplies the length of every signal by `scale`.
+
+    Args:
+        scale: The factor by which lengths grow, >= 0.
+        column_axis: The axis of W that indexes columns.
+        dtype: Default dtype of the result, real or complex; None is jax's default float.
+
+    Returns:
+        An initializer for kernels (*space, fan_in, fan_out) with one to three spatial axes. The
+        centre of an even number k of taps is tap k/2 - 1, as in padding "SAME".
+
+    Raises:
+        ValueError: If `scale` is negative or not finite; on call, if the rank is not 3, 4 or 5
+            or fan_in exceeds fan_out.
+
+    Source:
+        Xiao, Bahri, Sohl-Dickstein, Schoenholz and Pennington (2018), "Dynamical Isometry and
+        a Mean Field Theory of CNNs", algorithm 2.
+
+    Example:
+        >>> kernel = delta_orthogonal()(jax.random.key(0), (3, 2, 2))
+        >>> abs(kernel).sum((1, 2)) > 0
+        Array([False,  True, False], dtype=bool)
+    """
+    draw_matrix = orthogonal(scale, column_axis)
+
+    def sample(key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> jax.Array:
+        if len(shape) not in (3, 4, 5):
+            raise ValueError(f"delta_orthogonal needs a shape of rank 3, 4 or 5, got shape={shape}")
+        fan_in, fan_out = shape[-2:]
+        if fan_in > fan_out:
+            raise ValueError(
+                "delta_orthogonal cannot keep lengths with fewer outputs than inputs, "
+                f"got fan_in={fan_in} and fan_out={fan_out} in shape={shape}"
+            )
+        return _at_centre(draw_matrix(key, (fan_in, fan_out), dtype), shape)
+
+    return initializer(sample, dtype)
+
+
+def identity(scale: float = 1.0, dtype: DType = None) -> Initializer:
+    """The layer that passes its input on unchanged: an identity matrix, or a Dirac kernel.
+
+    Equation: W_ij = scale if i = j else 0; a convolution kernel has this matrix at its centre
+    tap and zeros elsewhere. Rectangular matrices copy the first min(fan_in, fan_out) inputs.
+
+    Args:
+        scale: The factor that the input is multiplied by, of either sign.
+        dtype: Default dtype of the result; None is jax's default float.
+
+    Returns:
+        An initializer, which ignores its key, for matrices (fan_in, fan_out) and for kernels
+        (*space, fan_in, fan_out) with one to three spatial axes. The centre of an even number k
+        of taps is tap k/2 - 1, as in padding "SAME".
+
+    Raises:
+        ValueError: On call, if the rank is not 2, 3, 4 or 5.
+
+    Source:
+        Le, Jaitly and Hinton (2015), "A Simple Way to Initialize Recurrent Networks of
+        Rectified Linear Units", section 2; for convolutions, Zagoruyko and Komodakis (2017),
+        "DiracNets: Training Very Deep Neural Networks Without Skip-Connections", section 3.
+
+    Example:
+        >>> identity(2.0)(jax.random.key(0), (2, 3))
+        Array([[2., 0., 0.],
+               [0., 2., 0.]], dtype=float32)
+    """
+
+    def sample(_key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> jax.Array:
+        if len(shape) not in (2, 3, 4, 5):
+            raise ValueError(f"identity needs a shape of rank 2, 3, 4 or 5, got shape={shape}")
+        return _at_centre(rescale(jnp.eye(*shape[-2:], dtype=dtype), scale), shape)
+
+    return initializer(sample, dtype)
+
+
+def _at_centre(matrix: jax.Array, shape: Shape) -> jax.Array:
+    if 0 in shape:
+        return jnp.zeros(shape, matrix.dtype)
+    centre = tuple((taps - 1) // 2 for taps in shape[:-2])
+    return jnp.zeros(shape, matrix.dtype).at[centre].set(matrix)

@@ -1,0 +1,190 @@
+"""Variance scaling: how large weights must be for a signal to pass many layers unchanged.
+
+`variance_scaling` is the rule; LeCun's, Glorot's and He's are choices of its scale and mode, each
+in a normal (truncated at two standard deviations before scaling) and a uniform version.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from gradtx.initializers.initializer import (
+    DType,
+    Initializer,
+    Scalar,
+    Shape,
+    initializer,
+    require_nonnegative,
+    rescale,
+)
+from gradtx.initializers.truncated import sample_truncated, truncated_deviation
+
+Axes: TypeAlias = int | Sequence[int]
+Mode: TypeAlias = Literal["fan_in", "fan_out", "fan_avg", "fan_geo_avg"]
+Distribution: TypeAlias = Literal["truncated_normal", "normal", "uniform"]
+
+_TRUNCATION = 2.0
+
+
+def compute_fans(
+    shape: Sequence[int], in_axis: Axes = -2, out_axis: Axes = -1, batch_axis: Axes = ()
+) -> tuple[int, int]:
+    """How many inputs one output sums over, and how many outputs one input reaches.
+
+    Equation: fan_in is the product of the sizes of all axes but `out_axis` and `batch_axis`,
+    fan_out of all but `in_axis` and `batch_axis`. Axes that are not named are the receptive
+    field of a convolution and count in both.
+
+    Args:
+        shape: Shape of the kernel.
+        in_axis: Axis or axes that index inputs.
+        out_axis: Axis or axes that index outputs.
+        batch_axis: Axis or axes that index independent layers.
+
+    Returns:
+        `(fan_in, fan_out)`.
+
+    Raises:
+        ValueError: If `shape` has no such axis.
+
+    Source:
+        Glorot and Bengio (2010), section 4.2.1; He, Zhang, Ren and Sun (2015), section 2.2, for
+        convolutions.
+
+    Example:
+        >>> compute_fans((3, 3, 16, 32))
+        (144, 288)
+        >>> compute_fans((64, 4, 16), in_axis=0, out_axis=(1, 2))
+        (64, 64)
+    """
+    rank = len(shape)
+    named = [(axis,) if isinstance(axis, int) else axis for axis in (in_axis, out_axis, batch_axis)]
+    if any(not -rank <= axis < rank for axes in named for axis in axes):
+        raise ValueError(
+            f"shape={tuple(shape)} has {rank} axes and lacks some of in_axis={in_axis}, "
+            f"out_axis={out_axis}, batch_axis={batch_axis}; name the axes that it has"
+        )
+    inputs, outputs, batch = ({axis % rank for axis in axes} for axes in named)
+    fan_in = math.prod(size for axis, size in enumerate(shape) if axis not in outputs | batch)
+    fan_out = math.prod(size for axis, size in enumerate(shape) if axis not in inputs | batch)
+    return fan_in, fan_out
+
+
+def variance_scaling(
+    scale: Scalar,
+    mode: Mode,
+    distribution: Distribution,
+    in_axis: Axes = -2,
+    out_axis: Axes = -1,
+    batch_axis: Axes = (),
+    dtype: DType = None,
+    *,
+    count_bias: bool = False,
+) -> Initializer:
+    """Zero-mean weights whose variance is inversely proportional to the size of the layer.
+
+    Equation: Var w = scale / n, where n is
+
+        fan_in                    with mode "fan_in",       which keeps activations;
+        fan_out                   with mode "fan_out",      which keeps gradients;
+        (fan_in + fan_out) / 2    with mode "fan_avg",      a compromise between the two;
+        sqrt(fan_in fan_out)      with mode "fan_geo_avg",  another;
+
+    and w is distributed as
+
+        "uniform"                 U[-L, L] with L = sqrt(3 scale / n);
+        "normal"                  N(0, scale / n);
+        "truncated_normal"        a normal cut at two of its own standard deviations, then
+                                  widened until its variance is scale / n again.
+
+    Complex weights have E|w|² = scale / n, and "uniform" is uniform on a disk; their modulus is
+    what the truncation cuts. (`jax.nn.initializers` widens them too far: its complex truncated
+    normal has variance 1.019 scale / n. Otherwise the numbers are the same.)
+
+    Args:
+        scale: Factor of the variance, >= 0: 1 for a linear layer, 2 before a rectifier.
+        mode: "fan_in", "fan_out", "fan_avg" or "fan_geo_avg".
+        distribution: "truncated_normal", "normal" or "uniform".
+        in_axis: Axis or axes that index inputs.
+        out_axis: Axis or axes that index outputs.
+        batch_axis: Axis or axes that index independent layers.
+        dtype: Default dtype of the result, real or complex; None is jax's default float.
+        count_bias: Whether fan_in counts the bias, a weight on an input that is always 1, so
+            that "fan_avg" divides by (1 + fan_in + fan_out) / 2. The bias passes no gradient on
+            to an input, so fan_out is the same either way.
+
+    Returns:
+        An initializer for kernels in which the named axes exist.
+
+    Raises:
+        ValueError: If `scale` is negative or not finite, or `mode` or `distribution` unknown; on
+            call, if the shape lacks a named axis.
+
+    Source:
+        He, Zhang, Ren and Sun (2015), "Delving Deep into Rectifiers", section 2.2, equations
+        (10) and (14); Glorot and Bengio (2010), equation (12), for the average.
+
+    Example:
+        >>> init = variance_scaling(2.0, "fan_in", "normal")
+        >>> round(float(init(jax.random.key(0), (200, 100)).var()), 3)
+        0.01
+    """
+    require_nonnegative("scale", scale)
+    if mode not in _DIVISORS:
+        raise ValueError(f"mode must be one of {sorted(_DIVISORS)}, got {mode!r}")
+    if distribution not in _NOISES:
+        raise ValueError(f"distribution must be one of {sorted(_NOISES)}, got {distribution!r}")
+    divisor, noise = _DIVISORS[mode], _NOISES[distribution]
+
+    def sample(key: jax.Array, shape: Shape, dtype: Any) -> jax.Array:
+        fan_in, fan_out = compute_fans(shape, in_axis, out_axis, batch_axis)
+        # Only the fans of an empty array can be zero, and it has no elements to scale.
+        variance = scale / max(divisor(fan_in + count_bias, fan_out), 1)
+        samples, deviation = noise(key, shape, dtype)
+        return rescale(samples, variance**0.5 / deviation)
+
+    return initializer(sample, dtype)
+
+
+_DIVISORS = {
+    "fan_in": lambda fan_in, fan_out: fan_in,
+    "fan_out": lambda fan_in, fan_out: fan_out,
+    "fan_avg": lambda fan_in, fan_out: (fan_in + fan_out) / 2,
+    "fan_geo_avg": lambda fan_in, fan_out: math.sqrt(fan_in * fan_out),
+}
+
+
+def _uniform(key: jax.Array, shape: Shape, dtype: Any) -> tuple[jax.Array, float]:
+    """Samples of zero mean, and their standard deviation, as every noise below."""
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        radius_key, phase_key = jax.random.split(key)
+        radius = jnp.sqrt(2 * jax.random.uniform(radius_key, shape, jnp.finfo(dtype).dtype))
+        return _with_random_phase(phase_key, radius), 1.0
+    return jax.random.uniform(key, shape, dtype, -1, 1), math.sqrt(1 / 3)
+
+
+def _normal(key: jax.Array, shape: Shape, dtype: Any) -> tuple[jax.Array, float]:
+    return jax.random.normal(key, shape, dtype), 1.0
+
+
+def _truncated_normal(key: jax.Array, shape: Shape, dtype: Any) -> tuple[jax.Array, float]:
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        # |z|² of a complex normal of variance 1 is exponential, here given |z|² < t.
+        t = _TRUNCATION**2
+        radius_key, phase_key = jax.random.split(key)
+        probability = jax.random.uniform(radius_key, shape, jnp.finfo(dtype).dtype)
+        radius = jnp.sqrt(-jnp.log1p(probability * math.expm1(-t)))
+        return _with_random_phase(phase_key, radius), math.sqrt(1 - t / math.expm1(t))
+    samples = sample_truncated(key, -_TRUNCATION, _TRUNCATION, shape, dtype)
+    return samples, truncated_deviation(-_TRUNCATION, _TRUNCATION)
+
+
+def _with_random_phase(key: jax.Array, radius: jax.Array) -> jax.Array:
+    phase = 2 * math.pi * jax.random.uniform(key, radius.shape, radius.dtype)
+    return jax.lax.complex(radius * jnp.cos(phase), radius * jnp.sin(phase))
+
+
+_NOISES = {"truncated_normal": _truncated_normal, "normal": _normal, "uniform": _uniform}
