@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
@@ -70,6 +71,19 @@ def check(owner: str, argument: str, value: Any, valid: Range) -> None:
         raise ValueError(f"{owner}: {argument} must be {valid.description}, got {value}")
 
 
+def check_dtype(owner: str, argument: str, dtype: DTypeLike | None) -> np.dtype | None:
+    """The storage dtype that an argument names, or a ValueError if it cannot hold a moment."""
+    if dtype is None:
+        return None
+    try:
+        canonical = jax.dtypes.canonicalize_dtype(dtype)
+    except TypeError as error:
+        raise ValueError(f"{owner}: {argument} must be a dtype, got {dtype!r}") from error
+    if not jnp.issubdtype(canonical, jnp.inexact):
+        raise ValueError(f"{owner}: {argument} must be an inexact dtype, got {dtype!r}")
+    return canonical
+
+
 @dataclass(frozen=True)
 class Slot:
     """One array that a kernel keeps for each parameter.
@@ -89,14 +103,6 @@ class Slot:
     dtype: DTypeLike | None = None
     real: bool = False
     shape: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None
-
-    def __post_init__(self) -> None:
-        if self.dtype is not None:
-            try:
-                dtype = jax.dtypes.canonicalize_dtype(self.dtype)
-            except TypeError as error:
-                raise ValueError(f"{self.name}: {self.dtype!r} is not a dtype") from error
-            object.__setattr__(self, "dtype", dtype)
 
     def shape_for(self, parameter_shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the slot of a parameter of `parameter_shape`."""

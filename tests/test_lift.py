@@ -192,8 +192,12 @@ def test_slot_dtype_can_be_chosen_and_is_kept():
     assert (state.mu.dtype, state.nu.dtype) == (jnp.bfloat16, jnp.float32)
     _, state = tx.update(params, state)
     assert (state.mu.dtype, state.nu.dtype) == (jnp.bfloat16, jnp.float32)
-    with pytest.raises(ValueError, match=r"mu.*bfloat17"):
-        gradtx.scale_by_adam(mu_dtype="bfloat17")
+    with pytest.raises(ValueError, match=r"scale_by_adam: mu_dtype.*bfloat17"):
+        gradtx.adamw(0.1, mu_dtype="bfloat17")
+    with pytest.raises(ValueError, match=r"trace: accumulator_dtype.*int32"):
+        gradtx.sgd(0.1, 0.9, accumulator_dtype="int32")
+    with pytest.raises(ValueError, match=r"sgd: dampening.*0\.5"):
+        gradtx.sgd(0.1, dampening=0.5)
 
 
 def test_state_that_comes_in_with_other_dtypes_keeps_them():

@@ -5,7 +5,7 @@ import optax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, check_dtype
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
 from gradtx.trees import abs_squared
@@ -78,7 +78,10 @@ def scale_by_adam(
     kernel = Kernel(
         "scale_by_adam",
         _adam,
-        slots=(Slot("mu", dtype=mu_dtype), Slot("nu", real=True)),
+        slots=(
+            Slot("mu", dtype=check_dtype("scale_by_adam", "mu_dtype", mu_dtype)),
+            Slot("nu", real=True),
+        ),
         hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
         options=("nesterov", "bias_correction"),
         state=optax.ScaleByAdamState,
@@ -153,7 +156,11 @@ def scale_by_amsgrad(
     kernel = Kernel(
         "scale_by_amsgrad",
         _amsgrad,
-        slots=(Slot("mu", dtype=mu_dtype), Slot("nu", real=True), Slot("nu_max", real=True)),
+        slots=(
+            Slot("mu", dtype=check_dtype("scale_by_amsgrad", "mu_dtype", mu_dtype)),
+            Slot("nu", real=True),
+            Slot("nu_max", real=True),
+        ),
         hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
         options=("bias_correction_mu", "bias_correction_nu"),
         state=optax.ScaleByAmsgradState,

@@ -8,7 +8,7 @@ import optax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import COUNT, DECAY, Kernel, Slot, check
+from gradtx.kernel import COUNT, DECAY, Kernel, Slot, check, check_dtype
 from gradtx.kernels.arithmetic import debias as debiased
 from gradtx.lift import lift
 
@@ -61,10 +61,11 @@ def trace(
         >>> print(updates)
         [1.75]
     """
+    dtype = check_dtype("trace", "accumulator_dtype", accumulator_dtype)
     kernel = Kernel(
         "trace",
         _trace,
-        slots=(Slot("trace", dtype=accumulator_dtype),),
+        slots=(Slot("trace", dtype=dtype),),
         hyperparameters={"decay": DECAY, "dampening": DECAY},
         options=("nesterov",),
         state=optax.TraceState,
@@ -112,10 +113,11 @@ def ema(
         >>> print(updates)
         [5.]
     """
+    dtype = check_dtype("ema", "accumulator_dtype", accumulator_dtype)
     kernel = Kernel(
         "ema",
         _ema,
-        slots=(Slot("ema", dtype=accumulator_dtype),),
+        slots=(Slot("ema", dtype=dtype),),
         hyperparameters={"decay": DECAY},
         options=("debias",),
         state=optax.EmaState,

@@ -7,7 +7,7 @@ import optax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, check_dtype
 from gradtx.lift import lift
 
 
@@ -91,7 +91,7 @@ def scale_by_lion(
     kernel = Kernel(
         "scale_by_lion",
         _lion,
-        slots=(Slot("mu", dtype=mu_dtype),),
+        slots=(Slot("mu", dtype=check_dtype("scale_by_lion", "mu_dtype", mu_dtype)),),
         hyperparameters={"b1": DECAY, "b2": DECAY, "smooth_beta": NON_NEGATIVE},
         options=("mode",),
         state=optax.ScaleByLionState,

@@ -58,10 +58,13 @@ def sgd(
         >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
         1.750
     """
-    momentum_step = identity()
     if momentum is not None:
-        momentum_step = trace(momentum, nesterov, accumulator_dtype, dampening=dampening)
-    return chain(momentum_step, scale_by_learning_rate(learning_rate))
+        direction = trace(momentum, nesterov, accumulator_dtype, dampening=dampening)
+    elif isinstance(dampening, int | float) and dampening == 0:
+        direction = identity()
+    else:
+        raise ValueError(f"sgd: dampening needs a momentum, got dampening={dampening}")
+    return chain(direction, scale_by_learning_rate(learning_rate))
 
 
 def sign_sgd(
