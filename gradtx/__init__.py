@@ -26,7 +26,7 @@ from optax import (
     value_and_grad_from_state,
 )
 
-from gradtx import initializers, normalization, schedules
+from gradtx import initializers, normalization, schedules, testing, training
 from gradtx.compose import (
     chain,
     conditionally_mask,
@@ -168,7 +168,9 @@ __all__ = [
     "simple_moving_average",
     "stateless",
     "stateless_with_tree_map",
+    "testing",
     "trace",
+    "training",
     "value_and_grad_from_state",
     "with_extra_args_support",
     "yogi",

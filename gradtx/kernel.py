@@ -48,17 +48,20 @@ COUNT = Range("a whole number >= 1", lambda value: value >= 1 and float(value).i
 
 
 def check(owner: str, argument: str, value: Any, valid: Range) -> None:
-    """Refuse a concrete value outside its range; tracers pass through.
+    """Refuse a concrete value outside its range; tracers and schedules pass through.
 
     Args:
         owner: name of the function that was called, which opens the message.
         argument: name of the argument.
-        value: a number or a scalar array; a tracer's value is unknown and accepted.
+        value: a number or a scalar array; the values of a tracer and of a schedule, which is any
+            callable, are unknown and accepted.
         valid: the range that it must lie in.
 
     Raises:
         ValueError: if the value is not a real scalar, or lies outside `valid`.
     """
+    if callable(value):
+        return
     if isinstance(value, bool | np.bool_) or not isinstance(
         value, int | float | np.ndarray | np.generic | jax.Array
     ):

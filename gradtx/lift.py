@@ -91,10 +91,10 @@ class _Lifted:
         self.traced: tuple[str, ...] = ()
         for name, valid in kernel.hyperparameters.items():
             value = arguments[name]
+            check(kernel.name, name, value, valid)
             if callable(value):
                 self.schedules[name] = value
             else:
-                check(kernel.name, name, value, valid)
                 is_array = isinstance(value, np.ndarray | jax.Array)
                 self.values[name] = jnp.asarray(value) if is_array else float(value)
             if name in kernel.arguments:

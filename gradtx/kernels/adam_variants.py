@@ -156,20 +156,25 @@ def _radam(g, *, mu, nu, t, b1, b2, eps, eps_root, threshold, nesterov):
 def _degrees_of_freedom(b2, t: jax.Array) -> jax.Array:
     """rho_t = rho_inf - 2 t b2^t / (1 - b2^t) with rho_inf = 2 / (1 - b2) - 1.
 
-    For b2 near 1 both terms are large and nearly equal. With L = -log(b2) they are
-    coth(L / 2) and t (coth(t L / 2) - 1), and what is left when the poles of the hyperbolic
+    While t is small and b2 near 1 both terms are large and nearly equal. With h = -log(b2) / 2
+    they are coth(h) and t (coth(t h) - 1), and what is left when the poles of the hyperbolic
     cotangents have cancelled is the Langevin function coth(x) - 1 / x, which is small.
     """
     half = -log_decay(b2) / 2
-    return t - t * _langevin(t * half) + _langevin(half * jnp.ones_like(t))
+    is_early = t * half < 0.25
+    early = t - t * _langevin(jnp.where(is_early, t * half, 0.0))
+    early += _langevin(jnp.where(is_early, half, 0.0))
+    late = (1 + b2) / (1 - b2) - 2 * t / jnp.expm1(2 * t * half)
+    return jnp.where(is_early, early, late)
+
+
+# The power series of coth(x) - 1 / x in x^2, after a factor x, highest power first.
+_LANGEVIN = (4 / 18243225, -1382 / 638512875, 2 / 93555, -1 / 4725, 2 / 945, -1 / 45, 1 / 3)
 
 
 def _langevin(x: jax.Array) -> jax.Array:
-    is_small = x < 0.5
-    small, large = jnp.where(is_small, x, 0.0), jnp.where(is_small, 1.0, x)
-    square = small * small
-    series = 1 / 3 - square * (1 / 45 - square * (2 / 945 - square * (1 / 4725)))
-    return jnp.where(is_small, small * series, 1 / jnp.tanh(large) - 1 / large)
+    """coth(x) - 1 / x for x < 0.25."""
+    return x * jnp.polyval(jnp.array(_LANGEVIN, x.dtype), x * x)
 
 
 _TRACTABLE = Range(">= 4", lambda value: value >= 4)

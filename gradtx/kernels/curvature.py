@@ -59,8 +59,7 @@ def scale_by_newton(
     owner = "scale_by_newton"
     if solver not in ("dense", "cg"):
         raise ValueError(f"{owner}: solver must be 'dense' or 'cg', got {solver!r}")
-    if not callable(damping):
-        check(owner, "damping", damping, NON_NEGATIVE)
+    check(owner, "damping", damping, NON_NEGATIVE)
     check(owner, "tolerance", tolerance, NON_NEGATIVE)
     if max_iterations is not None:
         check(owner, "max_iterations", max_iterations, COUNT)

@@ -7,6 +7,7 @@ from optax import GradientTransformationExtraArgs as Transformation
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain, identity
+from gradtx.kernel import DECAY, check
 from gradtx.kernels.curvature import scale_by_newton
 from gradtx.kernels.momentum import ema, trace
 from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
@@ -59,6 +60,7 @@ def sgd(
         1.750
     """
     if momentum is not None:
+        check("sgd", "momentum", momentum, DECAY)
         direction = trace(momentum, nesterov, accumulator_dtype, dampening=dampening)
     elif isinstance(dampening, int | float) and dampening == 0:
         direction = identity()
@@ -133,6 +135,7 @@ def signum(
         >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
         1.500
     """
+    check("signum", "beta", beta, DECAY)
     return chain(
         ema(beta, debias=False, accumulator_dtype=accumulator_dtype),
         scale_by_sign(),

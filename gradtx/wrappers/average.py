@@ -73,7 +73,7 @@ def average_params(
     average = ema(decay, debias=False)
 
     def observed(params: Any) -> Any:
-        return params, jnp.float32(1) if debias else None
+        return params, jnp.ones(()) if debias else None
 
     def init(params: Any) -> AverageParamsState:
         return AverageParamsState(average.init(observed(params)), inner.init(params))
@@ -127,7 +127,7 @@ def averaged_params(state: Any, params: Any = None) -> Any:
     if params is None:
         return average
     return jax.tree.map(
-        lambda p, a: a.astype(p.dtype) if trees.is_parameter(p) else p,
+        lambda p, a: a.astype(jnp.result_type(p)) if trees.is_parameter(p) else p,
         params,
         jax.tree.unflatten(
             trees.flatten(params)[1],
