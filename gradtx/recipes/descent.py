@@ -7,7 +7,7 @@ from optax import GradientTransformationExtraArgs as Transformation
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain, identity
-from gradtx.kernel import DECAY, check
+from gradtx.kernel import DECAY, Range, check
 from gradtx.kernels.curvature import scale_by_newton
 from gradtx.kernels.momentum import ema, trace
 from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
@@ -59,13 +59,12 @@ def sgd(
         >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
         1.750
     """
-    if momentum is not None:
-        check("sgd", "momentum", momentum, DECAY)
-        direction = trace(momentum, nesterov, accumulator_dtype, dampening=dampening)
-    elif isinstance(dampening, int | float) and dampening == 0:
+    if momentum is None:
+        check("sgd", "dampening", dampening, Range("0 without momentum", lambda value: value == 0))
         direction = identity()
     else:
-        raise ValueError(f"sgd: dampening needs a momentum, got dampening={dampening}")
+        check("sgd", "momentum", momentum, DECAY)
+        direction = trace(momentum, nesterov, accumulator_dtype, dampening=dampening)
     return chain(direction, scale_by_learning_rate(learning_rate))
 
 

@@ -1,0 +1,1 @@
+"""Runnable examples, each with a picture: `python -m examples.NAME --help`."""

@@ -1,0 +1,74 @@
+"""Every named optimizer of gradtx, with what it needs to train the network of `digits`."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradtx
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a recipe is used.
+
+    Attributes:
+        learning_rate: the largest learning rate of the schedule.
+        options: further arguments of the recipe.
+        full_batch: whether it needs the exact gradient, because it compares gradients of
+            different steps or trusts their length. Such a recipe sees all samples in each step,
+            is not clipped, and keeps its learning rate.
+    """
+
+    learning_rate: float = 0.003
+    options: Mapping[str, Any] = field(default_factory=dict)
+    full_batch: bool = False
+
+
+_DECAY = {"weight_decay": 1.0, "mask": gradtx.select("kernel")}
+
+# Without an entry here the default settings hold, which suit Adam and its relatives.
+_SETTINGS = {
+    "adadelta": Settings(learning_rate=3.0),
+    "adagrad": Settings(learning_rate=0.1),
+    "adamaxw": Settings(options=_DECAY),
+    "adamw": Settings(options=_DECAY),
+    "lbfgs": Settings(learning_rate=1.0, full_batch=True),
+    "lion": Settings(learning_rate=0.001, options=_DECAY),
+    "momentum": Settings(learning_rate=0.1, options={"momentum": 0.9}),
+    "nadamw": Settings(options=_DECAY),
+    "newton": Settings(
+        learning_rate=1.0,
+        options={"solver": "cg", "damping": 1.0, "max_iterations": 5},
+        full_batch=True,
+    ),
+    "rprop": Settings(learning_rate=0.001, full_batch=True),
+    "sgd": Settings(learning_rate=0.5),
+    "sign_sgd": Settings(learning_rate=0.001),
+    "signum": Settings(learning_rate=0.001),
+}
+
+
+def names() -> list[str]:
+    """The names of all recipes: what gradtx exports that takes a learning rate first."""
+    exported = [name for name in gradtx.__all__ if _is_recipe(name)]
+    return sorted([*exported, "momentum"])
+
+
+def settings_of(name: str) -> Settings:
+    """How the recipe of this name is used."""
+    return _SETTINGS.get(name, Settings())
+
+
+def recipe(name: str) -> Callable[[Any], gradtx.GradientTransformationExtraArgs]:
+    """The recipe of this name as a function of the learning rate."""
+    factory = gradtx.sgd if name == "momentum" else getattr(gradtx, name)
+    return functools.partial(factory, **settings_of(name).options)
+
+
+def _is_recipe(name: str) -> bool:
+    exported = getattr(gradtx, name)
+    if name.startswith("scale_by_") or not inspect.isfunction(exported):
+        return False
+    return next(iter(inspect.signature(exported).parameters), None) == "learning_rate"

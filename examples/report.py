@@ -1,0 +1,152 @@
+"""What a run looked like: a progress bar, a table and a picture."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from examples import extras
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Means over the steps of an epoch, and what the network can do at its end."""
+
+    loss: float
+    accuracy: float
+    gradient_norm: float
+    learning_rate: float
+    test_accuracy: float
+    averaged_accuracy: float
+
+    @classmethod
+    def from_metrics(
+        cls, metrics: Sequence[dict[str, Any]], *, test_accuracy: Any, averaged_accuracy: Any
+    ) -> "Epoch":
+        """The epoch whose steps had these metrics."""
+
+        def mean(name: str) -> float:
+            return float(np.mean([step[name] for step in metrics]))
+
+        return cls(
+            loss=mean("loss"),
+            accuracy=mean("accuracy"),
+            gradient_norm=mean("gradient_norm"),
+            learning_rate=mean("learning_rate"),
+            test_accuracy=float(test_accuracy),
+            averaged_accuracy=float(averaged_accuracy),
+        )
+
+
+@dataclass
+class Run:
+    """One network's training."""
+
+    name: str
+    learning_rate: float
+    batch_size: int
+    epochs: list[Epoch] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def curve(self, quantity: str) -> np.ndarray:
+        """One quantity over the epochs."""
+        return np.array([getattr(epoch, quantity) for epoch in self.epochs])
+
+
+def progress_bar() -> Any:
+    """A bar for each run, with loss, accuracy and gradient norm of the latest epoch."""
+    progress = extras.load("rich.progress")
+    return progress.Progress(
+        progress.TextColumn("{task.description:9}"),
+        progress.BarColumn(bar_width=12),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[summary]}"),
+    )
+
+
+def follow(bar: Any, name: str, epochs: int) -> Callable[[Epoch], None]:
+    """Add a run to the bar; the result is to be called after each epoch."""
+    task = bar.add_task(name, total=epochs, summary="compiling")
+
+    def on_epoch(epoch: Epoch) -> None:
+        summary = (
+            f"loss {epoch.loss:<8.3g} accuracy {epoch.accuracy:<6.1%} "
+            f"gradient norm {epoch.gradient_norm:.3g}"
+        )
+        bar.update(task, advance=1, summary=summary)
+
+    return on_epoch
+
+
+def print_table(runs: Sequence[Run], test_samples: int) -> None:
+    """Print what each run came to."""
+    table = extras.load("rich.table").Table(
+        title=f"Accuracy of the raw and the averaged parameters on {test_samples} test images"
+    )
+    table.add_column("optimizer")
+    for heading in ("learning rate", "batch", "loss", "raw", "averaged", "seconds"):
+        table.add_column(heading, justify="right")
+    for run in runs:
+        last = run.epochs[-1]
+        table.add_row(
+            run.name,
+            f"{run.learning_rate:g}",
+            str(run.batch_size),
+            f"{last.loss:.3g}",
+            f"{last.test_accuracy:.2%}",
+            f"{last.averaged_accuracy:.2%}",
+            f"{run.seconds:.1f}",
+        )
+    extras.load("rich.console").Console().print(table)
+
+
+def draw(runs: Sequence[Run], path: Path) -> None:
+    """Draw one run in four panels, or training loss and test accuracy of several in two."""
+    extras.load("matplotlib").use("Agg")
+    pyplot = extras.load("matplotlib.pyplot")
+    is_single = len(runs) == 1
+    figure, panels = pyplot.subplots(
+        2 if is_single else 1, 2, figsize=(11, 8 if is_single else 5), layout="constrained"
+    )
+    loss, accuracy, *others = panels.flat
+    for i, run in enumerate(runs):
+        # Ten colours, and another kind of line for each further ten runs.
+        style = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3]}
+        _plot(loss, run, "loss", label=run.name, **style)
+        _plot(accuracy, run, "averaged_accuracy", label="averaged parameters", **style)
+    _describe(loss, "Training loss", "mean cross-entropy", yscale="log")
+    _describe(accuracy, "Test accuracy of the averaged parameters", "share of correct answers")
+    # The way up is steep and says little: show it only where a run ends down there.
+    lowest = min(run.curve("averaged_accuracy").min() for run in runs)
+    worst_end = min(run.epochs[-1].averaged_accuracy for run in runs)
+    accuracy.set_ylim(max(lowest, min(worst_end, 0.8)) - 0.01, 1.002)
+    if is_single:
+        (run,) = runs
+        gradient_norm, learning_rate = others
+        _plot(accuracy, run, "test_accuracy", label="raw parameters", color="C1", linestyle="--")
+        accuracy.set_title("Test accuracy")
+        accuracy.legend(loc="lower right")
+        _plot(gradient_norm, run, "gradient_norm", color="C0")
+        _describe(gradient_norm, "Gradient", "mean norm before clipping", yscale="log")
+        _plot(learning_rate, run, "learning_rate", color="C0")
+        _describe(learning_rate, "Schedule", "mean learning rate")
+        learning_rate.set_ylim(bottom=0)
+        figure.suptitle(f"Handwritten digits, trained with {run.name}")
+    else:
+        figure.legend(*loss.get_legend_handles_labels(), loc="outside right center")
+        figure.suptitle(f"Handwritten digits, trained with {len(runs)} optimizers")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _plot(axes: Any, run: Run, quantity: str, **style: Any) -> None:
+    axes.plot(np.arange(1, len(run.epochs) + 1), run.curve(quantity), marker=".", **style)
+
+
+def _describe(axes: Any, title: str, quantity: str, **scale: str) -> None:
+    axes.set(title=title, xlabel="epoch", ylabel=quantity, **scale)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)

@@ -1,0 +1,198 @@
+"""Train a small network on handwritten digits, with any optimizer of gradtx.
+
+    python -m examples.train_digits
+    python -m examples.train_digits --optimizer lion
+    python -m examples.train_digits --compare sgd momentum rmsprop adam
+
+The optimizer is a chain: the gradient is clipped by its global norm, the recipe (AdamW, unless
+another is named) makes an update of it with a learning rate that warms up and then decays as a
+cosine, and an average of the parameters is kept beside. At the end a table shows the accuracy on
+test images of the raw and of the averaged parameters, and a picture the way there.
+"""
+
+import argparse
+import functools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+import gradtx
+from examples import digits, recipes, report
+from gradtx.training import TrainState, make_train_step, minibatches
+
+MAX_GRADIENT_NORM = 1.0
+
+
+def make_optimizer(
+    name: str, learning_rate: float, total_steps: int
+) -> tuple[optax.GradientTransformationExtraArgs, optax.ScalarOrSchedule]:
+    """The whole chain around a recipe, and its learning rate as a number or a schedule."""
+    if recipes.settings_of(name).full_batch:
+        rate, chain = learning_rate, recipes.recipe(name)(learning_rate)
+    else:
+        rate = gradtx.schedules.warmup_cosine_decay_schedule(
+            init_value=learning_rate / 10,
+            peak_value=learning_rate,
+            warmup_steps=total_steps // 10,
+            decay_steps=total_steps,
+        )
+        chain = gradtx.chain(
+            gradtx.clip_by_global_norm(MAX_GRADIENT_NORM), recipes.recipe(name)(rate)
+        )
+    # The average reaches back over about a tenth of the run.
+    decay = max(0.0, 1 - 10 / total_steps)
+    return gradtx.average_params(chain, decay), rate
+
+
+def train(
+    name: str,
+    data: digits.Digits,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float | None,
+    seed: int,
+    on_epoch: Callable[[report.Epoch], None],
+) -> report.Run:
+    """Train one network from scratch.
+
+    Args:
+        name: the recipe.
+        data: training and test samples.
+        epochs: how often to go through the training samples.
+        batch_size: samples per step; a recipe that needs the exact gradient takes all of them.
+        learning_rate: the largest learning rate; None: the recipe's own.
+        seed: decides the first parameters and the order of the samples.
+        on_epoch: called with the means over each epoch when it ends.
+    """
+    start = time.perf_counter()
+    settings = recipes.settings_of(name)
+    samples = len(data.train["label"])
+    batch_size = samples if settings.full_batch else min(batch_size, samples)
+    steps_per_epoch = samples // batch_size
+    rate = settings.learning_rate if learning_rate is None else learning_rate
+    tx, schedule = make_optimizer(name, rate, epochs * steps_per_epoch)
+
+    init_key, order_key = jax.random.split(jax.random.key(seed))
+    params, stats = digits.init_network(init_key)
+    state = TrainState.create(params, tx, model_state=stats)
+    # The statistics of a batch of everything need no long average.
+    loss_fn = functools.partial(digits.loss_fn, momentum=0.5 if settings.full_batch else 0.9)
+    train_step = make_train_step(
+        loss_fn, tx, has_model_state=True, has_aux=True, learning_rate=schedule
+    )
+    run = report.Run(name, rate, batch_size)
+    metrics: list[dict[str, Any]] = []
+    for batch in minibatches(order_key, data.train, batch_size, epochs=epochs, drop_remainder=True):
+        state, step_metrics = train_step(state, batch)
+        metrics.append(step_metrics)
+        if len(metrics) == steps_per_epoch:
+            averaged = gradtx.averaged_params(state.opt_state, state.params)
+            run.epochs.append(
+                report.Epoch.from_metrics(
+                    jax.device_get(metrics),
+                    test_accuracy=digits.accuracy_of(state.params, state.model_state, data.test),
+                    averaged_accuracy=digits.accuracy_of(averaged, state.model_state, data.test),
+                )
+            )
+            on_epoch(run.epochs[-1])
+            metrics.clear()
+    run.seconds = time.perf_counter() - start
+    return run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the example with the arguments of the command line."""
+    arguments = _parser().parse_args(argv)
+    names = arguments.compare or [arguments.optimizer]
+    epochs = arguments.epochs or (2 if arguments.quick else 20)
+    data = digits.load_digits()
+    runs = []
+    with report.progress_bar() as bar:
+        for name in names:
+            on_epoch = report.follow(bar, name, epochs)
+            runs.append(
+                train(
+                    name,
+                    data,
+                    epochs=epochs,
+                    batch_size=arguments.batch_size,
+                    learning_rate=arguments.learning_rate,
+                    seed=arguments.seed,
+                    on_epoch=on_epoch,
+                )
+            )
+    report.print_table(runs, len(data.test["label"]))
+    report.draw(runs, arguments.out)
+    print(f"Picture: {arguments.out}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.train_digits",
+        description="Train a small network on scikit-learn's handwritten digits.",
+        epilog=f"The names of the optimizers: {', '.join(recipes.names())}.",
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--optimizer", metavar="NAME", type=_name, default="adamw", help="one optimizer (adamw)"
+    )
+    which.add_argument(
+        "--compare", metavar="NAME", type=_name, nargs="+", help="several, in one picture"
+    )
+    parser.add_argument("--epochs", type=_count, help="passes over the training images (20)")
+    parser.add_argument("--batch-size", type=_count, default=64, help="images per step (64)")
+    parser.add_argument(
+        "--learning-rate", type=_positive, help="the largest one (each optimizer has its own)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of network and order (0)")
+    parser.add_argument("--quick", action="store_true", help="2 epochs, to see that it runs")
+    parser.add_argument(
+        "--out",
+        metavar="PATH",
+        type=_picture,
+        default=Path("outputs/train_digits.png"),
+        help="where to write the picture (outputs/train_digits.png)",
+    )
+    return parser
+
+
+def _name(text: str) -> str:
+    if text not in recipes.names():
+        raise argparse.ArgumentTypeError(
+            f"there is no optimizer {text!r}; the names are {', '.join(recipes.names())}"
+        )
+    return text
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number > 0, got {text!r}")
+    return value
+
+
+def _picture(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in (".pdf", ".png", ".svg"):
+        raise argparse.ArgumentTypeError(f"must end in .pdf, .png or .svg, got {text!r}")
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Mini-batches: every sample once an epoch, in an order that a key decides."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradtx import trees
+from gradtx.kernel import COUNT, check
+
+
+def minibatches(
+    key: jax.Array,
+    data: Any,
+    batch_size: int,
+    *,
+    epochs: int | None = 1,
+    drop_remainder: bool = False,
+) -> Iterator[Any]:
+    """Cut data into shuffled batches, each sample once an epoch.
+
+        batch i of epoch e = data[order_e[i * batch_size : (i + 1) * batch_size]]
+        order_e = a random permutation of 0 .. n-1, drawn with fold_in(key, e)
+
+    Args:
+        key: the PRNG key that decides the order. The same key gives the same batches; each epoch
+            has an order of its own, that does not depend on how many there are.
+        data: an array of shape (n, ...), or a tree of arrays with the same n. NumPy arrays give
+            NumPy batches, JAX arrays give JAX batches.
+        batch_size: how many samples a batch has, >= 1.
+        epochs: how often to go through the data, >= 1; None: without end.
+        drop_remainder: whether to leave out the last n mod batch_size samples of each epoch's
+            order. False: they make a smaller last batch, for which a compiled step is compiled a
+            second time.
+
+    Returns:
+        An iterator over batches: trees of the structure of `data`, of arrays of shape
+        (batch_size, ...).
+
+    Raises:
+        ValueError: if `batch_size` or `epochs` is not a whole number >= 1, `data` has no arrays,
+            or an array without a first axis, or arrays of different n; or if `drop_remainder`
+            would drop everything.
+
+    Source:
+        Goodfellow, Bengio & Courville 2016, "Deep learning", section 8.1.3.
+
+    Example:
+        >>> import jax
+        >>> import numpy as np
+        >>> from gradtx.training import minibatches
+        >>> data = {"image": np.zeros((5, 8, 8)), "label": np.arange(5)}
+        >>> for batch in minibatches(jax.random.key(0), data, batch_size=2):
+        ...     print(batch["image"].shape, len(batch["label"]))
+        (2, 8, 8) 2
+        (2, 8, 8) 2
+        (1, 8, 8) 1
+    """
+    owner = "minibatches"
+    check(owner, "batch_size", batch_size, COUNT)
+    if epochs is not None:
+        check(owner, "epochs", epochs, COUNT)
+    number = _number_of_samples(owner, data)
+    if drop_remainder and batch_size > number:
+        raise ValueError(
+            f"{owner}: batch_size must be at most the number of samples, {number}, with "
+            f"drop_remainder, got {batch_size}"
+        )
+    # A function of its own, because a generator would check its arguments only at the first batch.
+    return _batches(key, data, number, int(batch_size), epochs, drop_remainder)
+
+
+def _batches(
+    key: jax.Array,
+    data: Any,
+    number: int,
+    batch_size: int,
+    epochs: int | None,
+    drop_remainder: bool,
+) -> Iterator[Any]:
+    end = number - number % batch_size if drop_remainder else number
+    epoch = 0
+    while epochs is None or epoch < epochs:
+        order = np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), number))
+        for start in range(0, end, batch_size):
+            chosen = order[start : min(start + batch_size, end)]
+            yield jax.tree.map(lambda array, chosen=chosen: array[chosen], data)
+        epoch += 1
+
+
+def _number_of_samples(owner: str, data: Any) -> int:
+    """The length of the first axis, which all arrays must share."""
+    named, _ = jax.tree_util.tree_flatten_with_path(data)
+    if not named:
+        raise ValueError(f"{owner}: data must have at least one array, got {data!r}")
+    for path, leaf in named:
+        if np.ndim(leaf) == 0:
+            raise ValueError(
+                f"{owner}: the arrays of data need a first axis of samples, got {leaf!r} at "
+                f"'{trees.path_name(path)}'"
+            )
+    first_path, first = named[0]
+    for path, leaf in named:
+        if len(leaf) != len(first):
+            raise ValueError(
+                f"{owner}: the arrays of data must have the same length, got {len(first)} at "
+                f"'{trees.path_name(first_path)}' and {len(leaf)} at '{trees.path_name(path)}'"
+            )
+    if len(first) == 0:
+        raise ValueError(f"{owner}: data must have at least one sample, got length 0")
+    return len(first)

@@ -1,0 +1,104 @@
+"""The state of a training run: everything that a step reads and replaces."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from gradtx.compose.sequence import as_transformation
+
+
+class TrainState(NamedTuple):
+    """What a training run carries from step to step, and what a checkpoint of it holds.
+
+    It is an immutable tree of arrays: `jax.jit`, `jax.device_put`, orbax and `jax.tree.map` take
+    it as it is, and `state._replace(step=...)` returns a changed copy.
+
+    Attributes:
+        params: the parameters, a tree of arrays.
+        opt_state: the state of the gradient transformation.
+        step: how many steps were taken, an int32 scalar.
+        model_state: what else the network carries, such as the running statistics of batch
+            normalization; None: nothing.
+        key: the PRNG key of the run, from which each step derives its own; None: the loss is
+            not random.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> from gradtx.training import TrainState
+        >>> state = TrainState.create({"w": jnp.ones(2)}, gradtx.adam(1e-3))
+        >>> print(state.params, state.step)
+        {'w': Array([1., 1.], dtype=float32)} 0
+    """
+
+    params: Any
+    opt_state: Any
+    step: jax.Array
+    model_state: Any = None
+    key: jax.Array | None = None
+
+    @classmethod
+    def create(
+        cls,
+        params: Any,
+        tx: optax.GradientTransformation,
+        model_state: Any = None,
+        key: jax.Array | None = None,
+    ) -> "TrainState":
+        """The state before the first step.
+
+        Every array is copied, so that a step may reuse the state's memory (see `donate` of
+        `make_train_step`) while the arrays given here stay valid. Parameters that lie on a mesh
+        of devices take the rest of the state there: arrays without a place of their own are
+        replicated over that mesh.
+
+        Args:
+            params: the parameters, a tree of arrays or numbers.
+            tx: the gradient transformation that will update them.
+            model_state: what else the network carries, a tree of arrays; None: nothing.
+            key: the PRNG key of the run, for a loss with dropout or other noise.
+
+        Returns:
+            The state, with `step` 0.
+
+        Raises:
+            ValueError: if `tx` is not a gradient transformation.
+
+        Example:
+            >>> import jax
+            >>> import jax.numpy as jnp
+            >>> import gradtx
+            >>> from gradtx.training import TrainState
+            >>> state = TrainState.create(jnp.zeros(3), gradtx.sgd(0.1), key=jax.random.key(0))
+            >>> state.params.shape, state.key.dtype
+            ((3,), key<fry>)
+        """
+        tx = as_transformation("TrainState.create", "tx", tx)
+        state = cls(params, tx.init(params), jnp.zeros([], jnp.int32), model_state, key)
+        return _on_one_mesh(jax.tree.map(_copy, state))
+
+
+def _copy(leaf: Any) -> Any:
+    # The dtype is named because that makes a weakly typed array an ordinary one: its type would
+    # change in the first step, and the second would be compiled anew.
+    return jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True)
+
+
+def _on_one_mesh(state: TrainState) -> TrainState:
+    """The state with its unplaced arrays replicated over the one mesh that the others lie on."""
+
+    def mesh_of(leaf: Any) -> Any:
+        # A tracer has no sharding yet.
+        sharding = getattr(leaf, "sharding", None)
+        return sharding.mesh if isinstance(sharding, NamedSharding) else None
+
+    meshes = {mesh for mesh in map(mesh_of, jax.tree.leaves(state)) if mesh is not None}
+    if len(meshes) != 1:
+        return state
+    replicated = NamedSharding(meshes.pop(), PartitionSpec())
+    return jax.tree.map(
+        lambda leaf: leaf if mesh_of(leaf) is not None else jax.device_put(leaf, replicated), state
+    )

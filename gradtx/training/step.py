@@ -1,0 +1,232 @@
+"""One training step: gradient, update, new parameters and what happened, compiled as a whole."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradtx import trees
+from gradtx.compose.sequence import as_transformation
+from gradtx.kernel import NON_NEGATIVE, check
+from gradtx.lift import evaluate
+from gradtx.training.state import TrainState
+from gradtx.updates import apply_updates
+
+Metrics = dict[str, Any]
+
+_OWNER = "make_train_step"
+
+
+def make_train_step(
+    loss_fn: Callable[..., Any],
+    tx: optax.GradientTransformation,
+    *,
+    has_model_state: bool = False,
+    has_aux: bool = False,
+    has_key: bool = False,
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    donate: bool = True,
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """Build the compiled function that takes a training run one step further.
+
+        g = d loss / d params,    u = tx(g),    params <- params + u
+
+    What the loss function takes and returns is told by three flags:
+
+        has_model_state  has_aux   returns
+        False            False     loss
+        False            True      (loss, aux)
+        True             False     (loss, model_state)
+        True             True      (loss, (model_state, aux))
+
+    and it is called as `loss_fn(params, batch)`, with the flags
+    `loss_fn(params, model_state, batch, key)`.
+
+    Transformations that ask for the loss, such as `newton` and the line search of `lbfgs`, get it
+    as the extra arguments `value`, `grad` and `value_fn`: the loss of this batch, as a function of
+    the parameters alone.
+
+    Args:
+        loss_fn: the loss of a batch, a real scalar, differentiable in its first argument.
+        tx: the gradient transformation, the one that `TrainState.create` was called with.
+        has_model_state: whether the loss takes and returns `state.model_state`, such as the
+            running statistics of batch normalization.
+        has_aux: whether the loss returns a dictionary of further metrics.
+        has_key: whether the loss takes a PRNG key. It is `fold_in(state.key, state.step)`, so that
+            a run resumed from a checkpoint draws the same numbers.
+        learning_rate: what to report as the learning rate: a number, or a schedule of the number
+            of steps already taken, the same that `tx` was made with. None: the one value named
+            `learning_rate` in the state of `tx` (`optax.inject_hyperparams` and line searches keep
+            one); if there is none, or several, it is not reported.
+        donate: whether a step may reuse the memory of the state that it is given. That state is
+            then deleted: continue with the returned one.
+
+    Returns:
+        A function `train_step(state, batch) -> (state, metrics)`, compiled once for each type of
+        state and batch. `batch` is any tree of arrays. The metrics stay on the device, so that
+        nothing waits for a step before its metrics are read:
+
+        - "loss": the loss before the update,
+        - "gradient_norm": the global norm of g, before any clipping,
+        - "update_norm": the global norm of u,
+        - "learning_rate": see above,
+        - and the entries of `aux`.
+
+        A complex parameter's gradient is conjugated, so that it points uphill. Parameters that are
+        not inexact arrays are left alone. A state sharded over a mesh stays so. If the batches lie
+        on a mesh, put the state there too before the first step (`jax.device_put`): otherwise that
+        step moves it, and the second is compiled anew.
+
+    Raises:
+        ValueError: if `loss_fn` is not callable, `tx` is not a gradient transformation, or
+            `learning_rate` is neither a number >= 0 nor a schedule; in the step, if the loss is no
+            real scalar or does not return what the flags announce, if `aux` uses the name of
+            another metric, if the model state changes its structure, shapes or dtypes, or if the
+            state lacks the key or the model state that the flags announce.
+
+    Source:
+        Goodfellow, Bengio & Courville 2016, "Deep learning", Algorithm 8.1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> from gradtx.training import TrainState, make_train_step
+        >>> def loss_fn(params, batch):
+        ...     return jnp.mean((batch["x"] * params["slope"] - batch["y"]) ** 2)
+        >>> tx = gradtx.sgd(0.25)
+        >>> train_step = make_train_step(loss_fn, tx, learning_rate=0.25)
+        >>> state = TrainState.create({"slope": jnp.array(0.0)}, tx)
+        >>> state, metrics = train_step(state, {"x": jnp.ones(4), "y": jnp.full(4, 2.0)})
+        >>> print(state.params["slope"], metrics["loss"], metrics["gradient_norm"])
+        1.0 4.0 4.0
+    """
+    if not callable(loss_fn):
+        raise ValueError(f"{_OWNER}: loss_fn must be a function, got {loss_fn!r}")
+    transformation = as_transformation(_OWNER, "tx", tx)
+    if learning_rate is not None and not callable(learning_rate):
+        check(_OWNER, "learning_rate", learning_rate, NON_NEGATIVE)
+
+    def loss_of(params: Any, state: TrainState, batch: Any) -> tuple[jax.Array, tuple[Any, Any]]:
+        """The loss with its two by-products, whichever of them the loss function has."""
+        arguments = [params]
+        if has_model_state:
+            arguments.append(_present("model_state", state.model_state))
+        arguments.append(batch)
+        if has_key:
+            arguments.append(jax.random.fold_in(_present("key", state.key), state.step))
+        result = loss_fn(*arguments)
+        if not (has_model_state or has_aux):
+            return _real_scalar(result), (state.model_state, {})
+        loss, rest = _pair("loss_fn must return (loss, ...)", result)
+        if has_model_state and has_aux:
+            model_state, aux = _pair("loss_fn must return (loss, (model_state, aux))", rest)
+        else:
+            model_state, aux = (rest, {}) if has_model_state else (state.model_state, rest)
+        return _real_scalar(loss), (model_state, aux)
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        def value_fn(params: Any) -> jax.Array:
+            return loss_of(params, state, batch)[0]
+
+        value_and_grad = jax.value_and_grad(loss_of, has_aux=True, allow_int=True)
+        (loss, (model_state, aux)), gradient = value_and_grad(state.params, state, batch)
+        gradient = jax.tree.map(_uphill, gradient)
+        updates, opt_state = transformation.update(
+            gradient, state.opt_state, state.params, value=loss, grad=gradient, value_fn=value_fn
+        )
+        _check_same_types(state.model_state, model_state)
+        new_state = state._replace(
+            params=apply_updates(state.params, updates),
+            opt_state=opt_state,
+            step=optax.safe_increment(state.step),
+            model_state=model_state,
+        )
+        metrics = {
+            "loss": loss,
+            "gradient_norm": trees.global_norm(gradient),
+            "update_norm": trees.global_norm(updates),
+        }
+        rate = _learning_rate(learning_rate, state.step, opt_state)
+        if rate is not None:
+            metrics["learning_rate"] = rate
+        return jax.tree.map(_strongly_typed, new_state), _merged(metrics, aux)
+
+    return jax.jit(train_step, donate_argnums=0 if donate else ())
+
+
+def _learning_rate(
+    given: optax.ScalarOrSchedule | None, step: jax.Array, opt_state: Any
+) -> jax.Array | None:
+    """The learning rate of this step, if it is known."""
+    if callable(given):
+        return evaluate(given, step)
+    if given is not None:
+        return jnp.asarray(given, dtype=float)
+    found = [value for _, value in optax.tree.get_all_with_path(opt_state, "learning_rate")]
+    scalars = [value for value in found if isinstance(value, jax.Array) and value.ndim == 0]
+    return scalars[0] if len(scalars) == 1 else None
+
+
+def _merged(metrics: Metrics, aux: Any) -> Metrics:
+    if not isinstance(aux, dict):
+        raise ValueError(
+            f"{_OWNER}: with has_aux, aux must be a dictionary of metrics, got {type(aux).__name__}"
+        )
+    taken = sorted(metrics.keys() & aux.keys())
+    if taken:
+        raise ValueError(f"{_OWNER}: aux must not use the names of other metrics, got {taken}")
+    return {**metrics, **aux}
+
+
+def _check_same_types(old: Any, new: Any) -> None:
+    """Refuse a model state of another type, which would be compiled anew in the next step."""
+    before, _ = trees.flatten(old)
+    after = trees.flatten_like(_OWNER, "the new model_state", new, "the old model_state", old)
+    for path, was, is_now in zip(trees.paths(old), before, after, strict=True):
+        if _type_name(was) != _type_name(is_now):
+            raise ValueError(
+                f"{_OWNER}: the loss changed the type of the model_state at '{path}': it was "
+                f"{_type_name(was)}, and became {_type_name(is_now)}"
+            )
+
+
+def _type_name(leaf: Any) -> str:
+    is_array = hasattr(leaf, "dtype")
+    return f"{leaf.dtype} of shape {leaf.shape}" if is_array else type(leaf).__name__
+
+
+def _pair(message: str, result: Any) -> Any:
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise ValueError(f"{_OWNER}: {message}, got {type(result).__name__}")
+    return result
+
+
+def _present(field: str, value: Any) -> Any:
+    if value is None:
+        raise ValueError(
+            f"{_OWNER}: has_{field} needs a state with a {field}; give one to "
+            f"TrainState.create(params, tx, {field}=...)"
+        )
+    return value
+
+
+def _real_scalar(loss: Any) -> jax.Array:
+    if not isinstance(loss, jax.Array):
+        raise ValueError(f"{_OWNER}: the loss must be a real scalar, got {type(loss).__name__}")
+    if loss.shape or not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise ValueError(
+            f"{_OWNER}: the loss must be a real scalar, got {loss.dtype} of shape {loss.shape}"
+        )
+    return loss
+
+
+def _strongly_typed(leaf: Any) -> jax.Array:
+    # A weak type would differ from what the step was compiled for.
+    return jnp.asarray(leaf, dtype=jnp.result_type(leaf))
+
+
+def _uphill(gradient: Any) -> Any:
+    """JAX's gradient of a real function of complex numbers is the conjugate of the steepest way."""
+    return jnp.conj(gradient) if jnp.issubdtype(gradient.dtype, jnp.complexfloating) else gradient
