@@ -110,7 +110,7 @@ def incremental_update(new_tensors: Any, old_tensors: Any, step_size: ArrayLike)
 def _mix(new: jax.Array, old: jax.Array, step_size: jax.Array) -> jax.Array:
     new, old = jnp.asarray(new), jnp.asarray(old)
     dtype = trees.compute_dtype(old.dtype)
-    step_size = jnp.asarray(step_size).astype(trees.real_dtype(dtype))
+    step_size = jnp.asarray(step_size).astype(dtype)
     mixed = step_size * new.astype(dtype) + (1 - step_size) * old.astype(dtype)
     return mixed.astype(old.dtype)
 

@@ -112,5 +112,5 @@ def test_library_needs_its_four_dependencies_only():
 
 
 def test_modules_are_reached_as_attributes():
-    for name in ("initializers", "normalization", "schedules", "training"):
+    for name in ("initializers", "normalization", "schedules", "testing", "training"):
         assert inspect.ismodule(getattr(gradtx, name))

@@ -256,8 +256,10 @@ def _rprop(
     factor = jnp.where(agreement > 0, eta_plus, eta_minus)
     bounded = jnp.clip(factor * step_sizes, min_step_size, max_step_size)
     step_sizes = jnp.where(agreement == 0, step_sizes, bounded)
-    update = jnp.where(agreement < 0, 0.0, step_sizes * jnp.sign(g))
-    return update, step_sizes, update
+    direction = jnp.where(agreement < 0, 0.0, jnp.sign(g))
+    # What is kept for the next step is the sign; a step of size zero must not lose it.
+    kept = jnp.maximum(step_sizes, jnp.finfo(step_sizes.dtype).tiny) * direction
+    return step_sizes * direction, step_sizes, kept
 
 
 _SHRINKING = Range("in (0, 1)", lambda value: 0 < value < 1)
@@ -273,9 +275,11 @@ def scale_by_rprop(
 ) -> optax.GradientTransformationExtraArgs:
     """Step by the gradient's sign, with a size that grows while the sign stays: Rprop.
 
-        where g_t * g_{t-1} > 0:   s <- min(eta_plus * s, max_step_size),    u = s * sign(g_t)
-        where g_t * g_{t-1} < 0:   s <- max(eta_minus * s, min_step_size),   u = 0, g_t <- 0
+        where g_t * g_{t-1} > 0:   s <- eta_plus * s,     u = s * sign(g_t)
+        where g_t * g_{t-1} < 0:   s <- eta_minus * s,    u = 0, g_t <- 0
         where g_t * g_{t-1} = 0:   u = s * sign(g_t)
+
+    and each new s is clipped to [min_step_size, max_step_size].
 
     Args:
         learning_rate: the step size s at the start, >= 0; a number, a scalar array or a schedule,
@@ -289,7 +293,8 @@ def scale_by_rprop(
         The transformation, with the state `ScaleByRpropState(step_sizes, prev_updates)`.
 
     Raises:
-        ValueError: if an argument lies outside its range.
+        ValueError: if an argument lies outside its range, or `min_step_size` above
+            `max_step_size`.
 
     Source:
         Riedmiller & Braun 1993, "A direct adaptive method for faster backpropagation learning:
@@ -310,6 +315,12 @@ def scale_by_rprop(
         [0.]
         [-0.6]
     """
+    bounds = (min_step_size, max_step_size)
+    if all(isinstance(bound, int | float) for bound in bounds) and min_step_size > max_step_size:
+        raise ValueError(
+            f"scale_by_rprop: min_step_size must be <= max_step_size, got {min_step_size} and "
+            f"{max_step_size}"
+        )
     kernel = Kernel(
         "scale_by_rprop",
         _rprop,

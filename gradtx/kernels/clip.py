@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -216,7 +217,8 @@ def adaptive_grad_clip(
 
         u_i = min(1, clipping * max(||p_i||, eps) / ||g_i||) * g_i
 
-    A unit i is a column of a matrix, an output channel of a kernel, or a whole vector.
+    A unit i is a column of a matrix, an output channel of a kernel, or a whole vector; a matrix
+    of one row or column counts as a vector.
 
     Args:
         clipping: the largest ratio of the norms, >= 0; a number, a scalar array or a schedule.
@@ -228,8 +230,8 @@ def adaptive_grad_clip(
         The transformation; its update needs `params`.
 
     Raises:
-        ValueError: if a number is negative, NaN or not a scalar; in `update`, if a parameter has
-            more than 5 axes and `axis` is None.
+        ValueError: if a number is negative, NaN or not a scalar, or `axis` is not of integers; in
+            `update`, if a parameter has more than 5 axes and `axis` is None.
 
     Source:
         Brock et al. 2021, "High-performance large-scale image recognition without
@@ -251,8 +253,14 @@ def adaptive_grad_clip(
         elementwise=False,
         source="Brock et al. 2021, equation (3)",
     )
-    axis = tuple(axis) if isinstance(axis, list) else axis
+    if axis is not None and not all(isinstance(a, int) for a in _as_tuple(axis)):
+        raise ValueError(f"adaptive_grad_clip: axis must be integers, got {axis!r}")
+    axis = None if axis is None else _as_tuple(axis)
     return lift(kernel, clipping=clipping, eps=eps, axis=axis)
+
+
+def _as_tuple(axis: Any) -> tuple[Any, ...]:
+    return tuple(axis) if isinstance(axis, tuple | list) else (axis,)
 
 
 def _zero_nans(g, *, found_nan):

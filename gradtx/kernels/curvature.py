@@ -27,8 +27,8 @@ def scale_by_newton(
         (H + damping * I) u = g,    H = the Hessian of value_fn at the parameters
 
     Args:
-        solver: "dense" forms H, of n^2 numbers for n parameters, and takes the solution of least
-            norm if it is singular; "cg" runs conjugate gradients on Hessian-vector products, never
+        solver: "dense" forms H, of n^2 numbers for n real parameters, and takes the solution of
+            least norm if it is singular; "cg" runs conjugate gradients on Hessian-vector products, never
             forms H, and needs H + damping * I to be positive definite.
         damping: added to the diagonal, >= 0; a number, a scalar array or a schedule.
         tolerance: "cg" stops when the residual's norm is below this share of the gradient's.

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax import ScalarOrSchedule
 
@@ -192,7 +193,7 @@ def add_noise(
         The transformation, with the state `AddNoiseState(count, rng_key)`.
 
     Raises:
-        ValueError: if `eta` or `gamma` is negative or NaN, or `key` is missing.
+        ValueError: if `eta` or `gamma` is negative or NaN, or `key` is neither a key nor a seed.
 
     Source:
         Neelakantan et al. 2015, "Adding gradient noise improves learning for very deep
@@ -207,8 +208,6 @@ def add_noise(
         >>> print(round(float(updates["w"].std()), 2))
         0.1
     """
-    if key is None:
-        raise ValueError("add_noise: key must be a PRNG key or an integer seed, got None")
     kernel = Kernel(
         "add_noise",
         _add_noise,
@@ -220,12 +219,17 @@ def add_noise(
 
 
 def _typed_key(key: Any) -> jax.Array:
-    if isinstance(key, int):
+    """A typed PRNG key from a key of either kind or an integer seed."""
+    if isinstance(key, int) and not isinstance(key, bool):
         return jax.random.key(key)
-    key = jnp.asarray(key)
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ():
         return key
-    return jax.random.wrap_key_data(key) if key.ndim else jax.random.key(key)
+    if dtype == np.uint32 and shape == jax.random.key_data(jax.random.key(0)).shape:
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    if dtype is not None and jnp.issubdtype(dtype, jnp.integer) and shape == ():
+        return jax.random.key(jnp.asarray(key))
+    raise ValueError(f"add_noise: key must be a PRNG key or an integer seed, got {key!r}")
 
 
 def _centralize(g):

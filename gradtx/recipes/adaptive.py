@@ -170,9 +170,9 @@ def rprop(
 ) -> Transformation:
     """Rprop: steps by sign whose size grows while the sign stays.
 
-        s <- min(eta_plus * s, max_step_size),  u = -s * sign(g_t)    where g_t * g_{t-1} > 0
-        s <- max(eta_minus * s, min_step_size), u = 0, g_t <- 0       where g_t * g_{t-1} < 0
-        u = -s * sign(g_t)                                            where g_t * g_{t-1} = 0
+        s <- eta_plus * s,     u = -s * sign(g_t)     where g_t * g_{t-1} > 0
+        s <- eta_minus * s,    u = 0, g_t <- 0        where g_t * g_{t-1} < 0
+        u = -s * sign(g_t)                            where g_t * g_{t-1} = 0
 
     Args:
         learning_rate: the step size s at the start, >= 0.

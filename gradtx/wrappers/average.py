@@ -123,7 +123,7 @@ def averaged_params(state: Any, params: Any = None) -> Any:
     average, weight = found[0].average.ema
     if weight is not None:
         weight = jnp.where(weight == 0, 1.0, weight)
-        average = jax.tree.map(lambda a: a / weight.astype(trees.real_dtype(a.dtype)), average)
+        average = jax.tree.map(lambda a: a / weight.astype(a.dtype), average)
     if params is None:
         return average
     return jax.tree.map(

@@ -1,0 +1,57 @@
+"""The shared formulas against double precision, and at the points where they could fail."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gradtx.kernels.arithmetic import clip_factor, debias, log_decay, safe_divide
+
+STEPS = np.array([1, 2, 3, 10, 1000, 2**24])
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1, 0.5, 0.9, 0.999, 0.999999])
+def test_debias_does_not_cancel(decay):
+    t = jnp.asarray(STEPS, jnp.float32)
+    expected = 1 / -np.expm1(STEPS * np.log(decay)) if decay else np.ones(len(STEPS))
+    np.testing.assert_allclose(debias(jnp.float32(1), decay, t), expected, rtol=3e-7)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1, 0.5, 0.9, 0.999, 0.999999])
+def test_debias_with_an_array_for_decay_is_right_for_the_number_in_it(decay):
+    decay = jnp.float32(decay)
+    rounded = float(decay)
+    expected = 1 / -np.expm1(STEPS * np.log(rounded)) if rounded else np.ones(len(STEPS))
+    t = jnp.asarray(STEPS, jnp.float32)
+    np.testing.assert_allclose(debias(jnp.float32(1), decay, t), expected, rtol=3e-7)
+
+
+def test_log_decay_of_a_number_is_a_number():
+    assert log_decay(0.999) == math.log(0.999)
+    assert log_decay(0.0) == -math.inf
+
+
+def test_safe_divide():
+    numerator = jnp.array([0.0, 6.0, -1.0, 0.0])
+    denominator = jnp.array([0.0, 3.0, 0.0, 2.0])
+    np.testing.assert_array_equal(safe_divide(numerator, denominator), [0, 2, -np.inf, 0])
+
+
+def test_safe_divide_has_a_finite_derivative_at_zero():
+    slopes = jax.grad(safe_divide, argnums=(0, 1))(jnp.float32(0), jnp.float32(0))
+    assert np.all(np.isfinite(slopes))
+
+
+@pytest.mark.parametrize(
+    ("norm", "max_norm", "factor"),
+    [(0.0, 1.0, 1.0), (0.5, 1.0, 1.0), (1.0, 1.0, 1.0), (4.0, 1.0, 0.25), (0.0, 0.0, 1.0)],
+)
+def test_clip_factor(norm, max_norm, factor):
+    assert clip_factor(jnp.float32(norm), max_norm) == factor
+    assert np.isfinite(jax.grad(clip_factor)(jnp.float32(norm), max_norm))
+
+
+def test_clip_factor_passes_nan_on():
+    assert np.isnan(clip_factor(jnp.float32(np.nan), 1.0))
