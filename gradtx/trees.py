@@ -24,6 +24,11 @@ def is_parameter(leaf: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.inexact)
 
 
+def is_number(leaf: Any) -> bool:
+    """Whether a leaf is a number or an array of numbers; the float0 of an integer is not."""
+    return jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.number)
+
+
 def compute_dtype(dtype: Any) -> np.dtype:
     """The dtype to calculate in: the array's own, but never narrower than float32."""
     return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
@@ -71,20 +76,27 @@ def flatten_like(owner: str, what: str, tree: Any, reference_name: str, referenc
     Raises:
         ValueError: if the structures differ, naming the first path that only one of them has.
     """
-    _, treedef = flatten(reference)
+    leaves, treedef = flatten(reference)
     try:
-        return treedef.flatten_up_to(tree)
+        parts = treedef.flatten_up_to(tree)
     except (ValueError, TypeError, KeyError) as mismatch:
         raise ValueError(
             f"{owner}: {_difference(what, tree, reference_name, reference)}"
         ) from mismatch
+    opposite = [part for leaf, part in zip(leaves, parts, strict=True) if leaf is not None]
+    if not jax.tree_util.all_leaves([part for part in opposite if part is not None]):
+        raise ValueError(f"{owner}: {_difference(what, tree, reference_name, reference)}")
+    return parts
 
 
 def _difference(what: str, tree: Any, reference_name: str, reference: Any) -> str:
-    ours = dict(zip(paths(tree), flatten(tree)[0], strict=True))
-    theirs = dict(zip(paths(reference), flatten(reference)[0], strict=True))
+    ours, theirs = _leaves_by_path(tree), _leaves_by_path(reference)
+    free = tuple(path for path, leaf in theirs.items() if leaf is None)
     for path in [*theirs, *ours]:
-        if path not in ours or path not in theirs:
+        if path in free or path.startswith(tuple(f"{above}/" for above in free)):
+            continue
+        is_in_both = path in ours and path in theirs
+        if not is_in_both or _is_empty_container(ours[path]) != _is_empty_container(theirs[path]):
             return (
                 f"{reference_name} and {what} differ at '{path}': "
                 f"{reference_name} has {_describe(theirs, path)}, "
@@ -94,6 +106,18 @@ def _difference(what: str, tree: Any, reference_name: str, reference: Any) -> st
         f"{reference_name} and {what} have the same paths in different containers: "
         f"{jax.tree.structure(reference)} against {jax.tree.structure(tree)}"
     )
+
+
+def _leaves_by_path(tree: Any) -> dict[str, Any]:
+    """The leaves and, because they hold a place too, the empty containers."""
+    named, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda x: x is None or _is_empty_container(x)
+    )
+    return {path_name(path): leaf for path, leaf in named}
+
+
+def _is_empty_container(x: Any) -> bool:
+    return isinstance(x, tuple | list | dict) and not x
 
 
 def _describe(leaves: dict[str, Any], path: str) -> str:

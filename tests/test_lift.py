@@ -307,6 +307,13 @@ def test_mismatch_names_the_path_and_both_shapes(wrong, message):
         with_params.update(wrong, with_params.init(right), right)
 
 
+def test_mismatch_is_found_behind_a_missing_gradient():
+    params = {"a": {"w": jnp.ones(2)}, "b": jnp.ones(3)}
+    tx = gradtx.trace(0.9)
+    with pytest.raises(ValueError, match=r"'c'.*\(1,\)"):
+        tx.update({"a": None, "b": jnp.ones(3), "c": jnp.ones(1)}, tx.init(params))
+
+
 def test_wrong_parameters_are_refused_even_where_they_are_not_needed():
     tx = gradtx.scale(2.0)
     with pytest.raises(ValueError, match=r"scale: .*\(2,\).*\(3,\)"):

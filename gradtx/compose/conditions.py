@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from gradtx import trees
 from gradtx.compose.sequence import ExtraArgs, Transformation, as_transformation, set_to_zero
 
 
@@ -107,11 +108,22 @@ def _conditional(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         condition = should_transform_fn(state.step, **(extra if forward_extra_args else {}))
-        updates, inner_state = lax.cond(
+        leaves, treedef = trees.flatten(updates)
+
+        def numbers_of(new: Any, inner_state: Any) -> Any:
+            # Only arrays pass through a conditional; whatever else there is stays as it is.
+            parts = trees.flatten_like(owner, "the inner updates", new, "updates", updates)
+            chosen = zip(leaves, parts, strict=True)
+            return [part for leaf, part in chosen if trees.is_number(leaf)], inner_state
+
+        numbers, inner_state = lax.cond(
             condition,
-            lambda: inner.update(updates, state.inner_state, params, **extra),
-            lambda: (otherwise(updates), state.inner_state),
+            lambda: numbers_of(*inner.update(updates, state.inner_state, params, **extra)),
+            lambda: numbers_of(otherwise(updates), state.inner_state),
         )
-        return updates, make_state(inner_state, optax.safe_increment(state.step))
+        numbers = iter(numbers)
+        merged = [next(numbers) if trees.is_number(leaf) else leaf for leaf in leaves]
+        new_state = make_state(inner_state, optax.safe_increment(state.step))
+        return treedef.unflatten(merged), new_state
 
     return ExtraArgs(init, update)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import optax
 
+from gradtx import trees
 from gradtx.compose.sequence import ExtraArgs, Transformation, as_transformation, set_to_zero
 from gradtx.select import Mask, is_function_of_tree, mask_for
 
@@ -60,7 +61,7 @@ def masked(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         # A function of the parameters is asked about the parameters wherever they are known.
-        flags = mask_for("masked", mask, updates if params is None else params)
+        flags = mask_for("masked", mask, _known("masked", updates, params))
         if mask_compatible_extra_args:
             structure = jax.tree.structure(updates)
             extra = {
@@ -75,6 +76,14 @@ def masked(
         return merged, optax.MaskedState(inner_state)
 
     return ExtraArgs(init, update)
+
+
+def _known(owner: str, updates: Any, params: Any) -> Any:
+    """The parameters, which must agree with the updates; without them the updates."""
+    if params is None:
+        return updates
+    trees.flatten_like(owner, "params", params, "updates", updates)
+    return params
 
 
 def partition(
@@ -145,7 +154,7 @@ def partition(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         new_states = {}
-        for label, tx in groups(updates if params is None else params).items():
+        for label, tx in groups(_known("partition", updates, params)).items():
             updates, new_states[label] = tx.update(
                 updates, state.inner_states[label], params, **extra
             )

@@ -170,8 +170,7 @@ def set_to_zero() -> ExtraArgs:
 
     def zero(update: Any) -> Any:
         # What has no zero of its own (a function, the float0 of an integer) is zero already.
-        is_number = jnp.issubdtype(getattr(update, "dtype", type(update)), jnp.number)
-        return jnp.zeros_like(update) if is_number else update
+        return jnp.zeros_like(update) if trees.is_number(update) else update
 
     return stateless(lambda updates, params: jax.tree.map(zero, updates))
 

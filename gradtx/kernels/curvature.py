@@ -1,5 +1,6 @@
 """Newton's method: the gradient multiplied by the inverse of the Hessian."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -28,8 +29,8 @@ def scale_by_newton(
 
     Args:
         solver: "dense" forms H, of n^2 numbers for n real parameters, and takes the solution of
-            least norm if it is singular; "cg" runs conjugate gradients on Hessian-vector products, never
-            forms H, and needs H + damping * I to be positive definite.
+            least norm if it is singular; "cg" runs conjugate gradients on Hessian-vector
+            products, never forms H, and needs H + damping * I to be positive definite.
         damping: added to the diagonal, >= 0; a number, a scalar array or a schedule.
         tolerance: "cg" stops when the residual's norm is below this share of the gradient's.
         max_iterations: "cg" stops after as many steps; None: ten times the number of parameters.
@@ -94,9 +95,11 @@ def scale_by_newton(
                 leaves[i] = variable.astype(jnp.result_type(parameters[i]))
             return value_fn(treedef.unflatten(leaves))
 
-        at = [_in_compute_dtype(parameters[i]) for i in active]
-        right = [_in_compute_dtype(gradients[i]) for i in active]
         shift, state = _damping_now(damping, state)
+        if not active:
+            return updates, state
+        at = _in_one_dtype([parameters[i] for i in active])
+        right = _in_one_dtype([gradients[i] for i in active])
         if solver == "dense":
             directions = _solve_dense(value, at, right, shift)
         else:
@@ -120,9 +123,11 @@ def _damping_now(damping: ScalarOrSchedule, state: Any) -> tuple[Any, Any]:
     return evaluate(damping, state.count), type(state)(optax.safe_increment(state.count))
 
 
-def _in_compute_dtype(x: Any) -> jax.Array:
-    x = jnp.asarray(x)
-    return x.astype(trees.compute_dtype(x.dtype))
+def _in_one_dtype(leaves: list[Any]) -> list[jax.Array]:
+    """The leaves in the widest of the dtypes to calculate in."""
+    dtypes = [trees.compute_dtype(jnp.result_type(leaf)) for leaf in leaves]
+    widest = functools.reduce(np.promote_types, dtypes)
+    return [jnp.asarray(leaf).astype(widest) for leaf in leaves]
 
 
 def _solve_dense(value, at, gradient, damping):

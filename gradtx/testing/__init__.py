@@ -1,0 +1,64 @@
+"""The contract of a gradient transformation, as checks for anybody's transformations.
+
+`check_transformation(tx)` runs all clauses; each is a function of its own too. They raise
+`ConformanceError`, which names the clause, the leaf, what was expected and what came. Strategies
+for property-based tests are in `gradtx.testing.strategies`, which needs hypothesis.
+"""
+
+from gradtx.testing.clause import Clause, ConformanceError
+from gradtx.testing.clauses_calling import check_purity, check_type
+from gradtx.testing.clauses_mismatch import check_mismatches
+from gradtx.testing.clauses_numerics import check_half_precision, check_locality
+from gradtx.testing.clauses_sharding import check_sharding
+from gradtx.testing.clauses_structure import (
+    check_empty_trees,
+    check_masked_leaves,
+    check_non_parameters,
+    check_none_leaves,
+    check_state,
+    check_updates,
+)
+from gradtx.testing.clauses_tracing import (
+    check_donation,
+    check_eval_shape,
+    check_jit,
+    check_scan,
+    check_vmap,
+)
+from gradtx.testing.conformance import check_transformation, clauses
+from gradtx.testing.references import check_reference
+from gradtx.testing.trees import (
+    cast_parameters,
+    gradients_like,
+    hostile_parameters,
+    hostile_trees,
+)
+
+__all__ = [
+    "Clause",
+    "ConformanceError",
+    "cast_parameters",
+    "check_donation",
+    "check_empty_trees",
+    "check_eval_shape",
+    "check_half_precision",
+    "check_jit",
+    "check_locality",
+    "check_masked_leaves",
+    "check_mismatches",
+    "check_non_parameters",
+    "check_none_leaves",
+    "check_purity",
+    "check_reference",
+    "check_scan",
+    "check_sharding",
+    "check_state",
+    "check_transformation",
+    "check_type",
+    "check_updates",
+    "check_vmap",
+    "clauses",
+    "gradients_like",
+    "hostile_parameters",
+    "hostile_trees",
+]

@@ -1,0 +1,194 @@
+"""A clause of the contract: a public function, and the case that it is asked about."""
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradtx.testing.comparison import Violation
+from gradtx.testing.trees import gradients_like, hostile_parameters
+
+ExtraArgs = Mapping[str, Any] | Callable[[Any], Mapping[str, Any]] | None
+
+# Compilation contracts multiplications with additions and reorders sums; each of the few dozen
+# operations of an optimizer may so be off by a rounding or two.
+ULPS = 64.0
+
+
+class ConformanceError(AssertionError):
+    """A transformation breaks its contract.
+
+    Args:
+        failures: the name of each broken clause, with what was expected and what came.
+
+    Attributes:
+        failures: as given.
+    """
+
+    def __init__(self, failures: Mapping[str, str]) -> None:
+        self.failures = dict(failures)
+        # What breaks every step breaks most clauses in the same way; that is said once.
+        names: dict[str, list[str]] = {}
+        for name, text in self.failures.items():
+            names.setdefault(text, []).append(name)
+        super().__init__("\n".join(f"{', '.join(names[text])}: {text}" for text in names))
+
+
+class CompiledRun(NamedTuple):
+    """Two compiled steps.
+
+    Attributes:
+        state: the state before the first step.
+        steps: the updates and the state after each step.
+        is_retraced: whether the second step was traced anew.
+    """
+
+    state: Any
+    steps: list[tuple[Any, Any]]
+    is_retraced: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A transformation with inputs; what several clauses need is calculated once.
+
+    Attributes:
+        tx: the transformation.
+        params: the tree of parameters; they stay the same in all steps.
+        extra_args: the extra arguments of the update, or a function of the parameters that
+            returns them.
+        ulps: how far eager and compiled numbers may differ, see `expect_same`.
+    """
+
+    tx: optax.GradientTransformation
+    params: Any
+    extra_args: ExtraArgs
+    ulps: float
+
+    def extra(self, params: Any) -> Mapping[str, Any]:
+        """The extra arguments of an update at `params`."""
+        if callable(self.extra_args):
+            return self.extra_args(params)
+        return self.extra_args or {}
+
+    def gradients(self, step: int) -> Any:
+        """The gradients of a step, counted from 1."""
+        return gradients_like(self.params, seed=step)
+
+    def update(self, updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        """One step of the transformation."""
+        return self.tx.update(updates, state, params, **self.extra(params))
+
+    @functools.cached_property
+    def state(self) -> Any:
+        """The state before the first step."""
+        return self.tx.init(self.params)
+
+    @functools.cached_property
+    def steps(self) -> list[tuple[Any, Any]]:
+        """The updates and the state after each of two eager steps."""
+        first = self.update(self.gradients(1), self.state, self.params)
+        return [first, self.update(self.gradients(2), first[1], self.params)]
+
+    @functools.cached_property
+    def traces(self) -> list[str]:
+        """One entry for each time that the compiled update was traced."""
+        return []
+
+    @functools.cached_property
+    def compiled(self) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
+        """The compiled update. It donates the gradients and the state, as a training step does."""
+
+        def traced(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+            self.traces.append("update")
+            return self.update(updates, state, params)
+
+        step = jax.jit(traced, donate_argnums=(0, 1))
+
+        def call(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+            with warnings.catch_warnings():
+                # A gradient that no output can reuse is nothing to complain about.
+                warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+                return step(updates, state, params)
+
+        return call
+
+    @functools.cached_property
+    def compiled_run(self) -> CompiledRun:
+        """Two compiled steps."""
+        state = jax.jit(self.tx.init)(self.params)
+        first = self.compiled(self.gradients(1), copy(state), self.params)
+        traces = len(self.traces)
+        second = self.compiled(self.gradients(2), copy(first[1]), self.params)
+        return CompiledRun(state, [first, second], len(self.traces) > traces)
+
+
+def copy(tree: Any) -> Any:
+    """The tree with buffers of its own, which may be donated."""
+    return jax.tree.map(lambda leaf: jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
+
+
+class Clause:
+    """One clause of the contract, to be called with a transformation.
+
+    Attributes:
+        name: what the clause is called in messages and in `check_transformation`.
+    """
+
+    def __init__(self, name: str, check: Callable[[Case], None]) -> None:
+        functools.update_wrapper(self, check)
+        self.__signature__ = inspect.signature(self.__call__)  # not that of what it wraps
+        self.name = name
+        self._check = check
+
+    def __call__(
+        self,
+        tx: optax.GradientTransformation,
+        params: Any = None,
+        *,
+        extra_args: ExtraArgs = None,
+        ulps: float = ULPS,
+    ) -> None:
+        """Check a transformation against this clause.
+
+        Args:
+            tx: the transformation, of gradtx, optax or your own.
+            params: a tree of arrays; None: `hostile_parameters()`.
+            extra_args: the extra arguments that the update needs, or a function of the parameters
+                that returns them as a dictionary.
+            ulps: how far eager and compiled numbers may differ, in units of the last place of
+                the largest number of a leaf.
+
+        Raises:
+            ConformanceError: if the transformation breaks the clause.
+        """
+        params = hostile_parameters() if params is None else params
+        failure, cause = self.judge(Case(tx, params, extra_args, ulps))
+        if failure is not None:
+            raise ConformanceError({self.name: failure}) from cause
+
+    def judge(self, case: Case) -> tuple[str | None, Exception | None]:
+        """What is wrong with a case, None if nothing is; and the exception that told."""
+        try:
+            self._check(case)
+        except Violation as violation:
+            return str(violation), violation
+        except Exception as error:
+            # Some messages print whole trees.
+            return f"raised {type(error).__name__}: {str(error)[:500]}", error
+        return None, None
+
+
+def clause(name: str) -> Callable[[Callable[[Case], None]], Clause]:
+    """Make a clause of a function that raises `Violation`, or whatever the transformation raises.
+
+    Args:
+        name: the name of the clause.
+    """
+    return functools.partial(Clause, name)

@@ -1,0 +1,77 @@
+"""Clauses about calling a transformation: its type, and that it has no effect but its result."""
+
+from typing import Any
+
+import jax
+import optax
+
+from gradtx.testing.clause import Case, clause
+from gradtx.testing.comparison import Violation, expect_same, flatten
+
+
+@clause("type")
+def check_type(case: Case) -> None:
+    """It is optax's own class with extra arguments, and ignores those that it does not know.
+
+    optax asks for the class where it puts transformations together; one that only looks alike
+    loses its extra arguments in `optax.chain`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> from gradtx.testing import check_type
+        >>> check_type(gradtx.sgd(0.1), jnp.ones(2))
+    """
+    if not isinstance(case.tx, optax.GradientTransformationExtraArgs):
+        raise Violation(
+            "", "an optax.GradientTransformationExtraArgs", f"a {type(case.tx).__name__}"
+        )
+    extra = {**case.extra(case.params), "an_unknown_extra_argument": 0.0}
+    result = case.tx.update(case.gradients(1), case.state, case.params, **extra)
+    expect_same("the result with an unknown extra argument", case.steps[0], result)
+
+
+@clause("purity")
+def check_purity(case: Case) -> None:
+    """It changes no argument, gives the same result for the same inputs, and has no effects.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> from gradtx.testing import check_purity
+        >>> check_purity(gradtx.sgd(0.1), jnp.ones(2))
+    """
+    for _ in range(2):
+        state = _unchanged("init", case.tx.init, case.params)
+        expect_same("the state of a second init", case.state, state)
+        result = _unchanged("update", case.update, case.gradients(1), state, case.params)
+        expect_same("the result for the same inputs", case.steps[0], result)
+    traced = jax.jit(case.update).trace(case.gradients(1), case.state, case.params)
+    effects = _effects(traced.jaxpr)
+    if effects:
+        raise Violation("", "an update without effects", ", ".join(sorted(effects)))
+
+
+def _unchanged(name: str, function: Any, *arguments: Any) -> Any:
+    """The result of a call that leaves the containers of its arguments as they were."""
+    given = jax.tree.map(lambda leaf: leaf, arguments)  # new containers around the same leaves
+    result = function(*given)
+    (before, treedef), (after, other) = flatten(arguments), flatten(given)
+    if treedef != other:
+        raise Violation("", f"{name} to leave the structure of its arguments", f"{other}")
+    for (path, old), (_, new) in zip(before, after, strict=True):
+        if old is not new:
+            raise Violation(path, f"{name} to leave its arguments alone", "another leaf there")
+    return result
+
+
+def _effects(jaxpr: Any) -> set[str]:
+    """The names of the operations in a jaxpr that reach out of it."""
+    found = set()
+    for equation in jaxpr.eqns:
+        called = [x for x in jax.tree.leaves(list(equation.params.values())) if hasattr(x, "eqns")]
+        if called:
+            found = found.union(*map(_effects, called))
+        elif equation.effects or "callback" in equation.primitive.name:
+            found.add(equation.primitive.name)
+    return found

@@ -1,0 +1,165 @@
+"""Clauses about trees: what comes back, and what is left alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gradtx.testing.clause import Case, clause
+from gradtx.testing.comparison import (
+    Violation,
+    expect_same,
+    expect_same_structure,
+    expect_same_types,
+    flatten,
+)
+
+
+@clause("state")
+def check_state(case: Case) -> None:
+    """The state keeps its structure, shapes, dtypes and weak types; no second step is retraced.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> from gradtx.testing import check_state
+        >>> check_state(gradtx.sgd(0.1), jnp.ones(2))
+    """
+    for i, (_, state) in enumerate(case.steps):
+        expect_same_types(f"the state after step {i + 1}", case.state, state)
+    if case.compiled_run.is_retraced:
+        raise Violation("", "the second compiled step to reuse the first", "another trace")
+
+
+@clause("updates")
+def check_updates(case: Case) -> None:
+    """The updates have the structure, shapes and dtypes of the gradients.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> from gradtx.testing import check_updates
+        >>> check_updates(gradtx.sgd(0.1), jnp.ones(2))
+    """
+    for i, (updates, _) in enumerate(case.steps):
+        expect_same_types("the updates", case.gradients(i + 1), updates, weak=False)
+
+
+@clause("none_leaves")
+def check_none_leaves(case: Case) -> None:
+    """A gradient that is None gives an update that is None, and leaves its slots untouched.
+
+    Example:
+        >>> import gradtx
+        >>> from gradtx.testing import check_none_leaves
+        >>> check_none_leaves(gradtx.sgd(0.1))
+    """
+    gradients = _every_second(case.gradients(2), None)
+    state = case.steps[0][1]
+    updates, new_state = case.update(gradients, state, case.params)
+    expect_same_structure("the updates", gradients, updates)
+    missing = [path for path, leaf in flatten(gradients)[0] if leaf is None]
+    before, after = parts_like(state, case.params), parts_like(new_state, case.params)
+    expect_same_structure("the state", state, new_state)
+    for old, new in zip(before, after, strict=True):
+        kept, found = dict(flatten(old)[0]), dict(flatten(new)[0])
+        for path in missing:
+            expect_same(f"the slot of '{path}'", {path: kept[path]}, {path: found[path]})
+    # The same with parameters that were never there.
+    params = _every_second(case.params, None)
+    updates, _ = case.update(gradients, case.tx.init(params), params)
+    expect_same_structure("the updates", gradients, updates)
+
+
+@clause("masked_leaves")
+def check_masked_leaves(case: Case) -> None:
+    """`optax.MaskedNode` stays where it is, in the updates and in the state.
+
+    Example:
+        >>> import gradtx
+        >>> from gradtx.testing import check_masked_leaves
+        >>> check_masked_leaves(gradtx.sgd(0.1))
+    """
+    params = _every_second(case.params, optax.MaskedNode())
+    gradients = _every_second(case.gradients(1), optax.MaskedNode())
+    state = case.tx.init(params)
+    updates, new_state = case.update(gradients, state, params)
+    expect_same_structure("the updates", gradients, updates)
+    expect_same_structure("the state", state, new_state)
+
+
+@clause("empty_trees")
+def check_empty_trees(case: Case) -> None:
+    """A tree without leaves is nothing to do, and no error.
+
+    Example:
+        >>> import gradtx
+        >>> from gradtx.testing import check_empty_trees
+        >>> check_empty_trees(gradtx.sgd(0.1))
+    """
+    empty: tuple[Any, ...] = ({}, {"frozen": None})
+    for tree in empty:
+        state = case.tx.init(tree)
+        updates, new_state = case.update(tree, state, tree)
+        expect_same_structure("the updates", tree, updates)
+        expect_same_structure("the state", state, new_state)
+
+
+@clause("non_parameters")
+def check_non_parameters(case: Case) -> None:
+    """Integers, booleans, float0 gradients and functions come back as they went in.
+
+    Example:
+        >>> import gradtx
+        >>> from gradtx.testing import check_non_parameters
+        >>> check_non_parameters(gradtx.sgd(0.1))
+    """
+    shape = (2,)
+    strangers = (
+        # What stands among the parameters, and what may stand for its gradient.
+        (jnp.array([3, -7]), np.zeros(shape, jax.dtypes.float0)),
+        (jnp.array([3, -7]), jnp.array([1, 2])),
+        (jnp.array([True, False]), np.zeros(shape, jax.dtypes.float0)),
+        (jnp.tanh, jnp.tanh),
+    )
+    for position, (parameter, gradient) in enumerate(strangers):
+
+        def is_here(index: int, number: int, position: int = position) -> bool:
+            return index == position % number
+
+        params = _replaced(case.params, is_here, parameter)
+        gradients = _replaced(case.gradients(1), is_here, gradient)
+        updates, _ = case.update(gradients, case.tx.init(params), params)
+        expect_same_structure("the updates", gradients, updates)
+        given, found = dict(flatten(gradients)[0]), dict(flatten(updates)[0])
+        for path, leaf in given.items():
+            if leaf is gradient:
+                expect_same("an update that is no number", {path: leaf}, {path: found[path]})
+
+
+def _replaced(tree: Any, chosen: Callable[[int, int], bool], by: Any) -> Any:
+    """The tree with some leaves replaced, chosen by their index and the number of leaves."""
+    named, treedef = flatten(tree)
+    return treedef.unflatten(
+        by if chosen(index, len(named)) else leaf for index, (_, leaf) in enumerate(named)
+    )
+
+
+def _every_second(tree: Any, by: Any) -> Any:
+    """The tree with every second leaf replaced, the last among them."""
+    return _replaced(tree, lambda index, number: (number - index) % 2 == 1, by)
+
+
+def parts_like(state: Any, params: Any) -> list[Any]:
+    """The parts of a state that have the structure of the parameters."""
+    _, treedef = flatten(params)
+    if jax.tree_util.treedef_is_leaf(treedef):
+        return []  # one array: a counter would look the same
+
+    def is_slot(node: Any) -> bool:
+        return flatten(node)[1] == treedef
+
+    return [node for node in jax.tree.leaves(state, is_leaf=is_slot) if is_slot(node)]

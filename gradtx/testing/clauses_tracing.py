@@ -1,0 +1,133 @@
+"""Clauses about jax's transformations: whatever way a step is run, it is the same step."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from gradtx.testing.clause import Case, clause
+from gradtx.testing.comparison import Violation, expect_same, expect_same_types, flatten
+from gradtx.testing.trees import is_parameter
+
+
+@clause("jit")
+def check_jit(case: Case) -> None:
+    """Compiled, init and two updates give the numbers of the eager calls.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> from gradtx.testing import check_jit
+        >>> check_jit(gradtx.sgd(0.1), jnp.ones(2))
+    """
+    run = case.compiled_run
+    expect_same("the compiled init", case.state, run.state, case.ulps)
+    for i, (eager, compiled) in enumerate(zip(case.steps, run.steps, strict=True)):
+        expect_same(f"the result of compiled step {i + 1}", eager, compiled, case.ulps)
+
+
+@clause("vmap")
+def check_vmap(case: Case) -> None:
+    """Mapped over a batch of two trees, it gives what it gives for each of them.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> from gradtx.testing import check_vmap
+        >>> check_vmap(gradtx.sgd(0.1), jnp.ones(2))
+    """
+    other_params = jax.tree.map(lambda p: p / 2 if is_parameter(p) else p, case.params)
+    other_state = case.tx.init(other_params)
+    singles = [
+        (case.state, case.steps[0]),
+        (other_state, case.update(case.gradients(2), other_state, other_params)),
+    ]
+    params = _stack(case.params, other_params)
+    gradients = _stack(case.gradients(1), case.gradients(2))
+    state = jax.vmap(case.tx.init, axis_size=2)(params)
+    batch = state, jax.jit(jax.vmap(case.update, axis_size=2))(gradients, state, params)
+    for i, single in enumerate(singles):
+        found = jax.tree.map(lambda leaf, i=i: leaf[i], batch)
+        expect_same(f"element {i} of a batch", single, found, case.ulps)
+
+
+@clause("scan")
+def check_scan(case: Case) -> None:
+    """In a `lax.scan` over gradients, it gives what it gives in a loop.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> from gradtx.testing import check_scan
+        >>> check_scan(gradtx.sgd(0.1), jnp.ones(2))
+    """
+
+    def step(state: Any, gradients: Any) -> tuple[Any, Any]:
+        updates, state = case.update(gradients, state, case.params)
+        return state, updates
+
+    gradients = _stack(case.gradients(1), case.gradients(2))
+    state, updates = lax.scan(step, case.state, gradients, length=2)
+    expect_same("the last state of a scan", case.steps[-1][1], state, case.ulps)
+    expected = _stack(*(updates for updates, _ in case.steps))
+    expect_same("the updates of a scan", expected, updates, case.ulps)
+
+
+@clause("eval_shape")
+def check_eval_shape(case: Case) -> None:
+    """`jax.eval_shape` predicts the types of init and update, from types alone.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> from gradtx.testing import check_eval_shape
+        >>> check_eval_shape(gradtx.sgd(0.1), jnp.ones(2))
+    """
+    params, gradients = jax.eval_shape(lambda *trees: trees, case.params, case.gradients(1))
+    state = jax.eval_shape(case.tx.init, params)
+    expect_same_types("the abstract init", case.state, state)
+    result = jax.eval_shape(case.update, gradients, state, params)
+    expect_same_types("the abstract update", case.steps[0], result)
+
+
+@clause("donation")
+def check_donation(case: Case) -> None:
+    """Gradients and state may be donated to the compiled update, time and again.
+
+    So init must return buffers of its own: not the parameters, not one buffer in two places, and
+    not one that it will return again.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> from gradtx.testing import check_donation
+        >>> check_donation(gradtx.sgd(0.1), jnp.ones(2))
+    """
+    owners = {_buffer(leaf): f"the parameter '{path}'" for path, leaf in _arrays(case.params)}
+    states = [case.tx.init(case.params) for _ in range(2)]
+    for state in states:
+        for path, leaf in _arrays(state):
+            if _buffer(leaf) in owners:
+                got = f"that of {owners[_buffer(leaf)]}"
+                raise Violation(path, "init to return a buffer of its own", got)
+            owners[_buffer(leaf)] = f"'{path}' of this or an earlier state"
+    for state in states:
+        result = case.compiled(case.gradients(1), state, case.params)
+        expect_same("the result with donated arguments", case.steps[0], result, case.ulps)
+
+
+def _stack(*trees: Any) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _arrays(tree: Any) -> list[tuple[str, jax.Array]]:
+    return [(path, leaf) for path, leaf in flatten(tree)[0] if isinstance(leaf, jax.Array)]
+
+
+def _buffer(array: jax.Array) -> int:
+    """What two arrays have in common if and only if they share memory."""
+    is_plain = not jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    if is_plain and array.size and len(array.devices()) == 1:
+        return array.unsafe_buffer_pointer()
+    return -id(array)

@@ -1,0 +1,371 @@
+"""Each clause is shown a transformation that breaks it, and a good one that does not.
+
+The broken ones are the good one with a single mistake. The table says every clause that the
+mistake breaks, so that a clause that complains about something else fails too.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import gradtx
+from gradtx.kernel import Kernel
+from gradtx.lift import lift
+from gradtx.testing import ConformanceError, check_transformation, clauses
+
+ExtraArgs = optax.GradientTransformationExtraArgs
+GOOD = gradtx.trace(0.9, nesterov=True)
+
+
+class Broken(NamedTuple):
+    """A transformation, the clauses that it breaks, and what the first one's error says."""
+
+    make: Callable[[], Any]
+    clauses: tuple[str, ...]
+    says: str
+
+
+BROKEN: dict[str, Broken] = {}
+
+
+def breaks(*clauses: str, says: str):
+    """Put a function that makes a transformation into the table, under the function's name."""
+
+    def add(make):
+        BROKEN[make.__name__] = Broken(make, clauses, says)
+        return make
+
+    return add
+
+
+def changed(init=None, result=None) -> ExtraArgs:
+    """The good transformation with another init, or another result of its update."""
+
+    def update(updates, state, params=None, **extra):
+        new = GOOD.update(updates, state, params, **extra)
+        return new if result is None else result(updates, state, *new)
+
+    return ExtraArgs(init or GOOD.init, update)
+
+
+def passenger(init) -> ExtraArgs:
+    """The good transformation, whose state carries something more that never changes."""
+
+    def update(updates, state, params=None, **extra):
+        updates, new_state = GOOD.update(updates, state[1], params)
+        return updates, (state[0], new_state)
+
+    return ExtraArgs(lambda params: (init(params), GOOD.init(params)), update)
+
+
+def is_traced(tree) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def is_inexact(leaf) -> bool:
+    return jnp.issubdtype(getattr(leaf, "dtype", bool), jnp.inexact)
+
+
+@breaks("type", says="expected an optax.GradientTransformationExtraArgs, got a Gradient")
+def without_extra_arguments():
+    return optax.GradientTransformation(*GOOD)
+
+
+@breaks("type", says="unexpected keyword argument 'an_unknown_extra_argument'")
+def refusing_extra_arguments():
+    return ExtraArgs(GOOD.init, lambda updates, state, params=None: GOOD.update(updates, state))
+
+
+@breaks("purity", says="expected update to leave its arguments alone, got another leaf there")
+def overwriting_its_argument():
+    def result(updates, state, new_updates, new_state):
+        if "temperature" in updates and is_inexact(updates["temperature"]):
+            updates["temperature"] = jnp.copy(updates["temperature"])
+        return new_updates, new_state
+
+    return changed(result=result)
+
+
+@breaks("purity", says="expected an update without effects, got debug_callback")
+def calling_back():
+    def result(updates, state, new_updates, new_state):
+        jax.debug.callback(lambda: None)
+        return new_updates, new_state
+
+    return changed(result=result)
+
+
+@breaks(
+    "purity",
+    "jit",
+    "vmap",
+    "donation",
+    "sharding",
+    says="at '0': expected the state of a second init to be 0 at",
+)
+def counting_in_secret():
+    count = itertools.count()
+    return passenger(lambda params: jnp.int32(next(count)))
+
+
+@breaks("updates", says="at 'layers/0': expected the updates of type bfloat16[3], got float32[3]")
+def widening_updates():
+    def result(updates, state, new_updates, new_state):
+        wide = (jnp.float32, jnp.float16)  # the latter for the clause of half precision
+        return jax.tree.map(
+            lambda u: u.astype(jnp.float32) if is_inexact(u) and u.dtype not in wide else u,
+            new_updates,
+        ), new_state
+
+    return changed(result=result)
+
+
+@breaks("state", says="of type weakly typed float32[], got float32[]")
+def starting_weakly_typed():
+    def init(params):
+        return GOOD.init(params), jnp.asarray(0.0)
+
+    def update(updates, state, params=None, **extra):
+        updates, new_state = GOOD.update(updates, state[0], params)
+        return updates, (new_state, state[1] + jnp.float32(1))
+
+    return ExtraArgs(init, update)
+
+
+@breaks("state", "scan", says="at 'trace/dense/kernel': expected the state after step 1 of type")
+def widening_state():
+    def init(params):
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), GOOD.init(params))
+
+    def result(updates, state, new_updates, new_state):
+        return new_updates, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), new_state)
+
+    return changed(init, result)
+
+
+@breaks("none_leaves", says="at 'dense/kernel': expected the slot of 'dense/kernel' to be")
+def decaying_slots_without_gradient():
+    def result(updates, state, new_updates, new_state):
+        trace = jax.tree.map(
+            lambda g, v: v * 0.5 if g is None and v is not None else v,
+            updates,
+            new_state.trace,
+            is_leaf=lambda leaf: leaf is None,
+        )
+        return new_updates, optax.TraceState(trace)
+
+    return changed(result=result)
+
+
+@breaks("none_leaves", says="expected the updates to have None, got float32[8, 3]")
+def inventing_updates():
+    def update(updates, state, params=None, **extra):
+        new_updates, new_state = GOOD.update(updates, state, params)
+        has_no_gradient = jax.tree.map(
+            lambda g, p: g is None and is_inexact(p), updates, params, is_leaf=lambda x: x is None
+        )
+        filled = jax.tree.map(
+            lambda missing, u, p: jnp.zeros_like(p) if missing else u,
+            has_no_gradient,
+            new_updates,
+            params,
+            is_leaf=lambda x: x is None,
+        )
+        return filled, new_state
+
+    return ExtraArgs(GOOD.init, update)
+
+
+@breaks("masked_leaves", says="expected the updates to have no leaf there, got float32[]")
+def filling_masked_leaves():
+    def is_masked(node):
+        return isinstance(node, optax.MaskedNode)
+
+    def result(updates, state, new_updates, new_state):
+        filled = jax.tree.map(
+            lambda u: jnp.zeros(()) if is_masked(u) else u, new_updates, is_leaf=is_masked
+        )
+        return filled, new_state
+
+    return changed(result=result)
+
+
+@breaks("empty_trees", says="raised ZeroDivisionError")
+def dividing_by_the_number_of_leaves():
+    def result(updates, state, new_updates, new_state):
+        assert 1 / len(jax.tree.leaves(updates)) > 0
+        return new_updates, new_state
+
+    return changed(result=result)
+
+
+@breaks("non_parameters", says="expected an update that is no number to be")
+def updating_integers():
+    def result(updates, state, new_updates, new_state):
+        def descend(u):
+            return -u if getattr(u, "dtype", None) == jnp.int32 else u
+
+        return jax.tree.map(descend, new_updates), new_state
+
+    return changed(result=result)
+
+
+@breaks("mismatches", says="names 'dense/kernel' and (1, 3) and (8, 3), got no error")
+def broadcasting():
+    def add(g, v):
+        return (g + v.astype(g.dtype)).astype(g.dtype) if is_inexact(g) else g
+
+    def update(updates, state, params=None, **extra):
+        return jax.tree.map(add, updates, state, is_leaf=lambda leaf: leaf is None), state
+
+    return ExtraArgs(lambda params: GOOD.init(params).trace, update)
+
+
+@breaks("mismatches", says="got the message 'something is wrong'")
+def refusing_without_a_name():
+    def update(updates, state, params=None, **extra):
+        try:
+            return GOOD.update(updates, state, params)
+        except ValueError as error:
+            raise ValueError("something is wrong") from error
+
+    return ExtraArgs(GOOD.init, update)
+
+
+@breaks("mismatches", says="expected params with a leaf of another shape to be refused")
+def not_looking_at_parameters():
+    def update(updates, state, params=None, **extra):
+        if params is None:
+            raise ValueError("no parameters")
+        return GOOD.update(updates, state)
+
+    return ExtraArgs(GOOD.init, update)
+
+
+@breaks("jit", "vmap", says="expected the compiled init to be 0.0 at index (0, 0), got 1.0")
+def starting_elsewhere_when_traced():
+    def init(params):
+        start = jnp.ones_like if is_traced(params) else jnp.zeros_like
+        return jax.tree.map(lambda leaf: start(leaf), GOOD.init(params))
+
+    return changed(init)
+
+
+@breaks("vmap", says="at '1/0/dense/kernel': expected element 0 of a batch to be")
+def with_a_wrong_batching_rule():
+    @jax.custom_batching.custom_vmap
+    def same(x):
+        return x
+
+    @same.def_vmap
+    def same_for_a_batch(axis_size, in_batched, x):
+        return 2 * x, in_batched[0]
+
+    def result(updates, state, new_updates, new_state):
+        return jax.tree.map(lambda u: same(u) if is_inexact(u) else u, new_updates), new_state
+
+    return changed(result=result)
+
+
+@breaks("eval_shape", says="of type float32[], got weakly typed float32[]")
+def weakly_typed_when_traced():
+    def init(params):
+        weight = jnp.asarray(1.0) if is_traced(params) else jnp.float32(1)
+        return GOOD.init(params), weight
+
+    def update(updates, state, params=None, **extra):
+        updates, new_state = GOOD.update(updates, state[0], params)
+        return updates, (new_state, state[1])
+
+    return ExtraArgs(init, update)
+
+
+@breaks("donation", says="a buffer of its own, got that of the parameter 'dense/kernel'")
+def keeping_the_parameters():
+    return passenger(lambda params: params)
+
+
+@breaks("donation", says="got that of '0/0/dense/kernel' of this or an earlier state")
+def keeping_one_buffer_twice():
+    def init(params):
+        zeros = jax.tree.map(lambda p: jnp.zeros_like(p) if is_inexact(p) else None, params)
+        return zeros, zeros
+
+    return passenger(init)
+
+
+@breaks("donation", says="got that of '0' of this or an earlier state")
+def giving_away_its_own_buffer():
+    weight = jnp.arange(3.0)
+    return passenger(lambda params: weight)
+
+
+@breaks("sharding", says="at 'dense/kernel': expected the state of init to lie as NamedSharding")
+def starting_on_one_device():
+    def init(params):
+        return jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), GOOD.init(params))
+
+    return changed(init)
+
+
+@breaks("sharding", says="raised ValueError")
+def depending_on_the_device():
+    def result(updates, state, new_updates, new_state):
+        try:
+            number = jax.lax.axis_index("devices").astype(jnp.float32)
+        except NameError:
+            return new_updates, new_state
+        shifted = jax.tree.map(lambda u: u + number.astype(u.dtype), new_updates)
+        return shifted, new_state
+
+    return changed(result=result)
+
+
+@breaks("half_precision", says="expected updates for zero gradients in float16 that are finite")
+def dividing_in_half_precision():
+    def result(updates, state, new_updates, new_state):
+        def normalize(u):
+            if not is_inexact(u):
+                return u
+            return u / (jnp.sqrt(u * u) + jnp.asarray(1e-8, u.dtype))
+
+        return jax.tree.map(normalize, new_updates), new_state
+
+    return changed(result=result)
+
+
+@breaks("locality", says="at 'dense/kernel': expected updates of shuffled leaves to be")
+def calling_a_mean_elementwise():
+    def centre(g):
+        return g - jnp.mean(g, axis=-1, keepdims=True) if g.ndim else g
+
+    return lift(Kernel("centre", centre))
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_mistake_breaks_exactly_these_clauses(name):
+    broken = BROKEN[name]
+    with pytest.raises(ConformanceError) as caught:
+        check_transformation(broken.make())
+    assert set(caught.value.failures) == set(broken.clauses), str(caught.value)
+    assert broken.says in caught.value.failures[broken.clauses[0]]
+    assert broken.clauses[0] in str(caught.value)
+
+
+def test_every_clause_is_broken_by_something():
+    assert {name for broken in BROKEN.values() for name in broken.clauses} == set(clauses())
+
+
+def test_a_clause_alone_complains_as_in_the_whole():
+    tx = calling_a_mean_elementwise()
+    with pytest.raises(ConformanceError, match=r"^locality: at 'dense/kernel'"):
+        clauses()["locality"](tx)
+
+
+def test_the_good_one_breaks_nothing():
+    check_transformation(GOOD)
