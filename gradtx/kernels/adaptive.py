@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Range, Slot
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Range, Slot, check
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
 from gradtx.trees import abs_squared
@@ -315,11 +315,13 @@ def scale_by_rprop(
         [0.]
         [-0.6]
     """
-    bounds = (min_step_size, max_step_size)
-    if all(isinstance(bound, int | float) for bound in bounds) and min_step_size > max_step_size:
-        raise ValueError(
-            f"scale_by_rprop: min_step_size must be <= max_step_size, got {min_step_size} and "
-            f"{max_step_size}"
+    smallest, largest = min_step_size, max_step_size
+    if isinstance(smallest, int | float) and isinstance(largest, int | float):
+        check(
+            "scale_by_rprop",
+            "max_step_size",
+            largest,
+            Range(f">= min_step_size = {smallest}", lambda value: value >= smallest),
         )
     kernel = Kernel(
         "scale_by_rprop",

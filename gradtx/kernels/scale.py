@@ -218,7 +218,7 @@ def add_noise(
     return lift(kernel, key=_typed_key(key), eta=eta, gamma=gamma)
 
 
-def _typed_key(key: Any) -> jax.Array:
+def _typed_key(key: Any) -> Any:
     """A typed PRNG key from a key of either kind or an integer seed."""
     if isinstance(key, int) and not isinstance(key, bool):
         return jax.random.key(key)
