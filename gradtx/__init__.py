@@ -6,19 +6,35 @@ transformations chain with the other's, and either resumes the other's runs.
 """
 
 from optax import (
+    AddDecayedWeightsState,
+    AddNoiseState,
+    EmaState,
     EmptyState,
     GradientTransformation,
     GradientTransformationExtraArgs,
     MaskedNode,
     MaskedState,
+    MultiTransformState,
     OptState,
     Params,
     ScalarOrSchedule,
+    ScaleByAdaDeltaState,
+    ScaleByAdamState,
+    ScaleByAmsgradState,
+    ScaleByBeliefState,
+    ScaleByLionState,
+    ScaleByRmsState,
+    ScaleByRpropState,
+    ScaleByRssState,
+    ScaleByRStdDevState,
+    ScaleByScheduleState,
     Schedule,
+    TraceState,
     TransformInitFn,
     TransformUpdateExtraArgsFn,
     TransformUpdateFn,
     Updates,
+    ZeroNansState,
     lbfgs,
     scale_by_backtracking_linesearch,
     scale_by_lbfgs,
@@ -61,7 +77,12 @@ from gradtx.kernels.clip import (
     zero_nans,
 )
 from gradtx.kernels.curvature import scale_by_newton
-from gradtx.kernels.momentum import ema, simple_moving_average, trace
+from gradtx.kernels.momentum import (
+    SimpleMovingAverageState,
+    ema,
+    simple_moving_average,
+    trace,
+)
 from gradtx.kernels.scale import (
     add_decayed_weights,
     add_noise,
@@ -71,6 +92,7 @@ from gradtx.kernels.scale import (
     scale_by_schedule,
 )
 from gradtx.kernels.sign import scale_by_lion, scale_by_sign
+from gradtx.lift import ScheduledState
 from gradtx.recipes.adam import adam, adamax, adamaxw, adamw, amsgrad, nadam, nadamw
 from gradtx.recipes.adam_variants import adabelief, radam, yogi
 from gradtx.recipes.adaptive import adadelta, adagrad, rmsprop, rprop
@@ -94,24 +116,43 @@ from gradtx.schedules import (
 from gradtx.select import select
 from gradtx.trees import global_norm
 from gradtx.updates import apply_updates, incremental_update, periodic_update
-from gradtx.wrappers.average import average_params, averaged_params
+from gradtx.wrappers.average import AverageParamsState, average_params, averaged_params
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AddDecayedWeightsState",
+    "AddNoiseState",
+    "AverageParamsState",
+    "EmaState",
     "EmptyState",
     "GradientTransformation",
     "GradientTransformationExtraArgs",
     "MaskedNode",
     "MaskedState",
+    "MultiTransformState",
     "OptState",
     "Params",
     "ScalarOrSchedule",
+    "ScaleByAdaDeltaState",
+    "ScaleByAdamState",
+    "ScaleByAmsgradState",
+    "ScaleByBeliefState",
+    "ScaleByLionState",
+    "ScaleByRStdDevState",
+    "ScaleByRmsState",
+    "ScaleByRpropState",
+    "ScaleByRssState",
+    "ScaleByScheduleState",
     "Schedule",
+    "ScheduledState",
+    "SimpleMovingAverageState",
+    "TraceState",
     "TransformInitFn",
     "TransformUpdateExtraArgsFn",
     "TransformUpdateFn",
     "Updates",
+    "ZeroNansState",
     "adabelief",
     "adadelta",
     "adagrad",

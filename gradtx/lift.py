@@ -299,12 +299,23 @@ def _leaf_step(
         mixes = jnp.issubdtype(dtype, jnp.complexfloating)
         with jax.numpy_dtype_promotion("standard") if mixes else contextlib.nullcontext():
             result = step(g.astype(dtype), **given)
-        update, *new = result if slots_read else (result,)
-        if update.shape != g.shape:
+        results = result if isinstance(result, tuple) else (result,)
+        expected = {"an update": g.shape}
+        expected |= {
+            f"a {slot_name}": slot.shape
+            for (slot_name, _), slot in zip(slots_read, slots, strict=True)
+        }
+        if len(results) != len(expected):
             raise ValueError(
-                f"{name}: the kernel returned an update of shape {update.shape} for a gradient of "
-                f"shape {g.shape}"
+                f"{name}: the kernel returned {len(results)} arrays, expected {', '.join(expected)}"
             )
+        for (what, shape), array in zip(expected.items(), results, strict=True):
+            if np.shape(array) != shape:
+                raise ValueError(
+                    f"{name}: the kernel returned {what} of shape {np.shape(array)} for a "
+                    f"gradient of shape {g.shape}, expected shape {shape}"
+                )
+        update, *new = results
         new = tuple(value.astype(slot.dtype) for value, slot in zip(new, slots, strict=True))
         return update.astype(g.dtype), new
 

@@ -27,11 +27,15 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
 
     Choices combine: `~select("bias")`, `select("kernel") & ~select("head")`, `a | b`.
 
+    A predicate is asked about every leaf, also about functions and other leaves that are not
+    arrays.
+
     Args:
         specification: see above.
+        name: how it reads in a message; None: from the specification.
 
     Raises:
-        ValueError: when built, if a regular expression is not valid; when called, if an
+        ValueError: when built, if the specification is none of these; when called, if an
             expression matches no leaf (the message lists the paths).
 
     Example:
@@ -44,8 +48,16 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
         {'dense': {'bias': False, 'kernel': True}}
     """
 
-    def __init__(self, specification: Specification) -> None:
+    def __init__(self, specification: Specification, *, name: str | None = None) -> None:
         self.specification = specification
+        self._name = name or f"select({specification!r})"
+        is_rule = callable(specification) or isinstance(specification, str | re.Pattern)
+        flags = jax.tree.leaves(specification)
+        if not is_rule and not (flags and all(map(_is_boolean, flags))):
+            raise ValueError(
+                "select: the specification must be a pattern, a predicate, a type, a mask or a "
+                f"function, got {specification!r}"
+            )
         if isinstance(specification, str):
             try:
                 re.compile(specification)
@@ -74,16 +86,24 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
         return jax.tree.map(lambda part, below: jax.tree.map(lambda _: part, below), chosen, tree)
 
     def __invert__(self) -> "select":
-        return select(lambda tree: jax.tree.map(lambda a: not a, self(tree)))
+        return select(lambda tree: jax.tree.map(lambda a: not a, self(tree)), name=f"~{self}")
 
-    def __and__(self, other: "select") -> "select":
-        return select(lambda tree: jax.tree.map(lambda a, b: a and b, self(tree), other(tree)))
+    def __and__(self, other: "select | Specification") -> "select":
+        second = _as_selection(other)
+        return select(
+            lambda tree: jax.tree.map(lambda a, b: a and b, self(tree), second(tree)),
+            name=f"({self} & {second})",
+        )
 
-    def __or__(self, other: "select") -> "select":
-        return select(lambda tree: jax.tree.map(lambda a, b: a or b, self(tree), other(tree)))
+    def __or__(self, other: "select | Specification") -> "select":
+        second = _as_selection(other)
+        return select(
+            lambda tree: jax.tree.map(lambda a, b: a or b, self(tree), second(tree)),
+            name=f"({self} | {second})",
+        )
 
     def __repr__(self) -> str:
-        return f"select({self.specification!r})"
+        return self._name
 
     @staticmethod
     def groups(
@@ -109,10 +129,7 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
             >>> labels({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)})
             {'bias': 'other', 'kernel': 'matrix'}
         """
-        selections = {
-            label: chosen if isinstance(chosen, select) else select(chosen)
-            for label, chosen in choices.items()
-        }
+        selections = {label: _as_selection(chosen) for label, chosen in choices.items()}
 
         def label_tree(tree: Any) -> Any:
             masks = [selection(tree) for selection in selections.values()]
@@ -131,6 +148,10 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
             return jax.tree.map(lambda hit: hit.labels[0] if hit.labels else rest, found)
 
         return label_tree
+
+
+def _as_selection(chosen: Specification) -> select:
+    return chosen if isinstance(chosen, select) else select(chosen)
 
 
 class _Labels:
@@ -166,15 +187,19 @@ def mask_for(owner: str, mask: Mask, tree: Any) -> Any:
     Raises:
         ValueError: if it has leaves that are not booleans.
     """
+    if isinstance(mask, str):
+        raise ValueError(f"{owner}: a mask is no string; did you mean select({mask!r})?")
     flags = mask(tree) if is_function_of_tree(mask) else mask
     wrong = [flag for flag in jax.tree.leaves(flags) if not _is_boolean(flag)]
     if wrong:
-        raise ValueError(f"{owner}: a mask has booleans for leaves, got {wrong[0]!r}")
+        raise ValueError(f"{owner}: a mask has single booleans for leaves, got {wrong[0]!r}")
     return flags
 
 
 def _is_boolean(flag: Any) -> bool:
-    return isinstance(flag, bool) or getattr(flag, "dtype", None) == np.bool_
+    return isinstance(flag, bool) or (
+        getattr(flag, "dtype", None) == np.bool_ and np.ndim(flag) == 0
+    )
 
 
 def _matching(pattern: re.Pattern[str], tree: Any) -> Any:

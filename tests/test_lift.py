@@ -95,6 +95,21 @@ def test_kernel_that_changes_the_shape_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (lambda g, *, trace: g, "returned 1 arrays, expected an update, a trace"),
+        (lambda g, *, trace: (g, trace, g), "returned 3 arrays"),
+        (lambda g, *, trace: (g, jnp.sum(g)), r"a trace of shape \(\).*expected shape \(3,\)"),
+    ],
+    ids=["too-few", "too-many", "shape"],
+)
+def test_kernel_that_returns_other_slots_is_refused(step, message):
+    tx = lift(Kernel("custom", step, slots=(Slot("trace"),), state=optax.TraceState))
+    with pytest.raises(ValueError, match=f"custom: .*{message}"):
+        tx.update(jnp.ones(3), tx.init(jnp.ones(3)))
+
+
+@pytest.mark.parametrize(
     ("value", "message"),
     [
         (-1.0, "-1.0"),

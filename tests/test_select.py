@@ -61,6 +61,25 @@ def test_invalid_pattern_is_refused_when_built():
         gradtx.select("(")
 
 
+@pytest.mark.parametrize("wrong", [3, None, ["kernel", "bias"]], ids=str)
+def test_what_is_no_specification_is_refused_when_built(wrong):
+    with pytest.raises(ValueError, match="select: the specification must be"):
+        gradtx.select(wrong)
+
+
+def test_combinations_take_specifications_and_say_what_they_are():
+    assert chosen(gradtx.select("bias") & "^head") == {"head/bias"}
+    both = ~gradtx.select("bias") | gradtx.select("head")
+    assert repr(both) == "(~select('bias') | select('head'))"
+
+
+def test_mask_that_is_a_string_or_an_array_is_refused():
+    with pytest.raises(ValueError, match=r"did you mean select\('bias'\)"):
+        gradtx.freeze("bias").init(PARAMS)
+    with pytest.raises(ValueError, match="single booleans"):
+        gradtx.freeze(jax.tree.map(lambda p: p > 0, PARAMS)).init(PARAMS)
+
+
 def test_select_by_module_type():
     model = eqx.nn.Sequential([eqx.nn.Linear(2, 3, key=jax.random.key(0)), eqx.nn.LayerNorm(3)])
     mask = gradtx.select(eqx.nn.LayerNorm)(eqx.filter(model, eqx.is_inexact_array))

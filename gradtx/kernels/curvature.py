@@ -41,7 +41,7 @@ def scale_by_newton(
 
     Raises:
         ValueError: if an argument lies outside its range; in `update`, if `params` or `value_fn`
-            is missing.
+            is missing, or the loss is no real scalar.
 
     Source:
         Nocedal & Wright 2006, "Numerical optimization", equation (3.30) and Algorithm 5.2.
@@ -93,7 +93,13 @@ def scale_by_newton(
             leaves = list(parameters)
             for i, variable in zip(active, variables, strict=True):
                 leaves[i] = variable.astype(jnp.result_type(parameters[i]))
-            return value_fn(treedef.unflatten(leaves))
+            loss = value_fn(treedef.unflatten(leaves))
+            if np.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+                raise ValueError(
+                    f"{owner}: value_fn must return a real scalar, got shape {np.shape(loss)} of "
+                    f"{jnp.result_type(loss)}"
+                )
+            return loss
 
         shift, state = _damping_now(damping, state)
         if not active:

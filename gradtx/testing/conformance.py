@@ -73,6 +73,12 @@ def check_transformation(
 ) -> None:
     """Check a gradient transformation against the contract, clause by clause.
 
+    The clauses hide, drop and replace leaves. What depends on certain leaves cannot keep those:
+    skip "none_leaves", "masked_leaves", "non_parameters" and "mismatches" for a transformation
+    that chooses leaves by name or needs a loss of all of them, and "none_leaves" for one whose
+    state moves without a gradient, such as `average_params`. optax's own transformations break
+    several clauses, which is what gradtx is there for.
+
     Args:
         tx: the transformation, of gradtx, optax or your own.
         params: a tree of arrays; None: `hostile_parameters()`.

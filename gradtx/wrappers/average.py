@@ -8,6 +8,7 @@ import optax
 
 from gradtx import trees
 from gradtx.compose.sequence import as_transformation
+from gradtx.kernel import DECAY, check
 from gradtx.kernels.momentum import ema
 from gradtx.updates import apply_updates
 
@@ -70,6 +71,7 @@ def average_params(
         [2.] [2.3]
     """
     inner = as_transformation("average_params", "tx", tx)
+    check("average_params", "decay", decay, DECAY)
     average = ema(decay, debias=False)
 
     def observed(params: Any) -> Any:
@@ -95,12 +97,13 @@ def averaged_params(state: Any, params: Any = None) -> Any:
 
     Args:
         state: an optimizer state, however deeply nested.
-        params: the raw parameters; the result takes their dtypes, and their leaves that are not
-            inexact arrays. None: the average as it is kept, at least float32, with None for such
-            leaves.
+        params: the raw parameters; the result takes their dtypes, their leaves that are not
+            inexact arrays (an equinox module has such) and, before the first update, their values.
+            None: the average as it is kept, at least float32 and zero before the first update,
+            with None for such leaves.
 
     Returns:
-        A tree of the structure of the parameters. Before the first update it is all zeros.
+        A tree of the structure of the parameters.
 
     Raises:
         ValueError: if the state has no average of parameters, or several.
@@ -122,16 +125,17 @@ def averaged_params(state: Any, params: Any = None) -> Any:
         )
     average, weight = found[0].average.ema
     if weight is not None:
-        weight = jnp.where(weight == 0, 1.0, weight)
-        average = jax.tree.map(lambda a: a / weight.astype(a.dtype), average)
+        divisor = jnp.where(weight == 0, 1.0, weight)
+        average = jax.tree.map(lambda a: a / divisor.astype(a.dtype), average)
     if params is None:
         return average
-    return jax.tree.map(
-        lambda p, a: a.astype(jnp.result_type(p)) if trees.is_parameter(p) else p,
-        params,
-        jax.tree.unflatten(
-            trees.flatten(params)[1],
-            trees.flatten_like("averaged_params", "the average", average, "params", params),
-        ),
-        is_leaf=lambda p: p is None,
-    )
+    raw, treedef = trees.flatten(params)
+    averages = trees.flatten_like("averaged_params", "the average", average, "params", params)
+
+    def averaged(p: Any, a: Any) -> Any:
+        if not trees.is_parameter(p):
+            return p
+        a = a.astype(jnp.result_type(p))
+        return a if weight is None else jnp.where(weight == 0, p, a)
+
+    return treedef.unflatten(map(averaged, raw, averages))
