@@ -178,6 +178,10 @@ class _Lifted:
         if dtype is None:
             dtype = trees.compute_dtype(own_dtype)
             dtype = trees.real_dtype(dtype) if slot.real else dtype
+        elif not slot.real and _is_complex(own_dtype) and not _is_complex(dtype):
+            raise ValueError(
+                f"{self.kernel.name}: {slot.name} of a complex parameter does not fit into {dtype}"
+            )
         fill = slot.fill
         if isinstance(fill, str):
             at_start = self.schedules.get(fill)
@@ -232,6 +236,11 @@ class _Lifted:
                 )
             if np.shape(value) != slot.shape_for(shape):
                 self._refuse(index, updates, f"the state's {slot.name}", value)
+        if "p" in self.kernel.arguments and not trees.is_parameter(parameter):
+            raise ValueError(
+                f"{self.kernel.name}: needs the parameter at '{trees.paths(updates)[index]}', "
+                f"where updates has shape {shape}; params has {parameter!r}"
+            )
         if parameter is not None and np.shape(parameter) != shape:
             self._refuse(index, updates, "params", parameter)
 
@@ -296,7 +305,7 @@ def _leaf_step(
         if key is not None:
             given["key"] = key
         # A complex gradient meets real slots and numbers, which strict promotion would refuse.
-        mixes = jnp.issubdtype(dtype, jnp.complexfloating)
+        mixes = _is_complex(dtype)
         with jax.numpy_dtype_promotion("standard") if mixes else contextlib.nullcontext():
             result = step(g.astype(dtype), **given)
         results = result if isinstance(result, tuple) else (result,)
@@ -328,3 +337,7 @@ def _to_compute(slot: jax.Array, dtype: np.dtype) -> jax.Array:
         return slot
     is_real = jnp.issubdtype(dtype, jnp.floating)
     return (jnp.real(slot) if is_real else slot).astype(dtype)
+
+
+def _is_complex(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.complexfloating)

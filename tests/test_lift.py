@@ -341,6 +341,19 @@ def test_missing_parameters_are_asked_for():
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
 
 
+def test_parameter_that_is_missing_where_it_is_needed_is_named():
+    tx = gradtx.add_decayed_weights(0.1)
+    gradients = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    with pytest.raises(ValueError, match=r"needs the parameter at 'b'.*\(3,\).*None"):
+        tx.update(gradients, tx.init(gradients), {"a": jnp.ones(2), "b": None})
+
+
+def test_complex_slot_does_not_lose_its_imaginary_part():
+    tx = gradtx.scale_by_adam(mu_dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"mu of a complex parameter.*bfloat16"):
+        tx.init(jnp.ones(2, jnp.complex64))
+
+
 def test_state_of_another_transformation_is_refused():
     params = jnp.ones(2)
     with pytest.raises(ValueError, match=r"scale_by_adam.*TraceState"):
