@@ -48,20 +48,17 @@ COUNT = Range("a whole number >= 1", lambda value: value >= 1 and float(value).i
 
 
 def check(owner: str, argument: str, value: Any, valid: Range) -> None:
-    """Refuse a concrete value outside its range; tracers and schedules pass through.
+    """Refuse a concrete value outside its range; tracers pass through.
 
     Args:
         owner: name of the function that was called, which opens the message.
         argument: name of the argument.
-        value: a number or a scalar array; the values of a tracer and of a schedule, which is any
-            callable, are unknown and accepted.
+        value: a number or a scalar array; a tracer's value is unknown and accepted.
         valid: the range that it must lie in.
 
     Raises:
         ValueError: if the value is not a real scalar, or lies outside `valid`.
     """
-    if callable(value):
-        return
     if isinstance(value, bool | np.bool_) or not isinstance(
         value, int | float | np.ndarray | np.generic | jax.Array
     ):
@@ -72,6 +69,12 @@ def check(owner: str, argument: str, value: Any, valid: Range) -> None:
         return
     if not np.isrealobj(value) or not valid.contains(float(value)):
         raise ValueError(f"{owner}: {argument} must be {valid.description}, got {value}")
+
+
+def check_hyperparameter(owner: str, argument: str, value: Any, valid: Range) -> None:
+    """`check`, but for a schedule, which is any function and whose values are unknown."""
+    if not callable(value):
+        check(owner, argument, value, valid)
 
 
 def check_dtype(owner: str, argument: str, dtype: DTypeLike | None) -> np.dtype | None:

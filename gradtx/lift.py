@@ -8,7 +8,7 @@ the time to trace a step grows with the number of layers, not of operations.
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from gradtx import trees
-from gradtx.kernel import Kernel, Slot, check
+from gradtx.kernel import Kernel, Slot, check_hyperparameter
 
 
 class ScheduledState(NamedTuple):
@@ -91,7 +91,7 @@ class _Lifted:
         self.traced: tuple[str, ...] = ()
         for name, valid in kernel.hyperparameters.items():
             value = arguments[name]
-            check(kernel.name, name, value, valid)
+            check_hyperparameter(kernel.name, name, value, valid)
             if callable(value):
                 self.schedules[name] = value
             else:
@@ -235,21 +235,16 @@ class _Lifted:
                     "called with these parameters?"
                 )
             if np.shape(value) != slot.shape_for(shape):
-                self._refuse(index, updates, f"the state's {slot.name}", value)
+                trees.refuse_shape(
+                    self.kernel.name, "updates", updates, index, f"the state's {slot.name}", value
+                )
         if "p" in self.kernel.arguments and not trees.is_parameter(parameter):
             raise ValueError(
                 f"{self.kernel.name}: needs the parameter at '{trees.paths(updates)[index]}', "
                 f"where updates has shape {shape}; params has {parameter!r}"
             )
         if parameter is not None and np.shape(parameter) != shape:
-            self._refuse(index, updates, "params", parameter)
-
-    def _refuse(self, index: int, updates: Any, what: str, other: Any) -> NoReturn:
-        gradient, path = trees.flatten(updates)[0][index], trees.paths(updates)[index]
-        raise ValueError(
-            f"{self.kernel.name}: shapes differ at '{path}': updates has shape "
-            f"{np.shape(gradient)}, {what} has shape {np.shape(other)}"
-        )
+            trees.refuse_shape(self.kernel.name, "updates", updates, index, "params", parameter)
 
     def _scalars(self, count: Any, gradients: list[Any]) -> dict[str, Any]:
         scalars = {

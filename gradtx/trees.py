@@ -5,7 +5,7 @@
 
 import functools
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +87,21 @@ def flatten_like(owner: str, what: str, tree: Any, reference_name: str, referenc
     if not jax.tree_util.all_leaves([part for part in opposite if part is not None]):
         raise ValueError(f"{owner}: {_difference(what, tree, reference_name, reference)}")
     return parts
+
+
+def refuse_shape(
+    owner: str, reference_name: str, reference: Any, index: int, what: str, other: Any
+) -> NoReturn:
+    """Refuse an array of another shape than the leaf of `reference` of this index.
+
+    Raises:
+        ValueError: naming the path and both shapes.
+    """
+    leaf = flatten(reference)[0][index]
+    raise ValueError(
+        f"{owner}: shapes differ at '{paths(reference)[index]}': {reference_name} has shape "
+        f"{np.shape(leaf)}, {what} has shape {np.shape(other)}"
+    )
 
 
 def _difference(what: str, tree: Any, reference_name: str, reference: Any) -> str:
@@ -198,8 +213,10 @@ def norm_of_leaves(
     dtypes = [real_dtype(compute_dtype(leaf.dtype)) for leaf in leaves]
     dtype = max(dtypes, key=lambda d: d.itemsize)
 
-    def total(of_leaf: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        whole = jnp.sum(lax.concatenate([of_leaf(leaf).astype(dtype) for leaf in leaves], 0))
+    def total(of_leaf: Callable[..., jax.Array], *arguments: jax.Array) -> jax.Array:
+        # Every leaf in the dtype of the widest: what underflows in its own may count in the whole.
+        parts = [of_leaf(leaf, *arguments, dtype=dtype) for leaf in leaves]
+        whole = jnp.sum(lax.concatenate(parts, 0))
         return lax.psum(whole, axis_name) if axis_name and axis_reduction == "sum" else whole
 
     # One pass is enough where the sum of squares is an ordinary number. Elsewhere a second pass
@@ -211,7 +228,7 @@ def norm_of_leaves(
     def rescaled() -> jax.Array:
         factor = jnp.where(squares > 1, 2.0 ** -(exponent * 5 // 8), 2.0 ** (exponent * 5 // 8))
         factor = factor.astype(dtype)
-        return _safe_sqrt(total(functools.partial(_sum_of_scaled_squares, factor))) / factor
+        return _safe_sqrt(total(_sum_of_scaled_squares, factor)) / factor
 
     is_ordinary = (squares > 1 / ordinary) & (squares < ordinary)
     if isinstance(is_ordinary, Tracer):
@@ -222,15 +239,20 @@ def norm_of_leaves(
     return lax.pmean(result, axis_name) if axis_name and axis_reduction == "mean" else result
 
 
-@jax.jit
-def _sum_of_squares(x: jax.Array) -> jax.Array:
-    return jnp.sum(abs_squared(x.astype(compute_dtype(x.dtype)))).reshape(1)
+@functools.partial(jax.jit, static_argnames="dtype")
+def _sum_of_squares(x: jax.Array, *, dtype: np.dtype) -> jax.Array:
+    return jnp.sum(abs_squared(_widened(x, dtype))).reshape(1)
 
 
-@jax.jit
-def _sum_of_scaled_squares(factor: jax.Array, x: jax.Array) -> jax.Array:
-    x = x.astype(compute_dtype(x.dtype))
+@functools.partial(jax.jit, static_argnames="dtype")
+def _sum_of_scaled_squares(x: jax.Array, factor: jax.Array, *, dtype: np.dtype) -> jax.Array:
+    x = _widened(x, dtype)
     return jnp.sum(abs_squared(x * factor.astype(x.dtype))).reshape(1)
+
+
+def _widened(x: jax.Array, dtype: np.dtype) -> jax.Array:
+    """`x` in a real dtype, or in the complex dtype of that precision."""
+    return x.astype(np.promote_types(compute_dtype(x.dtype), dtype))
 
 
 def _safe_sqrt(x: jax.Array) -> jax.Array:

@@ -45,10 +45,7 @@ def apply_updates(params: Any, updates: Any) -> Any:
             new.append(parameter)
             continue
         if np.shape(parameter) != np.shape(change):
-            raise ValueError(
-                f"apply_updates: shapes differ at '{trees.paths(params)[i]}': params has shape "
-                f"{np.shape(parameter)}, updates has shape {np.shape(change)}"
-            )
+            trees.refuse_shape("apply_updates", "params", params, i, "updates", change)
         new.append(_add(parameter, change))
     return treedef.unflatten(new)
 
@@ -95,10 +92,7 @@ def incremental_update(new_tensors: Any, old_tensors: Any, step_size: ArrayLike)
         if not trees.is_parameter(new) or old is None:
             return new
         if np.shape(new) != np.shape(old):
-            raise ValueError(
-                f"{owner}: shapes differ at '{trees.paths(new_tensors)[i]}': new_tensors has "
-                f"shape {np.shape(new)}, old_tensors has shape {np.shape(old)}"
-            )
+            trees.refuse_shape(owner, "new_tensors", new_tensors, i, "old_tensors", old)
         return _mix(new, old, step_size)
 
     return treedef.unflatten(

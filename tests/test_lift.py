@@ -437,3 +437,8 @@ def test_decay_range_is_half_open():
     lift(kernel, weight=0.0)
     with pytest.raises(ValueError, match=r"\[0, 1\)"):
         lift(kernel, weight=1.0)
+
+
+def test_count_is_no_hyperparameter_and_takes_no_schedule():
+    with pytest.raises(ValueError, match="simple_moving_average: window must be a number"):
+        gradtx.simple_moving_average(lambda count: 3)

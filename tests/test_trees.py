@@ -58,6 +58,18 @@ def test_global_norm_of_float64(size):
         np.testing.assert_allclose(norm, 2 * size, rtol=1e-15)
 
 
+@pytest.mark.parametrize(
+    ("narrow", "wide", "expected"),
+    [(0.0, 0.0, 0.0), (3e30, 4e30, 5e30), (3e-30, 4e-30, 5e-30), (1e-30, 1e-40, 1e-30)],
+    ids=["zero", "huge", "tiny", "narrow-counts"],
+)
+def test_global_norm_of_a_float32_and_a_float64_leaf(narrow, wide, expected):
+    with jax.enable_x64(True):
+        norm = gradtx.global_norm([jnp.float32(narrow), jnp.float64(wide)])
+        assert norm.dtype == jnp.float64
+        np.testing.assert_allclose(norm, expected, rtol=1e-7)
+
+
 def test_global_norm_agrees_with_numpy_over_all_magnitudes():
     rng = np.random.default_rng(0)
     norm = jax.jit(gradtx.global_norm)

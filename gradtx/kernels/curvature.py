@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from optax import ScalarOrSchedule
 
 from gradtx import trees
-from gradtx.kernel import COUNT, NON_NEGATIVE, check
+from gradtx.kernel import COUNT, NON_NEGATIVE, check, check_hyperparameter
 from gradtx.lift import evaluate
 
 
@@ -60,7 +60,7 @@ def scale_by_newton(
     owner = "scale_by_newton"
     if solver not in ("dense", "cg"):
         raise ValueError(f"{owner}: solver must be 'dense' or 'cg', got {solver!r}")
-    check(owner, "damping", damping, NON_NEGATIVE)
+    check_hyperparameter(owner, "damping", damping, NON_NEGATIVE)
     check(owner, "tolerance", tolerance, NON_NEGATIVE)
     if max_iterations is not None:
         check(owner, "max_iterations", max_iterations, COUNT)
@@ -84,10 +84,7 @@ def scale_by_newton(
         active = [i for i, gradient in enumerate(gradients) if trees.is_parameter(gradient)]
         for i in active:
             if np.shape(gradients[i]) != np.shape(parameters[i]):
-                raise ValueError(
-                    f"{owner}: shapes differ at '{trees.paths(updates)[i]}': updates has shape "
-                    f"{np.shape(gradients[i])}, params has shape {np.shape(parameters[i])}"
-                )
+                trees.refuse_shape(owner, "updates", updates, i, "params", parameters[i])
 
         def value(variables: list[jax.Array]) -> jax.Array:
             leaves = list(parameters)

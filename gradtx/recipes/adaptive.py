@@ -4,7 +4,7 @@ from optax import GradientTransformationExtraArgs as Transformation
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain, identity
-from gradtx.kernel import DECAY, check
+from gradtx.kernel import DECAY, check_hyperparameter
 from gradtx.kernels.adaptive import (
     scale_by_adadelta,
     scale_by_rms,
@@ -104,7 +104,7 @@ def rmsprop(
         1.000
     """
     if momentum is not None:
-        check("rmsprop", "momentum", momentum, DECAY)
+        check_hyperparameter("rmsprop", "momentum", momentum, DECAY)
     scaling = scale_by_stddev if centered else scale_by_rms
     return chain(
         scaling(decay, eps, initial_scale, eps_in_sqrt, bias_correction),

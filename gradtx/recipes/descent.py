@@ -7,7 +7,7 @@ from optax import GradientTransformationExtraArgs as Transformation
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain, identity
-from gradtx.kernel import DECAY, Range, check
+from gradtx.kernel import DECAY, Range, check_hyperparameter
 from gradtx.kernels.curvature import scale_by_newton
 from gradtx.kernels.momentum import ema, trace
 from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
@@ -60,10 +60,12 @@ def sgd(
         1.750
     """
     if momentum is None:
-        check("sgd", "dampening", dampening, Range("0 without momentum", lambda value: value == 0))
+        check_hyperparameter(
+            "sgd", "dampening", dampening, Range("0 without momentum", lambda value: value == 0)
+        )
         direction = identity()
     else:
-        check("sgd", "momentum", momentum, DECAY)
+        check_hyperparameter("sgd", "momentum", momentum, DECAY)
         direction = trace(momentum, nesterov, accumulator_dtype, dampening=dampening)
     return chain(direction, scale_by_learning_rate(learning_rate))
 
@@ -134,7 +136,7 @@ def signum(
         >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
         1.500
     """
-    check("signum", "beta", beta, DECAY)
+    check_hyperparameter("signum", "beta", beta, DECAY)
     return chain(
         ema(beta, debias=False, accumulator_dtype=accumulator_dtype),
         scale_by_sign(),

@@ -8,7 +8,7 @@ import optax
 
 from gradtx import trees
 from gradtx.compose.sequence import as_transformation
-from gradtx.kernel import DECAY, check
+from gradtx.kernel import DECAY, check_hyperparameter
 from gradtx.kernels.momentum import ema
 from gradtx.updates import apply_updates
 
@@ -71,7 +71,7 @@ def average_params(
         [2.] [2.3]
     """
     inner = as_transformation("average_params", "tx", tx)
-    check("average_params", "decay", decay, DECAY)
+    check_hyperparameter("average_params", "decay", decay, DECAY)
     average = ema(decay, debias=False)
 
     def observed(params: Any) -> Any:
