@@ -152,7 +152,9 @@ def norm(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
         axis: the axes to sum over; None: all.
     """
     largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0.0))
-    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
+    # XLA may multiply by the inverse of the unit, which must not be subnormal.
+    largest = jnp.minimum(largest, 2.0 ** (jnp.finfo(largest.dtype).maxexp - 8))
+    unit = jnp.where(largest > 0, largest, 1.0)
     total = jnp.sum(abs_squared(x / unit.astype(x.dtype)), axis=axis, keepdims=True)
     return unit * _safe_sqrt(total)
 

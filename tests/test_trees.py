@@ -97,6 +97,17 @@ def test_norm_of_one_array_along_an_axis(size):
     np.testing.assert_allclose(gradient, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [3e38, 1.5e38, 4e-38])
+def test_norm_of_one_array_up_to_the_ends_of_float32(size):
+    x = jnp.full((4,), size / 2, jnp.float32)
+    np.testing.assert_allclose(jax.jit(trees.norm)(x), [size], rtol=1e-6)
+
+
+def test_norm_of_infinities_and_nan_is_what_it_is():
+    assert np.isinf(trees.norm(jnp.array([jnp.inf, 1.0]))).all()
+    assert np.isnan(trees.norm(jnp.array([jnp.nan, 1.0]))).all()
+
+
 @pytest.mark.parametrize("size", [1.0, 1e30], ids=str)
 @pytest.mark.parametrize("mapping", ["vmap", "shard_map"])
 def test_norm_over_a_mapped_axis_is_summed_or_averaged(mapping, size):
