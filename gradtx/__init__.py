@@ -42,7 +42,7 @@ from optax import (
     value_and_grad_from_state,
 )
 
-from gradtx import initializers, normalization, schedules, testing, training
+from gradtx import diagnostics, initializers, normalization, schedules, testing, training
 from gradtx.compose import (
     chain,
     conditionally_mask,
@@ -177,6 +177,7 @@ __all__ = [
     "constant_schedule",
     "cosine_decay_schedule",
     "cosine_onecycle_schedule",
+    "diagnostics",
     "ema",
     "exponential_decay",
     "freeze",

@@ -1,0 +1,56 @@
+"""What a network or a run is doing, and why.
+
+`signal_report` follows the signal through all layers of any JAX function, and the gradient back,
+and says what is wrong. The rest measures one thing each: where units bend, how noisy and how curved
+the loss is, what lies between two solutions, which weights matter, which learning rates work, and
+what happened during a compiled loop.
+"""
+
+from gradtx.diagnostics.activations import activation_gain, relu_elbows
+from gradtx.diagnostics.curvature import (
+    AlongGradient,
+    along_gradient,
+    curvature_along_gradient,
+    lipschitz_along_gradient,
+    sharpness,
+)
+from gradtx.diagnostics.history import HistoryState, record_history, update_ratio
+from gradtx.diagnostics.landscape import ConnectingPath, connecting_path, interpolate_loss
+from gradtx.diagnostics.learning_rate import LearningRateRange, learning_rate_range
+from gradtx.diagnostics.noise import NoiseScale, gradient_noise_scale
+from gradtx.diagnostics.nonfinite import Culprit
+from gradtx.diagnostics.pruning import apply_mask, freeze_pruned, prune_by_magnitude
+from gradtx.diagnostics.readout import history_of, plot_history
+from gradtx.diagnostics.report import LayerSignal, SignalReport
+from gradtx.diagnostics.signals import signal_report
+from gradtx.diagnostics.verdict import Diagnosis
+
+__all__ = [
+    "AlongGradient",
+    "ConnectingPath",
+    "Culprit",
+    "Diagnosis",
+    "HistoryState",
+    "LayerSignal",
+    "LearningRateRange",
+    "NoiseScale",
+    "SignalReport",
+    "activation_gain",
+    "along_gradient",
+    "apply_mask",
+    "connecting_path",
+    "curvature_along_gradient",
+    "freeze_pruned",
+    "gradient_noise_scale",
+    "history_of",
+    "interpolate_loss",
+    "learning_rate_range",
+    "lipschitz_along_gradient",
+    "plot_history",
+    "prune_by_magnitude",
+    "record_history",
+    "relu_elbows",
+    "sharpness",
+    "signal_report",
+    "update_ratio",
+]

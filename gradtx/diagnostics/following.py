@@ -1,0 +1,316 @@
+"""Rules for single operations: what is a layer, and how far its output can be followed.
+
+A layer's output is followed through everything that treats each element by itself. What comes
+before the first bend or curve (a bias, a normalization, a sum with other signals) is affine; then
+the nonlinearity begins. It may fork and join again, as in x * sigmoid(x), and ends where other
+signals or other elements take part. Its slope is carried along, by reverse differentiation of each
+operation, which honours custom derivatives.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from gradtx.diagnostics import primitives
+from gradtx.diagnostics.values import Image, Layer, Origin, Value, mixture, moved_axes
+
+
+def find_layer(equation: Any, inputs: Sequence[Value]) -> int | None:
+    """Which operand of a product is the parameter of a layer; None: it is no layer.
+
+    A parameter that meets data makes a layer. Where both operands are parameters, the one without
+    data is the weight: the other may be an input to which a parameter was added.
+    """
+    if equation.primitive.name not in ("dot_general", "conv_general_dilated"):
+        return None
+    eligible = [
+        i for i, value in enumerate(inputs) if value.origin is not None and inputs[1 - i].is_data
+    ]
+    without_data = [i for i in eligible if not inputs[i].is_signal]
+    return (without_data or eligible or [None])[-1]
+
+
+def start_layer(equation: Any, inputs: Sequence[Value], weight: int, output: jax.Array) -> Value:
+    """The output of a product with a parameter, with a new `Layer` that it is the image of."""
+    weights, others = inputs[weight], inputs[1 - weight]
+    units, fan_in = _layout(equation, weights.array.shape, weight, output.ndim)
+    received(others)
+    layer = Layer(
+        origin=cast(Origin, weights.origin),
+        operation=equation.primitive.name,
+        inputs=others.array,
+        weights=weights.array,
+        output=output,
+        image=output,
+        units=units,
+        fan_in=fan_in,
+        sources=others.sources,
+    )
+    return Value(output, sources=frozenset({layer}), images={layer: Image(units)})
+
+
+def _layout(
+    equation: Any, shape: tuple[int, ...], weight: int, rank: int
+) -> tuple[tuple[int, ...], int]:
+    """The axes of a product's output that count units, and how many products make one output."""
+    numbers = equation.params["dimension_numbers"]
+    if equation.primitive.name == "conv_general_dilated":
+        outputs = shape[numbers.rhs_spec[0]]
+        return (numbers.out_spec[1],), math.prod(shape) // max(outputs, 1)
+    contracted, batch = (sides[weight] for sides in numbers)
+    free = len(shape) - len(contracted) - len(batch)
+    first = len(batch) if weight == 0 else rank - free
+    units = (*range(len(batch)), *range(first, first + free))
+    return units, math.prod(shape[axis] for axis in contracted)
+
+
+def rearranged(equation: Any, inputs: Sequence[Value], array: jax.Array) -> Value:
+    """The result of an operation that moves or drops elements."""
+    value, *indices = inputs
+    result = mixture(array, inputs)
+    grows = array.size > value.array.size
+    is_static = not indices
+    origin, images = value.origin, {}
+    if origin is not None and not grows:
+        slices = origin.slices + _slice_name(equation, value)
+        origin = origin.seen_through(_replay(equation)) if is_static else Origin(origin.leaf)
+        origin = replace(origin, slices=slices)
+    for layer, image in following(value).items():
+        if array.size == value.array.size and image.stage == 0:
+            units = _moved(equation, image.units, value.array.shape, array.shape)
+            images[layer] = Image(units, base=_new_base(layer))
+            if layer.image is value.array:
+                layer.image, layer.output, layer.units = array, array, units
+    consumed(equation, inputs)
+    return replace(
+        result,
+        origin=None if grows else origin,
+        is_uniform=value.is_uniform,
+        images=images,
+    )
+
+
+def received(value: Value) -> None:
+    """Note that another layer receives a value: it has been through the nonlinearity by now."""
+    for layer in value.sources:
+        layer.is_hidden = layer.is_settled = True
+
+
+def following(value: Value) -> dict[Layer, Image]:
+    """The layers that a value still tells something about."""
+    return {
+        layer: image
+        for layer, image in value.images.items()
+        if not layer.is_settled and (image.stage == 0 or image.stage > layer.dismissed)
+    }
+
+
+def consumed(equation: Any, inputs: Sequence[Value]) -> None:
+    """Note that an operation, not on each element by itself, took these values.
+
+    It ends the nonlinearity that a value went through; or, if it sums up powers of a layer's
+    output as a variance does, these were no nonlinearity.
+    """
+    for value in inputs:
+        for layer, image in following(value).items():
+            if image.stage == 0:
+                continue
+            if equation.primitive.name in primitives.REDUCTIONS and layer.is_statistic:
+                layer.take_back()
+            elif image.stage == layer.stage:
+                layer.is_settled = True
+
+
+def _replay(equation: Any) -> Callable[[jax.Array], jax.Array]:
+    return lambda array: primitives.evaluate(equation, array)[0]
+
+
+def _slice_name(equation: Any, value: Value) -> str:
+    """`[2]` where one index of the first axis is cut out."""
+    if equation.primitive.name != "slice" or value.array.ndim < 2:
+        return ""
+    starts, ends = equation.params["start_indices"], equation.params["limit_indices"]
+    is_one = ends[0] - starts[0] == 1 and value.array.shape[0] > 1
+    return f"[{starts[0]}]" if is_one else ""
+
+
+def _moved(
+    equation: Any, units: tuple[int, ...], old: tuple[int, ...], new: tuple[int, ...]
+) -> tuple[int, ...]:
+    if equation.primitive.name == "transpose":
+        return tuple(i for i, axis in enumerate(equation.params["permutation"]) if axis in units)
+    if equation.primitive.name == "rev":
+        return units
+    return moved_axes(units, old, new)
+
+
+def elementwise(
+    equation: Any,
+    inputs: Sequence[Value],
+    array: jax.Array,
+    call: Callable[..., Any],
+    name: str,
+    parts: set[str],
+) -> Value:
+    """The result of an operation, or of a whole function, on each element by itself.
+
+    Args:
+        equation: the operation.
+        inputs: its operands.
+        array: its result.
+        call: the operation as a function of the arrays, for its derivative.
+        name: what to call it if it turns out to be the nonlinearity.
+        parts: the names of the primitives in it.
+    """
+    result = mixture(array, inputs)
+    layers = dict.fromkeys(
+        layer for value in inputs if value.array.shape == array.shape for layer in following(value)
+    )
+    images = {layer: _follow(layer, equation, inputs, array, call, name, parts) for layer in layers}
+    origin = _origin(inputs, array)
+    is_uniform = all(value.is_uniform for value in inputs)
+    return replace(
+        result,
+        origin=origin,
+        is_uniform=is_uniform,
+        # A parameter remains one when a norm of it, or a mask, changes its scale.
+        sources=frozenset() if origin else result.sources,
+        images=images,
+    )
+
+
+def _origin(inputs: Sequence[Value], array: jax.Array) -> Origin | None:
+    """The parameter that the result still is: scaled, masked, shifted, but no layer's signal."""
+    for value in inputs:
+        others = [other for other in inputs if other is not value]
+        if value.origin is None or value.array.size != array.size:
+            continue
+        if any(other.sources and other.array.size == array.size for other in others):
+            return None
+        # A vector times data is a scaled input; a matrix times data is a masked weight.
+        if array.ndim < 2 and any(other.is_data for other in others):
+            return None
+        return value.origin
+    return None
+
+
+def _follow(
+    layer: Layer,
+    equation: Any,
+    inputs: Sequence[Value],
+    array: jax.Array,
+    call: Callable[..., Any],
+    name: str,
+    parts: set[str],
+) -> Image:
+    """How the result follows from a layer, and what that tells about its nonlinearity."""
+    mine = [
+        i
+        for i, value in enumerate(inputs)
+        if layer in following(value) and value.array.shape == array.shape
+    ]
+    others = [value for i, value in enumerate(inputs) if i not in mine]
+    images = [inputs[i].images[layer] for i in mine]
+    first = images[0]
+    is_alone = all(other.is_uniform for other in others)
+    is_affine = _is_affine(equation, mine)
+    stage = max(image.stage for image in images)
+
+    if is_affine and stage == 0:
+        if is_alone and len(mine) == 1:
+            slope = _slope(call, inputs, mine, images)
+            return replace(first, slope=slope)
+        if layer.output is inputs[mine[0]].array and not any(other.is_data for other in others):
+            # A bias that is added directly belongs to the layer's output.
+            layer.output = layer.image = array
+        return Image(first.units, base=_new_base(layer))
+
+    base = max(image.base for image in images)
+    latest = [i for i, image in zip(mine, images, strict=True) if image.base == base]
+    slope = _slope(call, inputs, latest, [inputs[i].images[layer] for i in latest])
+    if any(image.stage != layer.stage for image in images) or layer.stage == layer.dismissed:
+        # The nonlinearity begins here, or two of its branches join.
+        layer.stage += 1
+        if name == "mul":
+            name = primitives.GATES.get(layer.activation, name)
+        _extend(layer, array, slope, first.units, name, parts, is_affine)
+        return Image(first.units, slope, base, layer.stage)
+    if is_alone:
+        _extend(layer, array, slope, first.units, name, parts, is_affine)
+    elif any(other.is_data for other in others):
+        layer.is_settled = True
+    return Image(first.units, slope, base, stage)
+
+
+def _extend(
+    layer: Layer,
+    array: jax.Array,
+    slope: Any,
+    units: tuple[int, ...],
+    name: str,
+    parts: set[str],
+    is_affine: bool,
+) -> None:
+    """Take one more operation into a layer's nonlinearity."""
+    layer.is_statistic = not is_affine and parts <= primitives.OF_STATISTICS
+    if layer.is_statistic:
+        layer.before = (layer.image, layer.slope, layer.units, layer.activation, set(layer.parts))
+    name = primitives.FAMILIAR.get(name, name)
+    if not layer.activation or primitives.rank_of(name) > primitives.rank_of(layer.activation):
+        layer.activation = name
+    layer.parts |= parts
+    if jnp.issubdtype(array.dtype, jnp.inexact):
+        layer.image, layer.slope, layer.units = array, slope, units
+
+
+def _new_base(layer: Layer) -> int:
+    layer.base += 1
+    return layer.base
+
+
+def _is_affine(equation: Any, mine: Sequence[int]) -> bool:
+    name = equation.primitive.name
+    if name == "mul":
+        return len(mine) == 1
+    if name == "div":
+        return list(mine) == [0]
+    if name == "select_n":
+        return 0 not in mine
+    return name in primitives.AFFINE
+
+
+def _slope(
+    call: Callable[..., Any],
+    inputs: Sequence[Value],
+    mine: Sequence[int],
+    images: Sequence[Image],
+) -> Any:
+    """The derivative of the result with respect to the base of its images."""
+    chosen = [
+        (i, image)
+        for i, image in zip(mine, images, strict=True)
+        if jnp.issubdtype(inputs[i].array.dtype, jnp.floating)
+    ]
+    arrays = [lax.stop_gradient(value.array) for value in inputs]
+
+    def result(*varied: jax.Array) -> jax.Array:
+        full = list(arrays)
+        for (i, _), array in zip(chosen, varied, strict=True):
+            full[i] = array
+        return call(*full)
+
+    output, pull_back = jax.vjp(result, *(arrays[i] for i, _ in chosen))
+    if not chosen or not jnp.issubdtype(output.dtype, jnp.floating):
+        return 0.0
+    partials = pull_back(jnp.ones_like(output))
+    terms = [
+        partial * jnp.asarray(image.slope, partial.dtype)
+        for partial, (_, image) in zip(partials, chosen, strict=True)
+    ]
+    return functools.reduce(jnp.add, terms)

@@ -1,0 +1,257 @@
+"""What happens in a run: measurements that are recorded inside of the compiled step."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.core import Tracer
+
+from gradtx import trees
+from gradtx.kernel import COUNT, check
+
+_OWNER = "record_history"
+
+
+class HistoryState(NamedTuple):
+    """The state of `record_history`.
+
+    Attributes:
+        count: how many steps were taken, int32.
+        steps: the step at which each place of the buffers was written, -1: not yet; int32 of shape
+            (length,).
+        buffers: name of the measure -> its values, arrays of shape (length, ...) that are
+            overwritten from the front when they are full.
+    """
+
+    count: jax.Array
+    steps: jax.Array
+    buffers: dict[str, Any]
+
+
+def record_history(
+    measures: Mapping[str, Callable[..., Any]] | None = None,
+    length: int = 1000,
+    *,
+    every: int = 1,
+) -> optax.GradientTransformationExtraArgs:
+    """Record measurements of the updates at each step, and leave the updates as they are.
+
+        u = g
+        buffer[(t / every) mod length] = measure(g),    t = 0, every, 2 every, ...
+
+    It goes anywhere in a chain: before clipping it sees the raw gradients, at the end what is
+    added to the parameters. The buffers have a fixed size and are part of the state, so that
+    nothing leaves the device until `history_of` reads them.
+
+    Args:
+        measures: name -> function. Its first argument gets the updates; each further argument
+            without a default gets what it is called: `params`, or an extra argument of update such
+            as `value`, the loss, which `gradtx.training.make_train_step` passes. It returns a real
+            scalar, an array or a tree of arrays; a scalar, if it asks for extra arguments. None:
+            {"gradient_norm": gradtx.global_norm}.
+        length: how many measurements are kept, >= 1; the latest ones.
+        every: the number of steps from one measurement to the next, >= 1.
+
+    Returns:
+        A transformation with the state `HistoryState(count, steps, buffers)`. Values are stored in
+        float32, float64 ones as they are. What is not an inexact array reaches the measures as
+        None; where a measure returns None, NaN is recorded.
+
+    Raises:
+        ValueError: if `measures` is empty or has a name or a function that cannot be used, or
+            `length` or `every` is not a whole number >= 1; in `init`, if a measure is complex; in
+            `update`, if a measure asks for what is not given or returns other shapes than in
+            `init`, or the state belongs to other measures.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> from gradtx.diagnostics import history_of, record_history
+        >>> measures = {"norm": gradtx.global_norm, "loss": lambda updates, value: value}
+        >>> tx = gradtx.chain(record_history(measures, length=2), gradtx.sgd(0.1))
+        >>> state = tx.init(jnp.zeros(2))
+        >>> for size in (1.0, 2.0, 3.0):
+        ...     gradient = jnp.array([3.0, 4.0]) * size
+        ...     updates, state = tx.update(gradient, state, value=jnp.array(size))
+        >>> print({name: values.tolist() for name, values in history_of(state).items()})
+        {'step': [1, 2], 'loss': [2.0, 3.0], 'norm': [10.0, 15.0]}
+    """
+    measures = {"gradient_norm": trees.global_norm} if measures is None else measures
+    if not isinstance(measures, Mapping) or not measures:
+        raise ValueError(
+            f"{_OWNER}: measures must map at least one name to a function, got {measures!r}"
+        )
+    check(_OWNER, "length", length, COUNT)
+    check(_OWNER, "every", every, COUNT)
+    functions = {name: (measures[name], _wanted(name, measures[name])) for name in measures}
+    length, every = int(length), int(every)
+
+    def init(params: Any) -> HistoryState:
+        params = _parameters(params)
+        buffers = {}
+        for name, (measure, wanted) in functions.items():
+            # The types of extra arguments are not known yet.
+            kind: Any = jax.ShapeDtypeStruct((), jnp.result_type(float))
+            if wanted <= {"params"}:
+                kind = jax.eval_shape(measure, params, **dict.fromkeys(wanted, params))
+            buffers[name] = jax.tree.map(lambda leaf, name=name: start(name, leaf), kind)
+        return HistoryState(jnp.zeros([], jnp.int32), jnp.full(length, -1, jnp.int32), buffers)
+
+    def start(name: str, kind: Any) -> jax.Array:
+        if jnp.issubdtype(kind.dtype, jnp.complexfloating):
+            raise ValueError(f"{_OWNER}: measure {name!r} must be real, got {kind.dtype}")
+        dtype = jnp.float64 if kind.dtype == jnp.float64 else jnp.float32
+        return jnp.zeros((length, *kind.shape), dtype)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        if state.buffers.keys() != functions.keys():
+            raise ValueError(
+                f"{_OWNER}: the state is that of the measures {sorted(state.buffers)}, not of "
+                f"{sorted(functions)}"
+            )
+
+        def record() -> tuple[jax.Array, dict[str, Any]]:
+            gradients, available = _parameters(updates), dict(extra)
+            if params is not None:
+                available["params"] = _parameters(params)
+            place = state.count // every % len(state.steps)
+            buffers = {}
+            for name, (measure, wanted) in functions.items():
+                value = measure(gradients, **_arguments(name, wanted, available))
+                buffers[name] = _written(name, state.buffers[name], place, value)
+            return state.steps.at[place].set(state.count), buffers
+
+        def keep() -> tuple[jax.Array, dict[str, Any]]:
+            return state.steps, state.buffers
+
+        is_due = True if every == 1 else state.count % every == 0
+        if isinstance(is_due, Tracer):
+            steps, buffers = lax.cond(is_due, record, keep)
+        else:
+            # An eager conditional would be compiled anew at every call.
+            steps, buffers = record() if is_due else keep()
+        return updates, HistoryState(jnp.asarray(optax.safe_increment(state.count)), steps, buffers)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _wanted(name: Any, measure: Any) -> set[str]:
+    """The names of what a measure asks for beside the updates."""
+    if not isinstance(name, str) or name == "step":
+        raise ValueError(f"{_OWNER}: a measure must have a name other than 'step', got {name!r}")
+    if not callable(measure):
+        raise ValueError(
+            f"{_OWNER}: measure {name!r} must be a function of the updates, got {measure!r}"
+        )
+    arguments = list(inspect.signature(measure).parameters.values())
+    if not arguments or arguments[0].kind in (
+        inspect.Parameter.KEYWORD_ONLY,
+        inspect.Parameter.VAR_KEYWORD,
+    ):
+        raise ValueError(
+            f"{_OWNER}: measure {name!r} must take the updates as its first argument, but takes "
+            f"{inspect.signature(measure)}"
+        )
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {
+        argument.name
+        for argument in arguments[1:]
+        if argument.default is inspect.Parameter.empty and argument.kind in named
+    }
+
+
+def _arguments(name: str, wanted: set[str], available: dict[str, Any]) -> dict[str, Any]:
+    missing = sorted(wanted - available.keys())
+    if missing:
+        more = "" if missing[0] == "params" else f", {missing[0]}=..."
+        raise ValueError(
+            f"{_OWNER}: measure {name!r} asks for {missing[0]!r}, which was not given; call "
+            f"update(updates, state, params{more})"
+        )
+    return {key: available[key] for key in wanted}
+
+
+def _parameters(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf if trees.is_parameter(leaf) else None, tree)
+
+
+def _written(name: str, buffer: Any, place: jax.Array, value: Any) -> Any:
+    """The buffers of one measure with a new value in one place."""
+    owner = f"{_OWNER}: measure {name!r}"
+    old, treedef = trees.flatten(buffer)
+    new = trees.flatten_like(owner, "its value", value, "its buffer", buffer)
+    for leaf, part in zip(old, new, strict=True):
+        if leaf is not None and part is not None and np.shape(part) != leaf.shape[1:]:
+            raise ValueError(
+                f"{owner} must return the shape that its buffer has room for, {leaf.shape[1:]}, "
+                f"got shape {np.shape(part)}"
+            )
+
+    def write(leaf: Any, part: Any) -> Any:
+        if leaf is None:
+            return None
+        part = jnp.full(leaf.shape[1:], jnp.nan) if part is None else jnp.asarray(part)
+        return leaf.at[place].set(part.astype(leaf.dtype))
+
+    return treedef.unflatten(map(write, old, new))
+
+
+def update_ratio(updates: Any, params: Any) -> Any:
+    """How large the update of each parameter is, measured by the parameter.
+
+        r_i = ||u_i|| / ||p_i||
+
+    As a rule of thumb it is about 1e-3 in a healthy run; a learning rate that is much too low or
+    too high shows as a ratio far below or above.
+
+    Args:
+        updates: a tree of updates, as they are added to the parameters.
+        params: the tree of parameters.
+
+    Returns:
+        A tree of the structure of `updates` with scalars, float64 for float64 leaves, else
+        float32; it is right wherever the norms themselves can be represented. None where there is
+        no update, or what is not an inexact array. 0 where both norms are zero, infinite where
+        only the parameter's is.
+
+    Raises:
+        ValueError: if structures or shapes differ, naming the path.
+
+    Source:
+        Karpathy, "CS231n: neural networks, part 3", section "Ratio of weights:updates"; its inverse
+        in You, Gitman & Ginsburg 2017, "Large batch training of convolutional networks", section 4.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from gradtx.diagnostics import update_ratio
+        >>> params = {"w": jnp.array([3.0, 4.0]), "steps": jnp.array(7)}
+        >>> print(update_ratio({"w": jnp.array([0.0, 0.5]), "steps": None}, params))
+        {'steps': None, 'w': Array(0.1, dtype=float32)}
+    """
+    owner = "update_ratio"
+    leaves, treedef = trees.flatten(updates)
+    parameters = trees.flatten_like(owner, "params", params, "updates", updates)
+
+    def ratio(index: int, u: Any, p: Any) -> jax.Array | None:
+        if not (trees.is_parameter(u) and trees.is_parameter(p)):
+            return None
+        if np.shape(u) != np.shape(p):
+            trees.refuse_shape(owner, "updates", updates, index, "params", p)
+        sizes = [_norm(jnp.asarray(u)), _norm(jnp.asarray(p))]
+        dtype = np.promote_types(sizes[0].dtype, sizes[1].dtype)
+        change, size = (norm.astype(dtype) for norm in sizes)
+        is_nothing = (change == 0) & (size == 0)
+        return jnp.where(is_nothing, 0, change / jnp.where(is_nothing, 1, size))
+
+    return treedef.unflatten(
+        ratio(index, u, p) for index, (u, p) in enumerate(zip(leaves, parameters, strict=True))
+    )
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    return trees.norm(x.astype(trees.compute_dtype(x.dtype))).reshape(())

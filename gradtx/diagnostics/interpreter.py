@@ -1,0 +1,324 @@
+"""An interpreter of traced functions that finds their layers and measures them on the way.
+
+It evaluates a jaxpr equation by equation on `Value`s, and goes into the functions that it calls.
+It runs inside `jax.jit`: what it measures are arrays of that computation. Loops and branches are
+rebuilt with bodies that hand the measurements out.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import Literal
+
+from gradtx.diagnostics import following, primitives
+from gradtx.diagnostics.values import Layer, Loop, Value, constant, mixture
+
+Arrays = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Nesting:
+    """A loop or a branch around something that was found.
+
+    Attributes:
+        loop: the loop; None: it is a branch.
+        is_sliced: whether what was found is another in each iteration, because its parameter is a
+            slice of a stack that the loop goes through.
+    """
+
+    loop: Loop | None = None
+    is_sliced: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """Something found in the function, and what was measured there.
+
+    Attributes:
+        what: a `Layer`, or an equation with the layers whose outputs took part in it.
+        arrays: the measurements; in loops each has one axis more for each loop around it.
+        place: where it stands: the numbers of the loops and branches around it, then its own.
+        nesting: these loops and branches, from the outermost.
+    """
+
+    what: Any
+    arrays: Arrays
+    place: tuple[int, ...]
+    nesting: tuple[Nesting, ...] = ()
+
+    def when(self, iterations: Sequence[int]) -> tuple[int, ...]:
+        """When it was evaluated, given the iteration of each nesting; compares with others'."""
+        result = [self.place[0]]
+        for nesting, iteration, number in zip(
+            self.nesting, iterations, self.place[1:], strict=True
+        ):
+            is_backwards = nesting.loop is not None and nesting.loop.is_backwards
+            result += [-iteration if is_backwards else iteration, number]
+        return tuple(result)
+
+
+class Interpreter:
+    """Evaluates a traced function, and collects what is found.
+
+    Args:
+        measure: gives the measurements of a layer, when all that follows from it is known.
+        probes: an array for each layer, in the order of `found`, to which the gradient is to
+            carry what was measured on its way back; None: this is not wanted.
+        attach: makes a layer's output carry a probe.
+        watch: gives the measurements of each equation, from its inputs and results; None: none.
+    """
+
+    def __init__(
+        self,
+        measure: Callable[[Layer], Arrays] | None,
+        probes: Sequence[jax.Array] | None = None,
+        attach: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+        watch: Callable[[Sequence[Any], Sequence[Any]], Arrays] | None = None,
+    ) -> None:
+        self.measure, self.attach, self.watch = measure, attach, watch
+        self.probes = None if probes is None else list(probes)
+        self.found: list[Found] = []
+        self.is_inside = False
+        self._equations = 0
+
+    def run(self, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
+        """Evaluate a whole function, and measure its layers."""
+        outputs = self._evaluate(jaxpr, [constant(array) for array in constants], inputs)
+        if self.is_inside:
+            # What leaves a loop's body may be received by a layer in the next iteration.
+            for value in outputs:
+                if np.ndim(value.array) > 0:
+                    following.received(value)
+        if self.measure is not None:
+            self.found = [
+                found
+                if found.arrays or not isinstance(found.what, Layer)
+                else replace(found, arrays=self.measure(found.what))
+                for found in self.found
+            ]
+        return outputs
+
+    def _evaluate(
+        self, jaxpr: Any, constants: Sequence[Value], inputs: Sequence[Value]
+    ) -> list[Value]:
+        known: dict[Any, Value] = dict(
+            zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *inputs], strict=True)
+        )
+
+        def read(variable: Any) -> Value:
+            if isinstance(variable, Literal):
+                return constant(np.asarray(variable.val, getattr(variable.aval, "dtype", None)))
+            return known[variable]
+
+        for equation in jaxpr.eqns:
+            self._equations += 1
+            values = [read(variable) for variable in equation.invars]
+            results = self._equation(equation, values)
+            self._watch(equation, values, results)
+            known.update(zip(equation.outvars, results, strict=True))
+        return [read(variable) for variable in jaxpr.outvars]
+
+    def _equation(self, equation: Any, values: list[Value]) -> list[Value]:
+        name = equation.primitive.name
+        body = primitives.body_of(equation)
+        if body is not None:
+            return self._call(equation, *body, values)
+        if name == "scan":
+            return self._scan(equation, values)
+        if name == "cond":
+            return self._cond(equation, values)
+        arrays = primitives.evaluate(equation, *(value.array for value in values))
+        if equation.primitive.multiple_results:
+            following.consumed(equation, values)
+            return [mixture(array, values) for array in arrays]
+        (array,) = arrays
+        weight = following.find_layer(equation, values)
+        if weight is not None:
+            if self.probes is not None and self.attach is not None:
+                array = self.attach(array, self.probes.pop(0))
+            value = following.start_layer(equation, values, weight, array)
+            (layer,) = value.sources
+            self.found.append(Found(layer, {}, (self._equations,)))
+            return [value]
+        if name in primitives.ELEMENTWISE:
+
+            def call(*arrays: Any) -> Any:
+                return primitives.evaluate(equation, *arrays)[0]
+
+            return [following.elementwise(equation, values, array, call, name, {name})]
+        if name in primitives.REARRANGING | primitives.CUTTING:
+            return [following.rearranged(equation, values, array)]
+        following.consumed(equation, values)
+        return [mixture(array, values)]
+
+    def _watch(self, equation: Any, values: Sequence[Value], results: Sequence[Value]) -> None:
+        is_gone_into = primitives.body_of(equation) or equation.primitive.name in ("scan", "cond")
+        if self.watch is not None and not is_gone_into:
+            measured = self.watch([v.array for v in values], [v.array for v in results])
+            sources = frozenset().union(*(value.sources for value in results))
+            self.found.append(Found((equation, sources), measured, (self._equations,)))
+
+    def _call(
+        self, equation: Any, jaxpr: Any, constants: Sequence[Any], values: list[Value]
+    ) -> list[Value]:
+        """A call: gone into, unless it is a nonlinearity as a whole or has its own derivative."""
+        has_own_derivative = equation.primitive.name in primitives.WITH_OWN_DERIVATIVE
+        if self.watch is not None:
+            return self._evaluate(jaxpr, [constant(array) for array in constants], values)
+        if primitives.is_elementwise(jaxpr):
+            (array,) = primitives.evaluate(equation, *(value.array for value in values))
+            name = jaxpr.debug_info.func_name.lstrip("_")
+
+            def call(*arrays: Any) -> Any:
+                return primitives.evaluate(equation, *arrays)[0]
+
+            parts = primitives.primitives_of(jaxpr)
+            return [following.elementwise(equation, values, array, call, name, parts)]
+        if not has_own_derivative:
+            return self._evaluate(jaxpr, [constant(array) for array in constants], values)
+        # The layers inside are measured, and their gradients too, but what goes on to the
+        # arguments is the derivative that the function brings along.
+        arrays = primitives.evaluate(equation, *(value.array for value in values))
+        blocked = [replace(v, array=lax.stop_gradient(v.array)) for v in values]
+        inside = self._evaluate(jaxpr, [constant(array) for array in constants], blocked)
+        return [
+            replace(value, array=_joined(array, value.array))
+            for array, value in zip(arrays, inside, strict=True)
+        ]
+
+    def _scan(self, equation: Any, values: list[Value]) -> list[Value]:
+        parameters = equation.params
+        closed = parameters["jaxpr"]
+        first, second = parameters["num_consts"], parameters["num_consts"] + parameters["num_carry"]
+        unchanged, carried, sliced = values[:first], values[first:second], values[second:]
+        loop = Loop(parameters["reverse"])
+        passed_on = [
+            variable is closed.jaxpr.outvars[i]
+            for i, variable in enumerate(closed.jaxpr.invars[first:second])
+        ]
+        # What follows elementwise from outside is not followed into the body.
+        constants = [replace(value, images={}) for value in unchanged]
+        slices_of = [
+            replace(value, origin=value.origin and value.origin.seen_through(loop), images={})
+            for value in sliced
+        ]
+        # What a loop carries may become data, if it is none in the beginning.
+        carries = [
+            replace(value, images={}) if same else replace(_as_data(value), images={})
+            for value, same in zip(carried, passed_on, strict=True)
+        ]
+        inside: list[tuple[Interpreter, list[Value]]] = []
+
+        def body(carry: Any, slices: Any) -> Any:
+            arrays, probes = slices
+            inputs = [*constants, *_with_arrays(carries, carry), *_with_arrays(slices_of, arrays)]
+            child, outputs = self._enter(closed, inputs, probes)
+            inside[:] = [(child, outputs)]
+            results = [value.array for value in outputs]
+            measured = [found.arrays for found in child.found]
+            return results[: len(carried)], (results[len(carried) :], measured)
+
+        def whole(probes: Any) -> Any:
+            return lax.scan(
+                body,
+                [value.array for value in carried],
+                ([value.array for value in sliced], probes),
+                length=parameters["length"],
+                reverse=parameters["reverse"],
+                unroll=parameters["unroll"],
+            )
+
+        probes = None
+        if self.probes is not None:
+            # The probes are counted out by a first tracing without any.
+            jax.eval_shape(whole, None)
+            probes = self._take(len(inside[0][0].found))
+        last, (stacked, measured) = whole(probes)
+        child, outputs = inside[0]
+        for found, arrays in zip(child.found, measured, strict=True):
+            is_sliced = isinstance(found.what, Layer) and loop in found.what.origin.views
+            self._hand_out(found, arrays, Nesting(loop, is_sliced))
+        return [
+            Value(array, is_signal=inner.is_signal, sources=inner.sources)
+            for array, inner in zip([*last, *stacked], outputs, strict=True)
+        ]
+
+    def _cond(self, equation: Any, values: list[Value]) -> list[Value]:
+        index, *operands = values
+        arguments = [replace(value, images={}) for value in operands]
+        branches = equation.params["branches"]
+        inside: dict[int, tuple[Interpreter, list[Value]]] = {}
+
+        def run(number: int, probes: Any, arrays: Any) -> Any:
+            child, outputs = self._enter(branches[number], _with_arrays(arguments, arrays), probes)
+            inside[number] = child, outputs
+            return [value.array for value in outputs], [found.arrays for found in child.found]
+
+        arrays = [value.array for value in operands]
+        numbers = range(len(branches))
+        types = [jax.eval_shape(functools.partial(run, i, None), arrays)[1] for i in numbers]
+        probes = [None if self.probes is None else self._take(len(types[i])) for i in numbers]
+
+        def branch(number: int) -> Callable[[Any], Any]:
+            def complete(arrays: Any) -> Any:
+                results, measured = run(number, probes[number], arrays)
+                everything = [
+                    measured if i == number else jax.tree.map(_zeros, types[i]) for i in numbers
+                ]
+                return results, everything
+
+            return complete
+
+        results, measured = lax.switch(index.array, [branch(i) for i in numbers], arrays)
+        for i in numbers:
+            for found, arrays_of in zip(inside[i][0].found, measured[i], strict=True):
+                self._hand_out(found, arrays_of, Nesting())
+        return [
+            mixture(array, [index, *(inside[i][1][position] for i in numbers)])
+            for position, array in enumerate(results)
+        ]
+
+    def _enter(
+        self, closed: Any, inputs: Sequence[Value], probes: Sequence[jax.Array] | None
+    ) -> tuple["Interpreter", list[Value]]:
+        """Evaluate the body of a loop or a branch with an interpreter of its own."""
+        child = Interpreter(self.measure, probes, self.attach, self.watch)
+        child.is_inside = True
+        return child, child.run(closed.jaxpr, closed.consts, inputs)
+
+    def _take(self, number: int) -> list[jax.Array]:
+        taken, self.probes = (self.probes or [])[:number], (self.probes or [])[number:]
+        return taken
+
+    def _hand_out(self, found: Found, arrays: Arrays, nesting: Nesting) -> None:
+        """Take over what was found inside of a loop or a branch."""
+        place = (self._equations, *found.place)
+        self.found.append(Found(found.what, arrays, place, (nesting, *found.nesting)))
+
+
+def _as_data(value: Value) -> Value:
+    return replace(value, origin=None, is_signal=True, is_uniform=False)
+
+
+def _with_arrays(values: Sequence[Value], arrays: Sequence[Any]) -> list[Value]:
+    return [replace(value, array=array) for value, array in zip(values, arrays, strict=True)]
+
+
+def _zeros(type_: jax.ShapeDtypeStruct) -> jax.Array:
+    return jnp.zeros(type_.shape, type_.dtype)
+
+
+@jax.custom_vjp
+def _joined(result: Any, twin: Any) -> Any:
+    """The result; the gradient goes back on both ways."""
+    del twin
+    return result
+
+
+_joined.defvjp(lambda result, twin: (result, None), lambda _, gradient: (gradient, gradient))

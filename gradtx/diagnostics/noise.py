@@ -1,0 +1,172 @@
+"""How noisy a gradient is: the batch size at which more samples stop paying off."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from gradtx import trees
+from gradtx.kernel import COUNT, check
+
+_OWNER = "gradient_noise_scale"
+
+
+class NoiseScale(NamedTuple):
+    """How noisy the gradient of a loss is, see `gradient_noise_scale`.
+
+    Attributes:
+        noise_scale: tr(S) / |G|^2, in samples; infinite where no gradient rises above the noise.
+        gradient_squared_norm: an unbiased estimate of |G|^2; it may be negative.
+        noise_trace: an unbiased estimate of tr(S).
+    """
+
+    noise_scale: jax.Array
+    gradient_squared_norm: jax.Array
+    noise_trace: jax.Array
+
+
+def gradient_noise_scale(
+    loss_fn: Callable[[Any, Any], jax.Array],
+    params: Any,
+    batch: Any,
+    *,
+    small_batch_size: int = 1,
+) -> NoiseScale:
+    """The simple noise scale of a loss: the batch size at which noise and gradient are as large.
+
+        B_simple = tr(S) / |G|^2
+
+    G is the gradient of the loss over all data and S the covariance of the gradients of single
+    samples. Batches much smaller than B_simple average almost nothing but noise, so that twice the
+    batch allows almost half the steps; much larger ones waste samples.
+
+    The batch of B samples is cut into n = B / b pieces with gradients g_i. From the gradient of
+    the whole, g = mean_i g_i, both are estimated without bias:
+
+        tr(S) ~ b / (n - 1) * sum_i |g_i - g|^2
+        |G|^2 ~ |g|^2 - tr(S) / B
+
+    These are the paper's estimates from the mean squares of the gradients of B and of b samples,
+    rearranged so that they do not subtract large numbers. Their ratio is not unbiased: over
+    several batches average the two apart, then divide.
+
+    Args:
+        loss_fn: a function `loss_fn(params, batch)` that returns the mean loss over a batch of any
+            size, a real scalar.
+        params: the parameters, a tree of arrays. Those that are not inexact do not count.
+        batch: a tree of arrays with a first axis of B samples each.
+        small_batch_size: b, how many samples a piece has; B must be a multiple of it and at least
+            twice as large. 1 says most; larger pieces take fewer passes. One piece's gradient is
+            calculated at a time.
+
+    Returns:
+        `NoiseScale(noise_scale, gradient_squared_norm, noise_trace)` of scalars, float64 if a
+        parameter is, else float32. `noise_scale` is infinite if the estimate of |G|^2 is not
+        positive: then B samples are too few to see the gradient. It is NaN if all gradients are
+        zero, or one is not finite.
+
+    Raises:
+        ValueError: if `loss_fn` is not a function or does not return a real scalar, `batch` has no
+            arrays or arrays of different length, or `small_batch_size` is not a whole number >= 1
+            that divides that length at least twice.
+
+    Source:
+        McCandlish, Kaplan, Amodei et al. 2018, "An empirical model of large-batch training",
+        equation (2.9) and appendix A.1, equations (A.2) and (A.3).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from gradtx.diagnostics import gradient_noise_scale
+        >>> def loss_fn(mean, samples):
+        ...     return jnp.mean((mean - samples) ** 2) / 2
+        >>> samples = jnp.array([1.0, 2.0, 3.0, 6.0])
+        >>> scale = gradient_noise_scale(loss_fn, jnp.array(0.0), samples)
+        >>> print(f"{scale.noise_trace:.3f} / {scale.gradient_squared_norm:.3f}")
+        4.667 / 7.833
+    """
+    if not callable(loss_fn):
+        raise ValueError(f"{_OWNER}: loss_fn must be a function, got {loss_fn!r}")
+    check(_OWNER, "small_batch_size", small_batch_size, COUNT)
+    size = first_axis_size(_OWNER, "batch", batch)
+    small = int(small_batch_size)
+    if size % small or size < 2 * small:
+        raise ValueError(
+            f"{_OWNER}: small_batch_size must divide the number of samples, {size}, into at least "
+            f"two pieces, got {small_batch_size}"
+        )
+    number = size // small
+    pieces = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf).reshape(number, small, *leaf.shape[1:]), batch
+    )
+    parameters = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params) if trees.is_parameter(leaf)]
+    dtypes = [trees.compute_dtype(leaf.dtype) for leaf in parameters]
+    widest = max(
+        map(trees.real_dtype, [jnp.float32, *dtypes]), key=lambda dtype: jnp.dtype(dtype).itemsize
+    )
+
+    def gradient(piece: Any) -> list[jax.Array]:
+        leaves = jax.tree.leaves(jax.grad(_scalar(loss_fn), allow_int=True)(params, piece))
+        numbers = [leaf for leaf in leaves if trees.is_parameter(leaf)]
+        return [leaf.astype(dtype) for leaf, dtype in zip(numbers, dtypes, strict=True)]
+
+    def squared_norm(leaves: list[jax.Array]) -> jax.Array:
+        parts = [jnp.sum(trees.abs_squared(leaf).astype(widest)) for leaf in leaves]
+        return sum(parts, start=jnp.zeros((), widest))
+
+    def add(so_far: Any, piece: Any) -> tuple[Any, None]:
+        """Welford's update of the mean and of the sum of squared deviations from it."""
+        count, means, deviations = so_far
+        count = count + 1
+        differences = [g - m for g, m in zip(gradient(piece), means, strict=True)]
+        means = [m + d / count.astype(d.dtype) for m, d in zip(means, differences, strict=True)]
+        deviations = deviations + squared_norm(differences) * (count - 1) / count
+        return (count, means, deviations), None
+
+    zero = jnp.zeros((), widest)
+    zeros = [jnp.zeros(p.shape, dtype) for p, dtype in zip(parameters, dtypes, strict=True)]
+    (_, means, deviations), _ = lax.scan(add, (zero, zeros, zero), pieces)
+    trace = deviations * (small / (number - 1))
+    squared = squared_norm(means) - trace / size
+    # Without any gradient and noise, or with some that is not finite, there is no such ratio.
+    beyond_sight = jnp.where((squared <= 0) & (trace > 0), jnp.inf, jnp.nan)
+    is_seen = squared > 0
+    return NoiseScale(
+        jnp.where(is_seen, trace / jnp.where(is_seen, squared, 1), beyond_sight), squared, trace
+    )
+
+
+def first_axis_size(owner: str, argument: str, tree: Any) -> int:
+    """The length of the first axis of all arrays of a tree.
+
+    Raises:
+        ValueError: naming the argument, if there are no arrays, or they have no such axis or differ
+            in it.
+    """
+    shapes = {
+        trees.path_name(path): np.shape(leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+    lengths = {shape[:1] for shape in shapes.values()}
+    if len(lengths) != 1 or () in lengths:
+        raise ValueError(
+            f"{owner}: {argument} must have arrays with a first axis of the same length, got the "
+            f"shapes {shapes}"
+        )
+    return lengths.pop()[0]
+
+
+def _scalar(loss_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], jax.Array]:
+    """The loss function with a check of what it returns."""
+
+    def checked(params: Any, batch: Any) -> jax.Array:
+        loss = loss_fn(params, batch)
+        dtype = getattr(loss, "dtype", None)
+        if dtype is None or np.shape(loss) or not jnp.issubdtype(dtype, jnp.floating):
+            got = type(loss).__name__ if dtype is None else f"{dtype} of shape {np.shape(loss)}"
+            raise ValueError(f"{_OWNER}: loss_fn must return a real scalar, got {got}")
+        return loss
+
+    return checked

@@ -1,0 +1,162 @@
+"""Which operation made the first NaN, or the first infinity, of a loss or of its gradient."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradtx.diagnostics.interpreter import Arrays, Found, Interpreter
+from gradtx.diagnostics.traced import TracedLoss
+from gradtx.diagnostics.values import Layer
+
+# Frames of these folders are not the user's.
+_SEPARATOR = os.sep
+_HERE = str(Path(__file__).parent)
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """The operation that made the first number that is not finite.
+
+    Attributes:
+        made: "NaN" or "infinity".
+        operation: the name of the primitive; "argument" if it was given.
+        layer: the layer that the operation belongs to: the last one whose output it works with;
+            the parameter or argument itself if it was given. Empty: it comes before all layers.
+        source: the line of the program, as `file.py:12 (function)`; empty: not known.
+        in_gradient: whether it happened on the way back, and the loss is finite.
+        infinity: the operation that made an infinity out of finite numbers before it, if that is
+            where the NaN comes from.
+    """
+
+    made: str
+    operation: str
+    layer: str
+    source: str
+    in_gradient: bool
+    infinity: "Culprit | None" = None
+
+
+def find_culprit(loss: TracedLoss) -> Culprit | None:
+    """Evaluate a loss again, and its gradient if the loss is finite, watching every operation.
+
+    Returns:
+        The culprit; None if everything is finite, or no operation that is seen made it.
+    """
+    for what, array in zip(
+        [*(f"parameter '{name}'" for name in loss.names), *(["argument"] * len(loss.data))],
+        [*loss.params, *loss.data],
+        strict=True,
+    ):
+        if jnp.issubdtype(array.dtype, jnp.inexact) and bool(jnp.any(jnp.isnan(array))):
+            return Culprit("NaN", "argument", what, "", in_gradient=False)
+    return _first(loss, in_gradient=False) or _first(loss.gradient(), in_gradient=True)
+
+
+def _first(loss: TracedLoss, *, in_gradient: bool) -> Culprit | None:
+    found: list[Found] = []
+
+    @jax.jit
+    def watched(params: Any, data: Any) -> list[Arrays]:
+        interpreter = Interpreter(None, watch=_watch)
+        jaxpr = loss.closed_jaxpr
+        interpreter.run(jaxpr.jaxpr, jaxpr.consts, loss.values(params, data))
+        found[:] = interpreter.found
+        return [one.arrays for one in interpreter.found]
+
+    flags = jax.device_get(watched(loss.params, loss.data))
+    events = [
+        event
+        for one, arrays in zip(found, flags, strict=True)
+        for kind, made in arrays.items()
+        for event in _events(one, kind, made)
+    ]
+    nans = [event for event in events if event.kind != "infinity"]
+    infinities = [event for event in events if event.kind == "infinity"]
+    if not nans and not infinities:
+        return None
+    first = min(nans or infinities, key=lambda event: event.time)
+    earlier = [event for event in infinities if event.time < first.time]
+    infinity = None
+    if first.kind == "NaN from infinity" and earlier:
+        cause = min(earlier, key=lambda event: event.time)
+        infinity = cause.culprit(loss.names, in_gradient)
+    return first.culprit(loss.names, in_gradient, infinity)
+
+
+def _watch(inputs: Sequence[Any], results: Sequence[Any]) -> Arrays:
+    """Whether an operation made NaN out of numbers, or out of infinities, or an infinity."""
+    has_nan, has_infinity = _any(jnp.isnan, inputs), _any(jnp.isinf, inputs)
+    makes_nan, makes_infinity = _any(jnp.isnan, results), _any(jnp.isinf, results)
+    return {
+        "NaN": makes_nan & ~has_nan & ~has_infinity,
+        "NaN from infinity": makes_nan & ~has_nan & has_infinity,
+        "infinity": makes_infinity & ~has_nan & ~has_infinity,
+    }
+
+
+def _any(test: Any, arrays: Sequence[Any]) -> jax.Array:
+    inexact = [a for a in arrays if jnp.issubdtype(getattr(a, "dtype", int), jnp.inexact)]
+    return jnp.any(jnp.stack([jnp.any(test(a)) for a in inexact] or [jnp.asarray(False)]))
+
+
+@dataclass(frozen=True)
+class _Event:
+    """One operation in one iteration that made what is not finite."""
+
+    found: Found
+    kind: str
+    iterations: tuple[int, ...]
+
+    @property
+    def time(self) -> tuple[int, ...]:
+        return self.found.when(self.iterations)
+
+    def culprit(
+        self, names: Sequence[str], in_gradient: bool, infinity: Culprit | None = None
+    ) -> Culprit:
+        equation, sources = self.found.what
+        return Culprit(
+            made=self.kind.split()[0],
+            operation=equation.primitive.name,
+            layer="" if in_gradient else self._layer(names, sources),
+            source=_source_line(equation),
+            in_gradient=in_gradient,
+            infinity=infinity,
+        )
+
+    def _layer(self, names: Sequence[str], sources: frozenset[Layer]) -> str:
+        if not sources:
+            return ""
+        origin = max(sources, key=lambda layer: layer.number).origin
+        iteration = dict(
+            zip((nesting.loop for nesting in self.found.nesting), self.iterations, strict=True)
+        )
+        indices = [iteration[loop] for loop in origin.loops if loop in iteration]
+        return names[origin.leaf] + origin.slices + "".join(f"[{i}]" for i in indices)
+
+
+def _events(found: Found, kind: str, made: np.ndarray) -> list[_Event]:
+    """The first of the iterations in which it happened; several if the loops are nested."""
+    events = []
+    for index in np.argwhere(made):
+        indices = iter(index.tolist())
+        iterations = tuple(next(indices) if nesting.loop else 0 for nesting in found.nesting)
+        events.append(_Event(found, kind, iterations))
+    return events
+
+
+def _source_line(equation: Any) -> str:
+    """The line of the user's program that an equation comes from."""
+    traceback = equation.source_info.traceback
+    frames = list(traceback.frames) if traceback is not None else []
+    for libraries in (("site-packages", _HERE), (f"{_SEPARATOR}jax{_SEPARATOR}", _HERE)):
+        for frame in frames:
+            if not any(library in frame.file_name for library in libraries):
+                return f"{Path(frame.file_name).name}:{frame.line_num} ({frame.function_name})"
+    return ""

@@ -1,0 +1,202 @@
+"""What `signal_report` found: one `LayerSignal` for each layer, a verdict, a table, a picture."""
+
+import functools
+import html
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradtx.diagnostics import _extras
+from gradtx.diagnostics.nonfinite import Culprit
+from gradtx.diagnostics.verdict import Diagnosis, diagnose
+
+
+@dataclass(frozen=True)
+class LayerSignal:
+    """What was measured of one layer over a batch.
+
+    Of a layer z = W x + b with the nonlinearity f. Means run over samples, places and units, and in
+    a recurrence over the steps. A layer without a nonlinearity, such as the last one, has f(z) = z.
+
+    Attributes:
+        name: the path of the weights W among the parameters, and their place in a stack of
+            several: `kernel[2]`.
+        shape: the shape of z; in a recurrence, of one step.
+        weight_shape: the shape of W, as the product takes it.
+        fan_in: the number of products that are summed for one element of z.
+        activation: the name of f, or of the last operation in it; empty: there is none.
+        depth: the number of layers on the longest way from the data to this one, itself included.
+        is_hidden: whether another layer receives its signal.
+        input_rms: root mean square of x.
+        output_rms: root mean square of z.
+        mean: mean of f(z).
+        rms: root mean square of f(z).
+        zero_fraction: the share of f(z) that is exactly zero. Half is healthy for a relu.
+        dead_fraction: the share of units whose f(z) is zero for the whole batch.
+        units: the number of units.
+        saturated_fraction: the share of f(z) where f is flat: |f'(z)| < 0.05 for a smooth f (tanh
+            beyond ±0.975), and f'(z) = 0, but not f(z) = 0, for one of straight pieces.
+        grad_rms: root mean square of d loss / d z.
+        weight_rms: root mean square of W.
+        weight_grad_rms: root mean square of d loss / d W.
+        rms_by_step: `rms` in each step of a recurrence; else empty.
+        grad_rms_by_step: `grad_rms` in each step of a recurrence; else empty.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
+    fan_in: int
+    activation: str
+    depth: int
+    is_hidden: bool
+    input_rms: float
+    output_rms: float
+    mean: float
+    rms: float
+    zero_fraction: float
+    dead_fraction: float
+    units: int
+    saturated_fraction: float
+    grad_rms: float
+    weight_rms: float
+    weight_grad_rms: float
+    rms_by_step: tuple[float, ...] = ()
+    grad_rms_by_step: tuple[float, ...] = ()
+
+
+# The columns of the table: heading, and the text for a layer.
+_COLUMNS: dict[str, Callable[[LayerSignal], str]] = {
+    "layer": lambda layer: layer.name,
+    "shape": lambda layer: "×".join(map(str, layer.shape)),
+    "nonlinearity": lambda layer: layer.activation or "–",
+    "mean": lambda layer: f"{layer.mean:.2g}",
+    "rms": lambda layer: f"{layer.rms:.2g}",
+    "zero": lambda layer: f"{layer.zero_fraction:.0%}",
+    "dead": lambda layer: f"{layer.dead_fraction:.0%}",
+    "saturated": lambda layer: f"{layer.saturated_fraction:.0%}",
+    "gradient rms": lambda layer: f"{layer.grad_rms:.2g}",
+    "weight rms": lambda layer: f"{layer.weight_rms:.2g}",
+    "weight gradient rms": lambda layer: f"{layer.weight_grad_rms:.2g}",
+}
+
+
+@dataclass(frozen=True)
+class SignalReport:
+    """How the signal fares in a network; made by `signal_report`.
+
+    Attributes:
+        loss: the loss of the batch.
+        layers: the layers in the order in which they are evaluated.
+        culprit: the operation that made the first NaN or infinity; None: everything is finite.
+    """
+
+    loss: float
+    layers: tuple[LayerSignal, ...]
+    culprit: Culprit | None = None
+
+    @functools.cached_property
+    def diagnosis(self) -> Diagnosis:
+        """What is wrong: its kind, the layers where it happens, the factor per layer."""
+        return diagnose(self.layers, self.culprit, self.loss)
+
+    @property
+    def kind(self) -> str:
+        """One word: healthy, vanishing, exploding, dead, saturated or nan."""
+        return self.diagnosis.kind
+
+    @property
+    def verdict(self) -> str:
+        """What is wrong, by how much, in which layers, and what to do about it."""
+        return self.diagnosis.sentence
+
+    def table(self) -> str:
+        """The measurements as text, a line for each layer.
+
+        Raises:
+            ImportError: if rich is not installed, naming the extra.
+        """
+        table = _extras.load("rich.table").Table(title=f"loss {self.loss:.4g}")
+        for heading in _COLUMNS:
+            is_text = heading in ("layer", "shape", "nonlinearity")
+            table.add_column(heading, justify="left" if is_text else "right", no_wrap=True)
+        for layer in self.layers:
+            table.add_row(*(text(layer) for text in _COLUMNS.values()))
+        console = _extras.load("rich.console").Console(
+            file=io.StringIO(), width=500, color_system=None, markup=False
+        )
+        console.print(table)
+        lines = console.file.getvalue().splitlines()
+        return "\n".join(line.rstrip() for line in lines)
+
+    def plot(self) -> Any:
+        """The measurements as a picture: signal, gradient and idle units over the layers.
+
+        Returns:
+            A matplotlib figure.
+
+        Raises:
+            ImportError: if matplotlib is not installed, naming the extra.
+        """
+        number = len(self.layers)
+        width = min(max(6.0, 0.3 * number + 3), 16.0)
+        figure = _extras.load("matplotlib.figure").Figure(
+            figsize=(width, 8.0), layout="constrained"
+        )
+        signal, gradient, idle = figure.subplots(3, 1, sharex=True)
+        places = np.arange(number)
+
+        def curve(axes: Any, attribute: str, label: str, **style: Any) -> None:
+            values = np.array([getattr(layer, attribute) for layer in self.layers])
+            axes.plot(places, np.where(values > 0, values, np.nan), label=label, **style)
+
+        curve(signal, "input_rms", "input", marker=".", linestyle=":", color="C7")
+        curve(signal, "rms", "after the nonlinearity", marker="o", color="C0")
+        signal.set(title="Signal", ylabel="root mean square", yscale="log")
+        curve(gradient, "grad_rms", "at the layer's output", marker="o", color="C3")
+        curve(gradient, "weight_grad_rms", "at its weights", marker="s", ls="--", color="C1")
+        gradient.set(title="Gradient of the loss", ylabel="root mean square", yscale="log")
+        for attribute, label, color, offset in (
+            ("zero_fraction", "zero", "C7", -0.27),
+            ("dead_fraction", "dead", "black", 0.0),
+            ("saturated_fraction", "saturated", "C1", 0.27),
+        ):
+            shares = [100 * getattr(layer, attribute) for layer in self.layers]
+            idle.bar(places + offset, shares, 0.27, label=label, color=color)
+        idle.set(title="Units that pass no gradient on", ylabel="share (%)", ylim=(0, 105))
+        every = max(1, -(-number // 40))
+        idle.set_xticks(
+            places[::every],
+            [layer.name for layer in self.layers][::every],
+            rotation=90 if number > 6 else 20,
+            ha="center" if number > 6 else "right",
+            fontsize="small",
+        )
+        idle.set_xlabel("layer, in the order of evaluation")
+        for axes in (signal, gradient, idle):
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize="small")
+        figure.suptitle(f"{self.kind.capitalize()} (loss {self.loss:.4g})")
+        return figure
+
+    def __str__(self) -> str:
+        return f"SignalReport of {len(self.layers)} layers, loss {self.loss:.4g}\n{self.verdict}"
+
+    def _repr_html_(self) -> str:
+        headings = "".join(f"<th>{html.escape(heading)}</th>" for heading in _COLUMNS)
+        affected = set(self.diagnosis.layers)
+        rows = "".join(
+            "<tr{}>{}</tr>".format(
+                ' style="font-weight:bold"' if layer.name in affected else "",
+                "".join(f"<td>{html.escape(text(layer))}</td>" for text in _COLUMNS.values()),
+            )
+            for layer in self.layers
+        )
+        return (
+            f"<p>{html.escape(self.verdict)}</p>"
+            f"<table><caption>loss {self.loss:.4g}</caption>"
+            f"<thead><tr>{headings}</tr></thead><tbody>{rows}</tbody></table>"
+        )

@@ -1,0 +1,290 @@
+"""`signal_report`: how the signal fares on its way through the layers, and the gradient back."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from gradtx import trees
+from gradtx.diagnostics import nonfinite
+from gradtx.diagnostics.interpreter import Arrays, Found, Interpreter
+from gradtx.diagnostics.primitives import LEVELLING, SQUASHING
+from gradtx.diagnostics.report import LayerSignal, SignalReport
+from gradtx.diagnostics.traced import TracedLoss, trace
+from gradtx.diagnostics.values import Layer
+
+# Where the slope of a curved nonlinearity is below this, its unit hardly learns any more.
+SATURATED_SLOPE = 0.05
+
+
+def signal_report(
+    loss_fn: Callable[..., Any], params: Any, *args: Any, has_aux: bool = False
+) -> SignalReport:
+    """Measure the signal in each layer of a network, and say what is wrong with it.
+
+    For a layer with weights W, inputs x, output z = W x + b and nonlinearity f, over all samples,
+    places and units of the batch:
+
+        rms = sqrt(mean f(z)^2),    grad_rms = sqrt(mean (d loss / d z)^2)
+
+    The loss may be any pure function of parameters: plain JAX, flax, equinox, haiku. It is traced,
+    and nothing has to be added to the network: a layer is a matrix product or a convolution of
+    data with a parameter. Layers are found inside `jit`, `scan`, `cond`, `checkpoint` and
+    functions with derivatives of their own. In a scan, a layer that takes slices of stacked
+    parameters counts as many layers; one that meets the same parameter in each iteration (a
+    recurrent network) is one layer, measured over all of them. A product of two signals, as in an
+    attention, is no layer, and what stands in a `while_loop` or `shard_map` is not seen.
+
+    A layer's output is followed through its bias, normalization and sums to the first nonlinearity,
+    as long as each element stays by itself: not through a pooling.
+
+    Args:
+        loss_fn: the loss, a real scalar: `loss_fn(params, *args)`.
+        params: the parameters, a tree of arrays. Leaves that are no arrays (the functions in an
+            equinox module) are left alone.
+        *args: what else the loss takes: a batch, running statistics, a PRNG key. Arrays are data;
+            anything else is passed on as it is.
+        has_aux: whether the loss returns a pair of the loss and something else.
+
+    Returns:
+        A `SignalReport`: `verdict` says what is wrong and what to do, `layers` has a `LayerSignal`
+        for each layer in the order in which they are evaluated, `table()` and `plot()` show them.
+
+    Raises:
+        ValueError: if `loss_fn` is not callable, has no layer, or returns no real scalar.
+
+    Source:
+        Glorot & Bengio 2010, "Understanding the difficulty of training deep feedforward neural
+        networks", section 4; He et al. 2015, "Delving deep into rectifiers", section 2.2.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from gradtx import diagnostics, initializers
+        >>> keys = jax.random.split(jax.random.key(0), 20)
+        >>> too_large = initializers.variance_scaling(8.0, "fan_in", "normal")
+        >>> params = [too_large(key, (64, 64)) for key in keys]
+        >>> def loss_fn(params, x):
+        ...     for kernel in params:
+        ...         x = jax.nn.relu(x @ kernel)
+        ...     return jnp.mean(x)
+        >>> report = diagnostics.signal_report(loss_fn, params, jnp.ones((8, 64)))
+        >>> print(report.kind, len(report.layers), report.layers[0].activation)
+        exploding 20 relu
+    """
+    loss = trace("signal_report", loss_fn, params, args, has_aux=has_aux)
+    value, layers = _measure_loss(loss)
+    if not layers:
+        raise ValueError(
+            "signal_report: loss_fn must have a layer, a matrix product or a convolution of data "
+            f"with a parameter; none was found between {len(loss.params)} parameters and the loss"
+        )
+    finite = np.isfinite([value, *(layer.weight_grad_rms for layer in layers)])
+    culprit = None if finite.all() else nonfinite.find_culprit(loss)
+    return SignalReport(loss=value, layers=tuple(layers), culprit=culprit)
+
+
+def _measure_loss(loss: TracedLoss) -> tuple[float, list[LayerSignal]]:
+    """The loss, and the measurements of all layers in the order of their evaluation."""
+    found: list[Found] = []
+
+    def forward(params: Any, probes: Any, data: Any) -> tuple[jax.Array, list[Arrays]]:
+        interpreter = Interpreter(_statistics, probes, _probe)
+        (value,) = interpreter.run(
+            loss.closed_jaxpr.jaxpr, loss.closed_jaxpr.consts, loss.values(params, data)
+        )
+        found[:] = interpreter.found
+        return value.array, [one.arrays for one in interpreter.found]
+
+    @jax.jit
+    def whole(params: Any, data: Any) -> tuple[jax.Array, list[Arrays]]:
+        # The probes have the shapes of what is measured, which a first tracing without them tells.
+        _, types = jax.eval_shape(forward, params, None, data)
+        probes = [jnp.zeros(of["rms"].shape, of["rms"].dtype) for of in types]
+        differentiated = jax.value_and_grad(forward, argnums=(0, 1), has_aux=True)
+        (value, measured), (gradients, grad_rms) = differentiated(params, probes, data)
+        for one, arrays, rms in zip(found, measured, grad_rms, strict=True):
+            arrays["grad_rms"] = rms
+            origin = one.what.origin
+            slices = origin.slices_of(gradients[origin.leaf])
+            arrays["weight_grad_rms"] = _rms(slices, range(len(origin.loops), slices.ndim))
+        return value, measured
+
+    value, measured = jax.device_get(whole(loss.params, loss.data))
+    signals = [
+        signal
+        for one, arrays in zip(found, measured, strict=True)
+        for signal in _signals(one, arrays, loss.names)
+    ]
+    signals.sort(key=lambda signal: signal.place)
+    return float(value), _with_depths(signals)
+
+
+@jax.custom_vjp
+def _probe(output: jax.Array, slot: jax.Array) -> jax.Array:
+    """A layer's output; the gradient of `slot` is the RMS of that of the output."""
+    del slot
+    return output
+
+
+def _probe_backward(slot: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return gradient, _rms(gradient).astype(slot.dtype)
+
+
+_probe.defvjp(lambda output, slot: (output, slot), _probe_backward)
+
+
+def _statistics(layer: Layer) -> Arrays:
+    """What is measured of a layer on the way forward, in at least float32."""
+    image = _wide(lax.stop_gradient(layer.image))
+    slope = lax.stop_gradient(layer.slope)
+    units = layer.units
+    if not _has_activation(layer):
+        # What follows is the loss: the layer is an output, and linear.
+        image, slope, units = _wide(lax.stop_gradient(layer.output)), 1.0, ()
+        is_saturated = is_zero = jnp.zeros(image.shape, bool)
+    else:
+        is_zero = image == 0
+        levels_off = not layer.parts.isdisjoint(LEVELLING)
+        is_flat = jnp.abs(slope) < SATURATED_SLOPE if levels_off else (slope == 0) & ~is_zero
+        is_saturated = jnp.broadcast_to(is_flat, image.shape)
+    others = tuple(axis for axis in range(image.ndim) if axis not in units)
+    dtype = trees.real_dtype(image.dtype)
+    return {
+        "reached": jnp.ones([], dtype),
+        "mean": jnp.mean(image).real,
+        "rms": _rms(image),
+        "zero_fraction": jnp.mean(image == 0, dtype=dtype),
+        "saturated_fraction": jnp.mean(is_saturated, dtype=dtype),
+        "is_alive": ~jnp.all(is_zero, axis=others),
+        "output_rms": _rms(lax.stop_gradient(layer.output)).astype(dtype),
+        "input_rms": _rms(lax.stop_gradient(layer.inputs)).astype(dtype),
+        "weight_rms": _rms(lax.stop_gradient(layer.weights)).astype(dtype),
+    }
+
+
+def _has_activation(layer: Layer) -> bool:
+    """Whether what follows a layer is its nonlinearity, and not the loss."""
+    if layer.is_hidden or not layer.activation:
+        return bool(layer.activation)
+    return not layer.parts.isdisjoint(SQUASHING) or "relu" in layer.activation
+
+
+def _wide(array: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return array.astype(jnp.float32)
+    return array.astype(np.promote_types(array.dtype, np.float32))
+
+
+def _rms(array: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
+    """The root of the mean square over some axes, which does not overflow."""
+    array = _wide(array)
+    axes = tuple(range(array.ndim)) if axes is None else tuple(axes)
+    number = max(math.prod(array.shape[axis] for axis in axes), 1)
+    return jnp.squeeze(trees.norm(array / math.sqrt(number), axis=axes), axes)
+
+
+class _Placed(NamedTuple):
+    """A layer's measurements, and what is needed to put them in order."""
+
+    place: tuple[int, ...]
+    layer: Layer
+    index: tuple[int, ...]
+    signal: LayerSignal
+
+
+def _signals(found: Found, arrays: dict[str, np.ndarray], names: Sequence[str]) -> list[_Placed]:
+    """The layers that were found in one place: several, if a loop goes through a stack of them."""
+    layer: Layer = found.what
+    is_repeated = [not nesting.is_sliced for nesting in found.nesting if nesting.loop]
+    sizes = zip(arrays["rms"].shape, is_repeated, strict=True)
+    signals = []
+    for index in np.ndindex(tuple(size for size, same in sizes if not same)):
+        # All iterations of the loops that repeat the layer, one of those that go through a stack.
+        places = iter(index)
+        chosen = tuple(slice(None) if same else next(places) for same in is_repeated)
+        mine = {key: value[chosen] for key, value in arrays.items() if key != "weight_grad_rms"}
+        was_reached = np.asarray(mine.pop("reached")) > 0
+        if was_reached.any():
+            slices = iter(index)
+            when = [next(slices) if nesting.is_sliced else 0 for nesting in found.nesting]
+            name = names[layer.origin.leaf] + layer.origin.slices
+            signal = _signal(
+                layer,
+                name + "".join(f"[{i}]" for i in index) or "params",
+                {key: np.asarray(value)[was_reached] for key, value in mine.items()},
+                float(arrays["weight_grad_rms"][index]),
+            )
+            signals.append(_Placed(found.when(when), layer, index, signal))
+    return signals
+
+
+def _with_depths(placed: Sequence[_Placed]) -> list[LayerSignal]:
+    """The measurements with the number of layers on the longest way to each."""
+    depths: dict[Layer, dict[tuple[int, ...], int]] = defaultdict(dict)
+    signals = []
+    for one in placed:
+        loops = one.layer.origin.loops
+        # A layer in a loop receives from the same iteration, from outside, or from the one before.
+        above = [
+            depth
+            for source in one.layer.sources
+            for index, depth in depths[source].items()
+            if all(i == j for i, j in zip(index, one.index, strict=False))
+        ]
+        if loops:
+            *outer, iteration = one.index
+            before = (*outer, iteration + (1 if loops[-1].is_backwards else -1))
+            above += [
+                of_layer[before]
+                for layer, of_layer in depths.items()
+                if layer.origin.loops == loops and before in of_layer
+            ]
+        depths[one.layer][one.index] = 1 + max(above, default=0)
+        signals.append(replace(one.signal, depth=depths[one.layer][one.index]))
+    return signals
+
+
+def _signal(
+    layer: Layer, name: str, steps: dict[str, np.ndarray], weight_grad_rms: float
+) -> LayerSignal:
+    """One layer's measurements, from those of the steps in which it was evaluated."""
+
+    def mean(key: str) -> float:
+        return float(np.mean(steps[key]))
+
+    def root_mean_square(key: str) -> float:
+        largest = np.max(steps[key])
+        unit = largest if 0 < largest < np.inf else 1.0
+        return float(np.sqrt(np.mean((steps[key] / unit) ** 2)) * unit)
+
+    is_alive = steps["is_alive"].any(axis=0)
+    is_recurrent = len(steps["rms"]) > 1
+    return LayerSignal(
+        name=name,
+        shape=tuple(layer.output.shape),
+        weight_shape=tuple(layer.weights.shape),
+        fan_in=layer.fan_in,
+        activation=layer.activation if _has_activation(layer) else "",
+        depth=0,
+        is_hidden=layer.is_hidden,
+        input_rms=root_mean_square("input_rms"),
+        output_rms=root_mean_square("output_rms"),
+        mean=mean("mean"),
+        rms=root_mean_square("rms"),
+        zero_fraction=mean("zero_fraction"),
+        dead_fraction=1 - float(np.mean(is_alive)),
+        units=is_alive.size,
+        saturated_fraction=mean("saturated_fraction"),
+        grad_rms=root_mean_square("grad_rms"),
+        weight_rms=root_mean_square("weight_rms"),
+        weight_grad_rms=weight_grad_rms,
+        rms_by_step=tuple(map(float, steps["rms"])) if is_recurrent else (),
+        grad_rms_by_step=tuple(map(float, steps["grad_rms"])) if is_recurrent else (),
+    )

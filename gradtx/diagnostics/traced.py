@@ -1,0 +1,98 @@
+"""A loss as JAX traces it: a list of equations between its parameters and a number."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
+
+from gradtx import trees
+from gradtx.diagnostics.values import Origin, Value
+
+
+@dataclass(frozen=True)
+class TracedLoss:
+    """A loss, traced.
+
+    Attributes:
+        closed_jaxpr: the equations, as a function of the parameters and then the data.
+        params: the arrays among the parameters.
+        data: the arrays among the other arguments.
+        names: the path of each parameter.
+    """
+
+    closed_jaxpr: Any
+    params: list[jax.Array]
+    data: list[jax.Array]
+    names: list[str]
+
+    def values(self, params: Sequence[jax.Array], data: Sequence[jax.Array]) -> list[Value]:
+        """The arguments, for an interpreter of the equations."""
+        return [
+            *(Value(array, origin=Origin(leaf)) for leaf, array in enumerate(params)),
+            *(Value(array, is_signal=True) for array in data),
+        ]
+
+    def gradient(self) -> "TracedLoss":
+        """The loss and its gradient, traced together."""
+        loss = jaxpr_as_fun(self.closed_jaxpr)
+        value_and_grad = jax.value_and_grad(lambda params, data: loss(*params, *data)[0])
+        closed_jaxpr = jax.make_jaxpr(value_and_grad)(self.params, self.data)
+        return TracedLoss(closed_jaxpr, self.params, self.data, self.names)
+
+
+def trace(
+    owner: str, loss_fn: Callable[..., Any], params: Any, args: Sequence[Any], *, has_aux: bool
+) -> TracedLoss:
+    """Trace a loss with respect to all arrays among its arguments.
+
+    Args:
+        owner: name of the caller, which opens the messages.
+        loss_fn: the loss, `loss_fn(params, *args)`.
+        params: the parameters; leaves that are no inexact arrays or numbers are left alone.
+        args: the other arguments; leaves that are no arrays are left alone.
+        has_aux: whether the loss returns a pair of the loss and something else.
+
+    Raises:
+        ValueError: if `loss_fn` is not callable, `params` has no parameters, or the loss is no
+            real scalar.
+    """
+    if not callable(loss_fn):
+        raise ValueError(f"{owner}: loss_fn must be a function, got {loss_fn!r}")
+    leaves, treedef = jax.tree.flatten((params, tuple(args)))
+    number = len(jax.tree.leaves(params))
+    is_parameter = [i < number and trees.is_parameter(leaf) for i, leaf in enumerate(leaves)]
+    is_data = [
+        not known and hasattr(leaf, "dtype") and hasattr(leaf, "shape")
+        for leaf, known in zip(leaves, is_parameter, strict=True)
+    ]
+    if not any(is_parameter):
+        raise ValueError(f"{owner}: params must have inexact arrays, got {params!r}")
+    paths = [trees.path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+
+    def loss_of(params: Sequence[jax.Array], data: Sequence[jax.Array]) -> jax.Array:
+        given_params, given_data = iter(params), iter(data)
+        full = [
+            next(given_params) if mine else next(given_data) if given else leaf
+            for leaf, mine, given in zip(leaves, is_parameter, is_data, strict=True)
+        ]
+        full_params, full_args = jax.tree.unflatten(treedef, full)
+        result = loss_fn(full_params, *full_args)
+        return _real_scalar(owner, result[0] if has_aux else result)
+
+    arrays_of_params, arrays_of_data = (
+        [jnp.asarray(leaf) for leaf, is_chosen in zip(leaves, chosen, strict=True) if is_chosen]
+        for chosen in (is_parameter, is_data)
+    )
+    names = [path for path, mine in zip(paths, is_parameter, strict=False) if mine]
+    closed_jaxpr = jax.make_jaxpr(loss_of)(arrays_of_params, arrays_of_data)
+    return TracedLoss(closed_jaxpr, arrays_of_params, arrays_of_data, names)
+
+
+def _real_scalar(owner: str, loss: Any) -> jax.Array:
+    shape, dtype = jnp.shape(loss), getattr(loss, "dtype", type(loss))
+    if shape or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{owner}: the loss must be a real scalar, got {dtype} of shape {shape}")
+    return loss

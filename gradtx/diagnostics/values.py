@@ -1,0 +1,204 @@
+"""What is remembered about the values of a traced function: where each comes from.
+
+The interpreter carries a `Value` for each array. It tells whether the array is (a view of) a
+parameter, whether data went into it, and of which layers it is an elementwise image.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclass(eq=False, frozen=True)
+class Loop:
+    """A scan: each iteration takes slices along the first axes of stacked arrays.
+
+    Attributes:
+        is_backwards: whether it begins with the last slices.
+    """
+
+    is_backwards: bool
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The parameter that an array is, up to elementwise changes and changes of shape.
+
+    Attributes:
+        leaf: the index of the parameter among the leaves.
+        views: how the array was cut out of the leaf: functions of the leaf, and a `Loop` where
+            each iteration has a slice of its own.
+        slices: the static places in stacked leaves, for the name: `[3]`.
+    """
+
+    leaf: int
+    views: tuple[Callable[[jax.Array], jax.Array] | Loop, ...] = ()
+    slices: str = ""
+
+    def seen_through(self, view: Callable[[jax.Array], jax.Array] | Loop) -> "Origin":
+        """The origin after one more change of shape."""
+        return replace(self, views=(*self.views, view))
+
+    @property
+    def loops(self) -> tuple[Loop, ...]:
+        """The loops that take the leaf slice by slice, from the outermost."""
+        return tuple(view for view in self.views if isinstance(view, Loop))
+
+    def slices_of(self, leaf: jax.Array) -> jax.Array:
+        """What this origin is of an array like the leaf, with an axis in front for each loop."""
+        depth = 0
+        for view in self.views:
+            if isinstance(view, Loop):
+                depth += 1
+                continue
+            for _ in range(depth):
+                view = jax.vmap(view)
+            leaf = view(leaf)
+        return leaf
+
+
+@dataclass(eq=False)
+class Layer:
+    """A product with a parameter, and what became of its output; filled in during the tracing.
+
+    Attributes:
+        origin: the parameter.
+        operation: the primitive: dot_general or conv_general_dilated.
+        inputs: the other operand.
+        weights: the operand that is the parameter.
+        output: the product, plus its bias if one is added directly.
+        image: the output after its nonlinearity; `output` if it has none.
+        slope: derivative of the image with respect to the nonlinearity's argument.
+        units: the axes of the image that count units; the others count samples and places.
+        fan_in: how many products are added up for one output.
+        activation: the name of the nonlinearity; empty: none.
+        parts: the names of the operations that the nonlinearity consists of.
+        is_hidden: whether another layer receives the image.
+        sources: the layers that this one receives its inputs from.
+    """
+
+    origin: Origin
+    operation: str
+    inputs: jax.Array
+    weights: jax.Array
+    output: jax.Array
+    image: jax.Array
+    units: tuple[int, ...]
+    fan_in: int
+    sources: "frozenset[Layer]"
+    slope: Any = 1.0
+    activation: str = ""
+    parts: set[str] = field(default_factory=set)
+    is_hidden: bool = False
+
+    # Layers in the order in which they were met.
+    number: int = field(default_factory=itertools.count().__next__)
+
+    # Where the search for the nonlinearity stands: how many of its operations and of its possible
+    # beginnings were met, up to which they turned out to be none, and whether it is at its end.
+    stage: int = 0
+    base: int = 0
+    dismissed: int = 0
+    is_settled: bool = False
+
+    # Whether the last operation may be the beginning of a statistic, and what was before it.
+    is_statistic: bool = False
+    before: tuple[Any, ...] = ()
+
+    def take_back(self) -> None:
+        """Note that the last operation belonged to a statistic: it is no nonlinearity."""
+        self.image, self.slope, self.units, self.activation, self.parts = self.before
+        self.is_statistic = False
+        if self.activation:
+            self.is_settled = True
+        else:
+            self.dismissed = self.stage
+
+
+@dataclass(frozen=True)
+class Image:
+    """How an array follows elementwise from a layer's output.
+
+    Attributes:
+        units: the axes that count units.
+        slope: derivative with respect to the base.
+        base: number of the last value before which only biases, norms and sums took part.
+        stage: number of the last nonlinear operation; 0: none yet.
+    """
+
+    units: tuple[int, ...]
+    slope: Any = 1.0
+    base: int = 0
+    stage: int = 0
+
+
+@dataclass(frozen=True)
+class Value:
+    """An array of the traced function, and where it comes from.
+
+    Attributes:
+        array: the array.
+        origin: the parameter that it is; None: it is none.
+        is_signal: whether data took part in it.
+        is_uniform: whether all its elements are the same number, which is no data.
+        sources: the layers whose outputs took part in it, without another layer in between.
+        images: the layers that it follows elementwise from, and how.
+    """
+
+    array: Any
+    origin: Origin | None = None
+    is_signal: bool = False
+    is_uniform: bool = False
+    sources: frozenset[Layer] = frozenset()
+    images: dict[Layer, Image] = field(default_factory=dict)
+
+    @property
+    def is_data(self) -> bool:
+        """Whether it is more than parameters and constants."""
+        return self.is_signal or bool(self.sources)
+
+
+def mixture(array: Any, inputs: Sequence[Value]) -> Value:
+    """The result of an operation of which nothing else is known."""
+    return Value(
+        array,
+        is_signal=any(value.is_signal for value in inputs),
+        sources=frozenset().union(*(value.sources for value in inputs)),
+    )
+
+
+def constant(array: Any) -> Value:
+    """A constant of the traced function; one with axes may be a data set."""
+    is_uniform = jnp.ndim(array) == 0
+    return Value(array, is_signal=not is_uniform, is_uniform=is_uniform)
+
+
+def moved_axes(
+    axes: tuple[int, ...], old: tuple[int, ...], new: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Where axes of the shape `old` lie after a reshape to `new`.
+
+    An axis that is merged with others, or split, becomes all the axes that take part; if nothing
+    is to be found (a shape without axes), there are none.
+    """
+    if 0 in old:
+        return ()
+    found = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        # The shortest runs of axes with the same number of elements.
+        start_i, start_j = i, j
+        i, j = min(i + 1, len(old)), min(j + 1, len(new))
+        while math.prod(old[start_i:i]) != math.prod(new[start_j:j]):
+            if math.prod(old[start_i:i]) < math.prod(new[start_j:j]):
+                i += 1
+            else:
+                j += 1
+        if any(start_i <= axis < i for axis in axes):
+            found += range(start_j, j)
+    return tuple(found)

@@ -1,0 +1,344 @@
+"""From the measurements of the layers to a sentence: what is wrong, where, and what to do."""
+
+import itertools
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from gradtx.diagnostics.nonfinite import Culprit
+    from gradtx.diagnostics.report import LayerSignal
+
+# A signal or gradient that changes by less than this from layer to layer, or in all, is left alone,
+# unless it adds up to the third power of the latter.
+FACTOR_PER_LAYER = 1.25
+FACTOR_IN_ALL = 10.0
+# A layer is saturated if more than this share of its units is.
+SATURATED_SHARE = 0.5
+
+# The initializers that keep the signal, with their variance times fan_in, by nonlinearity.
+_LINEAR = ("lecun_normal()", 1.0)
+_RECTIFIED = ("he_normal()", 2.0)
+_INITIALIZERS = {
+    "tanh": ("glorot_normal()", 1.0),
+    **dict.fromkeys(("max", "relu", "leaky_relu", "prelu", "relu6", "elu", "gelu"), _RECTIFIED),
+    **dict.fromkeys(("silu", "swish", "softplus", "mish", "hard_swish", "hard_silu"), _RECTIFIED),
+}
+
+_CURES = {
+    "log": "keep its argument away from zero, or use a log_softmax or log_sigmoid of the logits",
+    "div": "add a small epsilon to the denominator",
+    "rsqrt": "add a small epsilon under the root",
+    "sqrt": "add a small epsilon under the root; where its argument may be negative, choose the "
+    "argument with jnp.where before the root, not the result after it",
+    "exp": "subtract the largest exponent first, as logsumexp and softmax do",
+    "pow": "keep its base away from zero",
+    "dot_general": "make the weights or the inputs smaller, or calculate in a wider dtype",
+}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is wrong with a network.
+
+    Attributes:
+        kind: "healthy", "vanishing", "exploding", "dead", "saturated" or "nan".
+        layers: the names of the layers where it happens.
+        factor: by how much the signal (or the gradient, on its way back) changes per layer, or per
+            step of a recurrence; 1 where that is not what is wrong.
+        sentence: all of it, with the advice.
+    """
+
+    kind: str
+    layers: tuple[str, ...]
+    factor: float
+    sentence: str
+
+
+def diagnose(layers: Sequence["LayerSignal"], culprit: "Culprit | None", loss: float) -> Diagnosis:
+    """The first disease that the measurements show, in the order of how much it explains."""
+    for disease in (_not_finite, _dead, _saturated, _changing):
+        diagnosis = disease(layers, culprit, loss)
+        if diagnosis is not None:
+            return diagnosis
+    forward, backward = _trend(_signals(layers)), _trend(_gradients(layers)[::-1])
+    return Diagnosis(
+        "healthy",
+        (),
+        1.0,
+        f"healthy: from layer to layer the signal changes by a factor of {forward.factor:.3g}, and "
+        f"the gradient on its way back by {backward.factor:.3g}.",
+    )
+
+
+def _not_finite(
+    layers: Sequence["LayerSignal"], culprit: "Culprit | None", loss: float
+) -> Diagnosis | None:
+    gradients = [layer.weight_grad_rms for layer in layers]
+    if np.isfinite([loss, *gradients]).all():
+        return None
+    if culprit is None:
+        return Diagnosis(
+            "nan", (), 1.0, "nan: the loss or its gradient is not finite; where, is not to be seen."
+        )
+    if culprit.operation == "argument":
+        return Diagnosis("nan", (), 1.0, f"nan: the {culprit.layer} has NaN in it already.")
+    affected = [culprit.layer] if culprit.layer else []
+    if culprit.in_gradient:
+        # The gradient is not finite from here on to the first layer.
+        affected = [layer.name for layer in layers if not math.isfinite(layer.grad_rms)][-1:]
+    where = f" in layer '{affected[0]}'" if affected else " before the first layer"
+    way = " on the way back" if culprit.in_gradient else ""
+    line = f", at {culprit.source}" if culprit.source else ""
+    cause, cure = "", _CURES.get(culprit.operation)
+    if culprit.infinity is not None:
+        infinity = culprit.infinity
+        line_of = f", at {infinity.source}" if infinity.source else ""
+        layer_of = f" in layer '{infinity.layer}'" if infinity.layer else ""
+        cause = f" The infinity in it comes from `{infinity.operation}`{layer_of}{line_of}."
+        cure = _CURES.get(infinity.operation, cure)
+    growth = _trend(_signals(layers))
+    if growth.is_notable and growth.factor > 1:
+        cause += (
+            f" Up to there the signal grows by a factor of {growth.factor:.3g} per layer: "
+            f"{_rescaling(layers, growth.factor)}."
+        )
+    advice = f" To mend it, {cure}." if cure else ""
+    return Diagnosis(
+        "nan",
+        tuple(affected),
+        growth.factor if growth.is_notable else 1.0,
+        f"nan: the first {culprit.made}{way} is made by `{culprit.operation}`{where}{line}."
+        f"{cause}{advice}",
+    )
+
+
+def _dead(
+    layers: Sequence["LayerSignal"], culprit: "Culprit | None", loss: float
+) -> Diagnosis | None:
+    dead = [layer for layer in layers if layer.dead_fraction > _chance_of_death(layer)]
+    if not dead:
+        return None
+    worst = max(dead, key=lambda layer: layer.dead_fraction)
+    return Diagnosis(
+        "dead",
+        tuple(layer.name for layer in dead),
+        1.0,
+        f"dead: in {_listing(dead)} up to {worst.dead_fraction:.0%} of the units are zero for the "
+        f"whole batch, and no gradient comes through them. Initialize these layers with "
+        f"{_initializer(worst)[0]} and their biases with zeros; if it happens during training, "
+        f"make the learning rate smaller, clip the gradient, or use a leaky_relu.",
+    )
+
+
+def _chance_of_death(layer: "LayerSignal") -> float:
+    # In a deep network all samples look alike to a layer, and half of its units are zero for all of
+    # them; more than three standard deviations above that is no chance.
+    return min(0.5 + 3 * 0.5 / math.sqrt(max(layer.units, 1)), 0.95)
+
+
+def _saturated(
+    layers: Sequence["LayerSignal"], culprit: "Culprit | None", loss: float
+) -> Diagnosis | None:
+    saturated = [layer for layer in layers if layer.saturated_fraction > SATURATED_SHARE]
+    if not saturated:
+        return None
+    worst = max(saturated, key=lambda layer: layer.saturated_fraction)
+    initializer, scale = _initializer(worst)
+    return Diagnosis(
+        "saturated",
+        tuple(layer.name for layer in saturated),
+        1.0,
+        f"saturated: in {_listing(saturated)} the {worst.activation} of up to "
+        f"{worst.saturated_fraction:.0%} of the outputs is flat, and hardly any gradient comes "
+        f"through. Initialize these layers with {initializer} (a variance of {scale:.3g} / fan_in; "
+        f"it is {_scale_of(worst):.3g} / fan_in now) and their biases with zeros, standardize the "
+        f"inputs (their RMS is {worst.input_rms:.3g}), or put a batch_norm or layer_norm before "
+        f"the nonlinearity.",
+    )
+
+
+def _changing(
+    layers: Sequence["LayerSignal"], culprit: "Culprit | None", loss: float
+) -> Diagnosis | None:
+    """An exploding or vanishing signal, gradient, or signal through the steps of a recurrence."""
+    trends = [
+        ("signal", "layer", _trend(_signals(layers)), layers),
+        ("gradient", "layer", _trend(_gradients(layers)[::-1]), layers),
+    ]
+    for layer in layers:
+        trends.append(("signal", "step", _trend(layer.rms_by_step), [layer]))
+        trends.append(("gradient", "step", _trend(layer.grad_rms_by_step[::-1]), [layer]))
+    for what, unit, trend, among in trends:
+        if trend.is_notable:
+            return _change(what, unit, trend, among, layers)
+    return None
+
+
+def _change(
+    what: str,
+    unit: str,
+    trend: "_Trend",
+    among: Sequence["LayerSignal"],
+    layers: Sequence["LayerSignal"],
+) -> Diagnosis:
+    grows = trend.factor > 1
+    kind = "exploding" if grows else "vanishing"
+    affected = list(among)
+    if unit == "layer":
+        hidden = [layer for layer in layers if layer.is_hidden] or list(layers)
+        changes = _signal_changes(hidden) if what == "signal" else _gradient_changes(hidden, layers)
+        # Those that have at least half of the average share in it.
+        share = math.log(trend.factor) / 2 if trend.factor else -math.inf
+        affected = [
+            layer
+            for layer, change in zip(hidden, changes, strict=True)
+            if (change >= share if grows else change <= share)
+        ] or hidden
+    way = "on its way back " if what == "gradient" else ""
+    per = "per layer" if unit == "layer" else "per step of the recurrence"
+    sentence = (
+        f"{kind}: the {what} {way}{'grows' if grows else 'shrinks'} by a factor of "
+        f"{trend.factor:.3g} {per} ({trend.in_all:.2g} in all), in {_listing(affected)}. "
+        f"To mend it, {_advice(what, affected, trend.factor)}, or put a batch_norm or layer_norm "
+        f"before the nonlinearities."
+    )
+    if grows:
+        sentence += f" Until then, clip_by_global_norm({_clipping_threshold(layers):.1g})."
+    return Diagnosis(kind, tuple(layer.name for layer in affected), trend.factor, sentence)
+
+
+def _signal_changes(layers: Sequence["LayerSignal"]) -> list[float]:
+    """The logarithm of the factor by which each layer changes the signal."""
+    return [_logarithm(layer.rms) - _logarithm(layer.input_rms) for layer in layers]
+
+
+def _gradient_changes(
+    among: Sequence["LayerSignal"], layers: Sequence["LayerSignal"]
+) -> list[float]:
+    """The logarithm of the factor by which the gradient changes from the next layers to each."""
+    depths = sorted({layer.depth for layer in layers})
+    norms = dict(zip(depths, map(_logarithm, _gradients(layers)), strict=True))
+    following = dict(itertools.pairwise(depths))
+    return [norms[layer.depth] - norms[following.get(layer.depth, layer.depth)] for layer in among]
+
+
+def _logarithm(value: float) -> float:
+    return math.log(max(value, sys.float_info.min))
+
+
+def _advice(what: str, layers: Sequence["LayerSignal"], factor: float) -> str:
+    typical = _typical(layers)
+    if what == "gradient" and typical.activation and typical.activation not in _INITIALIZERS:
+        # The signal is kept: no other weights will help against a slope that is small everywhere.
+        return f"replace the {typical.activation} by a relu, with {_RECTIFIED[0]} for the weights"
+    return _rescaling(layers, factor)
+
+
+def _typical(layers: Sequence["LayerSignal"]) -> "LayerSignal":
+    """The layer in the middle, which stands for all of them."""
+    return sorted(layers, key=_scale_of)[len(layers) // 2]
+
+
+def _rescaling(layers: Sequence["LayerSignal"], factor: float) -> str:
+    """The advice for weights that are too large or too small."""
+    typical = _typical(layers)
+    initializer, scale = _initializer(typical)
+    present = _scale_of(typical)
+    if 1 / FACTOR_PER_LAYER < present / scale < FACTOR_PER_LAYER:
+        blamed = f"the {typical.activation}" if typical.activation else "what stands between them"
+        return (
+            f"look at {blamed}, because the weights have the variance that keeps a signal, "
+            f"{present:.3g} / fan_in: use relu or tanh, and scale sums of branches down"
+        )
+    advice = (
+        f"initialize these layers with {initializer} (a variance of {scale:.3g} / fan_in; it is "
+        f"{present:.3g} / fan_in now)"
+    )
+    return f"{advice}, or multiply their weights by {1 / factor:.3g}" if factor else advice
+
+
+def _initializer(layer: "LayerSignal") -> tuple[str, float]:
+    """The initializer that keeps a layer's signal, and its variance times fan_in."""
+    return _INITIALIZERS.get(layer.activation, _LINEAR)
+
+
+def _scale_of(layer: "LayerSignal") -> float:
+    return layer.weight_rms**2 * layer.fan_in
+
+
+def _clipping_threshold(layers: Sequence["LayerSignal"]) -> float:
+    """The gradient norm if all layers were as quiet as the quietest, but at most the usual 1."""
+    norms = [layer.weight_grad_rms * math.sqrt(math.prod(layer.weight_shape)) for layer in layers]
+    positive = [norm for norm in norms if 0 < norm < math.inf]
+    return min([1.0, *(norm * math.sqrt(len(layers)) for norm in positive)])
+
+
+def _listing(layers: Sequence["LayerSignal"]) -> str:
+    """The names of layers; of many the first and the last."""
+    names = [f"'{layer.name}'" for layer in layers]
+    if len(names) > 4:
+        return f"{len(names)} layers from {names[0]} to {names[-1]}"
+    return ("layer " if len(names) == 1 else "layers ") + ", ".join(names)
+
+
+@dataclass(frozen=True)
+class _Trend:
+    """How a positive quantity changes along a sequence, on the average of its logarithm."""
+
+    factor: float
+    in_all: float
+
+    @property
+    def is_notable(self) -> bool:
+        def is_beyond(limit: float, factor: float) -> bool:
+            return not 1 / limit <= factor <= limit
+
+        return is_beyond(FACTOR_IN_ALL**3, self.in_all) or (
+            is_beyond(FACTOR_IN_ALL, self.in_all) and is_beyond(FACTOR_PER_LAYER, self.factor)
+        )
+
+
+def _trend(sequence: Sequence[float]) -> _Trend:
+    """The factor from each element to the next that fits best, and that from first to last."""
+    values = np.asarray(sequence, float)
+    if not np.isfinite(values).all():
+        # What comes before the overflow tells how it came about.
+        values = values[: int(np.argmin(np.isfinite(values)))]
+    if len(values) < 2 or not values[0]:
+        return _Trend(1.0, 1.0)
+    if not values.all():
+        return _Trend(0.0, 0.0)
+    logarithms = np.log(values)
+    places = np.arange(len(values))
+    slope = np.polyfit(places, logarithms, 1)[0]
+    return _Trend(float(np.exp(slope)), float(np.exp(logarithms[-1] - logarithms[0])))
+
+
+def _signals(layers: Sequence["LayerSignal"]) -> list[float]:
+    """What the layers of each depth receive, from the first to the last."""
+    return _by_depth(layers, lambda layer: layer.input_rms, np.median)
+
+
+def _gradients(layers: Sequence["LayerSignal"]) -> list[float]:
+    """The norms of the gradients that arrive at each depth, from the first to the last."""
+    # Norms and not means, because a pooling spreads a gradient over many places.
+    return _by_depth(
+        layers, lambda layer: layer.grad_rms * math.sqrt(math.prod(layer.shape)), np.max
+    )
+
+
+def _by_depth(
+    layers: Sequence["LayerSignal"],
+    quantity: Callable[["LayerSignal"], float],
+    together: Callable[[list[float]], float],
+) -> list[float]:
+    depths = sorted({layer.depth for layer in layers})
+    return [
+        float(together([quantity(layer) for layer in layers if layer.depth == depth]))
+        for depth in depths
+    ]
