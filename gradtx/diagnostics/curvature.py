@@ -20,6 +20,9 @@ from gradtx.kernel import COUNT, check
 
 LossOfVector = Callable[[jax.Array], jax.Array]
 
+# Half to four times the learning rate 0.1, the range of the batch normalization study.
+STEP_SIZES = (0.05, 0.1, 0.2, 0.4)
+
 
 def sharpness(
     loss_fn: Callable[..., Any],
@@ -138,7 +141,10 @@ class AlongGradient(NamedTuple):
 
 
 def along_gradient(
-    loss_fn: Callable[..., Any], params: Any, *args: Any, step_sizes: ArrayLike | Sequence[float]
+    loss_fn: Callable[..., Any],
+    params: Any,
+    *args: Any,
+    step_sizes: ArrayLike | Sequence[float] = STEP_SIZES,
 ) -> AlongGradient:
     """The loss and the change of its gradient on the way that a gradient step would take.
 
@@ -151,8 +157,8 @@ def along_gradient(
         loss_fn: a function of the parameters and `args` that returns a real scalar.
         params: the point x, a tree of arrays. Leaves that are not inexact arrays are left alone.
         *args: what else the loss function takes, such as a batch.
-        step_sizes: the values of eta, shape (n,), n >= 1; numbers > 0, such as a range around the
-            learning rate.
+        step_sizes: the values of eta, shape (n,), n >= 1; numbers > 0, in a range around the
+            learning rate. The default suits the learning rate 0.1.
 
     Returns:
         The `AlongGradient`, of the dtype of the widest parameter, at least float32.
@@ -176,7 +182,10 @@ def along_gradient(
 
 
 def lipschitz_along_gradient(
-    loss_fn: Callable[..., Any], params: Any, *args: Any, step_sizes: ArrayLike | Sequence[float]
+    loss_fn: Callable[..., Any],
+    params: Any,
+    *args: Any,
+    step_sizes: ArrayLike | Sequence[float] = STEP_SIZES,
 ) -> jax.Array:
     """How fast the loss changes, at most, along the gradient: a local Lipschitz constant.
 
@@ -186,8 +195,8 @@ def lipschitz_along_gradient(
         loss_fn: a function of the parameters and `args` that returns a real scalar.
         params: the point x, a tree of arrays. Leaves that are not inexact arrays are left alone.
         *args: what else the loss function takes, such as a batch.
-        step_sizes: the values of eta, shape (n,), n >= 1; numbers > 0, such as a range around the
-            learning rate.
+        step_sizes: the values of eta, shape (n,), n >= 1; numbers > 0, in a range around the
+            learning rate. The default suits the learning rate 0.1.
 
     Returns:
         A scalar of the dtype of the widest parameter, at least float32; zero where the gradient
@@ -213,7 +222,10 @@ def lipschitz_along_gradient(
 
 
 def curvature_along_gradient(
-    loss_fn: Callable[..., Any], params: Any, *args: Any, step_sizes: ArrayLike | Sequence[float]
+    loss_fn: Callable[..., Any],
+    params: Any,
+    *args: Any,
+    step_sizes: ArrayLike | Sequence[float] = STEP_SIZES,
 ) -> jax.Array:
     """How fast the gradient changes, at most, along itself: the effective beta-smoothness.
 
@@ -223,8 +235,8 @@ def curvature_along_gradient(
         loss_fn: a function of the parameters and `args` that returns a real scalar.
         params: the point x, a tree of arrays. Leaves that are not inexact arrays are left alone.
         *args: what else the loss function takes, such as a batch.
-        step_sizes: the values of eta, shape (n,), n >= 1; numbers > 0, such as a range around the
-            learning rate.
+        step_sizes: the values of eta, shape (n,), n >= 1; numbers > 0, in a range around the
+            learning rate. The default suits the learning rate 0.1.
 
     Returns:
         A scalar of the dtype of the widest parameter, at least float32; zero where the gradient

@@ -10,7 +10,7 @@ operation, which honours custom derivatives.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import jax
@@ -18,7 +18,28 @@ import jax.numpy as jnp
 from jax import lax
 
 from gradtx.diagnostics import primitives
-from gradtx.diagnostics.values import Image, Layer, Origin, Value, mixture, moved_axes
+from gradtx.diagnostics.values import Image, Last, Layer, Origin, Value, mixture, moved_axes
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation on each element by itself, or a whole function of such operations.
+
+    Attributes:
+        primitive: the name of the primitive, or of the call.
+        inputs: the operands.
+        result: the result.
+        call: the operation as a function of arrays, for its derivative.
+        name: what to call it if it turns out to be the nonlinearity.
+        parts: the names of the primitives in it.
+    """
+
+    primitive: str
+    inputs: Sequence[Value]
+    result: jax.Array
+    call: Callable[..., Any]
+    name: str
+    parts: frozenset[str]
 
 
 def find_layer(equation: Any, inputs: Sequence[Value]) -> int | None:
@@ -75,12 +96,13 @@ def rearranged(equation: Any, inputs: Sequence[Value], array: jax.Array) -> Valu
     value, *indices = inputs
     result = mixture(array, inputs)
     grows = array.size > value.array.size
-    is_static = not indices
     origin, images = value.origin, {}
     if origin is not None and not grows:
-        slices = origin.slices + _slice_name(equation, value)
-        origin = origin.seen_through(_replay(equation)) if is_static else Origin(origin.leaf)
-        origin = replace(origin, slices=slices)
+        if indices:
+            origin = replace(origin, is_traced_to_its_end=True)
+        else:
+            slices = origin.slices + _slice_name(equation, value)
+            origin = replace(origin.seen_through(_replay(equation)), slices=slices)
     for layer, image in following(value).items():
         if array.size == value.array.size and image.stage == 0:
             units = _moved(equation, image.units, value.array.shape, array.shape)
@@ -94,6 +116,26 @@ def rearranged(equation: Any, inputs: Sequence[Value], array: jax.Array) -> Valu
         is_uniform=value.is_uniform,
         images=images,
     )
+
+
+def put_together(equation: Any, inputs: Sequence[Value], array: jax.Array) -> Value:
+    """The result of a concatenation: parameters put together are one parameter again."""
+    consumed(equation, inputs)
+    result = mixture(array, inputs)
+    origins = [value.origin for value in inputs if value.origin is not None]
+    if len(origins) < len(inputs) or any(value.is_data for value in inputs):
+        return result
+    parts = [part for origin in origins for part in origin.parts]
+    beside = tuple(replace(part, is_traced_to_its_end=True) for part in parts[1:])
+    return replace(result, origin=replace(parts[0], beside=beside, is_traced_to_its_end=True))
+
+
+def replaced(value: Value, twin: jax.Array) -> Value:
+    """The value with another array of the same numbers."""
+    for layer in value.images:
+        if layer.output is value.array:
+            layer.output = layer.image = twin
+    return replace(value, array=twin)
 
 
 def received(value: Value) -> None:
@@ -121,7 +163,7 @@ def consumed(equation: Any, inputs: Sequence[Value]) -> None:
         for layer, image in following(value).items():
             if image.stage == 0:
                 continue
-            if equation.primitive.name in primitives.REDUCTIONS and layer.is_statistic:
+            if equation.primitive.name in primitives.REDUCTIONS and layer.last is Last.POWER:
                 layer.take_back()
             elif image.stage == layer.stage:
                 layer.is_settled = True
@@ -150,38 +192,21 @@ def _moved(
     return moved_axes(units, old, new)
 
 
-def elementwise(
-    equation: Any,
-    inputs: Sequence[Value],
-    array: jax.Array,
-    call: Callable[..., Any],
-    name: str,
-    parts: set[str],
-) -> Value:
-    """The result of an operation, or of a whole function, on each element by itself.
-
-    Args:
-        equation: the operation.
-        inputs: its operands.
-        array: its result.
-        call: the operation as a function of the arrays, for its derivative.
-        name: what to call it if it turns out to be the nonlinearity.
-        parts: the names of the primitives in it.
-    """
+def elementwise(operation: Operation) -> Value:
+    """The result of an operation on each element by itself."""
+    inputs, array = operation.inputs, operation.result
     result = mixture(array, inputs)
     layers = dict.fromkeys(
         layer for value in inputs if value.array.shape == array.shape for layer in following(value)
     )
-    images = {layer: _follow(layer, equation, inputs, array, call, name, parts) for layer in layers}
     origin = _origin(inputs, array)
-    is_uniform = all(value.is_uniform for value in inputs)
     return replace(
         result,
         origin=origin,
-        is_uniform=is_uniform,
+        is_uniform=all(value.is_uniform for value in inputs),
         # A parameter remains one when a norm of it, or a mask, changes its scale.
         sources=frozenset() if origin else result.sources,
-        images=images,
+        images={layer: _follow(layer, operation) for layer in layers},
     )
 
 
@@ -200,73 +225,64 @@ def _origin(inputs: Sequence[Value], array: jax.Array) -> Origin | None:
     return None
 
 
-def _follow(
-    layer: Layer,
-    equation: Any,
-    inputs: Sequence[Value],
-    array: jax.Array,
-    call: Callable[..., Any],
-    name: str,
-    parts: set[str],
-) -> Image:
+def _follow(layer: Layer, operation: Operation) -> Image:
     """How the result follows from a layer, and what that tells about its nonlinearity."""
+    inputs = operation.inputs
     mine = [
         i
         for i, value in enumerate(inputs)
-        if layer in following(value) and value.array.shape == array.shape
+        if layer in following(value) and value.array.shape == operation.result.shape
     ]
     others = [value for i, value in enumerate(inputs) if i not in mine]
     images = [inputs[i].images[layer] for i in mine]
-    first = images[0]
+    units = images[0].units
     is_alone = all(other.is_uniform for other in others)
-    is_affine = _is_affine(equation, mine)
+    is_affine = _is_affine(operation.primitive, mine)
     stage = max(image.stage for image in images)
 
     if is_affine and stage == 0:
         if is_alone and len(mine) == 1:
-            slope = _slope(call, inputs, mine, images)
-            return replace(first, slope=slope)
+            return replace(images[0], slope=_slope(operation, mine, images))
         if layer.output is inputs[mine[0]].array and not any(other.is_data for other in others):
             # A bias that is added directly belongs to the layer's output.
-            layer.output = layer.image = array
-        return Image(first.units, base=_new_base(layer))
+            layer.output = layer.image = operation.result
+        return Image(units, base=_new_base(layer))
 
     base = max(image.base for image in images)
     latest = [i for i, image in zip(mine, images, strict=True) if image.base == base]
-    slope = _slope(call, inputs, latest, [inputs[i].images[layer] for i in latest])
+    slope = _slope(operation, latest, [inputs[i].images[layer] for i in latest])
     if any(image.stage != layer.stage for image in images) or layer.stage == layer.dismissed:
         # The nonlinearity begins here, or two of its branches join.
         layer.stage += 1
-        if name == "mul":
-            name = primitives.GATES.get(layer.activation, name)
-        _extend(layer, array, slope, first.units, name, parts, is_affine)
-        return Image(first.units, slope, base, layer.stage)
+        if operation.name == "mul":
+            gate = primitives.GATES.get(layer.activation, "mul")
+            operation = replace(operation, name=gate)
+        _extend(layer, operation, Image(units, slope), is_affine)
+        return Image(units, slope, base, layer.stage)
     if is_alone:
-        _extend(layer, array, slope, first.units, name, parts, is_affine)
+        _extend(layer, operation, Image(units, slope), is_affine)
     elif any(other.is_data for other in others):
+        if "select_n" in operation.parts and layer.last is Last.SCALE:
+            # A dropout, that makes up for what it is about to drop.
+            layer.take_back()
         layer.is_settled = True
-    return Image(first.units, slope, base, stage)
+    return Image(units, slope, base, stage)
 
 
-def _extend(
-    layer: Layer,
-    array: jax.Array,
-    slope: Any,
-    units: tuple[int, ...],
-    name: str,
-    parts: set[str],
-    is_affine: bool,
-) -> None:
+def _extend(layer: Layer, operation: Operation, image: Image, is_affine: bool) -> None:
     """Take one more operation into a layer's nonlinearity."""
-    layer.is_statistic = not is_affine and parts <= primitives.OF_STATISTICS
-    if layer.is_statistic:
-        layer.before = (layer.image, layer.slope, layer.units, layer.activation, set(layer.parts))
-    name = primitives.FAMILIAR.get(name, name)
+    layer.last = Last.OTHER
+    if is_affine:
+        layer.last = Last.SCALE
+    elif operation.parts <= primitives.OF_STATISTICS:
+        layer.last = Last.POWER
+    layer.before = (layer.image, layer.slope, layer.units, layer.activation, set(layer.parts))
+    name = primitives.FAMILIAR.get(operation.name, operation.name)
     if not layer.activation or primitives.rank_of(name) > primitives.rank_of(layer.activation):
         layer.activation = name
-    layer.parts |= parts
-    if jnp.issubdtype(array.dtype, jnp.inexact):
-        layer.image, layer.slope, layer.units = array, slope, units
+    layer.parts |= operation.parts
+    if jnp.issubdtype(operation.result.dtype, jnp.inexact):
+        layer.image, layer.slope, layer.units = operation.result, image.slope, image.units
 
 
 def _new_base(layer: Layer) -> int:
@@ -274,36 +290,31 @@ def _new_base(layer: Layer) -> int:
     return layer.base
 
 
-def _is_affine(equation: Any, mine: Sequence[int]) -> bool:
-    name = equation.primitive.name
-    if name == "mul":
+def _is_affine(primitive: str, mine: Sequence[int]) -> bool:
+    """Whether an operation is a straight function of these operands."""
+    if primitive == "mul":
         return len(mine) == 1
-    if name == "div":
+    if primitive == "div":
         return list(mine) == [0]
-    if name == "select_n":
+    if primitive == "select_n":
         return 0 not in mine
-    return name in primitives.AFFINE
+    return primitive in primitives.AFFINE
 
 
-def _slope(
-    call: Callable[..., Any],
-    inputs: Sequence[Value],
-    mine: Sequence[int],
-    images: Sequence[Image],
-) -> Any:
+def _slope(operation: Operation, mine: Sequence[int], images: Sequence[Image]) -> Any:
     """The derivative of the result with respect to the base of its images."""
+    arrays = [lax.stop_gradient(value.array) for value in operation.inputs]
     chosen = [
         (i, image)
         for i, image in zip(mine, images, strict=True)
-        if jnp.issubdtype(inputs[i].array.dtype, jnp.floating)
+        if jnp.issubdtype(arrays[i].dtype, jnp.floating)
     ]
-    arrays = [lax.stop_gradient(value.array) for value in inputs]
 
     def result(*varied: jax.Array) -> jax.Array:
         full = list(arrays)
         for (i, _), array in zip(chosen, varied, strict=True):
             full[i] = array
-        return call(*full)
+        return operation.call(*full)
 
     output, pull_back = jax.vjp(result, *(arrays[i] for i, _ in chosen))
     if not chosen or not jnp.issubdtype(output.dtype, jnp.floating):

@@ -102,6 +102,9 @@ class Interpreter:
                 else replace(found, arrays=self.measure(found.what))
                 for found in self.found
             ]
+        for found in self.found:
+            if isinstance(found.what, Layer):
+                found.what.forget_arrays()
         return outputs
 
     def _evaluate(
@@ -147,15 +150,29 @@ class Interpreter:
             self.found.append(Found(layer, {}, (self._equations,)))
             return [value]
         if name in primitives.ELEMENTWISE:
-
-            def call(*arrays: Any) -> Any:
-                return primitives.evaluate(equation, *arrays)[0]
-
-            return [following.elementwise(equation, values, array, call, name, {name})]
+            return [self._elementwise(equation, values, array, name, frozenset({name}))]
+        if name == "concatenate":
+            return [following.put_together(equation, values, array)]
         if name in primitives.REARRANGING | primitives.CUTTING:
             return [following.rearranged(equation, values, array)]
         following.consumed(equation, values)
         return [mixture(array, values)]
+
+    def _elementwise(
+        self,
+        equation: Any,
+        values: Sequence[Value],
+        array: jax.Array,
+        name: str,
+        parts: frozenset[str],
+    ) -> Value:
+        def call(*arrays: Any) -> Any:
+            return primitives.evaluate(equation, *arrays)[0]
+
+        primitive = equation.primitive.name
+        return following.elementwise(
+            following.Operation(primitive, values, array, call, name, parts)
+        )
 
     def _watch(self, equation: Any, values: Sequence[Value], results: Sequence[Value]) -> None:
         is_gone_into = primitives.body_of(equation) or equation.primitive.name in ("scan", "cond")
@@ -171,15 +188,11 @@ class Interpreter:
         has_own_derivative = equation.primitive.name in primitives.WITH_OWN_DERIVATIVE
         if self.watch is not None:
             return self._evaluate(jaxpr, [constant(array) for array in constants], values)
-        if primitives.is_elementwise(jaxpr):
+        parts = frozenset(primitives.primitives_of(jaxpr))
+        if primitives.is_elementwise(jaxpr) and not parts <= primitives.STRAIGHT:
             (array,) = primitives.evaluate(equation, *(value.array for value in values))
             name = jaxpr.debug_info.func_name.lstrip("_")
-
-            def call(*arrays: Any) -> Any:
-                return primitives.evaluate(equation, *arrays)[0]
-
-            parts = primitives.primitives_of(jaxpr)
-            return [following.elementwise(equation, values, array, call, name, parts)]
+            return [self._elementwise(equation, values, array, name, parts)]
         if not has_own_derivative:
             return self._evaluate(jaxpr, [constant(array) for array in constants], values)
         # The layers inside are measured, and their gradients too, but what goes on to the
@@ -188,7 +201,7 @@ class Interpreter:
         blocked = [replace(v, array=lax.stop_gradient(v.array)) for v in values]
         inside = self._evaluate(jaxpr, [constant(array) for array in constants], blocked)
         return [
-            replace(value, array=_joined(array, value.array))
+            following.replaced(value, _joined(array, value.array))
             for array, value in zip(arrays, inside, strict=True)
         ]
 
@@ -213,13 +226,13 @@ class Interpreter:
             replace(value, images={}) if same else replace(_as_data(value), images={})
             for value, same in zip(carried, passed_on, strict=True)
         ]
-        inside: list[tuple[Interpreter, list[Value]]] = []
+        inside: list[tuple[list[Found], list[Value]]] = []
 
         def body(carry: Any, slices: Any) -> Any:
             arrays, probes = slices
             inputs = [*constants, *_with_arrays(carries, carry), *_with_arrays(slices_of, arrays)]
             child, outputs = self._enter(closed, inputs, probes)
-            inside[:] = [(child, outputs)]
+            inside[:] = [_without_arrays(child.found, outputs)]
             results = [value.array for value in outputs]
             measured = [found.arrays for found in child.found]
             return results[: len(carried)], (results[len(carried) :], measured)
@@ -238,10 +251,10 @@ class Interpreter:
         if self.probes is not None:
             # The probes are counted out by a first tracing without any.
             jax.eval_shape(whole, None)
-            probes = self._take(len(inside[0][0].found))
+            probes = self._take(len(inside[0][0]))
         last, (stacked, measured) = whole(probes)
-        child, outputs = inside[0]
-        for found, arrays in zip(child.found, measured, strict=True):
+        things, outputs = inside[0]
+        for found, arrays in zip(things, measured, strict=True):
             is_sliced = isinstance(found.what, Layer) and loop in found.what.origin.views
             self._hand_out(found, arrays, Nesting(loop, is_sliced))
         return [
@@ -253,11 +266,11 @@ class Interpreter:
         index, *operands = values
         arguments = [replace(value, images={}) for value in operands]
         branches = equation.params["branches"]
-        inside: dict[int, tuple[Interpreter, list[Value]]] = {}
+        inside: dict[int, tuple[list[Found], list[Value]]] = {}
 
         def run(number: int, probes: Any, arrays: Any) -> Any:
             child, outputs = self._enter(branches[number], _with_arrays(arguments, arrays), probes)
-            inside[number] = child, outputs
+            inside[number] = _without_arrays(child.found, outputs)
             return [value.array for value in outputs], [found.arrays for found in child.found]
 
         arrays = [value.array for value in operands]
@@ -277,7 +290,7 @@ class Interpreter:
 
         results, measured = lax.switch(index.array, [branch(i) for i in numbers], arrays)
         for i in numbers:
-            for found, arrays_of in zip(inside[i][0].found, measured[i], strict=True):
+            for found, arrays_of in zip(inside[i][0], measured[i], strict=True):
                 self._hand_out(found, arrays_of, Nesting())
         return [
             mixture(array, [index, *(inside[i][1][position] for i in numbers)])
@@ -308,6 +321,16 @@ def _as_data(value: Value) -> Value:
 
 def _with_arrays(values: Sequence[Value], arrays: Sequence[Any]) -> list[Value]:
     return [replace(value, array=array) for value, array in zip(values, arrays, strict=True)]
+
+
+def _without_arrays(
+    things: Sequence[Found], values: Sequence[Value]
+) -> tuple[list[Found], list[Value]]:
+    """What is known of a body apart from its arrays, which must not leave it."""
+    return (
+        [replace(found, arrays={}) for found in things],
+        [replace(value, array=None, images={}) for value in values],
+    )
 
 
 def _zeros(type_: jax.ShapeDtypeStruct) -> jax.Array:

@@ -2,17 +2,21 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxprs_in_params
 
 from gradtx.diagnostics.interpreter import Arrays, Found, Interpreter
 from gradtx.diagnostics.traced import TracedLoss
 from gradtx.diagnostics.values import Layer
+
+# Operations whose derivative is infinite somewhere.
+_STEEP = ("sqrt", "rsqrt", "log", "pow", "div", "cbrt", "atan2", "acos", "asin", "log1p")
 
 # Frames of these folders are not the user's.
 _SEPARATOR = os.sep
@@ -32,6 +36,7 @@ class Culprit:
         in_gradient: whether it happened on the way back, and the loss is finite.
         infinity: the operation that made an infinity out of finite numbers before it, if that is
             where the NaN comes from.
+        derivative_of: in a gradient, the operation on that line whose derivative is not finite.
     """
 
     made: str
@@ -40,6 +45,7 @@ class Culprit:
     source: str
     in_gradient: bool
     infinity: "Culprit | None" = None
+    derivative_of: str = ""
 
 
 def find_culprit(loss: TracedLoss) -> Culprit | None:
@@ -48,14 +54,22 @@ def find_culprit(loss: TracedLoss) -> Culprit | None:
     Returns:
         The culprit; None if everything is finite, or no operation that is seen made it.
     """
-    for what, array in zip(
-        [*(f"parameter '{name}'" for name in loss.names), *(["argument"] * len(loss.data))],
-        [*loss.params, *loss.data],
-        strict=True,
-    ):
-        if jnp.issubdtype(array.dtype, jnp.inexact) and bool(jnp.any(jnp.isnan(array))):
-            return Culprit("NaN", "argument", what, "", in_gradient=False)
-    return _first(loss, in_gradient=False) or _first(loss.gradient(), in_gradient=True)
+    for name, array in zip(loss.all_names, [*loss.params, *loss.data], strict=True):
+        if _any(jnp.isnan, [array]):
+            return Culprit("NaN", "argument", name, "", in_gradient=False)
+    culprit = _first(loss, in_gradient=False)
+    if culprit is None:
+        culprit = _first(loss.gradient(), in_gradient=True)
+        if culprit is not None:
+            forward = _operations_at(culprit.source, loss.closed_jaxpr.jaxpr)
+            derivative_of = next((name for name in _STEEP if name in forward), "")
+            culprit = replace(culprit, derivative_of=derivative_of)
+    if culprit is not None and culprit.infinity is None:
+        for name, array in zip(loss.all_names, [*loss.params, *loss.data], strict=True):
+            if _any(jnp.isinf, [array]):
+                given = Culprit("infinity", "argument", name, "", in_gradient=False)
+                return replace(culprit, infinity=given)
+    return culprit
 
 
 def _first(loss: TracedLoss, *, in_gradient: bool) -> Culprit | None:
@@ -66,7 +80,7 @@ def _first(loss: TracedLoss, *, in_gradient: bool) -> Culprit | None:
         interpreter = Interpreter(None, watch=_watch)
         jaxpr = loss.closed_jaxpr
         interpreter.run(jaxpr.jaxpr, jaxpr.consts, loss.values(params, data))
-        found[:] = interpreter.found
+        found[:] = [replace(one, arrays={}) for one in interpreter.found]
         return [one.arrays for one in interpreter.found]
 
     flags = jax.device_get(watched(loss.params, loss.data))
@@ -138,7 +152,7 @@ class _Event:
             zip((nesting.loop for nesting in self.found.nesting), self.iterations, strict=True)
         )
         indices = [iteration[loop] for loop in origin.loops if loop in iteration]
-        return names[origin.leaf] + origin.slices + "".join(f"[{i}]" for i in indices)
+        return origin.name(names) + "".join(f"[{i}]" for i in indices)
 
 
 def _events(found: Found, kind: str, made: np.ndarray) -> list[_Event]:
@@ -149,6 +163,17 @@ def _events(found: Found, kind: str, made: np.ndarray) -> list[_Event]:
         iterations = tuple(next(indices) if nesting.loop else 0 for nesting in found.nesting)
         events.append(_Event(found, kind, iterations))
     return events
+
+
+def _operations_at(source: str, jaxpr: Any) -> set[str]:
+    """The names of the operations that come from a line."""
+    names = set()
+    for equation in jaxpr.eqns:
+        for inner in jaxprs_in_params(equation.params):
+            names |= _operations_at(source, inner)
+        if _source_line(equation) == source:
+            names.add(equation.primitive.name)
+    return names
 
 
 def _source_line(equation: Any) -> str:

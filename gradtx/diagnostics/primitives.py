@@ -16,6 +16,9 @@ AFFINE = _names(
     """
 )
 
+# What a function may consist of and still be gone into, because it is no nonlinearity by itself.
+STRAIGHT = AFFINE | _names("broadcast_in_dim")
+
 # Bends and steps between straight pieces.
 PIECEWISE = _names(
     """
@@ -98,12 +101,11 @@ def primitives_of(jaxpr: Any) -> set[str]:
 
 def is_elementwise(jaxpr: Any) -> bool:
     """Whether a function treats each element of its arguments by itself, in one result."""
-    uniform = {"broadcast_in_dim"}  # of scalars; of arrays it would change the shape
     shapes = {v.aval.shape for v in (*jaxpr.invars, *jaxpr.outvars)} - {()}
     return (
         len(jaxpr.outvars) == 1
         and len(shapes) <= 1
-        and primitives_of(jaxpr) <= ELEMENTWISE | uniform
+        and primitives_of(jaxpr) <= ELEMENTWISE | STRAIGHT
     )
 
 

@@ -84,6 +84,10 @@ _COLUMNS: dict[str, Callable[[LayerSignal], str]] = {
 }
 
 
+def _shortened(name: str) -> str:
+    return name if len(name) <= 72 else f"…{name[-71:]}"
+
+
 @dataclass(frozen=True)
 class SignalReport:
     """How the signal fares in a network; made by `signal_report`.
@@ -125,8 +129,14 @@ class SignalReport:
             table.add_column(heading, justify="left" if is_text else "right", no_wrap=True)
         for layer in self.layers:
             table.add_row(*(text(layer) for text in _COLUMNS.values()))
+        # Neither the terminal nor the environment decides how wide the text is.
         console = _extras.load("rich.console").Console(
-            file=io.StringIO(), width=500, color_system=None, markup=False
+            file=io.StringIO(),
+            width=10_000,
+            height=100,
+            color_system=None,
+            force_terminal=False,
+            markup=False,
         )
         console.print(table)
         lines = console.file.getvalue().splitlines()
@@ -170,10 +180,11 @@ class SignalReport:
         every = max(1, -(-number // 40))
         idle.set_xticks(
             places[::every],
-            [layer.name for layer in self.layers][::every],
+            [_shortened(layer.name) for layer in self.layers][::every],
             rotation=90 if number > 6 else 20,
             ha="center" if number > 6 else "right",
             fontsize="small",
+            parse_math=False,
         )
         idle.set_xlabel("layer, in the order of evaluation")
         for axes in (signal, gradient, idle):

@@ -99,7 +99,7 @@ def _measure_loss(loss: TracedLoss) -> tuple[float, list[LayerSignal]]:
         (value,) = interpreter.run(
             loss.closed_jaxpr.jaxpr, loss.closed_jaxpr.consts, loss.values(params, data)
         )
-        found[:] = interpreter.found
+        found[:] = [replace(one, arrays={}) for one in interpreter.found]
         return value.array, [one.arrays for one in interpreter.found]
 
     @jax.jit
@@ -111,9 +111,12 @@ def _measure_loss(loss: TracedLoss) -> tuple[float, list[LayerSignal]]:
         (value, measured), (gradients, grad_rms) = differentiated(params, probes, data)
         for one, arrays, rms in zip(found, measured, grad_rms, strict=True):
             arrays["grad_rms"] = rms
-            origin = one.what.origin
-            slices = origin.slices_of(gradients[origin.leaf])
-            arrays["weight_grad_rms"] = _rms(slices, range(len(origin.loops), slices.ndim))
+            parts = []
+            for origin in one.what.origin.parts:
+                part = origin.slices_of(gradients[origin.leaf])
+                loops = len(origin.loops)
+                parts.append(_wide(part).reshape(*part.shape[:loops], -1))
+            arrays["weight_grad_rms"] = _rms(jnp.concatenate(parts, -1), [-1])
         return value, measured
 
     value, measured = jax.device_get(whole(loss.params, loss.data))
@@ -144,17 +147,16 @@ def _statistics(layer: Layer) -> Arrays:
     """What is measured of a layer on the way forward, in at least float32."""
     image = _wide(lax.stop_gradient(layer.image))
     slope = lax.stop_gradient(layer.slope)
-    units = layer.units
     if not _has_activation(layer):
         # What follows is the loss: the layer is an output, and linear.
-        image, slope, units = _wide(lax.stop_gradient(layer.output)), 1.0, ()
+        image, slope = _wide(lax.stop_gradient(layer.output)), 1.0
         is_saturated = is_zero = jnp.zeros(image.shape, bool)
     else:
         is_zero = image == 0
         levels_off = not layer.parts.isdisjoint(LEVELLING)
         is_flat = jnp.abs(slope) < SATURATED_SLOPE if levels_off else (slope == 0) & ~is_zero
         is_saturated = jnp.broadcast_to(is_flat, image.shape)
-    others = tuple(axis for axis in range(image.ndim) if axis not in units)
+    others = tuple(axis for axis in range(image.ndim) if axis not in layer.units)
     dtype = trees.real_dtype(image.dtype)
     return {
         "reached": jnp.ones([], dtype),
@@ -214,10 +216,10 @@ def _signals(found: Found, arrays: dict[str, np.ndarray], names: Sequence[str]) 
         if was_reached.any():
             slices = iter(index)
             when = [next(slices) if nesting.is_sliced else 0 for nesting in found.nesting]
-            name = names[layer.origin.leaf] + layer.origin.slices
+            name = layer.origin.name(names) + "".join(f"[{i}]" for i in index)
             signal = _signal(
                 layer,
-                name + "".join(f"[{i}]" for i in index) or "params",
+                name or "params",
                 {key: np.asarray(value)[was_reached] for key, value in mine.items()},
                 float(arrays["weight_grad_rms"][index]),
             )
@@ -230,25 +232,27 @@ def _with_depths(placed: Sequence[_Placed]) -> list[LayerSignal]:
     depths: dict[Layer, dict[tuple[int, ...], int]] = defaultdict(dict)
     signals = []
     for one in placed:
-        loops = one.layer.origin.loops
-        # A layer in a loop receives from the same iteration, from outside, or from the one before.
+        # A layer receives from outside of its loops, from the same iteration, or from one before.
         above = [
             depth
             for source in one.layer.sources
             for index, depth in depths[source].items()
-            if all(i == j for i, j in zip(index, one.index, strict=False))
+            if _shares_iteration(index, one.index)
         ]
-        if loops:
-            *outer, iteration = one.index
-            before = (*outer, iteration + (1 if loops[-1].is_backwards else -1))
-            above += [
-                of_layer[before]
-                for layer, of_layer in depths.items()
-                if layer.origin.loops == loops and before in of_layer
-            ]
+        above += [
+            depth
+            for layer, of_layer in depths.items()
+            if layer.origin.loops[:1] == one.layer.origin.loops[:1] != ()
+            for index, depth in of_layer.items()
+            if not _shares_iteration(index, one.index)
+        ]
         depths[one.layer][one.index] = 1 + max(above, default=0)
         signals.append(replace(one.signal, depth=depths[one.layer][one.index]))
     return signals
+
+
+def _shares_iteration(one: Sequence[int], other: Sequence[int]) -> bool:
+    return all(i == j for i, j in zip(one, other, strict=False))
 
 
 def _signal(

@@ -21,12 +21,19 @@ class TracedLoss:
         params: the arrays among the parameters.
         data: the arrays among the other arguments.
         names: the path of each parameter.
+        data_names: the path of each array of the data.
     """
 
     closed_jaxpr: Any
     params: list[jax.Array]
     data: list[jax.Array]
     names: list[str]
+    data_names: list[str]
+
+    @property
+    def all_names(self) -> list[str]:
+        """What to call each argument in a sentence."""
+        return [*(f"parameter '{name}'" for name in self.names), *self.data_names]
 
     def values(self, params: Sequence[jax.Array], data: Sequence[jax.Array]) -> list[Value]:
         """The arguments, for an interpreter of the equations."""
@@ -40,7 +47,7 @@ class TracedLoss:
         loss = jaxpr_as_fun(self.closed_jaxpr)
         value_and_grad = jax.value_and_grad(lambda params, data: loss(*params, *data)[0])
         closed_jaxpr = jax.make_jaxpr(value_and_grad)(self.params, self.data)
-        return TracedLoss(closed_jaxpr, self.params, self.data, self.names)
+        return TracedLoss(closed_jaxpr, self.params, self.data, self.names, self.data_names)
 
 
 def trace(
@@ -70,7 +77,7 @@ def trace(
     ]
     if not any(is_parameter):
         raise ValueError(f"{owner}: params must have inexact arrays, got {params!r}")
-    paths = [trees.path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path((params, tuple(args)))[0]]
 
     def loss_of(params: Sequence[jax.Array], data: Sequence[jax.Array]) -> jax.Array:
         given_params, given_data = iter(params), iter(data)
@@ -86,13 +93,26 @@ def trace(
         [jnp.asarray(leaf) for leaf, is_chosen in zip(leaves, chosen, strict=True) if is_chosen]
         for chosen in (is_parameter, is_data)
     )
-    names = [path for path, mine in zip(paths, is_parameter, strict=False) if mine]
+    names = [
+        trees.path_name(path[1:]) for path, mine in zip(paths, is_parameter, strict=True) if mine
+    ]
+    data_names = [
+        f"argument {('params', 'args')[path[0].idx]}{jax.tree_util.keystr(path[1:])}"
+        for path, given in zip(paths, is_data, strict=True)
+        if given
+    ]
     closed_jaxpr = jax.make_jaxpr(loss_of)(arrays_of_params, arrays_of_data)
-    return TracedLoss(closed_jaxpr, arrays_of_params, arrays_of_data, names)
+    return TracedLoss(closed_jaxpr, arrays_of_params, arrays_of_data, names, data_names)
 
 
 def _real_scalar(owner: str, loss: Any) -> jax.Array:
-    shape, dtype = jnp.shape(loss), getattr(loss, "dtype", type(loss))
-    if shape or not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"{owner}: the loss must be a real scalar, got {dtype} of shape {shape}")
+    if not hasattr(loss, "dtype"):
+        raise ValueError(
+            f"{owner}: the loss must be a real scalar, got {type(loss).__name__}; with has_aux, it "
+            "is the first of a pair"
+        )
+    if loss.shape or not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise ValueError(
+            f"{owner}: the loss must be a real scalar, got {loss.dtype} of shape {loss.shape}"
+        )
     return loss

@@ -4,6 +4,7 @@ The interpreter carries a `Value` for each array. It tells whether the array is 
 parameter, whether data went into it, and of which layers it is an elementwise image.
 """
 
+import enum
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -34,15 +35,31 @@ class Origin:
         views: how the array was cut out of the leaf: functions of the leaf, and a `Loop` where
             each iteration has a slice of its own.
         slices: the static places in stacked leaves, for the name: `[3]`.
+        beside: the origins of the other parts, if the array was put together from several leaves.
+        is_traced_to_its_end: whether further changes of shape are not to be recorded, because they
+            are those of an array put together, or cut out at a place that only the run knows.
     """
 
     leaf: int
     views: tuple[Callable[[jax.Array], jax.Array] | Loop, ...] = ()
     slices: str = ""
+    beside: "tuple[Origin, ...]" = ()
+    is_traced_to_its_end: bool = False
 
     def seen_through(self, view: Callable[[jax.Array], jax.Array] | Loop) -> "Origin":
         """The origin after one more change of shape."""
+        if self.is_traced_to_its_end:
+            return self
         return replace(self, views=(*self.views, view))
+
+    def name(self, names: Sequence[str]) -> str:
+        """What to call it, given the names of the leaves."""
+        return " + ".join(names[part.leaf] + part.slices for part in self.parts)
+
+    @property
+    def parts(self) -> "list[Origin]":
+        """This origin, and those of the other parts."""
+        return [replace(self, beside=()), *self.beside]
 
     @property
     def loops(self) -> tuple[Loop, ...]:
@@ -60,6 +77,14 @@ class Origin:
                 view = jax.vmap(view)
             leaf = view(leaf)
         return leaf
+
+
+class Last(enum.Enum):
+    """What the last operation of a nonlinearity may turn out to be."""
+
+    POWER = "the beginning of a statistic, such as a variance"
+    SCALE = "the scaling of a dropout"
+    OTHER = "a part of the nonlinearity"
 
 
 @dataclass(eq=False)
@@ -84,10 +109,10 @@ class Layer:
 
     origin: Origin
     operation: str
-    inputs: jax.Array
-    weights: jax.Array
-    output: jax.Array
-    image: jax.Array
+    inputs: Any
+    weights: Any
+    output: Any
+    image: Any
     units: tuple[int, ...]
     fan_in: int
     sources: "frozenset[Layer]"
@@ -106,18 +131,26 @@ class Layer:
     dismissed: int = 0
     is_settled: bool = False
 
-    # Whether the last operation may be the beginning of a statistic, and what was before it.
-    is_statistic: bool = False
+    # What the last operation was, and what was known before it.
+    last: Last = Last.OTHER
     before: tuple[Any, ...] = ()
 
     def take_back(self) -> None:
-        """Note that the last operation belonged to a statistic: it is no nonlinearity."""
+        """Note that the last operation belongs to something else than the nonlinearity."""
         self.image, self.slope, self.units, self.activation, self.parts = self.before
-        self.is_statistic = False
+        self.last = Last.OTHER
         if self.activation:
             self.is_settled = True
         else:
             self.dismissed = self.stage
+
+    def forget_arrays(self) -> None:
+        """Keep the shapes alone, so that nothing of a loop's body remains outside of it."""
+        self.inputs, self.weights, self.output, self.image = (
+            jax.ShapeDtypeStruct(array.shape, array.dtype)
+            for array in (self.inputs, self.weights, self.output, self.image)
+        )
+        self.slope, self.before = None, ()
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from gradtx.diagnostics.report import LayerSignal
 
 # A signal or gradient that changes by less than this from layer to layer, or in all, is left alone,
-# unless it adds up to the third power of the latter.
+# unless it adds up to the square of the latter.
 FACTOR_PER_LAYER = 1.25
-FACTOR_IN_ALL = 10.0
+FACTOR_IN_ALL = 15.0
+# From step to step of a recurrence a gradient may shrink more: gates are there to forget.
+FACTOR_PER_STEP = 1.8
 # A layer is saturated if more than this share of its units is.
 SATURATED_SHARE = 0.5
 
@@ -65,7 +67,7 @@ def diagnose(layers: Sequence["LayerSignal"], culprit: "Culprit | None", loss: f
         diagnosis = disease(layers, culprit, loss)
         if diagnosis is not None:
             return diagnosis
-    forward, backward = _trend(_signals(layers)), _trend(_gradients(layers)[::-1])
+    forward, backward = _trend(_signals(layers)), _trend(_backward(layers))
     return Diagnosis(
         "healthy",
         (),
@@ -94,15 +96,22 @@ def _not_finite(
     where = f" in layer '{affected[0]}'" if affected else " before the first layer"
     way = " on the way back" if culprit.in_gradient else ""
     line = f", at {culprit.source}" if culprit.source else ""
-    cause, cure = "", _CURES.get(culprit.operation)
+    cause, cure = "", _CURES.get(culprit.derivative_of or culprit.operation)
+    if culprit.derivative_of:
+        where += f", the derivative of `{culprit.derivative_of}`"
     if culprit.infinity is not None:
         infinity = culprit.infinity
-        line_of = f", at {infinity.source}" if infinity.source else ""
-        layer_of = f" in layer '{infinity.layer}'" if infinity.layer else ""
-        cause = f" The infinity in it comes from `{infinity.operation}`{layer_of}{line_of}."
-        cure = _CURES.get(infinity.operation, cure)
+        if infinity.operation == "argument":
+            cause, cure = f" The infinity in it was given, in the {infinity.layer}.", None
+        else:
+            layer_of = f" in layer '{infinity.layer}'" if infinity.layer else ""
+            line_of = f", at {infinity.source}" if infinity.source else ""
+            cause = f" The infinity in it comes from `{infinity.operation}`{layer_of}{line_of}."
+            cure = _CURES.get(infinity.operation, cure) if not culprit.derivative_of else cure
+            if infinity.layer and infinity.layer not in affected and not culprit.in_gradient:
+                affected.insert(0, infinity.layer)
     growth = _trend(_signals(layers))
-    if growth.is_notable and growth.factor > 1:
+    if growth.is_notable() and growth.factor > 1:
         cause += (
             f" Up to there the signal grows by a factor of {growth.factor:.3g} per layer: "
             f"{_rescaling(layers, growth.factor)}."
@@ -111,7 +120,7 @@ def _not_finite(
     return Diagnosis(
         "nan",
         tuple(affected),
-        growth.factor if growth.is_notable else 1.0,
+        growth.factor if growth.is_notable() else 1.0,
         f"nan: the first {culprit.made}{way} is made by `{culprit.operation}`{where}{line}."
         f"{cause}{advice}",
     )
@@ -168,13 +177,13 @@ def _changing(
     """An exploding or vanishing signal, gradient, or signal through the steps of a recurrence."""
     trends = [
         ("signal", "layer", _trend(_signals(layers)), layers),
-        ("gradient", "layer", _trend(_gradients(layers)[::-1]), layers),
+        ("gradient", "layer", _trend(_backward(layers)), layers),
     ]
     for layer in layers:
-        trends.append(("signal", "step", _trend(layer.rms_by_step), [layer]))
-        trends.append(("gradient", "step", _trend(layer.grad_rms_by_step[::-1]), [layer]))
+        trends.append(("signal", "step", _trend(_by_step(layer.rms_by_step)), [layer]))
+        trends.append(("gradient", "step", _trend(_by_step(layer.grad_rms_by_step[::-1])), [layer]))
     for what, unit, trend, among in trends:
-        if trend.is_notable:
+        if trend.is_notable(unit):
             return _change(what, unit, trend, among, layers)
     return None
 
@@ -249,17 +258,17 @@ def _rescaling(layers: Sequence["LayerSignal"], factor: float) -> str:
     typical = _typical(layers)
     initializer, scale = _initializer(typical)
     present = _scale_of(typical)
-    if 1 / FACTOR_PER_LAYER < present / scale < FACTOR_PER_LAYER:
-        blamed = f"the {typical.activation}" if typical.activation else "what stands between them"
+    multiply = f"multiply their weights by {1 / factor:.3g}" if factor else ""
+    if multiply and 1 / FACTOR_PER_LAYER < present / scale < FACTOR_PER_LAYER:
         return (
-            f"look at {blamed}, because the weights have the variance that keeps a signal, "
-            f"{present:.3g} / fan_in: use relu or tanh, and scale sums of branches down"
+            f"{multiply} (they have the variance of {initializer}, {present:.3g} / fan_in, and "
+            "still do not keep this signal)"
         )
     advice = (
         f"initialize these layers with {initializer} (a variance of {scale:.3g} / fan_in; it is "
         f"{present:.3g} / fan_in now)"
     )
-    return f"{advice}, or multiply their weights by {1 / factor:.3g}" if factor else advice
+    return f"{advice}, or {multiply}" if multiply else advice
 
 
 def _initializer(layer: "LayerSignal") -> tuple[str, float]:
@@ -292,15 +301,17 @@ class _Trend:
 
     factor: float
     in_all: float
+    length: int
 
-    @property
-    def is_notable(self) -> bool:
-        def is_beyond(limit: float, factor: float) -> bool:
-            return not 1 / limit <= factor <= limit
-
-        return is_beyond(FACTOR_IN_ALL**3, self.in_all) or (
-            is_beyond(FACTOR_IN_ALL, self.in_all) and is_beyond(FACTOR_PER_LAYER, self.factor)
-        )
+    def is_notable(self, unit: str = "layer") -> bool:
+        """Whether it is a disease, among layers or among the steps of a recurrence."""
+        shrinkage = FACTOR_PER_LAYER if unit == "layer" else FACTOR_PER_STEP
+        is_steep = not 1 / shrinkage <= self.factor <= FACTOR_PER_LAYER
+        is_far = not 1 / FACTOR_IN_ALL <= self.in_all <= FACTOR_IN_ALL
+        is_very_far = not 1 / FACTOR_IN_ALL**2 <= self.in_all <= FACTOR_IN_ALL**2
+        if unit == "layer" and is_very_far:
+            return True
+        return self.length > 2 and is_steep and is_far
 
 
 def _trend(sequence: Sequence[float]) -> _Trend:
@@ -310,13 +321,29 @@ def _trend(sequence: Sequence[float]) -> _Trend:
         # What comes before the overflow tells how it came about.
         values = values[: int(np.argmin(np.isfinite(values)))]
     if len(values) < 2 or not values[0]:
-        return _Trend(1.0, 1.0)
+        return _Trend(1.0, 1.0, len(values))
     if not values.all():
-        return _Trend(0.0, 0.0)
+        return _Trend(0.0, 0.0, len(values))
     logarithms = np.log(values)
-    places = np.arange(len(values))
-    slope = np.polyfit(places, logarithms, 1)[0]
-    return _Trend(float(np.exp(slope)), float(np.exp(logarithms[-1] - logarithms[0])))
+    slope = np.polyfit(np.arange(len(values)), logarithms, 1)[0]
+    in_all = np.exp(logarithms[-1] - logarithms[0])
+    return _Trend(float(np.exp(slope)), float(in_all), len(values))
+
+
+def _backward(layers: Sequence["LayerSignal"]) -> list[float]:
+    """The norms of the gradients that arrive at each depth, from the last to the first."""
+    norms = _gradients(layers)[::-1]
+    # No gradient comes through weights that are zero in the beginning on purpose; the first step
+    # changes that.
+    if any(layer.weight_rms == 0 for layer in layers):
+        norms = [norm for norm in norms if norm]
+    return norms
+
+
+def _by_step(steps: Sequence[float]) -> list[float]:
+    """The steps of a recurrence, without those at its ends that nothing reaches at all."""
+    reached = np.flatnonzero(steps)
+    return list(steps[reached[0] : reached[-1] + 1]) if reached.size else []
 
 
 def _signals(layers: Sequence["LayerSignal"]) -> list[float]:
@@ -326,10 +353,13 @@ def _signals(layers: Sequence["LayerSignal"]) -> list[float]:
 
 def _gradients(layers: Sequence["LayerSignal"]) -> list[float]:
     """The norms of the gradients that arrive at each depth, from the first to the last."""
+
     # Norms and not means, because a pooling spreads a gradient over many places.
-    return _by_depth(
-        layers, lambda layer: layer.grad_rms * math.sqrt(math.prod(layer.shape)), np.max
-    )
+    def norm(layer: "LayerSignal") -> float:
+        steps = max(len(layer.grad_rms_by_step), 1)
+        return layer.grad_rms * math.sqrt(math.prod(layer.shape) * steps)
+
+    return _by_depth(layers, norm, np.max)
 
 
 def _by_depth(
