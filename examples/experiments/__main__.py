@@ -1,0 +1,178 @@
+"""Run experiments from the command line.
+
+    python -m examples.experiments --list
+    python -m examples.experiments momentum ravine
+    python -m examples.experiments --quick --html outputs/gallery
+
+For each it prints a table of what was measured and whether the claim held, and saves the picture.
+The experiments are loaded one by one, when it is their turn.
+"""
+
+import argparse
+import io
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from examples import extras
+from examples.experiments import experiment, gallery
+
+# A terminal tells how wide it is; elsewhere tables may be this wide.
+PIPED_WIDTH = 180
+TEXT_WIDTH = 100
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the experiments that the command line names.
+
+    Returns:
+        The exit status: 0 if every claim held, otherwise 1.
+    """
+    arguments = _parser().parse_args(argv)
+    if arguments.list:
+        print(*experiment.NAMES, sep="\n")
+        return 0
+    console = _console()
+    settings = experiment.Settings(seed=arguments.seed, quick=arguments.quick)
+    names = list(dict.fromkeys(arguments.names)) or experiment.NAMES
+    exhibits = []
+    for i, name in enumerate(names, start=1):
+        with console.status(f"{i} of {len(names)}: {name}"):
+            exhibits.append(run(name, settings))
+        path = arguments.out / f"{name}.png"
+        _save(path, exhibits[-1].picture)
+        _print_exhibit(console, exhibits[-1], path)
+    _print_summary(console, exhibits)
+    if arguments.html is not None:
+        print(f"Gallery: {gallery.write(exhibits, arguments.html, _how(settings))}")
+    return 0 if all(exhibit.outcome.holds for exhibit in exhibits) else 1
+
+
+def run(name: str, settings: experiment.Settings) -> gallery.Exhibit:
+    """Run one experiment, and draw its picture."""
+    start = time.perf_counter()
+    module = experiment.load(name)
+    outcome = module.run(settings)
+    picture = gallery.to_png(outcome)
+    seconds = time.perf_counter() - start
+    return gallery.Exhibit(name, module.CLAIM, module.__doc__ or "", outcome, seconds, picture)
+
+
+def _console() -> Any:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A pipe may have an encoding without the signs of mathematics.
+        sys.stdout.reconfigure(errors="replace")
+    make = extras.load("rich.console").Console
+    console = make(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console = make(markup=False, emoji=False, highlight=False, width=PIPED_WIDTH)
+    return console
+
+
+def _save(path: Path, picture: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(picture)
+
+
+def _print_exhibit(console: Any, exhibit: gallery.Exhibit, path: Path) -> None:
+    outcome = exhibit.outcome
+    console.print(exhibit.name, style="bold")
+    console.print(exhibit.claim, width=min(console.width, TEXT_WIDTH))
+    table = extras.load("rich.table").Table()
+    table.add_column("what should be so", overflow="fold")
+    table.add_column("measured", overflow="fold")
+    table.add_column("held")
+    for check in outcome.checks:
+        table.add_row(
+            check.statement, check.measured, _colored("yes" if check.holds else "no", check.holds)
+        )
+    console.print(table)
+    console.print(
+        _colored(gallery.verdict(outcome.holds), outcome.holds), f"in {exhibit.seconds:.1f} seconds"
+    )
+    print(f"Picture: {path}\n")
+
+
+def _print_summary(console: Any, exhibits: Sequence[gallery.Exhibit]) -> None:
+    table = extras.load("rich.table").Table(title=gallery.tally(exhibits))
+    table.add_column("experiment", overflow="fold")
+    table.add_column("verdict")
+    table.add_column("checks", justify="right")
+    table.add_column("seconds", justify="right")
+    for exhibit in exhibits:
+        outcome = exhibit.outcome
+        held = sum(check.holds for check in outcome.checks)
+        table.add_row(
+            exhibit.name,
+            _colored(gallery.verdict(outcome.holds), outcome.holds),
+            f"{held} of {len(outcome.checks)}",
+            f"{exhibit.seconds:.1f}",
+        )
+    console.print(table)
+
+
+def _colored(text: str, holds: bool) -> Any:
+    return extras.load("rich.text").Text(text, style="bold green" if holds else "bold red")
+
+
+def _how(settings: experiment.Settings) -> str:
+    import jax  # only here: the names are listed without waiting for jax
+
+    import gradtx
+
+    size = "Quick sizes" if settings.quick else "Full sizes"
+    return f"{size}, seed {settings.seed}, gradtx {gradtx.__version__}, jax {jax.__version__}."
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.experiments",
+        description="Run the lecture notes' experiments: each states a claim, measures whether it "
+        "holds and draws a picture.",
+        epilog="The exit status is 0 if all claims held, 1 if some did not, and 2 if the command "
+        f"line is wrong. The names: {', '.join(experiment.NAMES)}.",
+    )
+    parser.add_argument(
+        "names", metavar="NAME", nargs="*", type=_name, help="what to run (everything)"
+    )
+    parser.add_argument("--list", action="store_true", help="print the names, and run nothing")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=_folder,
+        default=Path("outputs/experiments"),
+        help="where to write the pictures (outputs/experiments)",
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes: a few seconds each")
+    parser.add_argument("--seed", type=_seed, default=0, help="of everything random (0)")
+    parser.add_argument(
+        "--html", metavar="DIR", type=_folder, help="also write a gallery, DIR/index.html"
+    )
+    return parser
+
+
+def _name(text: str) -> str:
+    if text not in experiment.NAMES:
+        raise argparse.ArgumentTypeError(
+            f"there is no experiment {text!r}; the names are {', '.join(experiment.NAMES)}"
+        )
+    return text
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^32 - 1, got {text!r}")
+    return int(text)
+
+
+def _folder(text: str) -> Path:
+    path = Path(text)
+    if any(part.exists() and not part.is_dir() for part in (path, *path.parents)):
+        raise argparse.ArgumentTypeError(f"must be a folder, got {text!r}")
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

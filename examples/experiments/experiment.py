@@ -1,0 +1,145 @@
+"""What an experiment is: a claim, the checks that decide whether it held, and a picture.
+
+Each module beside this one is an experiment. It has a docstring that explains to a student what is
+to be seen, a sentence `CLAIM`, and a function `run(settings)` that returns an `Outcome`.
+"""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+from examples import extras
+
+if TYPE_CHECKING:
+    import jax
+
+T = TypeVar("T")
+
+# Okabe & Ito's colours, which colour-blind people can tell apart: black, blue, vermilion, green,
+# purple, orange, sky blue.
+COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+# In the order of the lecture notes: initialization, optimization, normalization.
+NAMES = (
+    "elbows",
+    "bias",
+    "depth",
+    "momentum",
+    "lowpass",
+    "averages",
+    "ravine",
+    "saddle",
+    "adagrad",
+    "amsgrad",
+    "clipping",
+    "batchnorm",
+    "noisy-batchnorm",
+    "connectivity",
+    "lottery",
+    "batchsize",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run an experiment."""
+
+    seed: int = 0
+    quick: bool = False
+
+    @property
+    def key(self) -> "jax.Array":
+        """The PRNG key of the seed."""
+        import jax  # only here: the names are listed without waiting for jax
+
+        return jax.random.key(self.seed)
+
+    def choose(self, *, full: T, quick: T) -> T:
+        """One of two sizes: what the claim deserves, or what a few seconds allow."""
+        return quick if self.quick else full
+
+
+@dataclass(frozen=True)
+class Check:
+    """One measurement that the claim implies.
+
+    Attributes:
+        statement: what should be so, in a phrase.
+        measured: the figure that came out, with its unit, as text.
+        holds: whether it is so.
+    """
+
+    statement: str
+    measured: str
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of an experiment.
+
+    Attributes:
+        checks: the measurements that decide about the claim.
+        figure: a matplotlib figure.
+        caption: what to see in the picture, in a few sentences for a student.
+    """
+
+    checks: Sequence[Check]
+    figure: Any
+    caption: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether every check held."""
+        return all(check.holds for check in self.checks)
+
+
+class Experiment(Protocol):
+    """A module of this folder, seen as an experiment."""
+
+    __doc__: str | None
+    CLAIM: str
+
+    def run(self, settings: Settings) -> Outcome:
+        """Measure, decide and draw."""
+        ...
+
+
+def load(name: str) -> Experiment:
+    """The experiment of this name."""
+    return cast(
+        Experiment, importlib.import_module(f"examples.experiments.{name.replace('-', '_')}")
+    )
+
+
+def new_figure(title: str, rows: int = 1, columns: int = 2, **subplots: Any) -> tuple[Any, Any]:
+    """An empty figure with a title, and its panels: an array of shape (rows, columns) of axes.
+
+    Args:
+        title: the title of the whole figure.
+        rows: how many panels stand above each other.
+        columns: how many panels stand beside each other.
+        **subplots: further arguments of `Figure.subplots`, such as `sharex`.
+    """
+    figure = extras.load("matplotlib.figure").Figure(
+        figsize=(5.5 * columns, 4.0 * rows + 0.5), layout="constrained"
+    )
+    figure.suptitle(title, fontsize="x-large")
+    return figure, figure.subplots(rows, columns, squeeze=False, **subplots)
+
+
+def describe(axes: Any, title: str, x: str, y: str, **more: Any) -> None:
+    """Give a panel its title, its axes with their units, a grid, and a legend if it has labels.
+
+    Args:
+        axes: the panel.
+        title: what the panel shows.
+        x: the horizontal quantity and its unit.
+        y: the vertical quantity and its unit.
+        **more: further properties of the axes, such as `xscale="log"`.
+    """
+    axes.set(title=title, xlabel=x, ylabel=y, **more)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize="small")
