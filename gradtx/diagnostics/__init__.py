@@ -16,12 +16,13 @@ from gradtx.diagnostics.curvature import (
 )
 from gradtx.diagnostics.history import HistoryState, record_history, update_ratio
 from gradtx.diagnostics.landscape import ConnectingPath, connecting_path, interpolate_loss
+from gradtx.diagnostics.layer_signal import LayerSignal
 from gradtx.diagnostics.learning_rate import LearningRateRange, learning_rate_range
 from gradtx.diagnostics.noise import NoiseScale, gradient_noise_scale
 from gradtx.diagnostics.nonfinite import Culprit
 from gradtx.diagnostics.pruning import apply_mask, freeze_pruned, prune_by_magnitude
 from gradtx.diagnostics.readout import history_of, plot_history
-from gradtx.diagnostics.report import LayerSignal, SignalReport
+from gradtx.diagnostics.report import SignalReport
 from gradtx.diagnostics.signals import signal_report
 from gradtx.diagnostics.verdict import Diagnosis
 

@@ -14,8 +14,9 @@ from jax import lax
 from gradtx import trees
 from gradtx.diagnostics import nonfinite
 from gradtx.diagnostics.interpreter import Arrays, Found, Interpreter
+from gradtx.diagnostics.layer_signal import LayerSignal
 from gradtx.diagnostics.primitives import LEVELLING, SQUASHING
-from gradtx.diagnostics.report import LayerSignal, SignalReport
+from gradtx.diagnostics.report import SignalReport
 from gradtx.diagnostics.traced import TracedLoss, trace
 from gradtx.diagnostics.values import Layer
 

@@ -1,24 +1,15 @@
 """From the measurements of the layers to a sentence: what is wrong, where, and what to do."""
 
-import itertools
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from gradtx.diagnostics.nonfinite import Culprit
-    from gradtx.diagnostics.report import LayerSignal
+from gradtx.diagnostics import trends
+from gradtx.diagnostics.layer_signal import LayerSignal
+from gradtx.diagnostics.nonfinite import Culprit
 
-# A signal or gradient that changes by less than this from layer to layer, or in all, is left alone,
-# unless it adds up to the square of the latter.
-FACTOR_PER_LAYER = 1.25
-FACTOR_IN_ALL = 15.0
-# From step to step of a recurrence a gradient may shrink more: gates are there to forget.
-FACTOR_PER_STEP = 1.8
 # A layer is saturated if more than this share of its units is.
 SATURATED_SHARE = 0.5
 
@@ -61,13 +52,16 @@ class Diagnosis:
     sentence: str
 
 
-def diagnose(layers: Sequence["LayerSignal"], culprit: "Culprit | None", loss: float) -> Diagnosis:
+def diagnose(layers: Sequence[LayerSignal], culprit: Culprit | None, loss: float) -> Diagnosis:
     """The first disease that the measurements show, in the order of how much it explains."""
     for disease in (_not_finite, _dead, _saturated, _changing):
         diagnosis = disease(layers, culprit, loss)
         if diagnosis is not None:
             return diagnosis
-    forward, backward = _trend(_signals(layers)), _trend(_backward(layers))
+    forward, backward = (
+        trends.trend_of(trends.signals(layers)),
+        trends.trend_of(trends.gradients_backwards(layers)),
+    )
     return Diagnosis(
         "healthy",
         (),
@@ -78,7 +72,7 @@ def diagnose(layers: Sequence["LayerSignal"], culprit: "Culprit | None", loss: f
 
 
 def _not_finite(
-    layers: Sequence["LayerSignal"], culprit: "Culprit | None", loss: float
+    layers: Sequence[LayerSignal], culprit: Culprit | None, loss: float
 ) -> Diagnosis | None:
     gradients = [layer.weight_grad_rms for layer in layers]
     if np.isfinite([loss, *gradients]).all():
@@ -110,7 +104,7 @@ def _not_finite(
             cure = _CURES.get(infinity.operation, cure) if not culprit.derivative_of else cure
             if infinity.layer and infinity.layer not in affected and not culprit.in_gradient:
                 affected.insert(0, infinity.layer)
-    growth = _trend(_signals(layers))
+    growth = trends.trend_of(trends.signals(layers))
     if growth.is_notable() and growth.factor > 1:
         cause += (
             f" Up to there the signal grows by a factor of {growth.factor:.3g} per layer: "
@@ -126,9 +120,7 @@ def _not_finite(
     )
 
 
-def _dead(
-    layers: Sequence["LayerSignal"], culprit: "Culprit | None", loss: float
-) -> Diagnosis | None:
+def _dead(layers: Sequence[LayerSignal], culprit: Culprit | None, loss: float) -> Diagnosis | None:
     dead = [layer for layer in layers if layer.dead_fraction > _chance_of_death(layer)]
     if not dead:
         return None
@@ -144,14 +136,14 @@ def _dead(
     )
 
 
-def _chance_of_death(layer: "LayerSignal") -> float:
+def _chance_of_death(layer: LayerSignal) -> float:
     # In a deep network all samples look alike to a layer, and half of its units are zero for all of
     # them; more than three standard deviations above that is no chance.
     return min(0.5 + 3 * 0.5 / math.sqrt(max(layer.units, 1)), 0.95)
 
 
 def _saturated(
-    layers: Sequence["LayerSignal"], culprit: "Culprit | None", loss: float
+    layers: Sequence[LayerSignal], culprit: Culprit | None, loss: float
 ) -> Diagnosis | None:
     saturated = [layer for layer in layers if layer.saturated_fraction > SATURATED_SHARE]
     if not saturated:
@@ -172,17 +164,26 @@ def _saturated(
 
 
 def _changing(
-    layers: Sequence["LayerSignal"], culprit: "Culprit | None", loss: float
+    layers: Sequence[LayerSignal], culprit: Culprit | None, loss: float
 ) -> Diagnosis | None:
     """An exploding or vanishing signal, gradient, or signal through the steps of a recurrence."""
-    trends = [
-        ("signal", "layer", _trend(_signals(layers)), layers),
-        ("gradient", "layer", _trend(_backward(layers)), layers),
+    found = [
+        ("signal", "layer", trends.trend_of(trends.signals(layers)), layers),
+        ("gradient", "layer", trends.trend_of(trends.gradients_backwards(layers)), layers),
     ]
     for layer in layers:
-        trends.append(("signal", "step", _trend(_by_step(layer.rms_by_step)), [layer]))
-        trends.append(("gradient", "step", _trend(_by_step(layer.grad_rms_by_step[::-1])), [layer]))
-    for what, unit, trend, among in trends:
+        found.append(
+            ("signal", "step", trends.trend_of(trends.reached_steps(layer.rms_by_step)), [layer])
+        )
+        found.append(
+            (
+                "gradient",
+                "step",
+                trends.trend_of(trends.reached_steps(layer.grad_rms_by_step[::-1])),
+                [layer],
+            )
+        )
+    for what, unit, trend, among in found:
         if trend.is_notable(unit):
             return _change(what, unit, trend, among, layers)
     return None
@@ -191,16 +192,20 @@ def _changing(
 def _change(
     what: str,
     unit: str,
-    trend: "_Trend",
-    among: Sequence["LayerSignal"],
-    layers: Sequence["LayerSignal"],
+    trend: trends.Trend,
+    among: Sequence[LayerSignal],
+    layers: Sequence[LayerSignal],
 ) -> Diagnosis:
     grows = trend.factor > 1
     kind = "exploding" if grows else "vanishing"
     affected = list(among)
     if unit == "layer":
         hidden = [layer for layer in layers if layer.is_hidden] or list(layers)
-        changes = _signal_changes(hidden) if what == "signal" else _gradient_changes(hidden, layers)
+        changes = (
+            trends.signal_changes(hidden)
+            if what == "signal"
+            else trends.gradient_changes(hidden, layers)
+        )
         # Those that have at least half of the average share in it.
         share = math.log(trend.factor) / 2 if trend.factor else -math.inf
         affected = [
@@ -221,26 +226,7 @@ def _change(
     return Diagnosis(kind, tuple(layer.name for layer in affected), trend.factor, sentence)
 
 
-def _signal_changes(layers: Sequence["LayerSignal"]) -> list[float]:
-    """The logarithm of the factor by which each layer changes the signal."""
-    return [_logarithm(layer.rms) - _logarithm(layer.input_rms) for layer in layers]
-
-
-def _gradient_changes(
-    among: Sequence["LayerSignal"], layers: Sequence["LayerSignal"]
-) -> list[float]:
-    """The logarithm of the factor by which the gradient changes from the next layers to each."""
-    depths = sorted({layer.depth for layer in layers})
-    norms = dict(zip(depths, map(_logarithm, _gradients(layers)), strict=True))
-    following = dict(itertools.pairwise(depths))
-    return [norms[layer.depth] - norms[following.get(layer.depth, layer.depth)] for layer in among]
-
-
-def _logarithm(value: float) -> float:
-    return math.log(max(value, sys.float_info.min))
-
-
-def _advice(what: str, layers: Sequence["LayerSignal"], factor: float) -> str:
+def _advice(what: str, layers: Sequence[LayerSignal], factor: float) -> str:
     typical = _typical(layers)
     if what == "gradient" and typical.activation and typical.activation not in _INITIALIZERS:
         # The signal is kept: no other weights will help against a slope that is small everywhere.
@@ -248,18 +234,18 @@ def _advice(what: str, layers: Sequence["LayerSignal"], factor: float) -> str:
     return _rescaling(layers, factor)
 
 
-def _typical(layers: Sequence["LayerSignal"]) -> "LayerSignal":
+def _typical(layers: Sequence[LayerSignal]) -> LayerSignal:
     """The layer in the middle, which stands for all of them."""
     return sorted(layers, key=_scale_of)[len(layers) // 2]
 
 
-def _rescaling(layers: Sequence["LayerSignal"], factor: float) -> str:
+def _rescaling(layers: Sequence[LayerSignal], factor: float) -> str:
     """The advice for weights that are too large or too small."""
     typical = _typical(layers)
     initializer, scale = _initializer(typical)
     present = _scale_of(typical)
     multiply = f"multiply their weights by {1 / factor:.3g}" if factor else ""
-    if multiply and 1 / FACTOR_PER_LAYER < present / scale < FACTOR_PER_LAYER:
+    if multiply and 1 / trends.FACTOR_PER_LAYER < present / scale < trends.FACTOR_PER_LAYER:
         return (
             f"{multiply} (they have the variance of {initializer}, {present:.3g} / fan_in, and "
             "still do not keep this signal)"
@@ -271,104 +257,25 @@ def _rescaling(layers: Sequence["LayerSignal"], factor: float) -> str:
     return f"{advice}, or {multiply}" if multiply else advice
 
 
-def _initializer(layer: "LayerSignal") -> tuple[str, float]:
+def _initializer(layer: LayerSignal) -> tuple[str, float]:
     """The initializer that keeps a layer's signal, and its variance times fan_in."""
     return _INITIALIZERS.get(layer.activation, _LINEAR)
 
 
-def _scale_of(layer: "LayerSignal") -> float:
+def _scale_of(layer: LayerSignal) -> float:
     return layer.weight_rms**2 * layer.fan_in
 
 
-def _clipping_threshold(layers: Sequence["LayerSignal"]) -> float:
+def _clipping_threshold(layers: Sequence[LayerSignal]) -> float:
     """The gradient norm if all layers were as quiet as the quietest, but at most the usual 1."""
     norms = [layer.weight_grad_rms * math.sqrt(math.prod(layer.weight_shape)) for layer in layers]
     positive = [norm for norm in norms if 0 < norm < math.inf]
     return min([1.0, *(norm * math.sqrt(len(layers)) for norm in positive)])
 
 
-def _listing(layers: Sequence["LayerSignal"]) -> str:
+def _listing(layers: Sequence[LayerSignal]) -> str:
     """The names of layers; of many the first and the last."""
     names = [f"'{layer.name}'" for layer in layers]
     if len(names) > 4:
         return f"{len(names)} layers from {names[0]} to {names[-1]}"
     return ("layer " if len(names) == 1 else "layers ") + ", ".join(names)
-
-
-@dataclass(frozen=True)
-class _Trend:
-    """How a positive quantity changes along a sequence, on the average of its logarithm."""
-
-    factor: float
-    in_all: float
-    length: int
-
-    def is_notable(self, unit: str = "layer") -> bool:
-        """Whether it is a disease, among layers or among the steps of a recurrence."""
-        shrinkage = FACTOR_PER_LAYER if unit == "layer" else FACTOR_PER_STEP
-        is_steep = not 1 / shrinkage <= self.factor <= FACTOR_PER_LAYER
-        is_far = not 1 / FACTOR_IN_ALL <= self.in_all <= FACTOR_IN_ALL
-        is_very_far = not 1 / FACTOR_IN_ALL**2 <= self.in_all <= FACTOR_IN_ALL**2
-        if unit == "layer" and is_very_far:
-            return True
-        return self.length > 2 and is_steep and is_far
-
-
-def _trend(sequence: Sequence[float]) -> _Trend:
-    """The factor from each element to the next that fits best, and that from first to last."""
-    values = np.asarray(sequence, float)
-    if not np.isfinite(values).all():
-        # What comes before the overflow tells how it came about.
-        values = values[: int(np.argmin(np.isfinite(values)))]
-    if len(values) < 2 or not values[0]:
-        return _Trend(1.0, 1.0, len(values))
-    if not values.all():
-        return _Trend(0.0, 0.0, len(values))
-    logarithms = np.log(values)
-    slope = np.polyfit(np.arange(len(values)), logarithms, 1)[0]
-    in_all = np.exp(logarithms[-1] - logarithms[0])
-    return _Trend(float(np.exp(slope)), float(in_all), len(values))
-
-
-def _backward(layers: Sequence["LayerSignal"]) -> list[float]:
-    """The norms of the gradients that arrive at each depth, from the last to the first."""
-    norms = _gradients(layers)[::-1]
-    # No gradient comes through weights that are zero in the beginning on purpose; the first step
-    # changes that.
-    if any(layer.weight_rms == 0 for layer in layers):
-        norms = [norm for norm in norms if norm]
-    return norms
-
-
-def _by_step(steps: Sequence[float]) -> list[float]:
-    """The steps of a recurrence, without those at its ends that nothing reaches at all."""
-    reached = np.flatnonzero(steps)
-    return list(steps[reached[0] : reached[-1] + 1]) if reached.size else []
-
-
-def _signals(layers: Sequence["LayerSignal"]) -> list[float]:
-    """What the layers of each depth receive, from the first to the last."""
-    return _by_depth(layers, lambda layer: layer.input_rms, np.median)
-
-
-def _gradients(layers: Sequence["LayerSignal"]) -> list[float]:
-    """The norms of the gradients that arrive at each depth, from the first to the last."""
-
-    # Norms and not means, because a pooling spreads a gradient over many places.
-    def norm(layer: "LayerSignal") -> float:
-        steps = max(len(layer.grad_rms_by_step), 1)
-        return layer.grad_rms * math.sqrt(math.prod(layer.shape) * steps)
-
-    return _by_depth(layers, norm, np.max)
-
-
-def _by_depth(
-    layers: Sequence["LayerSignal"],
-    quantity: Callable[["LayerSignal"], float],
-    together: Callable[[list[float]], float],
-) -> list[float]:
-    depths = sorted({layer.depth for layer in layers})
-    return [
-        float(together([quantity(layer) for layer in layers if layer.depth == depth]))
-        for depth in depths
-    ]

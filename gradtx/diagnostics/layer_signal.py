@@ -1,0 +1,57 @@
+"""What is measured of one layer."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LayerSignal:
+    """What was measured of one layer over a batch.
+
+    Of a layer z = W x + b with the nonlinearity f. Means run over samples, places and units, and in
+    a recurrence over the steps. A layer without a nonlinearity, such as the last one, has f(z) = z.
+
+    Attributes:
+        name: the path of the weights W among the parameters, and their place in a stack of
+            several: `kernel[2]`.
+        shape: the shape of z; in a recurrence, of one step.
+        weight_shape: the shape of W, as the product takes it.
+        fan_in: the number of products that are summed for one element of z.
+        activation: the name of f, or of the last operation in it; empty: there is none.
+        depth: the number of layers on the longest way from the data to this one, itself included.
+        is_hidden: whether another layer receives its signal.
+        input_rms: root mean square of x.
+        output_rms: root mean square of z.
+        mean: mean of f(z).
+        rms: root mean square of f(z).
+        zero_fraction: the share of f(z) that is exactly zero. Half is healthy for a relu.
+        dead_fraction: the share of units whose f(z) is zero for the whole batch.
+        units: the number of units.
+        saturated_fraction: the share of f(z) where f is flat: |f'(z)| < 0.05 for a smooth f (tanh
+            beyond ±0.975), and f'(z) = 0, but not f(z) = 0, for one of straight pieces.
+        grad_rms: root mean square of d loss / d z.
+        weight_rms: root mean square of W.
+        weight_grad_rms: root mean square of d loss / d W.
+        rms_by_step: `rms` in each step of a recurrence; else empty.
+        grad_rms_by_step: `grad_rms` in each step of a recurrence; else empty.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
+    fan_in: int
+    activation: str
+    depth: int
+    is_hidden: bool
+    input_rms: float
+    output_rms: float
+    mean: float
+    rms: float
+    zero_fraction: float
+    dead_fraction: float
+    units: int
+    saturated_fraction: float
+    grad_rms: float
+    weight_rms: float
+    weight_grad_rms: float
+    rms_by_step: tuple[float, ...] = ()
+    grad_rms_by_step: tuple[float, ...] = ()

@@ -1,0 +1,114 @@
+"""How signals and gradients change from layer to layer, and from step to step of a recurrence."""
+
+import itertools
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradtx.diagnostics.layer_signal import LayerSignal
+
+# A signal or gradient that changes by less than this from layer to layer, or in all, is left alone,
+# unless it adds up to the square of the latter.
+FACTOR_PER_LAYER = 1.25
+FACTOR_IN_ALL = 15.0
+# From step to step of a recurrence a gradient may shrink more: gates are there to forget.
+FACTOR_PER_STEP = 1.8
+
+
+@dataclass(frozen=True)
+class Trend:
+    """How a positive quantity changes along a sequence, on the average of its logarithm."""
+
+    factor: float
+    in_all: float
+    length: int
+
+    def is_notable(self, unit: str = "layer") -> bool:
+        """Whether it is a disease, among layers or among the steps of a recurrence."""
+        shrinkage = FACTOR_PER_LAYER if unit == "layer" else FACTOR_PER_STEP
+        is_steep = not 1 / shrinkage <= self.factor <= FACTOR_PER_LAYER
+        is_far = not 1 / FACTOR_IN_ALL <= self.in_all <= FACTOR_IN_ALL
+        is_very_far = not 1 / FACTOR_IN_ALL**2 <= self.in_all <= FACTOR_IN_ALL**2
+        if unit == "layer" and is_very_far:
+            return True
+        return self.length > 2 and is_steep and is_far
+
+
+def trend_of(sequence: Sequence[float]) -> Trend:
+    """The factor from each element to the next that fits best, and that from first to last."""
+    values = np.asarray(sequence, float)
+    if not np.isfinite(values).all():
+        # What comes before the overflow tells how it came about.
+        values = values[: int(np.argmin(np.isfinite(values)))]
+    if len(values) < 2 or not values[0]:
+        return Trend(1.0, 1.0, len(values))
+    if not values.all():
+        return Trend(0.0, 0.0, len(values))
+    logarithms = np.log(values)
+    slope = np.polyfit(np.arange(len(values)), logarithms, 1)[0]
+    in_all = np.exp(logarithms[-1] - logarithms[0])
+    return Trend(float(np.exp(slope)), float(in_all), len(values))
+
+
+def gradients_backwards(layers: Sequence[LayerSignal]) -> list[float]:
+    """The norms of the gradients that arrive at each depth, from the last to the first."""
+    norms = gradients(layers)[::-1]
+    # No gradient comes through weights that are zero in the beginning on purpose; the first step
+    # changes that.
+    if any(layer.weight_rms == 0 for layer in layers):
+        norms = [norm for norm in norms if norm]
+    return norms
+
+
+def reached_steps(steps: Sequence[float]) -> list[float]:
+    """The steps of a recurrence, without those at its ends that nothing reaches at all."""
+    reached = np.flatnonzero(steps)
+    return list(steps[reached[0] : reached[-1] + 1]) if reached.size else []
+
+
+def signals(layers: Sequence[LayerSignal]) -> list[float]:
+    """What the layers of each depth receive, from the first to the last."""
+    return _by_depth(layers, lambda layer: layer.input_rms, np.median)
+
+
+def gradients(layers: Sequence[LayerSignal]) -> list[float]:
+    """The norms of the gradients that arrive at each depth, from the first to the last."""
+
+    # Norms and not means, because a pooling spreads a gradient over many places.
+    def norm(layer: LayerSignal) -> float:
+        steps = max(len(layer.grad_rms_by_step), 1)
+        return layer.grad_rms * math.sqrt(math.prod(layer.shape) * steps)
+
+    return _by_depth(layers, norm, np.max)
+
+
+def _by_depth(
+    layers: Sequence[LayerSignal],
+    quantity: Callable[[LayerSignal], float],
+    together: Callable[[list[float]], float],
+) -> list[float]:
+    depths = sorted({layer.depth for layer in layers})
+    return [
+        float(together([quantity(layer) for layer in layers if layer.depth == depth]))
+        for depth in depths
+    ]
+
+
+def signal_changes(layers: Sequence[LayerSignal]) -> list[float]:
+    """The logarithm of the factor by which each layer changes the signal."""
+    return [_logarithm(layer.rms) - _logarithm(layer.input_rms) for layer in layers]
+
+
+def gradient_changes(among: Sequence[LayerSignal], layers: Sequence[LayerSignal]) -> list[float]:
+    """The logarithm of the factor by which the gradient changes from the next layers to each."""
+    depths = sorted({layer.depth for layer in layers})
+    norms = dict(zip(depths, map(_logarithm, gradients(layers)), strict=True))
+    following = dict(itertools.pairwise(depths))
+    return [norms[layer.depth] - norms[following.get(layer.depth, layer.depth)] for layer in among]
+
+
+def _logarithm(value: float) -> float:
+    return math.log(max(value, sys.float_info.min))
