@@ -169,7 +169,6 @@ _CARD = Template("""\
 <article id="$name" aria-labelledby="$name-title">
 <h2 id="$name-title">$name $badge</h2>
 <p class="claim">$claim</p>
-<div class="columns">
 <div class="explanation">
 $explanation
 </div>
@@ -180,7 +179,6 @@ $explanation
 $rows
 </tbody>
 </table>
-</div>
 <figure>
 <img src="data:image/png;base64,$picture" width="$width" height="$height" alt="$alt">
 <figcaption>$caption</figcaption>
@@ -228,13 +226,10 @@ article {
   margin: 1.25rem 0; padding: clamp(0.9rem, 2.5vw, 2rem); border: 1px solid var(--line);
   border-radius: 0.75rem; background: var(--card);
 }
-.columns { display: grid; grid-template-columns: minmax(0, 1fr); gap: 0 2rem; }
-@media (min-width: 64rem) {
-  .columns { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); }
-}
+.explanation { max-width: 56rem; }
 pre {
   margin: 0.6rem 0; padding-left: 1rem; border-left: 0.2rem solid var(--line);
-  font-size: 0.9rem; white-space: pre-wrap;
+  font-size: 0.9rem; overflow-x: auto;
 }
 table {
   width: 100%; margin: 0.6rem 0; border-collapse: collapse; table-layout: fixed;
@@ -245,6 +240,7 @@ th, td {
   vertical-align: top; font-variant-numeric: tabular-nums;
 }
 th { color: var(--soft); font-weight: 600; }
+th:first-child { width: 46%; }
 th:last-child { width: 3.6rem; }
 td:last-child, th:last-child { padding-right: 0; text-align: right; }
 figure { margin: 1rem 0 0; }
@@ -262,6 +258,7 @@ figcaption { max-width: 70rem; margin: 0.6rem auto 0; color: var(--soft); }
   body { max-width: none; padding: 0; font-size: 10pt; }
   article { border: 0; padding: 0; break-before: page; }
   figure, tr, pre { break-inside: avoid; }
+  pre { white-space: pre-wrap; }
   .badge { color: #000000; background: none; border: 1px solid; }
   .note a { display: none; }
 }
