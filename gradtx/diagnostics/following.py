@@ -72,6 +72,7 @@ def start_layer(equation: Any, inputs: Sequence[Value], weight: int, output: jax
         units=units,
         fan_in=fan_in,
         sources=others.sources,
+        is_recurrent=others.is_carried,
     )
     return Value(output, sources=frozenset({layer}), images={layer: Image(units)})
 

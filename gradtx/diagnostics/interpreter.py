@@ -316,7 +316,7 @@ class Interpreter:
 
 
 def _as_data(value: Value) -> Value:
-    return replace(value, origin=None, is_signal=True, is_uniform=False)
+    return replace(value, origin=None, is_signal=True, is_uniform=False, is_carried=True)
 
 
 def _with_arrays(values: Sequence[Value], arrays: Sequence[Any]) -> list[Value]:

@@ -47,6 +47,13 @@ class LearningRateRange:
     diverges_at: float
     suggestion: float
 
+    def __repr__(self) -> str:
+        return (
+            f"LearningRateRange(suggestion={self.suggestion:.3g}, steepest={self.steepest:.3g}, "
+            f"lowest={self.lowest:.3g}, diverges_at={self.diverges_at:.3g}, {len(self.losses)} "
+            f"losses from {self.learning_rates[0]:.3g} to {self.learning_rates[-1]:.3g})"
+        )
+
     def plot(self) -> Any:
         """Draw the losses against the learning rates, with what was found.
 

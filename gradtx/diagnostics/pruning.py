@@ -49,7 +49,8 @@ def prune_by_magnitude(
             refers to the weights that are left. None: nothing has been pruned.
 
     Returns:
-        The mask, see the module's docstring.
+        The mask, a tree of the structure of `params`: for each inexact array a boolean array of
+        its shape, true where a weight is kept, and true for any other leaf.
 
     Raises:
         ValueError: if `fraction` is not in [0, 1], `scope` is neither "global" nor "leaf",

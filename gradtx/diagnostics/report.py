@@ -98,23 +98,42 @@ class SignalReport:
             ImportError: if matplotlib is not installed, naming the extra.
         """
         number = len(self.layers)
+        recurrent = [layer for layer in self.layers if layer.rms_by_step]
+        panels = 4 if recurrent else 3
         width = min(max(6.0, 0.3 * number + 3), 16.0)
         figure = _extras.load("matplotlib.figure").Figure(
-            figsize=(width, 8.0), layout="constrained"
+            figsize=(width, 2.7 * panels), layout="constrained"
         )
-        signal, gradient, idle = figure.subplots(3, 1, sharex=True)
+        signal, gradient, idle, *through_time = figure.subplots(panels, 1)
         places = np.arange(number)
 
-        def curve(axes: Any, attribute: str, label: str, **style: Any) -> None:
+        def curve(axes: Any, attribute: str, label: str, color: str, **style: Any) -> None:
             values = np.array([getattr(layer, attribute) for layer in self.layers])
-            axes.plot(places, np.where(values > 0, values, np.nan), label=label, **style)
+            axes.plot(places, np.where(values > 0, values, np.nan), label=label, c=color, **style)
+            if (values == 0).any():
+                # A logarithmic axis has no zero: a cross at its lower end stands for it.
+                zeros = np.where(values == 0, 0.03, np.nan)
+                at_the_end = {"transform": axes.get_xaxis_transform(), "linestyle": "none"}
+                axes.plot(places, zeros, marker="x", c=color, label=f"{label}: zero", **at_the_end)
 
-        curve(signal, "input_rms", "input", marker=".", linestyle=":", color="C7")
-        curve(signal, "rms", "after the nonlinearity", marker="o", color="C0")
+        curve(signal, "input_rms", "input", "C7", marker=".", linestyle=":")
+        curve(signal, "rms", "after the nonlinearity", "C0", marker="o")
         signal.set(title="Signal", ylabel="root mean square", yscale="log")
-        curve(gradient, "grad_rms", "at the layer's output", marker="o", color="C3")
-        curve(gradient, "weight_grad_rms", "at its weights", marker="s", ls="--", color="C1")
+        curve(gradient, "grad_rms", "at the layer's output", "C3", marker="o")
+        curve(gradient, "weight_grad_rms", "at its weights", "C1", marker="s", ls="--")
         gradient.set(title="Gradient of the loss", ylabel="root mean square", yscale="log")
+        for axes in (signal, gradient):
+            axes.sharex(idle)
+            axes.tick_params(labelbottom=False)
+        for axes in through_time:
+            for layer in recurrent:
+                axes.plot(layer.grad_rms_by_step, label=_shortened(layer.name))
+            axes.set(
+                title="Gradient at the outputs, through the steps of the recurrence",
+                xlabel="step",
+                ylabel="root mean square",
+                yscale="log",
+            )
         for attribute, label, color, offset in (
             ("zero_fraction", "zero", "C7", -0.27),
             ("dead_fraction", "dead", "black", 0.0),
@@ -133,7 +152,7 @@ class SignalReport:
             parse_math=False,
         )
         idle.set_xlabel("layer, in the order of evaluation")
-        for axes in (signal, gradient, idle):
+        for axes in (signal, gradient, idle, *through_time):
             axes.grid(alpha=0.3)
             axes.legend(fontsize="small")
         figure.suptitle(f"{self.kind.capitalize()} (loss {self.loss:.4g})")

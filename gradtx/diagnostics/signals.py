@@ -45,6 +45,10 @@ def signal_report(
     A layer's output is followed through its bias, normalization and sums to the first nonlinearity,
     as long as each element stays by itself: not through a pooling.
 
+    A recurrence is judged by how the gradient changes from step to step of a layer that receives
+    what the step before has left. That shows where the loss depends on the last steps alone: a loss
+    at each step gives each a gradient of its own.
+
     Args:
         loss_fn: the loss, a real scalar: `loss_fn(params, *args)`.
         params: the parameters, a tree of arrays. Leaves that are no arrays (the functions in an
@@ -279,6 +283,7 @@ def _signal(
         activation=layer.activation if _has_activation(layer) else "",
         depth=0,
         is_hidden=layer.is_hidden,
+        is_recurrent=layer.is_recurrent,
         input_rms=root_mean_square("input_rms"),
         output_rms=root_mean_square("output_rms"),
         mean=mean("mean"),

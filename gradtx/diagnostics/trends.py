@@ -55,12 +55,18 @@ def trend_of(sequence: Sequence[float]) -> Trend:
 
 def gradients_backwards(layers: Sequence[LayerSignal]) -> list[float]:
     """The norms of the gradients that arrive at each depth, from the last to the first."""
-    norms = gradients(layers)[::-1]
+    # The last layer's weights scale all gradients alike, and may be small on purpose.
+    norms = gradients(hidden(layers))[::-1]
     # No gradient comes through weights that are zero in the beginning on purpose; the first step
     # changes that.
     if any(layer.weight_rms == 0 for layer in layers):
         norms = [norm for norm in norms if norm]
     return norms
+
+
+def hidden(layers: Sequence[LayerSignal]) -> list[LayerSignal]:
+    """The layers whose signal another one receives; all of them if there are none."""
+    return [layer for layer in layers if layer.is_hidden] or list(layers)
 
 
 def reached_steps(steps: Sequence[float]) -> list[float]:
@@ -102,12 +108,12 @@ def signal_changes(layers: Sequence[LayerSignal]) -> list[float]:
     return [_logarithm(layer.rms) - _logarithm(layer.input_rms) for layer in layers]
 
 
-def gradient_changes(among: Sequence[LayerSignal], layers: Sequence[LayerSignal]) -> list[float]:
+def gradient_changes(layers: Sequence[LayerSignal]) -> list[float]:
     """The logarithm of the factor by which the gradient changes from the next layers to each."""
     depths = sorted({layer.depth for layer in layers})
     norms = dict(zip(depths, map(_logarithm, gradients(layers)), strict=True))
     following = dict(itertools.pairwise(depths))
-    return [norms[layer.depth] - norms[following.get(layer.depth, layer.depth)] for layer in among]
+    return [norms[layer.depth] - norms[following.get(layer.depth, layer.depth)] for layer in layers]
 
 
 def _logarithm(value: float) -> float:

@@ -104,6 +104,7 @@ class Layer:
         activation: the name of the nonlinearity; empty: none.
         parts: the names of the operations that the nonlinearity consists of.
         is_hidden: whether another layer receives the image.
+        is_recurrent: whether it receives what the iteration before has left.
         sources: the layers that this one receives its inputs from.
     """
 
@@ -120,6 +121,7 @@ class Layer:
     activation: str = ""
     parts: set[str] = field(default_factory=set)
     is_hidden: bool = False
+    is_recurrent: bool = False
 
     # Layers in the order in which they were met.
     number: int = field(default_factory=itertools.count().__next__)
@@ -179,6 +181,7 @@ class Value:
         origin: the parameter that it is; None: it is none.
         is_signal: whether data took part in it.
         is_uniform: whether all its elements are the same number, which is no data.
+        is_carried: whether it comes from the iteration before, without a layer in between.
         sources: the layers whose outputs took part in it, without another layer in between.
         images: the layers that it follows elementwise from, and how.
     """
@@ -187,6 +190,7 @@ class Value:
     origin: Origin | None = None
     is_signal: bool = False
     is_uniform: bool = False
+    is_carried: bool = False
     sources: frozenset[Layer] = frozenset()
     images: dict[Layer, Image] = field(default_factory=dict)
 
@@ -201,6 +205,7 @@ def mixture(array: Any, inputs: Sequence[Value]) -> Value:
     return Value(
         array,
         is_signal=any(value.is_signal for value in inputs),
+        is_carried=any(value.is_carried for value in inputs),
         sources=frozenset().union(*(value.sources for value in inputs)),
     )
 

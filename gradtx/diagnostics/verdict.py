@@ -11,7 +11,9 @@ from gradtx.diagnostics.layer_signal import LayerSignal
 from gradtx.diagnostics.nonfinite import Culprit
 
 # A layer is saturated if more than this share of its units is.
-SATURATED_SHARE = 0.5
+SATURATED_SHARE = 0.4
+# Inputs beyond this make the gradients of the first layer too large for usual learning rates.
+LARGEST_INPUT = 10.0
 
 # The initializers that keep the signal, with their variance times fan_in, by nonlinearity.
 _LINEAR = ("lecun_normal()", 1.0)
@@ -62,12 +64,16 @@ def diagnose(layers: Sequence[LayerSignal], culprit: Culprit | None, loss: float
         trends.trend_of(trends.signals(layers)),
         trends.trend_of(trends.gradients_backwards(layers)),
     )
+    remark = ""
+    inputs = max(layer.input_rms for layer in layers if layer.depth == 1)
+    if inputs > LARGEST_INPUT:
+        remark = f" But the inputs are large, with an RMS of {inputs:.3g}: standardize them."
     return Diagnosis(
         "healthy",
         (),
         1.0,
         f"healthy: from layer to layer the signal changes by a factor of {forward.factor:.3g}, and "
-        f"the gradient on its way back by {backward.factor:.3g}.",
+        f"the gradient on its way back by {backward.factor:.3g}.{remark}",
     )
 
 
@@ -82,7 +88,13 @@ def _not_finite(
             "nan", (), 1.0, "nan: the loss or its gradient is not finite; where, is not to be seen."
         )
     if culprit.operation == "argument":
-        return Diagnosis("nan", (), 1.0, f"nan: the {culprit.layer} has NaN in it already.")
+        return Diagnosis(
+            "nan",
+            (),
+            1.0,
+            f"nan: the {culprit.layer} has NaN in it already. If a run has made it, begin again "
+            "from before, with a smaller learning rate and clip_by_global_norm(1.0).",
+        )
     affected = [culprit.layer] if culprit.layer else []
     if culprit.in_gradient:
         # The gradient is not finite from here on to the first layer.
@@ -129,8 +141,8 @@ def _dead(layers: Sequence[LayerSignal], culprit: Culprit | None, loss: float) -
         "dead",
         tuple(layer.name for layer in dead),
         1.0,
-        f"dead: in {_listing(dead)} up to {worst.dead_fraction:.0%} of the units are zero for the "
-        f"whole batch, and no gradient comes through them. Initialize these layers with "
+        f"dead: in {_listing(dead)} {_share(len(dead), worst.dead_fraction)} of the units are zero "
+        f"for the whole batch, and no gradient comes through them. Initialize these layers with "
         f"{_initializer(worst)[0]} and their biases with zeros; if it happens during training, "
         f"make the learning rate smaller, clip the gradient, or use a leaky_relu.",
     )
@@ -154,12 +166,12 @@ def _saturated(
         "saturated",
         tuple(layer.name for layer in saturated),
         1.0,
-        f"saturated: in {_listing(saturated)} the {worst.activation} of up to "
-        f"{worst.saturated_fraction:.0%} of the outputs is flat, and hardly any gradient comes "
-        f"through. Initialize these layers with {initializer} (a variance of {scale:.3g} / fan_in; "
-        f"it is {_scale_of(worst):.3g} / fan_in now) and their biases with zeros, standardize the "
-        f"inputs (their RMS is {worst.input_rms:.3g}), or put a batch_norm or layer_norm before "
-        f"the nonlinearity.",
+        f"saturated: in {_listing(saturated)} the {worst.activation} of "
+        f"{_share(len(saturated), worst.saturated_fraction)} of the outputs is flat, and hardly "
+        f"any gradient comes through. Initialize these layers with {initializer} (a variance of "
+        f"{scale:.3g} / fan_in; it is {_scale_of(worst):.3g} / fan_in now) and their biases with "
+        f"zeros, standardize the inputs (their RMS is {worst.input_rms:.3g}), or put a batch_norm "
+        f"or layer_norm before the nonlinearity.",
     )
 
 
@@ -167,63 +179,78 @@ def _changing(
     layers: Sequence[LayerSignal], culprit: Culprit | None, loss: float
 ) -> Diagnosis | None:
     """An exploding or vanishing signal, gradient, or signal through the steps of a recurrence."""
-    found = [
-        ("signal", "layer", trends.trend_of(trends.signals(layers)), layers),
-        ("gradient", "layer", trends.trend_of(trends.gradients_backwards(layers)), layers),
-    ]
+    if loss and not any(layer.weight_grad_rms for layer in layers):
+        return Diagnosis(
+            "vanishing",
+            tuple(layer.name for layer in layers),
+            0.0,
+            "vanishing: no gradient reaches any layer. The loss does not depend on them in a way "
+            "that has a slope: look for a stop_gradient, an argmax, a comparison or a rounding.",
+        )
     for layer in layers:
-        found.append(
-            ("signal", "step", trends.trend_of(trends.reached_steps(layer.rms_by_step)), [layer])
-        )
-        found.append(
-            (
-                "gradient",
-                "step",
-                trends.trend_of(trends.reached_steps(layer.grad_rms_by_step[::-1])),
-                [layer],
-            )
-        )
-    for what, unit, trend, among in found:
-        if trend.is_notable(unit):
-            return _change(what, unit, trend, among, layers)
+        if not layer.is_recurrent:
+            continue
+        for what, steps in (
+            ("signal", layer.rms_by_step),
+            ("gradient", layer.grad_rms_by_step[::-1]),
+        ):
+            trend = trends.trend_of(trends.reached_steps(steps))
+            if trend.is_notable("step"):
+                return _change_by_step(what, trend, layer)
+    for what, sequence in (
+        ("signal", trends.signals(layers)),
+        ("gradient", trends.gradients_backwards(layers)),
+    ):
+        trend = trends.trend_of(sequence)
+        if trend.is_notable():
+            return _change_by_layer(what, trend, layers)
     return None
 
 
-def _change(
-    what: str,
-    unit: str,
-    trend: trends.Trend,
-    among: Sequence[LayerSignal],
-    layers: Sequence[LayerSignal],
-) -> Diagnosis:
+def _change_by_step(what: str, trend: trends.Trend, layer: LayerSignal) -> Diagnosis:
+    kind, verb = ("exploding", "grows") if trend.factor > 1 else ("vanishing", "shrinks")
+    multiply = f", or multiply its weights by {1 / trend.factor:.3g}" if trend.factor else ""
+    clip = ", and clip_by_global_norm(1.0)" if trend.factor > 1 else ""
+    return Diagnosis(
+        kind,
+        (layer.name,),
+        trend.factor,
+        f"{kind}: the {_on_its_way(what)} {verb} by a factor of {trend.factor:.3g} per step of the "
+        f"recurrence ({trend.in_all:.2g} in all), in layer '{layer.name}'. To mend it, initialize "
+        f"it with orthogonal(){multiply}, or use gates (a GRU or LSTM){clip}.",
+    )
+
+
+def _change_by_layer(what: str, trend: trends.Trend, layers: Sequence[LayerSignal]) -> Diagnosis:
     grows = trend.factor > 1
-    kind = "exploding" if grows else "vanishing"
-    affected = list(among)
-    if unit == "layer":
-        hidden = [layer for layer in layers if layer.is_hidden] or list(layers)
-        changes = (
-            trends.signal_changes(hidden)
-            if what == "signal"
-            else trends.gradient_changes(hidden, layers)
-        )
-        # Those that have at least half of the average share in it.
-        share = math.log(trend.factor) / 2 if trend.factor else -math.inf
-        affected = [
-            layer
-            for layer, change in zip(hidden, changes, strict=True)
-            if (change >= share if grows else change <= share)
-        ] or hidden
-    way = "on its way back " if what == "gradient" else ""
-    per = "per layer" if unit == "layer" else "per step of the recurrence"
+    kind, verb = ("exploding", "grows") if grows else ("vanishing", "shrinks")
+    hidden = trends.hidden(layers)
+    changes = trends.signal_changes(hidden) if what == "signal" else trends.gradient_changes(hidden)
+    # Those that have at least half of the average share in it.
+    share = math.log(trend.factor) / 2 if trend.factor else -math.inf
+    found = [
+        (layer, change)
+        for layer, change in zip(hidden, changes, strict=True)
+        if (change >= share if grows else change <= share)
+    ]
+    affected = [layer for layer, _ in found] or hidden
+    factor = trend.factor
+    if factor and found and 2 * len(found) < len(hidden):
+        # Few layers: what they do themselves, and not the average over all.
+        factor = math.exp(sum(change for _, change in found) / len(found))
     sentence = (
-        f"{kind}: the {what} {way}{'grows' if grows else 'shrinks'} by a factor of "
-        f"{trend.factor:.3g} {per} ({trend.in_all:.2g} in all), in {_listing(affected)}. "
-        f"To mend it, {_advice(what, affected, trend.factor)}, or put a batch_norm or layer_norm "
-        f"before the nonlinearities."
+        f"{kind}: the {_on_its_way(what)} {verb} by a factor of {factor:.3g} per layer "
+        f"({trend.in_all:.2g} in all), in {_listing(affected)}. To mend it, "
+        f"{_advice(what, affected, factor)}, or put a batch_norm or layer_norm before the "
+        "nonlinearities."
     )
     if grows:
-        sentence += f" Until then, clip_by_global_norm({_clipping_threshold(layers):.1g})."
-    return Diagnosis(kind, tuple(layer.name for layer in affected), trend.factor, sentence)
+        sentence += " Until then, clip_by_global_norm(1.0)."
+    return Diagnosis(kind, tuple(layer.name for layer in affected), factor, sentence)
+
+
+def _on_its_way(what: str) -> str:
+    return "gradient on its way back" if what == "gradient" else what
 
 
 def _advice(what: str, layers: Sequence[LayerSignal], factor: float) -> str:
@@ -266,11 +293,8 @@ def _scale_of(layer: LayerSignal) -> float:
     return layer.weight_rms**2 * layer.fan_in
 
 
-def _clipping_threshold(layers: Sequence[LayerSignal]) -> float:
-    """The gradient norm if all layers were as quiet as the quietest, but at most the usual 1."""
-    norms = [layer.weight_grad_rms * math.sqrt(math.prod(layer.weight_shape)) for layer in layers]
-    positive = [norm for norm in norms if 0 < norm < math.inf]
-    return min([1.0, *(norm * math.sqrt(len(layers)) for norm in positive)])
+def _share(number: int, largest: float) -> str:
+    return f"{'up to ' if number > 1 and largest < 1 else ''}{largest:.0%}"
 
 
 def _listing(layers: Sequence[LayerSignal]) -> str:

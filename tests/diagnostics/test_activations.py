@@ -226,11 +226,21 @@ def test_gain_while_tracing():
         (jnp.sum, r"fn must return the shape.*got shape \(\) from sum"),
         (lambda x: 1.0, r"fn must return the shape.*got shape \(\)"),
         (jax.nn.glu, r"fn must return the shape.*from glu"),
+        (jax.nn.softmax, "fn must treat each element by itself, got softmax"),
         (jnp.log, "fn must be finite, got log"),
         (lambda x: jnp.exp(x * x), "fn must be finite"),
         (lambda x: jnp.exp(x * x / 4), r"fn must grow more slowly than exp\(z\^2 / 4\)"),
     ],
-    ids=["no-function", "sum", "constant", "half", "not-finite", "overflow", "no-mean-square"],
+    ids=[
+        "no-function",
+        "sum",
+        "constant",
+        "half",
+        "mixing",
+        "not-finite",
+        "overflow",
+        "no-mean-square",
+    ],
 )
 def test_gain_refuses(fn, message):
     with pytest.raises(ValueError, match=f"activation_gain: {message}"):

@@ -14,12 +14,7 @@ from gradtx import diagnostics
 WIDTH = 4
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Each program here runs once: compiling it well takes longer than running it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def kernels(number=2, seed=0):

@@ -1,7 +1,5 @@
 """Histories against the values that were put in, wherever the recorder stands and runs."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,29 +7,11 @@ import optax
 import pytest
 
 import gradtx
-from gradtx.diagnostics import (
-    HistoryState,
-    history_of,
-    plot_history,
-    record_history,
-    update_ratio,
-)
+from gradtx.diagnostics import history_of, record_history, update_ratio
 from gradtx.testing import check_transformation, hostile_trees
 from gradtx.training import TrainState, make_train_step
 
-
-def run(tx, gradients, params=None, **extra):
-    """The state after these gradients, one a step."""
-    params = jnp.zeros_like(gradients[0]) if params is None else params
-    state, update = tx.init(params), jax.jit(tx.update)
-    for g in gradients:
-        _, state = update(g, state, params, **extra)
-    return state
-
-
-def numbers(count):
-    """Gradients of one element: 1, 2, 3, ..."""
-    return [jnp.array([float(i + 1)]) for i in range(count)]
+from .histories import numbers, run
 
 
 @pytest.mark.parametrize("every", [1, 2, 5])
@@ -61,6 +41,10 @@ def test_conforms_to_the_contract():
     check_transformation(record_history(length=3))
 
 
+def update_ratio_of(updates, params):
+    return update_ratio(updates, params)
+
+
 def test_conforms_to_the_contract_with_measures_of_every_kind():
     measures = {
         "norm": gradtx.global_norm,
@@ -75,27 +59,6 @@ def test_conforms_to_the_contract_with_measures_of_every_kind():
         extra_args={"value": jnp.array(2.0)},
         skip=["none_leaves", "mismatches"],
     )
-
-
-def update_ratio_of(updates, params):
-    return update_ratio(updates, params)
-
-
-PLACES = {
-    "alone": lambda recorder: recorder,
-    "chain": lambda recorder: gradtx.chain(gradtx.scale_by_adam(), recorder),
-    "chain of optax": lambda recorder: optax.chain(optax.trace(0.9), recorder),
-    "named chain": lambda recorder: gradtx.named_chain(("step", recorder)),
-    "nested": lambda recorder: gradtx.chain(gradtx.chain(gradtx.chain(recorder))),
-    "masked": lambda recorder: gradtx.masked(recorder, True),
-    "average": lambda recorder: gradtx.average_params(recorder, 0.9),
-}
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_found_anywhere(place):
-    state = run(PLACES[place](record_history()), numbers(3))
-    np.testing.assert_array_equal(history_of(state)["step"], [0, 1, 2])
 
 
 def test_where_it_stands_decides_what_it_sees():
@@ -247,6 +210,9 @@ def test_measures_are_read_when_built():
     assert list(history_of(run(tx, numbers(1)))) == ["step", "norm"]
 
 
+# What is refused.
+
+
 NORM = gradtx.global_norm
 
 
@@ -322,165 +288,3 @@ def test_refuses_the_state_of_other_measures():
     state = record_history({"x": NORM}).init(jnp.ones(1))
     with pytest.raises(ValueError, match=r"state is that of the measures \['x'\], not of \['y'\]"):
         record_history({"y": NORM}).update(jnp.ones(1), state)
-
-
-@pytest.mark.parametrize(
-    ("recorders", "message"),
-    [
-        ([], "history_of: the state has no record_history"),
-        ([{}, {}], r"history_of: .* several measures of the names \['gradient_norm'\]"),
-        ([{}, {"every": 2}], r"history_of: .* 2 histories taken at different steps"),
-        ([{}, {"length": 1}], r"history_of: .* 2 histories taken at different steps"),
-    ],
-    ids=["none", "names", "every", "length"],
-)
-def test_history_of_refuses(recorders, message):
-    tx = gradtx.chain(*(record_history(**arguments) for arguments in recorders))
-    with pytest.raises(ValueError, match=message):
-        history_of(run(tx, numbers(3)))
-
-
-def test_one_history_of_two_is_read_from_its_part_of_the_state():
-    tx = gradtx.chain(record_history(), record_history(every=2))
-    first, second = run(tx, numbers(3))
-    assert isinstance(second, HistoryState)
-    np.testing.assert_array_equal(history_of(first)["step"], [0, 1, 2])
-    np.testing.assert_array_equal(history_of(second)["step"], [0, 2])
-
-
-def test_plot_has_a_panel_for_each_measure():
-    steps = np.arange(0, 8, 2)
-    history = {
-        "step": steps,
-        "gradient_norm": np.array([1.0, 10.0, 500.0, 2.0]),
-        "loss": np.array([1.0, 2.0, np.nan, -3.0]),
-        "ratio/w": np.array([1.0, 2.0, 3.0, 4.0]),
-        "ratio/b": np.array([1.0, 2.0, 3.0, 99.0]),
-        "eigenvalues": np.ones((4, 2)),
-        "all": np.full(4, np.nan),
-    }
-    figure = plot_history(history)
-    panels = {axes.get_title(): axes for axes in figure.axes}
-    assert list(panels) == ["gradient_norm", "loss", "ratio", "eigenvalues", "all"]
-    assert [axes.get_yscale() for axes in panels.values()] == ["log", *["linear"] * 4]
-    assert panels["gradient_norm"].get_ylabel() == "gradient norm"
-    assert figure.axes[-1].get_xlabel() == "step"
-    (line,) = panels["loss"].get_lines()
-    np.testing.assert_array_equal(line.get_xdata(), steps)
-    np.testing.assert_array_equal(line.get_ydata(), history["loss"])
-    legends = {name: axes.get_legend() for name, axes in panels.items()}
-    labels = {name: [t.get_text() for t in box.get_texts()] for name, box in legends.items() if box}
-    assert labels == {
-        "ratio": ["ratio/w", "ratio/b"],
-        "eigenvalues": ["eigenvalues[0]", "eigenvalues[1]"],
-    }
-    figure.canvas.draw()
-
-
-@pytest.mark.parametrize("steps", [0, 1, 5])
-def test_plot_of_a_state(steps):
-    state = run(gradtx.named_chain(("step", record_history())), numbers(steps) or [jnp.zeros(1)])
-    if steps == 0:
-        state = record_history().init(jnp.zeros(1))
-    figure = plot_history(state)
-    (line,) = figure.axes[0].get_lines()
-    np.testing.assert_array_equal(line.get_ydata(), np.arange(steps) + 1.0)
-    figure.canvas.draw()
-
-
-def test_plot_of_many_curves_has_no_legend():
-    figure = plot_history({"step": np.arange(2), "x": np.ones((2, 50))})
-    assert len(figure.axes[0].get_lines()) == 50
-    assert figure.axes[0].get_legend() is None
-
-
-@pytest.mark.parametrize(
-    ("history", "message"),
-    [
-        ({"step": np.arange(2)}, "plot_history: the history has no measures"),
-        (gradtx.sgd(0.1).init(None), "history_of: the state has no record_history"),
-        ({"loss": np.ones(3)}, "history_of: the state has no record_history"),
-    ],
-    ids=["only-steps", "state", "no-steps"],
-)
-def test_plot_refuses(history, message):
-    with pytest.raises(ValueError, match=message):
-        plot_history(history)
-
-
-def test_plot_without_matplotlib_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"needs matplotlib.*gradtx\[diagnostics\]"):
-        plot_history({"step": np.arange(2), "x": np.ones(2)})
-
-
-def test_update_ratio_is_the_quotient_of_the_norms():
-    rng = np.random.default_rng(0)
-    shapes = {"matrix": (3, 4), "vector": (5,), "scalar": ()}
-    u, p = ({k: np.asarray(rng.normal(size=s)) for k, s in shapes.items()} for _ in range(2))
-    found = jax.jit(update_ratio)(*(jax.tree.map(jnp.float32, tree) for tree in (u, p)))
-    for name in shapes:
-        assert found[name].shape == ()
-        expected = np.sqrt((u[name] ** 2).sum() / (p[name] ** 2).sum())
-        np.testing.assert_allclose(found[name], expected, rtol=5e-7, err_msg=name)
-
-
-@pytest.mark.parametrize(
-    ("u", "p", "expected"),
-    [
-        (0.0, 0.0, 0.0),
-        (1.0, 0.0, np.inf),
-        (0.0, 1.0, 0.0),
-        (0.0, np.nan, np.nan),
-        (np.nan, 0.0, np.nan),
-        (np.inf, 1.0, np.inf),
-        (1e30, 4e30, 0.25),
-        (1e-30, 4e-30, 0.25),
-    ],
-)
-def test_update_ratio_at_the_edge(u, p, expected):
-    found = update_ratio(jnp.array([u, 0.0]), jnp.array([p, 0.0]))
-    np.testing.assert_allclose(found, expected, rtol=3e-7)
-
-
-@pytest.mark.parametrize(
-    ("update_dtype", "parameter_dtype", "expected"),
-    [
-        (jnp.float16, jnp.float16, jnp.float32),
-        (jnp.bfloat16, jnp.float32, jnp.float32),
-        (jnp.float32, jnp.float64, jnp.float64),
-        (jnp.complex64, jnp.complex64, jnp.float32),
-    ],
-)
-def test_update_ratio_of_dtypes(update_dtype, parameter_dtype, expected):
-    with jax.enable_x64(True):
-        # In float16 the squares, 90000 and 160000, would overflow.
-        u, p = jnp.array([300, 400], update_dtype), jnp.array([0, 1000], parameter_dtype)
-        found = update_ratio(u, p)
-        assert found.dtype == expected
-        np.testing.assert_allclose(found, 0.5, rtol=3e-7)
-
-
-def test_update_ratio_leaves_out_what_is_no_parameter():
-    params = {"w": jnp.ones(2), "frozen": jnp.ones(2), "steps": jnp.arange(2), "f": jnp.tanh}
-    updates = {"w": jnp.ones(2), "frozen": None, "steps": np.zeros(2, jax.dtypes.float0), "f": None}
-    found = update_ratio(updates, params)
-    assert {name for name, value in found.items() if value is None} == {"frozen", "steps", "f"}
-    assert float(found["w"]) == 1.0
-    hidden = {"w": jnp.ones(2), "hidden": optax.MaskedNode()}
-    assert update_ratio(hidden, hidden)["hidden"] == optax.MaskedNode()
-    assert float(update_ratio(jnp.zeros((0, 3)), jnp.zeros((0, 3)))) == 0
-
-
-@pytest.mark.parametrize(
-    ("params", "message"),
-    [
-        ({"w": jnp.ones((1, 2))}, r"shapes differ at 'w'.*\(2,\).*\(1, 2\)"),
-        ({"v": jnp.ones(2)}, "updates and params differ at 'w'"),
-        (None, "updates and params differ"),
-    ],
-    ids=["shape", "structure", "none"],
-)
-def test_update_ratio_refuses(params, message):
-    with pytest.raises(ValueError, match=f"update_ratio: {message}"):
-        update_ratio({"w": jnp.ones(2)}, params)
