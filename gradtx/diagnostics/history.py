@@ -16,6 +16,9 @@ from gradtx.kernel import COUNT, check
 
 _OWNER = "record_history"
 
+# A measure whose first argument has one of these names was meant for something else than updates.
+_NOT_UPDATES = frozenset({"grad", "loss", "params", "value"})
+
 
 class HistoryState(NamedTuple):
     """The state of `record_history`.
@@ -156,6 +159,11 @@ def _wanted(name: Any, measure: Any) -> set[str]:
         raise ValueError(
             f"{_OWNER}: measure {name!r} must take the updates as its first argument, but takes "
             f"{inspect.signature(measure)}"
+        )
+    if arguments[0].name in _NOT_UPDATES:
+        raise ValueError(
+            f"{_OWNER}: measure {name!r} would get the updates as its first argument, which it "
+            f"calls {arguments[0].name!r}; write it as lambda updates, {arguments[0].name}: ..."
         )
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {

@@ -14,6 +14,8 @@ from gradtx.diagnostics.curvature import (
     sharpness,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MEASURES = {
     "sharpness": sharpness,
     "along_gradient": functools.partial(along_gradient, step_sizes=[0.1]),

@@ -13,6 +13,8 @@ from gradtx.training import TrainState, make_train_step
 
 from .histories import numbers, run
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.mark.parametrize("every", [1, 2, 5])
 @pytest.mark.parametrize("length", [1, 4, 10])
@@ -226,6 +228,7 @@ NORM = gradtx.global_norm
         ({"measures": {"x": lambda: 3}}, r"measure 'x' must take the updates .* takes \(\)"),
         ({"measures": {"x": lambda *, value: value}}, r"'x' must take .* takes \(\*, value\)"),
         ({"measures": {"x": lambda **extra: 3}}, r"'x' must take .* takes \(\*\*extra\)"),
+        ({"measures": {"x": lambda params: 3}}, "'x' would get the updates .* 'params'"),
         ({"measures": {"step": NORM}}, "a measure must have a name other than 'step', got 'step'"),
         ({"measures": {3: NORM}}, "a measure must have a name other than 'step', got 3"),
         ({"length": 0}, "length must be a whole number >= 1, got 0"),
@@ -241,6 +244,7 @@ NORM = gradtx.global_norm
         "no-arguments",
         "keyword-only",
         "keywords",
+        "parameters",
         "taken-name",
         "no-name",
         "no-length",

@@ -9,6 +9,8 @@ import pytest
 
 from gradtx.diagnostics import gradient_noise_scale
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SAMPLES, FEATURES = 24, 5
 
 
