@@ -119,6 +119,27 @@ def rearranged(equation: Any, inputs: Sequence[Value], array: jax.Array) -> Valu
     )
 
 
+def unstacked(equation: Any, value: Value, arrays: Sequence[jax.Array]) -> list[Value]:
+    """The slices of an array along an axis: those of a stack of parameters are parameters."""
+    consumed(equation, [value])
+    results = [mixture(array, [value]) for array in arrays]
+    if value.origin is None:
+        return results
+
+    def view(i: int) -> Callable[[jax.Array], jax.Array]:
+        return lambda array: primitives.evaluate(equation, array)[i]
+
+    return [
+        replace(
+            result,
+            origin=replace(
+                value.origin.seen_through(view(i)), slices=f"{value.origin.slices}[{i}]"
+            ),
+        )
+        for i, result in enumerate(results)
+    ]
+
+
 def put_together(equation: Any, inputs: Sequence[Value], array: jax.Array) -> Value:
     """The result of a concatenation: parameters put together are one parameter again."""
     consumed(equation, inputs)

@@ -137,6 +137,8 @@ class Interpreter:
         if name == "cond":
             return self._cond(equation, values)
         arrays = primitives.evaluate(equation, *(value.array for value in values))
+        if name == "unstack":
+            return following.unstacked(equation, values[0], arrays)
         if equation.primitive.multiple_results:
             following.consumed(equation, values)
             return [mixture(array, values) for array in arrays]
@@ -208,7 +210,8 @@ class Interpreter:
     def _scan(self, equation: Any, values: list[Value]) -> list[Value]:
         parameters = equation.params
         closed = parameters["jaxpr"]
-        first, second = parameters["num_consts"], parameters["num_consts"] + parameters["num_carry"]
+        first, number_carried = primitives.numbers_of_scan(equation)
+        second = first + number_carried
         unchanged, carried, sliced = values[:first], values[first:second], values[second:]
         loop = Loop(parameters["reverse"])
         passed_on = [

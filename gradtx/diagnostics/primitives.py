@@ -109,6 +109,16 @@ def is_elementwise(jaxpr: Any) -> bool:
     )
 
 
+def numbers_of_scan(equation: Any) -> tuple[int, int]:
+    """How many arguments of a scan remain the same, and how many it carries on."""
+    parameters = equation.params
+    if "num_consts" in parameters:
+        return parameters["num_consts"], parameters["num_carry"]
+    # Newer versions of jax describe the arguments as three trees.
+    constants, carried, _ = parameters["ft_in"].unpack()
+    return len(constants), len(carried)
+
+
 def evaluate(equation: Any, *arrays: Any) -> list[Any]:
     """The results of one equation of a jaxpr."""
     primitive = equation.primitive
