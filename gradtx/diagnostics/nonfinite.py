@@ -36,6 +36,7 @@ class Culprit:
         in_gradient: whether it happened on the way back, and the loss is finite.
         infinity: the operation that made an infinity out of finite numbers before it, if that is
             where the NaN comes from.
+        is_from_infinity: whether an operand of the operation was infinite.
         derivative_of: in a gradient, the operation on that line whose derivative is not finite.
     """
 
@@ -46,6 +47,7 @@ class Culprit:
     in_gradient: bool
     infinity: "Culprit | None" = None
     derivative_of: str = ""
+    is_from_infinity: bool = False
 
 
 def find_culprit(loss: TracedLoss) -> Culprit | None:
@@ -64,7 +66,8 @@ def find_culprit(loss: TracedLoss) -> Culprit | None:
             forward = _operations_at(culprit.source, loss.closed_jaxpr.jaxpr)
             derivative_of = next((name for name in _STEEP if name in forward), "")
             culprit = replace(culprit, derivative_of=derivative_of)
-    if culprit is not None and culprit.infinity is None:
+    if culprit is not None and culprit.is_from_infinity and culprit.infinity is None:
+        # Nothing made that infinity: it was given.
         for name, array in zip(loss.all_names, [*loss.params, *loss.data], strict=True):
             if _any(jnp.isinf, [array]):
                 given = Culprit("infinity", "argument", name, "", in_gradient=False)
@@ -142,6 +145,7 @@ class _Event:
             source=_source_line(equation),
             in_gradient=in_gradient,
             infinity=infinity,
+            is_from_infinity=self.kind == "NaN from infinity",
         )
 
     def _layer(self, names: Sequence[str], sources: frozenset[Layer]) -> str:
@@ -156,7 +160,7 @@ class _Event:
 
 
 def _events(found: Found, kind: str, made: np.ndarray) -> list[_Event]:
-    """The first of the iterations in which it happened; several if the loops are nested."""
+    """The event in each iteration in which it happened."""
     events = []
     for index in np.argwhere(made):
         indices = iter(index.tolist())

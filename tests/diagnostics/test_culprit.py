@@ -343,3 +343,16 @@ def test_overflow_of_float16():
     assert report.culprit.infinity.operation == "dot_general"
     assert report.culprit.infinity.layer == "1"
     assert "wider dtype" in report.verdict
+
+
+def test_infinite_mask_among_the_data_is_not_blamed_for_another_nan():
+    """An attention's mask is infinite on purpose; the NaN comes from a logarithm."""
+
+    def loss_fn(params, x, mask):
+        scores = jax.nn.softmax(x @ params + mask)
+        return jnp.mean(jnp.log(scores[:, 0] - 2.0))
+
+    mask = jnp.zeros((4, 3)).at[:, 2].set(-jnp.inf)
+    report = diagnostics.signal_report(loss_fn, jnp.ones((2, 3)), jnp.ones((4, 2)), mask)
+    assert (report.culprit.operation, report.culprit.infinity) == ("log", None)
+    assert "keep its argument away from zero" in report.verdict
