@@ -16,6 +16,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from gradtx import trees
+from gradtx.diagnostics._losses import real_scalar
 from gradtx.kernel import COUNT, check
 
 LossOfVector = Callable[[jax.Array], jax.Array]
@@ -310,12 +311,7 @@ def _as_function_of_vector(
             filled[i] = lax.complex(part, next(parts)) if jnp.iscomplexobj(array) else part
             filled[i] = filled[i].astype(array.dtype)
         loss = loss_fn(treedef.unflatten(filled), *args)
-        if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
-            raise ValueError(
-                f"{owner}: the loss must be a real scalar, got {jnp.result_type(loss)} of shape "
-                f"{jnp.shape(loss)}"
-            )
-        return jnp.asarray(loss).astype(dtype)
+        return real_scalar(owner, loss).astype(dtype)
 
     return loss_of_vector, jnp.concatenate([jnp.ravel(p).astype(dtype) for p in _real(arrays)])
 

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from gradtx import trees
+from gradtx.diagnostics._losses import real_scalar
 from gradtx.kernel import COUNT, check
 
 _OWNER = "gradient_noise_scale"
@@ -107,8 +108,11 @@ def gradient_noise_scale(
         map(trees.real_dtype, [jnp.float32, *dtypes]), key=lambda dtype: jnp.dtype(dtype).itemsize
     )
 
+    def checked_loss(params: Any, piece: Any) -> jax.Array:
+        return real_scalar(_OWNER, loss_fn(params, piece))
+
     def gradient(piece: Any) -> list[jax.Array]:
-        leaves = jax.tree.leaves(jax.grad(_scalar(loss_fn), allow_int=True)(params, piece))
+        leaves = jax.tree.leaves(jax.grad(checked_loss, allow_int=True)(params, piece))
         numbers = [leaf for leaf in leaves if trees.is_parameter(leaf)]
         return [leaf.astype(dtype) for leaf, dtype in zip(numbers, dtypes, strict=True)]
 
@@ -156,17 +160,3 @@ def first_axis_size(owner: str, argument: str, tree: Any) -> int:
             f"shapes {shapes}"
         )
     return lengths.pop()[0]
-
-
-def _scalar(loss_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], jax.Array]:
-    """The loss function with a check of what it returns."""
-
-    def checked(params: Any, batch: Any) -> jax.Array:
-        loss = loss_fn(params, batch)
-        dtype = getattr(loss, "dtype", None)
-        if dtype is None or np.shape(loss) or not jnp.issubdtype(dtype, jnp.floating):
-            got = type(loss).__name__ if dtype is None else f"{dtype} of shape {np.shape(loss)}"
-            raise ValueError(f"{_OWNER}: loss_fn must return a real scalar, got {got}")
-        return loss
-
-    return checked

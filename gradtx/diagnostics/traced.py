@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
 from gradtx import trees
+from gradtx.diagnostics._losses import real_scalar
 from gradtx.diagnostics.values import Origin, Value
 
 
@@ -87,7 +88,7 @@ def trace(
         ]
         full_params, full_args = jax.tree.unflatten(treedef, full)
         result = loss_fn(full_params, *full_args)
-        return _real_scalar(owner, result[0] if has_aux else result)
+        return real_scalar(owner, result[0] if has_aux else result)
 
     arrays_of_params, arrays_of_data = (
         [jnp.asarray(leaf) for leaf, is_chosen in zip(leaves, chosen, strict=True) if is_chosen]
@@ -103,16 +104,3 @@ def trace(
     ]
     closed_jaxpr = jax.make_jaxpr(loss_of)(arrays_of_params, arrays_of_data)
     return TracedLoss(closed_jaxpr, arrays_of_params, arrays_of_data, names, data_names)
-
-
-def _real_scalar(owner: str, loss: Any) -> jax.Array:
-    if not hasattr(loss, "dtype"):
-        raise ValueError(
-            f"{owner}: the loss must be a real scalar, got {type(loss).__name__}; with has_aux, it "
-            "is the first of a pair"
-        )
-    if loss.shape or not jnp.issubdtype(loss.dtype, jnp.floating):
-        raise ValueError(
-            f"{owner}: the loss must be a real scalar, got {loss.dtype} of shape {loss.shape}"
-        )
-    return loss

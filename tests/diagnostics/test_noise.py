@@ -187,9 +187,9 @@ def mean_product(p, batch):
     ("loss", "batch", "small", "message"),
     [
         ("mse", np.ones(4), 1, "loss_fn must be a function, got 'mse'"),
-        (lambda p, x: p * x, np.ones(4), 1, r"loss_fn must return a real scalar.*shape \(1,\)"),
-        (lambda p, x: (jnp.mean(x), p), np.ones(4), 1, "must return a real scalar, got tuple"),
-        (lambda p, x: jnp.array(1), np.ones(4), 1, "loss_fn must return a real scalar, got int32"),
+        (lambda p, x: p * x, np.ones(4), 1, r"the loss must be a real scalar.*shape \(1,\)"),
+        (lambda p, x: (jnp.mean(x), p), np.ones(4), 1, "the loss must be a real scalar, got tuple"),
+        (lambda p, x: jnp.array(1), np.ones(4), 1, "the loss must be a real scalar, got int32"),
         (mean_product, {}, 1, "batch must have arrays with a first axis"),
         (mean_product, {"x": np.float32(1)}, 1, r"batch must have arrays.*\{'x': \(\)\}"),
         (mean_product, (np.ones(4), np.ones(6)), 1, r"same length.*\(4,\).*\(6,\)"),
