@@ -1,0 +1,16 @@
+"""What is optax's own, exported as it is."""
+
+import gradtx
+
+from .export import FLOAT32, OWNED_BY_OPTAX, Export, with_value
+
+EXPORTS = {
+    "lbfgs": Export(gradtx.lbfgs, with_value, FLOAT32, OWNED_BY_OPTAX),
+    "scale_by_backtracking_linesearch": Export(
+        lambda: gradtx.scale_by_backtracking_linesearch(5), with_value, FLOAT32, OWNED_BY_OPTAX
+    ),
+    "scale_by_lbfgs": Export(gradtx.scale_by_lbfgs, None, FLOAT32, OWNED_BY_OPTAX),
+    "scale_by_zoom_linesearch": Export(
+        lambda: gradtx.scale_by_zoom_linesearch(5), with_value, FLOAT32, OWNED_BY_OPTAX
+    ),
+}
