@@ -8,6 +8,7 @@ import optax
 from jax import lax
 
 from gradtx import trees
+from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import ExtraArgs, Transformation, as_transformation, set_to_zero
 
 
@@ -126,4 +127,4 @@ def _conditional(
         new_state = make_state(inner_state, optax.safe_increment(state.step))
         return treedef.unflatten(merged), new_state
 
-    return ExtraArgs(init, update)
+    return composed(owner, (Part("", inner),), init, update)

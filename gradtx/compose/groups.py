@@ -1,5 +1,6 @@
 """Different transformations for different leaves."""
 
+import functools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import optax
 
 from gradtx import trees
+from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import ExtraArgs, Transformation, as_transformation, set_to_zero
 from gradtx.select import Mask, is_function_of_tree, mask_for
 
@@ -75,7 +77,8 @@ def masked(
         merged = jax.tree.map(lambda flag, a, b: a if flag else b, flags, new, updates)
         return merged, optax.MaskedState(inner_state)
 
-    return ExtraArgs(init, update)
+    part = Part("", inner, functools.partial(mask_for, "masked", mask))
+    return composed("masked", (part,), init, update)
 
 
 def _known(owner: str, updates: Any, params: Any) -> Any:
@@ -125,8 +128,14 @@ def partition(
         for label, tx in transforms.items()
     }
 
+    def labels_of(tree: Any) -> Any:
+        return param_labels(tree) if is_function_of_tree(param_labels) else param_labels
+
+    def chosen_by(label: Hashable, labels: Any) -> Any:
+        return jax.tree.map(lambda own: own == label, labels)
+
     def groups(tree: Any) -> dict[Hashable, ExtraArgs]:
-        labels = param_labels(tree) if is_function_of_tree(param_labels) else param_labels
+        labels = labels_of(tree)
         unknown = set(jax.tree.leaves(labels)) - set(transforms)
         if unknown:
             raise ValueError(
@@ -136,7 +145,7 @@ def partition(
         return {
             label: masked(
                 tx,
-                jax.tree.map(lambda own, label=label: own == label, labels),
+                chosen_by(label, labels),
                 mask_compatible_extra_args=mask_compatible_extra_args,
             )
             for label, tx in transforms.items()
@@ -160,7 +169,11 @@ def partition(
             )
         return updates, optax.transforms.PartitionState(new_states)
 
-    return ExtraArgs(init, update)
+    parts = tuple(
+        Part(str(label), tx, lambda tree, label=label: chosen_by(label, labels_of(tree)))
+        for label, tx in transforms.items()
+    )
+    return composed("partition", parts, init, update)
 
 
 def freeze(mask: Mask) -> ExtraArgs:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gradtx import trees
+from gradtx.compose.parts import Part, composed
 
 Transformation = optax.GradientTransformation
 ExtraArgs = optax.GradientTransformationExtraArgs
@@ -89,7 +90,8 @@ def chain(*args: Transformation) -> ExtraArgs:
             new_states.append(new)
         return updates, tuple(new_states)
 
-    return ExtraArgs(init, update)
+    parts = tuple(Part("", tx) for tx in transformations)
+    return composed("chain", parts, init, update)
 
 
 def named_chain(*args: tuple[str, Transformation]) -> ExtraArgs:
@@ -132,7 +134,8 @@ def named_chain(*args: tuple[str, Transformation]) -> ExtraArgs:
             updates, new_state[name] = tx.update(updates, state[name], params, **extra)
         return updates, new_state
 
-    return ExtraArgs(init, update)
+    parts = tuple(Part(name, tx) for name, tx in transformations)
+    return composed("named_chain", parts, init, update)
 
 
 def identity() -> ExtraArgs:

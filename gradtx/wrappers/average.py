@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gradtx import trees
+from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.kernel import DECAY, check_hyperparameter
 from gradtx.kernels.momentum import ema
@@ -89,7 +90,7 @@ def average_params(
         _, new = average.update(observed(apply_updates(params, updates)), state.average)
         return updates, AverageParamsState(new, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return composed("average_params", (Part("", inner),), init, update)
 
 
 def averaged_params(state: Any, params: Any = None) -> Any:
