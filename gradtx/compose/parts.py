@@ -46,7 +46,7 @@ class Composed:
 def composed(
     owner: str,
     parts: tuple[Part, ...],
-    init: Callable[[Any], Any],
+    init: optax.TransformInitFn,
     update: Callable[..., tuple[Any, Any]],
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation of optax's type whose parts `parts_of` finds again."""
