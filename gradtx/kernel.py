@@ -8,16 +8,24 @@ what its equation mentions:
 - `p`, the parameter,
 - `t`, the number of this step, 1 at the first,
 - `key`, a PRNG key of this leaf's own,
-- its measures, under their own names: scalars of the whole tree, such as its norm.
+- its measures, under their own names: scalars of the whole tree, such as its norm,
+- its scalars and factors, under their own names.
 
 It returns the update, followed by the new value of each slot in the order of declaration. What
 the signature asks for and what the kernel declares must agree; that is checked when it is built.
+
+Some methods have an equation on the whole tree too: an estimate of the distance to the solution,
+say, that all leaves share. Such a kernel keeps `scalars` in its state. In each step its measures
+come first: they take the list of gradients `g` and by name whatever their equation mentions, the
+parameters and slots as lists; then comes its `scalar_step`, which takes measures, old scalars,
+hyperparameters, `t` and extra arguments of `update` by name, and returns a dictionary with the
+new scalars and the `factors`; and then, with these, the step on each leaf.
 """
 
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -97,22 +105,49 @@ class Slot:
     Attributes:
         name: the field of the state and the argument of the step.
         fill: the value of every element at the start; a hyperparameter's name stands for its
-            value.
+            value, "p" for the parameter, and a function of the slot's shape and dtype makes it.
         dtype: the storage dtype; None stores the parameter's own dtype, or float32 where that
             is narrower.
         real: whether a complex parameter's slot is real, as that of a squared modulus is.
-        shape: the slot's shape from its parameter's; None: the same.
+        shape: the slot's shape from its parameter's; a list of shapes makes the slot a list of
+            arrays; None: the same.
     """
 
     name: str
-    fill: float | str = 0.0
+    fill: float | str | Callable[[tuple[int, ...], np.dtype], jax.Array] = 0.0
     dtype: DTypeLike | None = None
     real: bool = False
-    shape: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None
+    shape: Callable[[tuple[int, ...]], tuple[int, ...] | list[tuple[int, ...]]] | None = None
 
-    def shape_for(self, parameter_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the slot of a parameter of `parameter_shape`."""
-        return parameter_shape if self.shape is None else tuple(self.shape(parameter_shape))
+    def shape_for(self, parameter_shape: tuple[int, ...]) -> Any:
+        """The shape, or the list of shapes, of the slot of a parameter of `parameter_shape`."""
+        return parameter_shape if self.shape is None else self.shape(parameter_shape)
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """One value that a kernel keeps for the whole tree.
+
+    Attributes:
+        name: the field of the state and the argument of the steps.
+        fill: its value at the start, or a function of the list of parameters that returns it; a
+            hyperparameter's name stands for that value.
+        dtype: the storage dtype; None: that of the widest parameter, at least float32.
+    """
+
+    name: str
+    fill: Any = 0.0
+    dtype: DTypeLike | None = None
+
+
+class PerLeaf(NamedTuple):
+    """The value of an option that differs from leaf to leaf.
+
+    Attributes:
+        choose: function from a tree to the tree of its leaves' values, which are hashable.
+    """
+
+    choose: Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -124,17 +159,25 @@ class Kernel:
         step: the equation, see the module's docstring.
         slots: what it keeps for each parameter, in the order in which the step returns them.
         hyperparameters: name -> valid range. Values may be numbers, scalar arrays or schedules.
-        options: names of static choices, such as `nesterov`.
-        measures: name -> function of the list of gradient leaves that returns a scalar for the
-            whole tree.
-        state: the NamedTuple that holds the slots and, where it has them, `count` and `rng_key`.
+        options: names of static choices, such as `nesterov`; a value may be a `PerLeaf`.
+        measures: name -> function of the list of gradient leaves, and by name of whatever else it
+            mentions, that returns a scalar for the whole tree.
+        scalars: what it keeps for the whole tree.
+        scalar_step: the equation of the whole tree, see the module's docstring.
+        factors: what the scalar step returns beside the new scalars.
+        extras: names of the extra arguments that `update` must be given, such as `value`.
+        state: the NamedTuple that holds the slots, the scalars and, where it has them, the
+            counters and `rng_key`.
+        counters: the fields of the state that count the steps.
         scheduled_state: what replaces an empty state when a hyperparameter is a schedule: a
             NamedTuple with the one field `count`.
         elementwise: whether each element's update depends on that element alone.
+        stacked: whether leaves of one type go through one step, stacked: worth their copies where
+            the step is a long series of small products.
         source: the paper, with section or equation.
 
     Raises:
-        ValueError: if the step's arguments, the state's fields and the declarations disagree.
+        ValueError: if the steps' arguments, the state's fields and the declarations disagree.
     """
 
     name: str
@@ -142,32 +185,50 @@ class Kernel:
     slots: tuple[Slot, ...] = ()
     hyperparameters: Mapping[str, Range] = field(default_factory=dict)
     options: tuple[str, ...] = ()
-    measures: Mapping[str, Callable[[Sequence[jax.Array]], jax.Array]] = field(default_factory=dict)
+    measures: Mapping[str, Callable[..., jax.Array]] = field(default_factory=dict)
+    scalars: tuple[Scalar, ...] = ()
+    scalar_step: Callable[..., Mapping[str, Any]] | None = None
+    factors: tuple[str, ...] = ()
+    extras: tuple[str, ...] = ()
     state: type = optax.EmptyState
+    counters: tuple[str, ...] = ("count",)
     scheduled_state: type = optax.ScaleByScheduleState
     elementwise: bool = True
+    stacked: bool = False
     source: str = ""
 
     def __post_init__(self) -> None:
-        gradient, *arguments = inspect.signature(self.step).parameters
-        fills = {slot.fill for slot in self.slots if isinstance(slot.fill, str)}
+        gradient, *arguments = _parameters_of(self.step)
+        kept = {part.name for part in (*self.slots, *self.scalars)}
+        slots = {slot.name for slot in self.slots}
+        fills = {part.fill for part in (*self.slots, *self.scalars) if isinstance(part.fill, str)}
+        fills -= {"p"}
+        named = {*kept, *self.measures, *self.factors, *self.options, *self.hyperparameters}
         wanted, offered = set(arguments), {"p", "t", "key", *self.measures}
-        declared = {*(slot.name for slot in self.slots), *self.options}
-        required = declared | (set(self.hyperparameters) - fills)
-        unknown = wanted - declared - offered - set(self.hyperparameters)
-        if gradient != "g" or unknown or required - wanted or fills - set(self.hyperparameters):
+        # A slot that moves, an option, a hyperparameter: each must reach an equation.
+        required = (slots | {*self.options, *self.hyperparameters}) - fills
+        reached = wanted | self.tree_arguments
+        unknown = wanted - offered - named | (
+            self.tree_arguments - {"p", "t", *self.extras, *named}
+        )
+        if (
+            gradient != "g"
+            or unknown
+            or slots - wanted
+            or required - reached
+            or fills - set(self.hyperparameters)
+        ):
             raise ValueError(
                 f"{self.name}: the step takes ({gradient}, {', '.join(arguments)}), but the kernel "
-                f"declares {sorted(required)} and may ask for {sorted(offered)}"
+                f"declares {sorted(required)} and may ask for {sorted(offered | named)}"
             )
         fields = set(getattr(self.state, "_fields", ()))
-        expected = {slot.name for slot in self.slots}
-        if fields - {"count", "rng_key"} != expected:
+        if fields - {*self.counters, "rng_key"} != kept:
             raise ValueError(
                 f"{self.name}: the state {self.state.__name__} has the fields {sorted(fields)}, "
-                f"but the slots are {sorted(expected)}"
+                f"but the slots are {sorted(kept)}"
             )
-        if "t" in wanted and "count" not in fields:
+        if "t" in wanted | self.tree_arguments and not self.counts:
             raise ValueError(f"{self.name}: the step asks for t, but the state has no count")
         if "key" in wanted and "rng_key" not in fields:
             raise ValueError(f"{self.name}: the step asks for key, but the state has no rng_key")
@@ -175,4 +236,25 @@ class Kernel:
     @functools.cached_property
     def arguments(self) -> frozenset[str]:
         """The names of what the step asks for."""
-        return frozenset(inspect.signature(self.step).parameters)
+        return frozenset(_parameters_of(self.step))
+
+    @functools.cached_property
+    def tree_arguments(self) -> frozenset[str]:
+        """The names of what the measures and the scalar step ask for."""
+        asked = {name for measure in self.measures.values() for name in measure_arguments(measure)}
+        return frozenset(asked | {*_parameters_of(self.scalar_step)} if self.scalar_step else asked)
+
+    @functools.cached_property
+    def counts(self) -> tuple[str, ...]:
+        """The counters that the state has."""
+        return tuple(name for name in self.counters if name in self.state._fields)
+
+
+def measure_arguments(measure: Callable[..., Any]) -> tuple[str, ...]:
+    """What a measure asks for beside the list of gradients; not what has a default."""
+    _, *others = inspect.signature(measure).parameters.values()
+    return tuple(other.name for other in others if other.default is other.empty)
+
+
+def _parameters_of(function: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(function).parameters)

@@ -5,8 +5,8 @@ error messages. Each kernel is traced once for each distinct type of leaf and th
 the time to trace a step grows with the number of layers, not of operations.
 """
 
-import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +16,8 @@ import numpy as np
 import optax
 
 from gradtx import trees
-from gradtx.kernel import Kernel, Slot, check_hyperparameter
+from gradtx.kernel import Kernel, PerLeaf, check_hyperparameter, measure_arguments
+from gradtx.leaf import as_scalar, leaf_step_of, scalar_step_of, start_scalar, start_slot
 
 
 class ScheduledState(NamedTuple):
@@ -72,6 +73,12 @@ def kernel_of(transformation: optax.GradientTransformation) -> Kernel | None:
     return lifted.kernel if isinstance(lifted, _Lifted) else None
 
 
+def hyperparameters_of(transformation: optax.GradientTransformation) -> dict[str, Any]:
+    """The hyperparameters that a lifted transformation was built with, numbers and schedules."""
+    lifted = getattr(transformation.update, "__self__", None)
+    return lifted.values | lifted.schedules if isinstance(lifted, _Lifted) else {}
+
+
 class _Lifted:
     """A kernel with its arguments sorted by how they reach the step."""
 
@@ -87,7 +94,14 @@ class _Lifted:
         self.values: dict[str, Any] = {}
         # Python numbers are compiled in, exactly as a plain closure would; arrays and the values
         # of schedules are arguments of the compiled step, so that one step serves many values.
-        static = {name: arguments[name] for name in kernel.options}
+        self.static = {
+            name: arguments[name]
+            for name in kernel.options
+            if not isinstance(arguments[name], PerLeaf)
+        }
+        self.per_leaf = {
+            name: arguments[name].choose for name in kernel.options if name not in self.static
+        }
         self.traced: tuple[str, ...] = ()
         for name, valid in kernel.hyperparameters.items():
             value = arguments[name]
@@ -97,36 +111,35 @@ class _Lifted:
             else:
                 is_array = isinstance(value, np.ndarray | jax.Array)
                 self.values[name] = jnp.asarray(value) if is_array else float(value)
-            if name in kernel.arguments:
-                if isinstance(self.values.get(name), float):
-                    static[name] = self.values[name]
-                else:
-                    self.traced += (name,)
-        self.leaf_step = _leaf_step(
-            kernel.name,
-            kernel.step,
-            tuple((slot.name, slot.real) for slot in kernel.slots),
-            tuple(static.items()),
-        )
-        fields = getattr(kernel.state, "_fields", ())
-        self.counts_for_schedules = bool(self.schedules) and "count" not in fields
+            if isinstance(self.values.get(name), float):
+                self.static[name] = self.values[name]
+            elif name in kernel.arguments | kernel.tree_arguments:
+                self.traced += (name,)
+        self.counts_for_schedules = bool(self.schedules) and not kernel.counts
 
     def init(self, params: Any) -> Any:
         """The state before the first step."""
+        kernel = self.kernel
         fields: dict[str, Any] = {
-            slot.name: jax.tree.map(functools.partial(self._start, slot), params)
-            for slot in self.kernel.slots
+            slot.name: jax.tree.map(
+                functools.partial(start_slot, kernel.name, slot, self._number), params
+            )
+            for slot in kernel.slots
         }
-        if "count" in self.kernel.state._fields:
-            fields["count"] = jnp.zeros([], jnp.int32)
-        if "rng_key" in self.kernel.state._fields:
+        if kernel.scalars:
+            parameters = [jnp.asarray(p) for p in jax.tree.leaves(params) if trees.is_parameter(p)]
+            fields |= {
+                scalar.name: start_scalar(scalar, self._number, parameters)
+                for scalar in kernel.scalars
+            }
+        fields |= {name: jnp.zeros([], jnp.int32) for name in kernel.counts}
+        if "rng_key" in kernel.state._fields:
             # A copy, because the caller may donate the state.
             fields["rng_key"] = jnp.copy(self.key)
-        return self._pack(jnp.zeros([], jnp.int32), self.kernel.state(**fields))
+        return self._pack(jnp.zeros([], jnp.int32), kernel.state(**fields))
 
     def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         """One step: the new updates and the new state."""
-        del extra
         kernel = self.kernel
         count, inner = self._unpack(state)
         gradients, treedef = trees.flatten(updates)
@@ -137,60 +150,63 @@ class _Lifted:
                 getattr(inner, slot.name),
                 "updates",
                 updates,
+                subtrees=slot.shape is not None,
             )
             for slot in kernel.slots
         ]
         parameters = self._parameters(params, updates, len(gradients))
+        own = self._own_options(updates if params is None else params, updates, len(gradients))
         active = [i for i, gradient in enumerate(gradients) if trees.is_parameter(gradient)]
         for i in active:
             self._check_shapes(i, updates, gradients[i], [slot[i] for slot in slots], parameters[i])
 
         t = None if count is None else optax.safe_increment(count)
-        scalars = self._scalars(count, [gradients[i] for i in active])
+        scalars, new_scalars = self._scalars(
+            count,
+            t,
+            inner,
+            extra,
+            [jnp.asarray(gradients[i]) for i in active],
+            {
+                slot.name: [values[i] for i in active]
+                for slot, values in zip(kernel.slots, slots, strict=True)
+            }
+            | {"p": [parameters[i] for i in active]},
+        )
         new_key, keys = self._keys(inner, len(active))
-        for key, i in zip(keys, active, strict=True):
-            gradients[i], new = self.leaf_step(
-                gradients[i],
-                tuple(slot[i] for slot in slots),
-                parameters[i] if "p" in kernel.arguments else None,
-                t if "t" in kernel.arguments else None,
-                key,
-                scalars,
-            )
-            for slot, value in zip(slots, new, strict=True):
-                slot[i] = value
+        key_of = dict(zip(active, keys, strict=True))
+        for group in self._groups(active, gradients, slots, own):
+            arguments = [
+                (
+                    gradients[i],
+                    tuple(slot[i] for slot in slots),
+                    parameters[i] if "p" in kernel.arguments else None,
+                    key_of[i],
+                )
+                for i in group
+            ]
+            results = self._step(arguments, own[group[0]], t, scalars)
+            for i, (update, new) in zip(group, results, strict=True):
+                gradients[i] = update
+                for slot, value in zip(slots, new, strict=True):
+                    slot[i] = value
 
         fields = {
             slot.name: treedef.unflatten(leaves)
             for slot, leaves in zip(kernel.slots, slots, strict=True)
         }
-        if "count" in kernel.state._fields:
-            fields["count"] = t
+        fields |= new_scalars
+        fields |= {name: optax.safe_increment(getattr(inner, name)) for name in kernel.counts}
         if new_key is not None:
             fields["rng_key"] = new_key
         return treedef.unflatten(gradients), self._pack(t, kernel.state(**fields))
 
-    def _start(self, slot: Slot, parameter: Any) -> jax.Array | None:
-        if not trees.is_parameter(parameter):
-            return None
-        own_dtype = jnp.result_type(parameter)
-        dtype = slot.dtype
-        if dtype is None:
-            dtype = trees.compute_dtype(own_dtype)
-            dtype = trees.real_dtype(dtype) if slot.real else dtype
-        elif not slot.real and _is_complex(own_dtype) and not _is_complex(dtype):
-            raise ValueError(
-                f"{self.kernel.name}: {slot.name} of a complex parameter does not fit into {dtype}"
-            )
-        fill = slot.fill
-        if isinstance(fill, str):
-            at_start = self.schedules.get(fill)
-            fill = self.values[fill] if at_start is None else evaluate(at_start, jnp.int32(0))
-        shape = np.shape(parameter)
-        if slot.shape_for(shape) == shape:
-            # Like the parameter in sharding too.
-            return jnp.full_like(parameter, fill, dtype=dtype)
-        return jnp.full(slot.shape_for(shape), fill, dtype)
+    def _number(self, fill: Any) -> Any:
+        """A value at the start; a name stands for that hyperparameter's."""
+        if not isinstance(fill, str):
+            return fill
+        schedule = self.schedules.get(fill)
+        return self.values[fill] if schedule is None else evaluate(schedule, jnp.int32(0))
 
     def _pack(self, count: Any, inner: Any) -> Any:
         if not self.counts_for_schedules:
@@ -212,21 +228,77 @@ class _Lifted:
             )
         if expected is ScheduledState:
             return state.count, state.inner_state
-        return (state.count if "count" in expected._fields else None), state
+        counters = ("count",) if self.counts_for_schedules else self.kernel.counts
+        return (getattr(state, counters[0]) if counters else None), state
 
     def _parameters(self, params: Any, updates: Any, number: int) -> Sequence[Any]:
         if params is not None:
             return trees.flatten_like(self.kernel.name, "params", params, "updates", updates)
-        if "p" in self.kernel.arguments:
+        if self._needs_parameters:
             raise ValueError(
                 f"{self.kernel.name}: needs the parameters; call update(updates, state, params)"
             )
         return [None] * number
 
+    @property
+    def _needs_parameters(self) -> bool:
+        return "p" in self.kernel.arguments | self.kernel.tree_arguments
+
+    def _own_options(self, tree: Any, updates: Any, number: int) -> list[dict[str, Any]]:
+        """For each leaf the options that differ from leaf to leaf."""
+        own: list[dict[str, Any]] = [{} for _ in range(number)]
+        for name, choose in self.per_leaf.items():
+            values = trees.flatten_like(
+                self.kernel.name, name, choose(tree), "updates", updates, subtrees=True
+            )
+            for options, value in zip(own, values, strict=True):
+                options[name] = value
+        return own
+
+    def _step(
+        self, arguments: list[Any], own: dict[str, Any], t: Any, scalars: dict[str, Any]
+    ) -> list[Any]:
+        """The new update and slots of each of these leaves, which are of one type."""
+        kernel = self.kernel
+        static = {name: self.static[name] for name in self.static if name in kernel.arguments}
+        step = leaf_step_of(
+            kernel.name,
+            kernel.step,
+            tuple((slot.name, slot.real) for slot in kernel.slots),
+            tuple((static | own).items()),
+            stacked=len(arguments) > 1,
+        )
+        t = t if "t" in kernel.arguments else None
+        if len(arguments) == 1:
+            g, slots, p, key = arguments[0]
+            return [step(g, slots, p, t, key, scalars)]
+        g, slots, p, key = jax.tree.map(lambda *leaves: jnp.stack(leaves), *arguments)
+        stacked = step(g, slots, p, t, key, scalars)
+        return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(arguments))]
+
+    def _groups(
+        self,
+        active: list[int],
+        gradients: list[Any],
+        slots: list[list[Any]],
+        own: list[dict[str, Any]],
+    ) -> list[list[int]]:
+        """The leaves that take their step together: those of one type, if the kernel stacks."""
+        if not self.kernel.stacked:
+            return [[i] for i in active]
+        groups: dict[Any, list[int]] = {}
+        for i in active:
+            arrays, structure = jax.tree.flatten([gradients[i], [slot[i] for slot in slots]])
+            types = tuple((np.shape(x), jnp.result_type(x)) for x in arrays)
+            groups.setdefault((structure, types, tuple(own[i].items())), []).append(i)
+        return list(groups.values())
+
     def _check_shapes(
         self, index: int, updates: Any, gradient: Any, slots: list[Any], parameter: Any
     ) -> None:
         shape = np.shape(gradient)
+        if parameter is not None and np.shape(parameter) != shape:
+            trees.refuse_shape(self.kernel.name, "updates", updates, index, "params", parameter)
         for slot, value in zip(self.kernel.slots, slots, strict=True):
             if value is None:
                 raise ValueError(
@@ -234,28 +306,63 @@ class _Lifted:
                     f"'{trees.paths(updates)[index]}', where updates has shape {shape}; was init "
                     "called with these parameters?"
                 )
-            if np.shape(value) != slot.shape_for(shape):
+            if jax.tree.map(np.shape, value) != slot.shape_for(shape):
                 trees.refuse_shape(
                     self.kernel.name, "updates", updates, index, f"the state's {slot.name}", value
                 )
-        if "p" in self.kernel.arguments and not trees.is_parameter(parameter):
+        if self._needs_parameters and not trees.is_parameter(parameter):
             raise ValueError(
                 f"{self.kernel.name}: needs the parameter at '{trees.paths(updates)[index]}', "
                 f"where updates has shape {shape}; params has {parameter!r}"
             )
-        if parameter is not None and np.shape(parameter) != shape:
-            trees.refuse_shape(self.kernel.name, "updates", updates, index, "params", parameter)
 
-    def _scalars(self, count: Any, gradients: list[Any]) -> dict[str, Any]:
-        scalars = {
+    def _scalars(
+        self,
+        count: Any,
+        t: Any,
+        inner: Any,
+        extra: dict[str, Any],
+        gradients: list[jax.Array],
+        leaves: dict[str, list[Any]],
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the step takes of the whole tree, and the new scalars of the state."""
+        kernel = self.kernel
+        values = {
             name: evaluate(self.schedules[name], count)
             if name in self.schedules
             else self.values[name]
             for name in self.traced
         }
-        for name, measure in self.kernel.measures.items():
-            scalars[name] = measure([jnp.asarray(gradient) for gradient in gradients])
-        return scalars
+        dtype = trees.widest(gradients)
+        kept = {scalar.name: getattr(inner, scalar.name) for scalar in kernel.scalars}
+        known: dict[str, Any] = {name: as_scalar(value, dtype) for name, value in values.items()}
+        known |= {name: as_scalar(jnp.asarray(value), dtype) for name, value in kept.items()}
+        for name in kernel.extras:
+            if extra.get(name) is None:
+                raise ValueError(
+                    f"{kernel.name}: needs {name}; call update(updates, state, params, {name}=...)"
+                )
+            known[name] = as_scalar(jnp.asarray(extra[name]), dtype)
+        if t is not None:
+            known["t"] = t.astype(dtype)
+        given = known | leaves | self.static
+        for name, measure in kernel.measures.items():
+            values[name] = known[name] = measure(
+                gradients, **{asked: given[asked] for asked in measure_arguments(measure)}
+            )
+        new = kept
+        if kernel.scalar_step is not None:
+            asked = inspect.signature(kernel.scalar_step).parameters
+            step = scalar_step_of(
+                kernel.name,
+                kernel.scalar_step,
+                tuple((name, value) for name, value in self.static.items() if name in asked),
+            )
+            result = step(kept, {name: known[name] for name in asked if name in known})
+            new = {name: result[name] for name in kept}
+            values |= {name: result[name] for name in kernel.factors}
+        values |= new
+        return {name: values[name] for name in values if name in kernel.arguments}, new
 
     def _keys(self, inner: Any, number: int) -> tuple[Any, Sequence[Any]]:
         if "key" not in self.kernel.arguments:
@@ -272,67 +379,3 @@ def evaluate(schedule: Callable[[jax.Array], Any], count: jax.Array) -> jax.Arra
     if value.ndim:
         raise ValueError(f"a schedule must return a scalar, got shape {value.shape}")
     return value
-
-
-@functools.lru_cache(maxsize=1024)
-def _leaf_step(
-    name: str,
-    step: Callable[..., Any],
-    slots_read: tuple[tuple[str, bool], ...],
-    static: tuple[tuple[str, Any], ...],
-) -> Callable[..., tuple[jax.Array, tuple[jax.Array, ...]]]:
-    """The compiled step on one leaf, shared by all transformations with the same numbers."""
-
-    def leaf_step(g, slots, p, t, key, scalars):
-        g = jnp.asarray(g)
-        dtype = trees.compute_dtype(g.dtype)
-        real = trees.real_dtype(dtype)
-        given = dict(static)
-        given |= {name: value.astype(real) for name, value in scalars.items()}
-        given |= {
-            name: _to_compute(slot, real if is_real else dtype)
-            for (name, is_real), slot in zip(slots_read, slots, strict=True)
-        }
-        if p is not None:
-            given["p"] = jnp.asarray(p).astype(dtype)
-        if t is not None:
-            given["t"] = t.astype(real)
-        if key is not None:
-            given["key"] = key
-        # A complex gradient meets real slots and numbers, which strict promotion would refuse.
-        mixes = _is_complex(dtype)
-        with jax.numpy_dtype_promotion("standard") if mixes else contextlib.nullcontext():
-            result = step(g.astype(dtype), **given)
-        results = result if isinstance(result, tuple) else (result,)
-        expected = {"an update": g.shape}
-        expected |= {
-            f"a {slot_name}": slot.shape
-            for (slot_name, _), slot in zip(slots_read, slots, strict=True)
-        }
-        if len(results) != len(expected):
-            raise ValueError(
-                f"{name}: the kernel returned {len(results)} arrays, expected {', '.join(expected)}"
-            )
-        for (what, shape), array in zip(expected.items(), results, strict=True):
-            if np.shape(array) != shape:
-                raise ValueError(
-                    f"{name}: the kernel returned {what} of shape {np.shape(array)} for a "
-                    f"gradient of shape {g.shape}, expected shape {shape}"
-                )
-        update, *new = results
-        new = tuple(value.astype(slot.dtype) for value, slot in zip(new, slots, strict=True))
-        return update.astype(g.dtype), new
-
-    leaf_step.__name__ = name
-    return jax.jit(leaf_step)
-
-
-def _to_compute(slot: jax.Array, dtype: np.dtype) -> jax.Array:
-    if not jnp.issubdtype(slot.dtype, jnp.inexact):
-        return slot
-    is_real = jnp.issubdtype(dtype, jnp.floating)
-    return (jnp.real(slot) if is_real else slot).astype(dtype)
-
-
-def _is_complex(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.complexfloating)

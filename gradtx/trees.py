@@ -39,6 +39,12 @@ def real_dtype(dtype: Any) -> np.dtype:
     return jnp.finfo(dtype).dtype
 
 
+def widest(leaves: Sequence[Any]) -> np.dtype:
+    """The real dtype to calculate in with all of these arrays: at least float32."""
+    dtypes = [real_dtype(compute_dtype(leaf.dtype)) for leaf in leaves]
+    return max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
+
+
 def abs_squared(x: jax.Array) -> jax.Array:
     """|x|^2, element by element; real also where x is complex."""
     return jnp.real(x * jnp.conj(x)) if jnp.iscomplexobj(x) else jnp.square(x)
@@ -60,7 +66,15 @@ def paths(tree: Any) -> list[str]:
     return [path_name(path) for path, _ in named]
 
 
-def flatten_like(owner: str, what: str, tree: Any, reference_name: str, reference: Any) -> list:
+def flatten_like(
+    owner: str,
+    what: str,
+    tree: Any,
+    reference_name: str,
+    reference: Any,
+    *,
+    subtrees: bool = False,
+) -> list:
     """The parts of `tree` that lie where `reference` has its leaves.
 
     Args:
@@ -69,6 +83,7 @@ def flatten_like(owner: str, what: str, tree: Any, reference_name: str, referenc
         tree: a tree of the structure of `reference`; where that has None, anything may lie.
         reference_name: what `reference` is called in the message.
         reference: the tree that gives the structure.
+        subtrees: whether a part may be a tree of its own.
 
     Returns:
         One part for each leaf of `reference`, in its order.
@@ -84,7 +99,9 @@ def flatten_like(owner: str, what: str, tree: Any, reference_name: str, referenc
             f"{owner}: {_difference(what, tree, reference_name, reference)}"
         ) from mismatch
     opposite = [part for leaf, part in zip(leaves, parts, strict=True) if leaf is not None]
-    if not jax.tree_util.all_leaves([part for part in opposite if part is not None]):
+    if not subtrees and not jax.tree_util.all_leaves(
+        [part for part in opposite if part is not None]
+    ):
         raise ValueError(f"{owner}: {_difference(what, tree, reference_name, reference)}")
     return parts
 
@@ -100,7 +117,7 @@ def refuse_shape(
     leaf = flatten(reference)[0][index]
     raise ValueError(
         f"{owner}: shapes differ at '{paths(reference)[index]}': {reference_name} has shape "
-        f"{np.shape(leaf)}, {what} has shape {np.shape(other)}"
+        f"{np.shape(leaf)}, {what} has shape {jax.tree.map(np.shape, other)}"
     )
 
 
@@ -212,8 +229,7 @@ def norm_of_leaves(
     """`global_norm` of a list of inexact arrays."""
     if not leaves:
         return jnp.zeros((), jnp.float32)
-    dtypes = [real_dtype(compute_dtype(leaf.dtype)) for leaf in leaves]
-    dtype = max(dtypes, key=lambda d: d.itemsize)
+    dtype = widest(leaves)
 
     def total(of_leaf: Callable[..., jax.Array], *arguments: jax.Array) -> jax.Array:
         # Every leaf in the dtype of the widest: what underflows in its own may count in the whole.
@@ -239,6 +255,34 @@ def norm_of_leaves(
         # An eager conditional would be compiled, with all leaves in it, at every call.
         result = _safe_sqrt(squares) if is_ordinary else rescaled()
     return lax.pmean(result, axis_name) if axis_name and axis_reduction == "mean" else result
+
+
+def sum_of(function: Callable[..., jax.Array], *lists: Sequence[Any]) -> jax.Array:
+    """The sum over all leaves of a number that is calculated from each: sum_i f(a_i, b_i, ...).
+
+    Args:
+        function: from one array of each list, in the widest dtype of the first list and at least
+            float32, to a scalar. One function object is compiled once for each type of leaf.
+        *lists: lists of inexact arrays, equally long.
+
+    Returns:
+        A scalar, zero for empty lists.
+    """
+    dtype = widest([jnp.asarray(leaf) for leaf in lists[0]])
+    parts = [_on_widened(function, leaves, dtype=dtype) for leaves in zip(*lists, strict=True)]
+    return jnp.sum(jnp.stack(parts)) if parts else jnp.zeros((), dtype)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="dtype")
+def _on_widened(
+    function: Callable[..., jax.Array], leaves: tuple[Any, ...], *, dtype: np.dtype
+) -> jax.Array:
+    return function(*(_widened(jnp.asarray(leaf), dtype) for leaf in leaves)).astype(dtype)
+
+
+def inner_product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The real inner product <x, y> of two arrays of one shape."""
+    return jnp.sum(jnp.real(jnp.conj(x) * y))
 
 
 @functools.partial(jax.jit, static_argnames="dtype")

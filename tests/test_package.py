@@ -19,7 +19,7 @@ LAYERS = [
     ("trees.py", "kernel.py", "updates.py"),
     ("select.py",),
     ("compose/",),
-    ("lift.py",),
+    ("lift.py", "leaf.py"),
     ("kernels/",),
     ("wrappers/",),
     ("recipes/",),

@@ -95,8 +95,13 @@ def _raises(call: Callable[[], Any]) -> bool:
 
 def _shapes_below(state: Any, path: Any) -> set[str]:
     """The shapes of what the state keeps for one parameter, which need not be its own."""
+
+    def lies_below(place: Any) -> bool:
+        starts = range(len(place) - len(path) + 1)
+        return any(place[start : start + len(path)] == path for start in starts)
+
     named, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {str(leaf.shape) for place, leaf in named if place[-len(path) :] == path}
+    return {str(leaf.shape) for place, leaf in named if lies_below(place)}
 
 
 def _expect_refusal(what: str, path: Any, shapes: list[set[str]], call: Callable[[], Any]) -> None:
