@@ -155,7 +155,9 @@ def nadam(
 
     Source:
         Dozat 2016, "Incorporating Nesterov momentum into Adam", Algorithm 2 with constant b1; see
-        `scale_by_adam`.
+        `scale_by_adam`. PyTorch keeps b1 in m, but looks ahead with a momentum that grows:
+        m_hat = mu_{t+1} * m / (1 - mu_1 ... mu_{t+1}) + (1 - mu_t) * g / (1 - mu_1 ... mu_t) with
+        mu_t = b1 * (1 - 0.96^(t * momentum_decay) / 2), which is b1 for a large momentum_decay.
 
     Example:
         >>> import jax.numpy as jnp
@@ -216,7 +218,8 @@ def nadamw(
 
     Source:
         Dozat 2016, "Incorporating Nesterov momentum into Adam", Algorithm 2 with constant b1; see
-        `scale_by_adam`. Loshchilov & Hutter 2019, Algorithm 2.
+        `scale_by_adam`. Loshchilov & Hutter 2019, Algorithm 2. PyTorch's momentum differs, see
+        `nadam`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -275,7 +278,10 @@ def amsgrad(
         ValueError: if an argument lies outside its range.
 
     Source:
-        Reddi, Kale & Kumar 2018, "On the convergence of Adam and beyond", Algorithm 2.
+        Reddi, Kale & Kumar 2018, "On the convergence of Adam and beyond", Algorithm 2. PyTorch
+        corrects v_max instead of v: v_max <- max(v_max, v), u = -learning_rate * m_hat /
+        (sqrt(v_max / (1 - b2^t)) + eps). That is bias_correction_nu=False with learning_rate and
+        eps multiplied by sqrt(1 - b2^t).
 
     Example:
         >>> import jax.numpy as jnp

@@ -129,6 +129,7 @@ def radam(
 
     Source:
         Liu et al. 2020, "On the variance of the adaptive learning rate and beyond", Algorithm 2.
+        PyTorch adds eps to sqrt(v) and corrects the sum, which is eps / sqrt(1 - b2^t) here.
 
     Example:
         >>> import jax.numpy as jnp

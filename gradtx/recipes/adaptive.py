@@ -40,7 +40,11 @@ def adagrad(
 
     Source:
         Duchi, Hazan & Singer 2011, "Adaptive subgradient methods", Figure 1, diagonal matrices. As
-        in optax, epsilon is inside the root.
+        in optax, epsilon is inside the root. In PyTorch it is outside, u = -learning_rate * g /
+        (sqrt(s) + eps), which at step t is what `rmsprop` does with eps_in_sqrt=False,
+        initial_scale=initial_accumulator_value, decay = t / (t + 1), and learning_rate and eps
+        divided by sqrt(t + 1). PyTorch's lr_decay is the schedule
+        learning_rate / (1 + lr_decay * (t - 1)).
 
     Example:
         >>> import jax.numpy as jnp
@@ -92,7 +96,10 @@ def rmsprop(
 
     Source:
         Tieleman & Hinton 2012, "Neural networks for machine learning", lecture 6.5; Graves 2013,
-        "Generating sequences with recurrent neural networks", equations (38) to (41).
+        "Generating sequences with recurrent neural networks", equations (38) to (41). PyTorch adds
+        eps outside of the root, and multiplies by the learning rate after the momentum, which
+        makes a difference only while the learning rate changes: `chain(scale_by_rms(decay, eps,
+        eps_in_sqrt=False), trace(momentum), scale_by_learning_rate(learning_rate))`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -189,7 +196,8 @@ def rprop(
 
     Source:
         Riedmiller & Braun 1993, "A direct adaptive method for faster backpropagation learning: the
-        RPROP algorithm"; see `scale_by_rprop`.
+        RPROP algorithm"; see `scale_by_rprop`. PyTorch clips the first step size, learning_rate,
+        to [min_step_size, max_step_size] too; here it is taken as it is.
 
     Example:
         >>> import jax.numpy as jnp

@@ -38,7 +38,8 @@ def sgd(
         nesterov: whether to look one step ahead.
         accumulator_dtype: the storage dtype of v; None: the parameter's, at least float32.
         dampening: the share of the gradient that is left out of v, in [0, 1); equal to momentum it
-            makes v a low-pass filter.
+            makes v a low-pass filter. (PyTorch has no dampening in its first step, as the schedule
+            `lambda count: jnp.where(count == 0, 0.0, dampening)` has none.)
 
     Returns:
         The chain of `trace` (if there is momentum) and `scale_by_learning_rate`.
