@@ -125,18 +125,23 @@ def averaged_params(state: Any, params: Any = None) -> Any:
             f"averaged_params: expected one average_params in the state, found {len(found)}"
         )
     average, weight = found[0].average.ema
-    if weight is not None:
-        divisor = jnp.where(weight == 0, 1.0, weight)
-        average = jax.tree.map(lambda a: a / divisor.astype(a.dtype), average)
     if params is None:
-        return average
+        return jax.tree.map(lambda a: _debiased(a, weight), average)
     raw, treedef = trees.flatten(params)
     averages = trees.flatten_like("averaged_params", "the average", average, "params", params)
+    return treedef.unflatten(
+        averaged_leaf(p, a, weight) if trees.is_parameter(p) else p
+        for p, a in zip(raw, averages, strict=True)
+    )
 
-    def averaged(p: Any, a: Any) -> Any:
-        if not trees.is_parameter(p):
-            return p
-        a = a.astype(jnp.result_type(p))
-        return a if weight is None else jnp.where(weight == 0, p, a)
 
-    return treedef.unflatten(map(averaged, raw, averages))
+def averaged_leaf(p: Any, average: jax.Array, weight: jax.Array | None) -> jax.Array:
+    """The average of one parameter in its dtype; the parameter itself before the first update."""
+    mean = _debiased(average, weight).astype(jnp.result_type(p))
+    return mean if weight is None else jnp.where(weight == 0, p, mean)
+
+
+def _debiased(average: jax.Array, weight: jax.Array | None) -> jax.Array:
+    if weight is None:
+        return average
+    return average / jnp.where(weight == 0, 1.0, weight).astype(average.dtype)

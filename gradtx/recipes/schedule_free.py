@@ -1,0 +1,132 @@
+"""Optimizers whose learning rate needs no schedule."""
+
+from jax.typing import ArrayLike, DTypeLike
+from optax import GradientTransformationExtraArgs as Transformation
+from optax import ScalarOrSchedule
+
+from gradtx.compose.sequence import chain
+from gradtx.kernel import COUNT, check
+from gradtx.kernels.adaptive import scale_by_rms
+from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
+from gradtx.recipes.descent import sgd
+from gradtx.schedules import warmup_constant_schedule
+from gradtx.wrappers.schedule_free import schedule_free
+
+
+def schedule_free_sgd(
+    learning_rate: ScalarOrSchedule = 1.0,
+    warmup_steps: int | None = None,
+    b1: ArrayLike = 0.9,
+    weight_decay: ScalarOrSchedule | None = None,
+    weight_lr_power: ArrayLike = 2.0,
+    state_dtype: DTypeLike | None = None,
+) -> Transformation:
+    """Gradient descent with an average of the iterates in place of a schedule.
+
+        z <- z - learning_rate * (g + weight_decay * y)
+        x <- (1 - c) * x + c * z,    y <- (1 - b1) * z + b1 * x
+
+    The parameters that are trained are y; `eval_params(state, params)` gives x. See
+    `schedule_free` for c.
+
+    Args:
+        learning_rate: the step size after the warmup, >= 0; without warmup it may be a schedule.
+        warmup_steps: the number of steps in which it grows from 0, >= 1; None: no warmup.
+        b1: the share of x in y, in (0, 1].
+        weight_decay: the share of the parameters that decays, >= 0; None: no decay.
+        weight_lr_power: the power of the largest learning rate so far that weighs z, >= 0.
+        state_dtype: the storage dtype of z; None: the parameter's, at least float32.
+
+    Returns:
+        A transformation with the state `ScheduleFreeState`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Defazio et al. 2024, "The road less scheduled", equations (3) to (5).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array(2.0)
+        >>> tx = gradtx.schedule_free_sgd(0.5)
+        >>> updates, state = tx.update(jnp.array(0.5), tx.init(params), params)
+        >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
+        1.750
+    """
+    rate = _warmed_up("schedule_free_sgd", learning_rate, warmup_steps)
+    base = sgd(rate)
+    if weight_decay is not None:
+        base = chain(add_decayed_weights(weight_decay), base)
+    return schedule_free(base, rate, b1, weight_lr_power, state_dtype)
+
+
+def schedule_free_adamw(
+    learning_rate: ScalarOrSchedule = 0.0025,
+    warmup_steps: int | None = None,
+    b1: ArrayLike = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_lr_power: ArrayLike = 2.0,
+    state_dtype: DTypeLike | None = None,
+) -> Transformation:
+    """AdamW with an average of the iterates in place of a schedule and of its first moment.
+
+        v <- b2 * v + (1 - b2) * g^2,    v_hat = v / (1 - b2^t)
+        z <- z - learning_rate * (g / (sqrt(v_hat) + eps) + weight_decay * y)
+        x <- (1 - c) * x + c * z,    y <- (1 - b1) * z + b1 * x
+
+    The parameters that are trained are y; `eval_params(state, params)` gives x. See
+    `schedule_free` for c.
+
+    Args:
+        learning_rate: the step size after the warmup, >= 0; without warmup it may be a schedule.
+        warmup_steps: the number of steps in which it grows from 0, >= 1; None: no warmup.
+        b1: the share of x in y, in (0, 1].
+        b2: decay of the second moment, in [0, 1).
+        eps: added to the root in the denominator, >= 0.
+        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
+        weight_lr_power: the power of the largest learning rate so far that weighs z, >= 0.
+        state_dtype: the storage dtype of z; None: the parameter's, at least float32.
+
+    Returns:
+        A transformation with the state `ScheduleFreeState`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Defazio et al. 2024, "The road less scheduled", Algorithm 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array(2.0)
+        >>> tx = gradtx.schedule_free_adamw(0.5)
+        >>> updates, state = tx.update(jnp.array(0.1), tx.init(params), params)
+        >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
+        1.500
+    """
+    rate = _warmed_up("schedule_free_adamw", learning_rate, warmup_steps)
+    base = chain(
+        scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(rate),
+    )
+    return schedule_free(base, rate, b1, weight_lr_power, state_dtype)
+
+
+def _warmed_up(
+    owner: str, learning_rate: ScalarOrSchedule, warmup_steps: int | None
+) -> ScalarOrSchedule:
+    if warmup_steps is None:
+        return learning_rate
+    check(owner, "warmup_steps", warmup_steps, COUNT)
+    if callable(learning_rate):
+        raise ValueError(
+            f"{owner}: learning_rate must be a number where there are warmup_steps, got "
+            f"{learning_rate!r}"
+        )
+    return warmup_constant_schedule(0.0, learning_rate, warmup_steps)

@@ -1,0 +1,132 @@
+"""One way to ask for the parameters to evaluate, whatever keeps them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+
+from gradtx import trees
+from gradtx.wrappers.average import AverageParamsState, averaged_leaf
+from gradtx.wrappers.schedule_free import evaluated_leaf
+
+
+def eval_params(state: Any, params: Any) -> Any:
+    """The parameters to evaluate: the averaged ones, where the optimizer keeps an average.
+
+        average_params:  a / (sum of its weights)
+        schedule_free:   x = (y - (1 - b1) * z) / b1
+        lookahead:       the slow parameters
+        anything else:   the parameters themselves
+
+    Args:
+        state: the state of any optimizer, ours or optax's, however deeply such a wrapper lies in
+            it. A wrapper in a group of `partition` speaks for the leaves of its group.
+        params: the parameters that are trained; for `lookahead` its pair of fast and slow ones.
+
+    Returns:
+        A tree of the structure and dtypes of the parameters.
+
+    Raises:
+        ValueError: if two wrappers keep an average of the same leaf, or the trees differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array([4.0])
+        >>> for tx in (gradtx.sgd(1.0), gradtx.average_params(gradtx.sgd(1.0), decay=0.5)):
+        ...     p, state = params, tx.init(params)
+        ...     for _ in range(2):
+        ...         updates, state = tx.update(jnp.array([1.0]), state, p)
+        ...         p = gradtx.apply_updates(p, updates)
+        ...     print(gradtx.eval_params(state, p).round(1))
+        [2.]
+        [2.3]
+    """
+    if isinstance(params, optax.LookaheadParams):
+        params = params.slow
+    leaves, treedef = trees.flatten(params)
+    evaluated: dict[int, Any] = {}
+    for keeper in _keepers(state):
+        for i, leaf in _evaluated_by(keeper, leaves, params).items():
+            if i in evaluated:
+                raise ValueError(
+                    "eval_params: two wrappers keep an average of the parameter "
+                    f"'{trees.paths(params)[i]}'"
+                )
+            evaluated[i] = leaf
+    return treedef.unflatten(evaluated.get(i, leaf) for i, leaf in enumerate(leaves))
+
+
+def schedule_free_eval_params(state: Any, params: Any) -> Any:
+    """The parameters x to evaluate of `schedule_free`, from those y that are trained.
+
+        x = (y - (1 - b1) * z) / b1
+
+    Args:
+        state: a `ScheduleFreeState`, or a state that holds one.
+        params: the parameters y.
+
+    Returns:
+        A tree of the structure and dtypes of the parameters.
+
+    Raises:
+        ValueError: if the state has no `ScheduleFreeState`, or the trees differ.
+
+    Source:
+        Defazio et al. 2024, "The road less scheduled", equation (3).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.schedule_free_sgd(0.1)
+        >>> params = jnp.array([4.0])
+        >>> print(gradtx.schedule_free_eval_params(tx.init(params), params))
+        [4.]
+    """
+    if not any(_is_schedule_free(keeper) for keeper in _keepers(state)):
+        raise ValueError(
+            f"schedule_free_eval_params: found no ScheduleFreeState in {type(state).__name__}"
+        )
+    return eval_params(state, params)
+
+
+def _keepers(state: Any) -> list[Any]:
+    """The states that keep an average, the outer of two nested ones before the inner."""
+
+    def is_keeper(node: Any) -> bool:
+        return isinstance(node, AverageParamsState) or _is_schedule_free(node)
+
+    found = [node for node in jax.tree.leaves(state, is_leaf=is_keeper) if is_keeper(node)]
+    inner = [
+        node.inner_state if isinstance(node, AverageParamsState) else node.base_optimizer_state
+        for node in found
+    ]
+    return found + [keeper for each in inner for keeper in _keepers(each)]
+
+
+def _is_schedule_free(node: Any) -> bool:
+    return isinstance(node, optax.contrib.ScheduleFreeState)
+
+
+def _evaluated_by(keeper: Any, leaves: list[Any], params: Any) -> dict[int, Any]:
+    """The averages that a wrapper keeps, by the number of their leaf."""
+    weight = None
+    if _is_schedule_free(keeper):
+        kept = keeper.z
+    else:
+        kept, weight = keeper.average.ema
+    parts = trees.flatten_like("eval_params", "the average", kept, "params", params, subtrees=True)
+    # A leaf of another group is a MaskedNode, and what is no parameter has no average.
+    pairs = {
+        i: (leaf, part)
+        for i, (leaf, part) in enumerate(zip(leaves, parts, strict=True))
+        if trees.is_parameter(leaf) and trees.is_parameter(part)
+    }
+    for i, (leaf, part) in pairs.items():
+        if jnp.shape(leaf) != jnp.shape(part):
+            trees.refuse_shape("eval_params", "params", params, i, "the average", part)
+    if _is_schedule_free(keeper):
+        return {i: evaluated_leaf(keeper, leaf, part) for i, (leaf, part) in pairs.items()}
+    return {i: averaged_leaf(leaf, part, weight) for i, (leaf, part) in pairs.items()}

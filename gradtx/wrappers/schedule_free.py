@@ -1,0 +1,154 @@
+"""Learning without a schedule: the average of the iterates, kept without a copy of its own."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+from jax.typing import ArrayLike, DTypeLike
+
+from gradtx import trees
+from gradtx.compose.parts import Part, composed
+from gradtx.compose.sequence import as_transformation
+from gradtx.kernel import NON_NEGATIVE, Range, check, check_dtype, check_hyperparameter
+from gradtx.lift import evaluate
+
+SHARE = Range("in (0, 1]", lambda value: 0 < value <= 1)
+
+
+def schedule_free(
+    base_optimizer: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    b1: ArrayLike = 0.9,
+    weight_lr_power: ArrayLike = 2.0,
+    state_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Average the iterates of any optimizer as they come, instead of lowering its learning rate.
+
+        z <- z + u_base(g),    g the gradient at y
+        w = max_{i <= t} learning_rate_i ^ weight_lr_power,    c = w / (sum of all w so far)
+        x <- (1 - c) * x + c * z
+        y <- (1 - b1) * z + b1 * x
+
+    The parameters that are trained are y; `eval_params(state, params)` gives x, which is what to
+    evaluate. Only z is kept, because x follows from y and z. The update is formed as
+    c * (z - y) + (1 - c) * (1 - b1) * u_base, without a difference of large numbers.
+
+    Args:
+        base_optimizer: makes u_base; b1 stands for its momentum, so it should have none.
+        learning_rate: that of the base optimizer, >= 0, which weighs the average; a number, a
+            scalar array or a schedule. optax evaluates a schedule one step ahead of the base
+            optimizer; here both count from 0.
+        b1: the share of x in y, in (0, 1].
+        weight_lr_power: the power of the largest learning rate so far that weighs z, >= 0.
+        state_dtype: the storage dtype of z; None: the parameter's, at least float32.
+
+    Returns:
+        A transformation with the state `ScheduleFreeState(b1, weight_sum, step_count, max_lr,
+        base_optimizer_state, z)`; its update needs `params`. As in optax `step_count` is the
+        number of the next step, 1 at the start.
+
+    Raises:
+        ValueError: if a number lies outside its range; in `update`, if `params` is missing.
+
+    Source:
+        Defazio et al. 2024, "The road less scheduled", equations (3) to (5) and section 2.2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.schedule_free(gradtx.sgd(1.0), 1.0, b1=0.5)
+        >>> params, state = jnp.array([4.0]), tx.init(jnp.array([4.0]))
+        >>> for _ in range(2):
+        ...     updates, state = tx.update(jnp.array([1.0]), state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        >>> print(params, gradtx.eval_params(state, params))
+        [2.25] [2.5]
+    """
+    owner = "schedule_free"
+    base = as_transformation(owner, "base_optimizer", base_optimizer)
+    check_hyperparameter(owner, "learning_rate", learning_rate, NON_NEGATIVE)
+    check(owner, "b1", b1, SHARE)
+    check(owner, "weight_lr_power", weight_lr_power, NON_NEGATIVE)
+    dtype = check_dtype(owner, "state_dtype", state_dtype)
+
+    def init(params: Any) -> optax.contrib.ScheduleFreeState:
+        parameters = [jnp.asarray(p) for p in jax.tree.leaves(params) if trees.is_parameter(p)]
+        real = trees.widest(parameters)
+
+        def start(p: Any) -> Any:
+            # A copy, because the caller may donate both.
+            return (
+                jnp.array(p, dtype or trees.compute_dtype(p.dtype))
+                if trees.is_parameter(p)
+                else None
+            )
+
+        return optax.contrib.ScheduleFreeState(
+            b1=jnp.array(b1, real),
+            weight_sum=jnp.zeros((), real),
+            step_count=jnp.ones((), jnp.int32),
+            max_lr=jnp.zeros((), real),
+            base_optimizer_state=base.init(params),
+            z=jax.tree.map(start, params),
+        )
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        if params is None:
+            raise ValueError(f"{owner}: needs the parameters; call update(updates, state, params)")
+        real = state.weight_sum.dtype
+        rate = learning_rate
+        if callable(rate):
+            rate = evaluate(rate, state.step_count - 1)
+        max_lr = jnp.maximum(state.max_lr, jnp.asarray(rate, real))
+        weight = max_lr ** jnp.asarray(weight_lr_power, real)
+        weight_sum = state.weight_sum + weight
+        # Where all rates were zero so far, there is nothing to average yet.
+        c = jnp.where(weight_sum == 0, 0.0, weight / jnp.where(weight_sum == 0, 1.0, weight_sum))
+
+        leaves, treedef = trees.flatten(updates)
+        base_updates, base_state = base.update(updates, state.base_optimizer_state, params, **extra)
+        steps, points, means = (
+            trees.flatten_like(owner, what, tree, "updates", updates)
+            for what, tree in (
+                ("the base updates", base_updates),
+                ("params", params),
+                ("the state's z", state.z),
+            )
+        )
+        for i, (u, y, z) in enumerate(zip(steps, points, means, strict=True)):
+            if trees.is_parameter(leaves[i]):
+                for what, other in (("params", y), ("the state's z", z)):
+                    if jnp.shape(leaves[i]) != jnp.shape(other):
+                        trees.refuse_shape(owner, "updates", updates, i, what, other)
+                leaves[i], means[i] = _step(leaves[i], u, y, z, c, b1)
+        return treedef.unflatten(leaves), optax.contrib.ScheduleFreeState(
+            b1=state.b1,
+            weight_sum=weight_sum,
+            step_count=optax.safe_increment(state.step_count),
+            max_lr=max_lr,
+            base_optimizer_state=base_state,
+            z=treedef.unflatten(means),
+        )
+
+    return composed(owner, (Part("", base),), init, update)
+
+
+@jax.jit
+def _step(g: Any, u: Any, y: Any, z: Any, c: Any, b1: Any) -> tuple[jax.Array, jax.Array]:
+    """The update of y and the new z of one leaf, in at least float32."""
+    stored, dtype = z.dtype, trees.compute_dtype(jnp.result_type(g))
+    u, y, z = (jnp.asarray(x).astype(dtype) for x in (u, y, z))
+    c, b1 = c.astype(trees.real_dtype(dtype)), jnp.asarray(b1, trees.real_dtype(dtype))
+    new = z + u
+    return (c * (new - y) + (1 - c) * (1 - b1) * u).astype(jnp.result_type(g)), new.astype(stored)
+
+
+def evaluated_leaf(state: Any, y: Any, z: Any) -> jax.Array:
+    """The average (y - (1 - b1) * z) / b1 of one leaf, in the dtype of the parameter y."""
+    dtype = trees.compute_dtype(jnp.result_type(y))
+    b1 = state.b1.astype(trees.real_dtype(dtype))
+    y_wide, z = jnp.asarray(y).astype(dtype), z.astype(dtype)
+    # y + (1 / b1 - 1) * (y - z), which is exact where y and z agree.
+    return (y_wide + (1 - b1) / b1 * (y_wide - z)).astype(jnp.result_type(y))

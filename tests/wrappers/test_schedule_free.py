@@ -1,0 +1,158 @@
+"""The average of the iterates in place of a schedule."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax.contrib
+import pytest
+
+import gradtx
+
+PARAMS = {"w": jnp.array([1.0, -2.0, 3.0]), "b": jnp.array([[0.5]])}
+SETTINGS = {
+    "sgd": (lambda: gradtx.schedule_free_sgd(0.3, b1=0.8, weight_decay=0.1), "schedule_free_sgd"),
+    "sgd-warmup": (lambda: gradtx.schedule_free_sgd(0.3, 4, weight_lr_power=1.0), None),
+    "adamw": (
+        lambda: gradtx.schedule_free_adamw(0.05, None, 0.95, 0.9, weight_decay=0.1),
+        "schedule_free_adamw",
+    ),
+}
+PEERS = {
+    "sgd": lambda: optax.contrib.schedule_free_sgd(0.3, b1=0.8, weight_decay=0.1),
+    "adamw": lambda: optax.contrib.schedule_free_adamw(0.05, None, 0.95, 0.9, weight_decay=0.1),
+}
+
+
+def gradient(y):
+    return jax.tree.map(lambda p: jnp.sin(p) + 0.3 * p, y)
+
+
+def trajectory(tx, state, params, steps):
+    update = jax.jit(tx.update)
+    for _ in range(steps):
+        # optax mixes dtypes.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = update(gradient(params), state, params)
+        params = gradtx.apply_updates(params, updates)
+    return params, state
+
+
+def paper(kind, steps):
+    """Equations (3) to (5) with x, y and z all kept; returns y and x."""
+    x = z = y = np.array([1.0, -2.0, 3.0, 0.5])
+    b1, decay, total, largest, v = (0.8, 0.1, 0.0, 0.0, 0.0)
+    if kind == "sgd-warmup":
+        b1, decay = 0.9, 0.0
+    for t in range(1, steps + 1):
+        rate, power = {"sgd": (0.3, 2), "sgd-warmup": (0.3 * min((t - 1) / 4, 1), 1)}.get(
+            kind, (0.05, 2)
+        )
+        g = np.sin(y) + 0.3 * y
+        if kind == "adamw":
+            b1 = 0.95
+            v = 0.9 * v + 0.1 * g**2
+            g = g / (np.sqrt(v / (1 - 0.9**t)) + 1e-8)
+        z = z - rate * (g + decay * y)
+        largest = max(largest, rate)
+        total += largest**power
+        c = largest**power / total if total else 0
+        x = (1 - c) * x + c * z
+        y = (1 - b1) * z + b1 * x
+    return y, x
+
+
+def flat(tree):
+    return np.concatenate([tree["w"], tree["b"].ravel()])
+
+
+@pytest.mark.parametrize("kind", list(SETTINGS))
+def test_equation(kind):
+    with jax.enable_x64(True):
+        tx = SETTINGS[kind][0]()
+        params = jax.tree.map(lambda p: p.astype(jnp.float64), PARAMS)
+        params, state = trajectory(tx, tx.init(params), params, 12)
+        y, x = paper(kind, 12)
+        # optax's schedule of the warmup is one in single precision.
+        rtol = 1e-6 if kind == "sgd-warmup" else 1e-12
+        np.testing.assert_allclose(flat(params), y, rtol=rtol, atol=rtol / 10)
+        x_read = flat(gradtx.eval_params(state, params))
+        np.testing.assert_allclose(x_read, x, rtol=rtol, atol=rtol / 10)
+
+
+@pytest.mark.parametrize("kind", list(PEERS))
+def test_runs_change_hands_with_optax(kind):
+    ours, theirs = SETTINGS[kind][0](), PEERS[kind]()
+    expected, final = trajectory(theirs, theirs.init(PARAMS), PARAMS, 8)
+    for first, second in ((ours, theirs), (theirs, ours)):
+        state = first.init(PARAMS)
+        params, state = trajectory(first, state, PARAMS, 4)
+        params, state = trajectory(second, state, params, 4)
+        assert jax.tree.structure(state) == jax.tree.structure(final)
+        np.testing.assert_allclose(flat(params), flat(expected), rtol=1e-5)
+        np.testing.assert_allclose(
+            flat(gradtx.schedule_free_eval_params(state, params)),
+            flat(optax.contrib.schedule_free_eval_params(final, expected)),
+            rtol=1e-5,
+        )
+
+
+def test_constant_rate_averages_all_iterates():
+    # With b1 = 1 the gradient is taken at the mean of all z: c = 1 / t.
+    tx = gradtx.schedule_free(gradtx.sgd(0.5), 0.5, b1=1.0)
+    params, state, z, mean = jnp.array([1.0]), tx.init(jnp.array([1.0])), 1.0, 1.0
+    for t in range(1, 6):
+        updates, state = tx.update(params, state, params)
+        z = z - 0.5 * mean
+        mean = mean + (z - mean) / t
+        params = gradtx.apply_updates(params, updates)
+        np.testing.assert_allclose(params, [mean], rtol=1e-6)
+        np.testing.assert_allclose(gradtx.eval_params(state, params), [mean], rtol=1e-6)
+
+
+def test_nonsmooth_convex_loss_falls_at_the_optimal_rate():
+    # |x| with D = 1, G = 1: with learning_rate = D / (G sqrt(T)) Theorem 1 gives D G / sqrt(T).
+    steps = 400
+    rate = 1 / np.sqrt(steps)
+    tx = gradtx.schedule_free(gradtx.sgd(rate), rate)
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(jnp.sign(params), state, params)
+        return (gradtx.apply_updates(params, updates), state), None
+
+    start = jnp.array(1.0)
+    (params, state), _ = jax.lax.scan(step, (start, tx.init(start)), length=steps)
+    assert abs(gradtx.eval_params(state, params)) <= 1 / np.sqrt(steps)
+
+
+def test_z_of_half_precision_parameters_is_kept_in_float32_unless_asked_otherwise():
+    params = jnp.ones(2, jnp.bfloat16)
+    assert gradtx.schedule_free_sgd().init(params).z.dtype == jnp.float32
+    state = gradtx.schedule_free_sgd(state_dtype=jnp.bfloat16).init(params)
+    assert state.z.dtype == jnp.bfloat16
+    assert gradtx.schedule_free_sgd().init(params).b1.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"b1": 0.0}, "b1 must be in"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"weight_lr_power": -1.0}, "weight_lr_power"),
+        ({"state_dtype": jnp.int8}, "state_dtype"),
+    ],
+    ids=["b1", "learning_rate", "weight_lr_power", "state_dtype"],
+)
+def test_wrong_arguments(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        gradtx.schedule_free(gradtx.identity(), **({"learning_rate": 0.1} | arguments))
+
+
+def test_wrong_recipe_arguments():
+    with pytest.raises(ValueError, match="warmup_steps"):
+        gradtx.schedule_free_sgd(0.1, warmup_steps=0)
+    with pytest.raises(ValueError, match="schedule_free_adamw: learning_rate must be a number"):
+        gradtx.schedule_free_adamw(lambda count: 0.1, warmup_steps=3)
+    tx = gradtx.schedule_free_sgd()
+    with pytest.raises(ValueError, match="needs the parameters"):
+        tx.update(PARAMS, tx.init(PARAMS))
