@@ -3,7 +3,7 @@
 A kernel's step is a pure function of one leaf. It takes the gradient `g` and, by keyword, only
 what its equation mentions:
 
-- its slots, under their own names (`mu`, `nu`, ...),
+- its slots, under their own names (`mu`, `nu`, ...) or the names that they give themselves,
 - its hyperparameters and options, under their own names (`b1`, `eps`, `nesterov`, ...),
 - `p`, the parameter,
 - `t`, the number of this step, 1 at the first,
@@ -98,12 +98,21 @@ def check_dtype(owner: str, argument: str, dtype: DTypeLike | None) -> np.dtype 
     return canonical
 
 
+def state_class(tx: optax.GradientTransformation) -> type:
+    """The class of a transformation's state, for those that optax keeps private.
+
+    Found in the abstract, because an import must not start the devices before
+    `jax.distributed.initialize` does.
+    """
+    return type(jax.eval_shape(tx.init, ()))
+
+
 @dataclass(frozen=True)
 class Slot:
     """One array that a kernel keeps for each parameter.
 
     Attributes:
-        name: the field of the state and the argument of the step.
+        name: the field of the state.
         fill: the value of every element at the start; a hyperparameter's name stands for its
             value, "p" for the parameter, and a function of the slot's shape and dtype makes it.
         dtype: the storage dtype; None stores the parameter's own dtype, or float32 where that
@@ -111,6 +120,7 @@ class Slot:
         real: whether a complex parameter's slot is real, as that of a squared modulus is.
         shape: the slot's shape from its parameter's; a list of shapes makes the slot a list of
             arrays; None: the same.
+        argument: the argument of the step; "": the name.
     """
 
     name: str
@@ -118,6 +128,12 @@ class Slot:
     dtype: DTypeLike | None = None
     real: bool = False
     shape: Callable[[tuple[int, ...]], tuple[int, ...] | list[tuple[int, ...]]] | None = None
+    argument: str = ""
+
+    @property
+    def read_as(self) -> str:
+        """What the step calls the slot."""
+        return self.argument or self.name
 
     def shape_for(self, parameter_shape: tuple[int, ...]) -> Any:
         """The shape, or the list of shapes, of the slot of a parameter of `parameter_shape`."""
@@ -200,10 +216,12 @@ class Kernel:
     def __post_init__(self) -> None:
         gradient, *arguments = _parameters_of(self.step)
         kept = {part.name for part in (*self.slots, *self.scalars)}
-        slots = {slot.name for slot in self.slots}
+        slots = {slot.read_as for slot in self.slots}
         fills = {part.fill for part in (*self.slots, *self.scalars) if isinstance(part.fill, str)}
         fills -= {"p"}
-        named = {*kept, *self.measures, *self.factors, *self.options, *self.hyperparameters}
+        scalars = {scalar.name for scalar in self.scalars}
+        declared = {*self.measures, *self.factors, *self.options, *self.hyperparameters}
+        named = slots | scalars | declared
         wanted, offered = set(arguments), {"p", "t", "key", *self.measures}
         # A slot that moves, an option, a hyperparameter: each must reach an equation.
         required = (slots | {*self.options, *self.hyperparameters}) - fills

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Range, Slot, check
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Range, Slot, check, state_class
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
 from gradtx.trees import abs_squared
@@ -72,8 +72,8 @@ def _rms_debiased(g, *, nu, t, decay, eps, eps_in_sqrt):
 
 
 # optax keeps the classes with a counter private, so they are asked for an instance.
-_RmsWithCountState = type(optax.scale_by_rms(bias_correction=True).init(()))
-_StddevWithCountState = type(optax.scale_by_stddev(bias_correction=True).init(()))
+_RmsWithCountState = state_class(optax.scale_by_rms(bias_correction=True))
+_StddevWithCountState = state_class(optax.scale_by_stddev(bias_correction=True))
 
 
 def scale_by_rms(

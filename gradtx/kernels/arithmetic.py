@@ -34,3 +34,12 @@ def clip_factor(norm: jax.Array, max_norm: Any) -> jax.Array:
     is_within = norm <= max_norm
     # The quotient that is not taken has a derivative too, which must not overflow.
     return jnp.where(is_within, 1.0, max_norm / jnp.where(is_within, 1.0, norm))
+
+
+def clip_to_norm(g: jax.Array, norm: jax.Array, max_norm: Any) -> jax.Array:
+    """Multiply g by min(1, max_norm / norm), also where that is too small for its dtype."""
+    factor = clip_factor(norm, max_norm)
+    # XLA takes subnormal numbers for zero; powers of two are exact.
+    is_tiny = factor < 2.0 ** (jnp.finfo(factor.dtype).minexp + 1)
+    down, up = jnp.where(is_tiny, 2.0**-32, 1.0), jnp.where(is_tiny, 2.0**32, 1.0)
+    return g * down * jnp.where(is_tiny, max_norm * up / norm, factor)

@@ -10,7 +10,7 @@ from optax import ScalarOrSchedule
 
 from gradtx import trees
 from gradtx.kernel import NON_NEGATIVE, Kernel, Slot
-from gradtx.kernels.arithmetic import clip_factor
+from gradtx.kernels.arithmetic import clip_to_norm
 from gradtx.lift import lift
 
 
@@ -48,7 +48,7 @@ def clip(max_delta: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
 
 
 def _clip_by_global_norm(g, *, norm, max_norm):
-    return clip_factor(norm, max_norm) * g
+    return clip_to_norm(g, norm, max_norm)
 
 
 def clip_by_global_norm(
@@ -94,7 +94,9 @@ def clip_by_global_norm(
 
 
 def _normalize_by_update_norm(g, *, norm, scale_factor, eps):
-    return scale_factor / (norm + eps) * g
+    # Not by the inverse of the norm, which is too small for its dtype where the norm is large.
+    unit = jnp.where(norm > 2.0 ** (jnp.finfo(norm.dtype).maxexp - 8), 2.0**-8, 1.0)
+    return g * unit / (norm * unit + eps * unit) * scale_factor
 
 
 def normalize_by_update_norm(
@@ -150,7 +152,7 @@ def _global_norm(owner: str, axis_name: trees.AxisName | None, axis_reduction: s
 
 def _clip_by_block_rms(g, *, threshold):
     rms = trees.norm(g) / math.sqrt(max(g.size, 1))
-    return clip_factor(rms, threshold) * g
+    return clip_to_norm(g, rms, threshold)
 
 
 def clip_by_block_rms(threshold: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
@@ -192,7 +194,7 @@ def clip_by_block_rms(threshold: ScalarOrSchedule) -> optax.GradientTransformati
 def _adaptive_grad_clip(g, *, p, clipping, eps, axis):
     axis = _unit_axes(p.shape) if axis is None else axis
     max_norm = clipping * jnp.maximum(trees.norm(p, axis), eps)
-    return clip_factor(trees.norm(g, axis), max_norm) * g
+    return clip_to_norm(g, trees.norm(g, axis), max_norm)
 
 
 def _unit_axes(shape: tuple[int, ...]) -> tuple[int, ...] | None:

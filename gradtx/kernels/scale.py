@@ -9,9 +9,9 @@ import optax
 from optax import ScalarOrSchedule
 
 from gradtx.compose import identity, masked
-from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel
+from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, state_class
 from gradtx.lift import lift
-from gradtx.select import Mask
+from gradtx.select import Decay, Mask, decayed_leaves
 
 
 def _scale(g, *, step_size):
@@ -118,8 +118,7 @@ def scale_by_learning_rate(
     return lift(kernel, learning_rate=learning_rate, flip_sign=flip_sign)
 
 
-# optax keeps this class private, so it is asked for an instance.
-_WeightDecaySchedule = type(optax.add_decayed_weights(lambda count: 0.0 * count).init(()))
+_WeightDecaySchedule = state_class(optax.add_decayed_weights(lambda count: 0.0 * count))
 
 
 def _add_decayed_weights(g, *, p, weight_decay):
@@ -127,7 +126,10 @@ def _add_decayed_weights(g, *, p, weight_decay):
 
 
 def add_decayed_weights(
-    weight_decay: ScalarOrSchedule = 0.0, mask: Mask | None = None
+    weight_decay: ScalarOrSchedule = 0.0,
+    mask: Mask | None = None,
+    *,
+    decay: Decay | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Add a multiple of the parameters to the updates: decoupled weight decay, or an L2 penalty.
 
@@ -140,13 +142,16 @@ def add_decayed_weights(
         weight_decay: a number >= 0, a scalar array or a schedule.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
+        decay: "matrices" decays what `select.matrices` chooses, kernels and embeddings but neither
+            biases nor scales; "all" decays all leaves. Only one of `mask` and `decay` may choose.
 
     Returns:
         The transformation; its update needs `params`. The state is empty, or counts steps for a
         schedule, in a `MaskedState` if there is a mask.
 
     Raises:
-        ValueError: if `weight_decay` is negative, NaN or not a scalar.
+        ValueError: if `weight_decay` is negative, NaN or not a scalar, `decay` is neither of its
+            values, or `mask` and `decay` are both given.
 
     Source:
         Loshchilov & Hutter 2019, "Decoupled weight decay regularization", Algorithm 2, line 12.
@@ -168,8 +173,9 @@ def add_decayed_weights(
         scheduled_state=_WeightDecaySchedule,
         source="Loshchilov & Hutter 2019, Algorithm 2",
     )
-    decay = lift(kernel, weight_decay=weight_decay)
-    return decay if mask is None else masked(decay, mask)
+    mask = decayed_leaves("add_decayed_weights", decay, mask)
+    tx = lift(kernel, weight_decay=weight_decay)
+    return tx if mask is None else masked(tx, mask)
 
 
 def _add_noise(g, *, key, t, eta, gamma):

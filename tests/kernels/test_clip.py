@@ -195,3 +195,13 @@ def test_norms_across_a_mapped_axis_are_summed_unless_told_otherwise():
 )
 def test_wrong_argument(factory, arguments, name, value):
     check_refused(factory, arguments, name, value)
+
+
+@pytest.mark.parametrize("size", [1e30, 1e38, 3e38])
+def test_norms_whose_inverse_is_subnormal(size):
+    g = jnp.array([size, 0.0], jnp.float32)
+    for tx in (gradtx.clip_by_global_norm(1.0), gradtx.normalize_by_update_norm()):
+        for update in (tx.update, jax.jit(tx.update)):
+            np.testing.assert_allclose(update(g, tx.init(g))[0], [1.0, 0.0], rtol=1e-6)
+    tx = gradtx.clip_by_block_rms(1e-3)
+    np.testing.assert_allclose(tx.update(g, tx.init(g))[0], [1e-3 * np.sqrt(2), 0], rtol=1e-6)
