@@ -1,0 +1,97 @@
+"""Steps onto a constraint: a gradient of length 1, parameters that stay above zero."""
+
+import functools
+
+import jax.numpy as jnp
+import optax
+
+from gradtx import trees
+from gradtx.kernel import Kernel
+from gradtx.kernels.trust import direction
+from gradtx.lift import lift
+
+
+def _keep_nonnegative(g, *, p):
+    if jnp.iscomplexobj(p) or jnp.iscomplexobj(g):
+        raise ValueError(
+            f"keep_params_nonnegative: complex numbers have no order; updates are {g.dtype}, "
+            f"params are {p.dtype}"
+        )
+    return jnp.maximum(g, -p)
+
+
+def keep_params_nonnegative() -> optax.GradientTransformationExtraArgs:
+    """Shorten the updates so that no parameter falls below zero: a projection.
+
+        u = max(g, -p),    so that p + u = max(p + g, 0)
+
+    It belongs at the end of a chain, and the updates should have the dtype of the parameters:
+    in a narrower one -p may be rounded to a larger number. Negative parameters move to 0.
+
+    Returns:
+        The transformation; its update needs `params`, and its state is empty.
+
+    Raises:
+        ValueError: in `update`, if parameters or updates are complex.
+
+    Source:
+        Bertsekas 1976, "On the Goldstein-Levitin-Polyak gradient projection method", with the
+        non-negative numbers as the convex set.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array([1.0, 1.0])
+        >>> tx = gradtx.chain(gradtx.sgd(1.0), gradtx.keep_params_nonnegative())
+        >>> updates, _ = tx.update(jnp.array([0.25, 3.0]), tx.init(params), params)
+        >>> print(params + updates)
+        [0.75 0.  ]
+    """
+    kernel = Kernel("keep_params_nonnegative", _keep_nonnegative, source="Bertsekas 1976")
+    return lift(kernel)
+
+
+def _normalize(g, *, norm):
+    return direction(g, norm)
+
+
+def normalize(
+    *, axis_name: trees.AxisName | None = None, axis_reduction: str = "sum"
+) -> optax.GradientTransformationExtraArgs:
+    """Divide all updates by their global norm; zero updates stay zero.
+
+        u = g / ||g||,    ||g|| = sqrt(sum_i sum_j g_ij^2)
+
+    Args:
+        axis_name: a mapped axis over which the gradient is spread, see `gradtx.global_norm`.
+        axis_reduction: "sum" for the norm of the pieces together, "mean" for their mean norm.
+
+    Returns:
+        The transformation; its state is empty.
+
+    Raises:
+        ValueError: if `axis_reduction` is unknown.
+
+    Source:
+        Hazan, Levy & Shalev-Shwartz 2015, "Beyond convexity", Algorithm 1. optax divides zeros by
+        zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.normalize()
+        >>> updates, _ = tx.update({"a": jnp.array(3.0), "b": jnp.array([4.0])}, tx.init(None))
+        >>> print(updates["a"], updates["b"])
+        0.6 [0.8]
+    """
+    trees.check_axis_reduction("normalize", axis_reduction)
+    norm = functools.partial(
+        trees.norm_of_leaves, axis_name=axis_name, axis_reduction=axis_reduction
+    )
+    kernel = Kernel(
+        "normalize",
+        _normalize,
+        measures={"norm": norm},
+        source="Hazan et al. 2015, Algorithm 1",
+    )
+    return lift(kernel)

@@ -1,0 +1,66 @@
+"""Updates that are saved up and let go every few steps."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from gradtx.kernel import COUNT, Kernel, Slot, check
+from gradtx.lift import lift
+
+
+def _apply_every(g, *, grad_acc, t, k):
+    grad_acc = jnp.where(t == 1, g, grad_acc + g)
+    return jnp.where(t == k, grad_acc, 0.0), grad_acc
+
+
+def apply_every(k: ArrayLike = 1) -> optax.GradientTransformationExtraArgs:
+    """Let the sum of `k` updates through every `k` steps, and zeros in between.
+
+        a <- g if t = 1 (mod k), else a + g
+        u = a if t = 0 (mod k), else 0
+
+    What stands before it in a chain sees every step. To average gradients and take a whole step
+    of an optimizer every k steps, wrap the optimizer in `optax.MultiSteps` instead.
+
+    Args:
+        k: how many updates make one, a whole number >= 1.
+
+    Returns:
+        The transformation, with the state `ApplyEvery(count, grad_acc)`; `count` runs from 0 to
+        k - 1.
+
+    Raises:
+        ValueError: if `k` is not a whole number >= 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.apply_every(2)
+        >>> state = tx.init(jnp.zeros(1))
+        >>> for g in (1.0, 2.0, 3.0, 4.0):
+        ...     updates, state = tx.update(jnp.array([g]), state)
+        ...     print(updates)
+        [0.]
+        [3.]
+        [0.]
+        [7.]
+    """
+    check("apply_every", "k", k, COUNT)
+    kernel = Kernel(
+        "apply_every",
+        _apply_every,
+        slots=(Slot("grad_acc"),),
+        hyperparameters={"k": COUNT},
+        state=optax.ApplyEvery,
+    )
+    accumulate = lift(kernel, k=k)
+    period = jnp.asarray(k).astype(jnp.int32)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        # Counted modulo k, so that t stays exact however long the run.
+        updates, state = accumulate.update(updates, state, params, **extra)
+        return updates, state._replace(count=state.count % period)
+
+    return optax.GradientTransformationExtraArgs(accumulate.init, update)

@@ -1,0 +1,89 @@
+"""NovoGrad: momentum of gradients of equal size, with one second moment for each leaf."""
+
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+from optax import ScalarOrSchedule
+
+from gradtx import trees
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, check_dtype
+from gradtx.kernels.arithmetic import safe_divide
+from gradtx.lift import lift
+
+
+def _novograd(g, *, p, mu, nu, t, b1, b2, eps, eps_root, weight_decay):
+    square = jnp.square(trees.norm(g)).reshape(nu.shape)
+    nu = jnp.where(t == 1, square, b2 * nu + (1 - b2) * square)
+    direction = safe_divide(g, jnp.full_like(g, jnp.sqrt(nu + eps_root) + eps))
+    mu = b1 * mu + (direction + weight_decay * p)
+    return mu, mu, nu
+
+
+def scale_by_novograd(
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.25,
+    eps: ScalarOrSchedule = 1e-8,
+    eps_root: ScalarOrSchedule = 0.0,
+    weight_decay: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Momentum of gradients that are divided by an average of their leaf's norm: NovoGrad's.
+
+        v <- b2 * v + (1 - b2) * ||g||^2,    at the first step v = ||g||^2
+        m <- b1 * m + g / (sqrt(v + eps_root) + eps) + weight_decay * p
+        u = m
+
+    Args:
+        b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
+        b2: the share of v that is kept, in [0, 1).
+        eps: added outside the root, >= 0.
+        eps_root: added inside the root, >= 0.
+        weight_decay: the share of the weights that enters m in each step, >= 0.
+        mu_dtype: the storage dtype of m; None: the parameter's, at least float32.
+
+    Returns:
+        The transformation, with the state `ScaleByNovogradState(count, mu, nu)`, whose `nu` is
+        one number for each leaf; its update needs `params`.
+
+    Raises:
+        ValueError: if a number lies outside its range.
+
+    Source:
+        Ginsburg et al. 2019, "Stochastic gradient methods with layer-wise adaptive moments for
+        training of deep networks", Algorithm 1. The paper has no eps in its first step.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_novograd(eps=0.0)
+        >>> params = jnp.zeros(2)
+        >>> updates, state = tx.update(jnp.array([3.0, 4.0]), tx.init(params), params)
+        >>> print(updates, state.nu)
+        [0.6 0.8] 25.0
+    """
+    kernel = Kernel(
+        "scale_by_novograd",
+        _novograd,
+        slots=(
+            Slot("mu", dtype=check_dtype("scale_by_novograd", "mu_dtype", mu_dtype)),
+            Slot("nu", real=True, shape=lambda shape: ()),
+        ),
+        hyperparameters={
+            "b1": DECAY,
+            "b2": DECAY,
+            "eps": NON_NEGATIVE,
+            "eps_root": NON_NEGATIVE,
+            "weight_decay": NON_NEGATIVE,
+        },
+        state=optax.ScaleByNovogradState,
+        elementwise=False,
+        source="Ginsburg et al. 2019, Algorithm 1",
+    )
+    return lift(
+        kernel,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        eps_root=eps_root,
+        weight_decay=weight_decay,
+    )

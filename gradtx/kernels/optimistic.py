@@ -1,0 +1,67 @@
+"""Gradients extrapolated from the last one: the optimistic methods for games."""
+
+import jax.numpy as jnp
+import optax
+from optax import ScalarOrSchedule
+
+from gradtx.kernel import NON_NEGATIVE, Kernel, Scalar, Slot, state_class
+from gradtx.lift import lift
+
+# optax keeps the class of this state private, so it is read off an abstract value.
+_State = state_class(optax.scale_by_optimistic_gradient())
+
+
+def _optimistic_gradient(g, *, previous_gradient, starts, alpha, beta):
+    previous_gradient = jnp.where(starts, g, previous_gradient)
+    return alpha * g + beta * (g - previous_gradient), g
+
+
+def _no_longer_initial(is_initial_step):
+    return {"is_initial_step": jnp.array(False), "starts": is_initial_step}
+
+
+def scale_by_optimistic_gradient(
+    alpha: ScalarOrSchedule = 1.0, beta: ScalarOrSchedule = 1.0
+) -> optax.GradientTransformationExtraArgs:
+    """Add to the gradient its change since the last step, as a guess of the change to come.
+
+        u_t = (alpha + beta) * g_t - beta * g_{t-1},    g_0 = g_1
+
+    Args:
+        alpha: the weight of the gradient, >= 0; a number, a scalar array or a schedule.
+        beta: the weight of its change, >= 0: the negative momentum.
+
+    Returns:
+        The transformation, with optax's state (is_initial_step, previous_gradient).
+
+    Raises:
+        ValueError: if an argument is negative, NaN or not a scalar.
+
+    Source:
+        Mokhtari, Ozdaglar & Pattathil 2020, "A unified analysis of extra-gradient and optimistic
+        gradient methods for saddle point problems", the generalized update of section 3; Popov
+        1980. Daskalakis et al. 2018 start from g_0 = 0 instead, which doubles the first step.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_optimistic_gradient()
+        >>> state = tx.init(jnp.zeros(1))
+        >>> for g in (3.0, 4.0):
+        ...     updates, state = tx.update(jnp.array([g]), state)
+        ...     print(updates)
+        [3.]
+        [5.]
+    """
+    kernel = Kernel(
+        "scale_by_optimistic_gradient",
+        _optimistic_gradient,
+        slots=(Slot("previous_gradient"),),
+        scalars=(Scalar("is_initial_step", fill=True, dtype=bool),),
+        scalar_step=_no_longer_initial,
+        factors=("starts",),
+        hyperparameters={"alpha": NON_NEGATIVE, "beta": NON_NEGATIVE},
+        state=_State,
+        source="Mokhtari et al. 2020, section 3",
+    )
+    return lift(kernel, alpha=alpha, beta=beta)

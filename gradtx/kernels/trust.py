@@ -1,0 +1,296 @@
+"""Steps whose length follows the size of each leaf's weights: trust ratios and block norms."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import ScalarOrSchedule
+
+from gradtx import trees
+from gradtx.kernel import NON_NEGATIVE, Kernel, PerLeaf, state_class
+from gradtx.kernels.scale import add_decayed_weights
+from gradtx.lift import lift
+
+
+def direction(g: jax.Array, norm: jax.Array) -> jax.Array:
+    """Divide g by its norm; g itself where that is 0."""
+    # XLA may multiply by the inverse of the norm, which must not be subnormal.
+    unit = jnp.where(norm > 2.0 ** (jnp.finfo(norm.dtype).maxexp - 8), 2.0**-8, 1.0)
+    return g * unit / jnp.where(norm == 0, 1.0, norm * unit)
+
+
+def _with_length(g: jax.Array, from_norm: jax.Array, to_norm: jax.Array, factor: Any) -> jax.Array:
+    """Multiply g by factor * to_norm / from_norm, or by 1 where a norm is 0.
+
+    The quotient of the norms could overflow where the result does not, so it is not formed.
+    """
+    is_zero = (from_norm == 0) | (to_norm == 0)
+    return jnp.where(is_zero, g, direction(g, from_norm) * (factor * to_norm))
+
+
+def _trust_ratio(g, *, p, min_norm, trust_coefficient, eps):
+    g_norm = jnp.maximum(trees.norm(g), min_norm)
+    p_norm = jnp.maximum(trees.norm(p), min_norm)
+    return _with_length(g, g_norm + eps, p_norm, trust_coefficient)
+
+
+def scale_by_trust_ratio(
+    min_norm: ScalarOrSchedule = 0.0,
+    trust_coefficient: ScalarOrSchedule = 1.0,
+    eps: ScalarOrSchedule = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Give each leaf's update the length of its weights: the trust ratio of LARS and LAMB.
+
+        u = trust_coefficient * ||p|| / (||g|| + eps) * g
+        u = g    where ||p|| or ||g|| is 0
+
+    Args:
+        min_norm: the smallest value that counts for either norm, >= 0; a number, a scalar array
+            or a schedule. Above 0, weights of zero get steps of that length.
+        trust_coefficient: length of the update relative to the weights, >= 0.
+        eps: added to the norm of the gradient, >= 0.
+
+    Returns:
+        The transformation; its update needs `params`. Its state is empty, or counts steps for a
+        schedule.
+
+    Raises:
+        ValueError: if an argument is negative, NaN or not a scalar.
+
+    Source:
+        You, Gitman & Ginsburg 2017, "Large batch training of convolutional networks", equation
+        (4); You et al. 2020, "Large batch optimization for deep learning: training BERT in 76
+        minutes", Algorithm 2, without the function phi.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array([0.0, 10.0])
+        >>> tx = gradtx.scale_by_trust_ratio()
+        >>> print(tx.update(jnp.array([3.0, 4.0]), tx.init(params), params)[0])
+        [6. 8.]
+    """
+    kernel = Kernel(
+        "scale_by_trust_ratio",
+        _trust_ratio,
+        hyperparameters={
+            "min_norm": NON_NEGATIVE,
+            "trust_coefficient": NON_NEGATIVE,
+            "eps": NON_NEGATIVE,
+        },
+        elementwise=False,
+        source="You et al. 2017, equation (4)",
+    )
+    return lift(kernel, min_norm=min_norm, trust_coefficient=trust_coefficient, eps=eps)
+
+
+# optax keeps the class of this state private, so it is read off an abstract value.
+_DecayScheduleState = state_class(add_decayed_weights(lambda count: 0.0 * count))
+
+
+def _local_rate(g, *, p, weight_decay, trust_coefficient, eps, decays, trusts):
+    if not decays:
+        weight_decay = 0.0
+    decayed = g + weight_decay * p
+    if not trusts:
+        return decayed
+    p_norm = trees.norm(p)
+    bound = trees.norm(g) + weight_decay * p_norm
+    return _with_length(decayed, bound + eps, p_norm, trust_coefficient)
+
+
+def scale_by_local_rate(
+    weight_decay: ScalarOrSchedule,
+    trust_coefficient: ScalarOrSchedule,
+    eps: ScalarOrSchedule,
+    decays: PerLeaf,
+    trusts: PerLeaf,
+) -> optax.GradientTransformationExtraArgs:
+    """Decay the weights and give each leaf a learning rate of its own: that of LARS.
+
+        rate = trust_coefficient * ||p|| / (||g|| + weight_decay * ||p|| + eps)
+        u = rate * (g + weight_decay * p)
+
+    Args:
+        weight_decay: the share of the weights that is added to the gradient, >= 0; a number, a
+            scalar array or a schedule.
+        trust_coefficient: the length of the update relative to the weights, >= 0.
+        eps: added to the denominator, >= 0.
+        decays: whether a leaf decays; elsewhere weight_decay is 0.
+        trusts: whether a leaf has a rate of its own; elsewhere it is 1.
+
+    Returns:
+        The transformation; its update needs `params`. Its state is that of `add_decayed_weights`.
+
+    Raises:
+        ValueError: if a number is negative, NaN or not a scalar.
+
+    Source:
+        You, Gitman & Ginsburg 2017, "Large batch training of convolutional networks", equation
+        (6) and Algorithm 1.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from gradtx.kernel import PerLeaf
+        >>> from gradtx.kernels.trust import scale_by_local_rate
+        >>> everywhere = PerLeaf(lambda tree: jax.tree.map(lambda leaf: True, tree))
+        >>> tx = scale_by_local_rate(1.0, 0.5, 0.0, everywhere, everywhere)
+        >>> params = jnp.array([0.0, 2.0])
+        >>> print(tx.update(jnp.array([2.0, 0.0]), tx.init(params), params)[0])
+        [0.5 0.5]
+    """
+    kernel = Kernel(
+        "lars",
+        _local_rate,
+        hyperparameters={
+            "weight_decay": NON_NEGATIVE,
+            "trust_coefficient": NON_NEGATIVE,
+            "eps": NON_NEGATIVE,
+        },
+        options=("decays", "trusts"),
+        scheduled_state=_DecayScheduleState,
+        elementwise=False,
+        source="You et al. 2017, equation (6)",
+    )
+    return lift(
+        kernel,
+        weight_decay=weight_decay,
+        trust_coefficient=trust_coefficient,
+        eps=eps,
+        decays=decays,
+        trusts=trusts,
+    )
+
+
+def _undo_growth(g, *, p, learning_rate):
+    growth = jnp.sqrt(1 + learning_rate**2)
+    # growth - 1 without its cancellation.
+    return (g - learning_rate**2 / (1 + growth) * p) / growth
+
+
+def undo_growth(learning_rate: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
+    """Shrink the weights by as much as a perpendicular step lets them grow: the end of Fromage.
+
+        u = (p + g) / sqrt(1 + learning_rate^2) - p
+
+    Args:
+        learning_rate: the length of the step relative to the weights, >= 0; a number, a scalar
+            array or a schedule.
+
+    Returns:
+        The transformation; its update needs `params`. Its state is that of `add_decayed_weights`.
+
+    Raises:
+        ValueError: if `learning_rate` is negative, NaN or not a scalar.
+
+    Source:
+        Bernstein et al. 2020, "On the distance between two neural networks and the stability of
+        learning", Algorithm 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from gradtx.kernels.trust import undo_growth
+        >>> params, step = jnp.array([4.0, 0.0]), jnp.array([0.0, 3.0])
+        >>> tx = undo_growth(0.75)
+        >>> updates, _ = tx.update(step, tx.init(params), params)
+        >>> print(jnp.linalg.norm(params + updates))
+        4.0
+    """
+    kernel = Kernel(
+        "fromage",
+        _undo_growth,
+        hyperparameters={"learning_rate": NON_NEGATIVE},
+        scheduled_state=_DecayScheduleState,
+        source="Bernstein et al. 2020, Algorithm 1",
+    )
+    return lift(kernel, learning_rate=learning_rate)
+
+
+def _param_block_norm(g, *, p, min_scale):
+    return jnp.maximum(trees.norm(p), min_scale) * g
+
+
+def scale_by_param_block_norm(
+    min_scale: ScalarOrSchedule = 1e-3,
+) -> optax.GradientTransformationExtraArgs:
+    """Multiply each leaf's update by the norm of its weights.
+
+        u = max(||p||, min_scale) * g
+
+    Args:
+        min_scale: the smallest factor, >= 0, so that zero weights can grow; a number, a scalar
+            array or a schedule.
+
+    Returns:
+        The transformation; its update needs `params`. Its state is empty, or counts steps for a
+        schedule.
+
+    Raises:
+        ValueError: if `min_scale` is negative, NaN or not a scalar.
+
+    Source:
+        Shazeer & Stern 2018, "Adafactor", section 8, "relative step size", with the norm in place
+        of the root mean square.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array([3.0, 4.0])
+        >>> tx = gradtx.scale_by_param_block_norm()
+        >>> print(tx.update(jnp.array([1.0, -2.0]), tx.init(params), params)[0])
+        [  5. -10.]
+    """
+    kernel = Kernel(
+        "scale_by_param_block_norm",
+        _param_block_norm,
+        hyperparameters={"min_scale": NON_NEGATIVE},
+        elementwise=False,
+        source="Shazeer & Stern 2018, section 8",
+    )
+    return lift(kernel, min_scale=min_scale)
+
+
+def _param_block_rms(g, *, p, min_scale):
+    return jnp.maximum(trees.norm(p) / math.sqrt(max(p.size, 1)), min_scale) * g
+
+
+def scale_by_param_block_rms(
+    min_scale: ScalarOrSchedule = 1e-3,
+) -> optax.GradientTransformationExtraArgs:
+    """Multiply each leaf's update by the root mean square of its weights.
+
+        u = max(RMS(p), min_scale) * g,    RMS(p) = sqrt(mean(p^2))
+
+    Args:
+        min_scale: the smallest factor, >= 0, so that zero weights can grow; a number, a scalar
+            array or a schedule.
+
+    Returns:
+        The transformation; its update needs `params`. Its state is empty, or counts steps for a
+        schedule.
+
+    Raises:
+        ValueError: if `min_scale` is negative, NaN or not a scalar.
+
+    Source:
+        Shazeer & Stern 2018, "Adafactor", section 8, "relative step size".
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.full(4, -2.0)
+        >>> tx = gradtx.scale_by_param_block_rms()
+        >>> print(tx.update(jnp.ones(4), tx.init(params), params)[0])
+        [2. 2. 2. 2.]
+    """
+    kernel = Kernel(
+        "scale_by_param_block_rms",
+        _param_block_rms,
+        hyperparameters={"min_scale": NON_NEGATIVE},
+        elementwise=False,
+        source="Shazeer & Stern 2018, section 8",
+    )
+    return lift(kernel, min_scale=min_scale)

@@ -1,0 +1,163 @@
+"""Optimistic methods, for games in which plain descent circles: gradient descent and Adam."""
+
+from jax.typing import DTypeLike
+from optax import GradientTransformationExtraArgs as Transformation
+from optax import ScalarOrSchedule
+
+from gradtx.compose.sequence import chain
+from gradtx.kernel import NON_NEGATIVE, check_hyperparameter
+from gradtx.kernels.adam import scale_by_adam
+from gradtx.kernels.optimistic import scale_by_optimistic_gradient
+from gradtx.kernels.scale import scale_by_learning_rate
+
+
+def optimistic_gradient_descent(
+    learning_rate: ScalarOrSchedule,
+    alpha: ScalarOrSchedule = 1.0,
+    beta: ScalarOrSchedule = 1.0,
+) -> Transformation:
+    """Gradient descent that extrapolates the gradient: a saddle point method.
+
+        u_t = -learning_rate * ((alpha + beta) * g_t - beta * g_{t-1}),    g_0 = g_1
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        alpha: the weight of the gradient, >= 0.
+        beta: the weight of its change since the last step, >= 0.
+
+    Returns:
+        The chain of `scale_by_optimistic_gradient` and `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Mokhtari, Ozdaglar & Pattathil 2020, "A unified analysis of extra-gradient and optimistic
+        gradient methods for saddle point problems", section 3.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.optimistic_gradient_descent(0.5)
+        >>> state = tx.init(jnp.array(0.0))
+        >>> for g in (2.0, 3.0):
+        ...     updates, state = tx.update(jnp.array(g), state)
+        ...     print(updates)
+        -1.0
+        -2.0
+    """
+    return chain(scale_by_optimistic_gradient(alpha, beta), scale_by_learning_rate(learning_rate))
+
+
+def optimistic_adam(
+    learning_rate: ScalarOrSchedule,
+    optimism: ScalarOrSchedule | None = None,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-08,
+    eps_root: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nesterov: bool = True,
+) -> Transformation:
+    """Adam that extrapolates its direction: a saddle point method.
+
+        r_t = m_hat / (sqrt(v_hat + eps_root) + eps)
+        u_t = -learning_rate * r_t - optimism * (r_t - r_{t-1}),    r_0 = r_1
+
+    with m_hat and v_hat as in `adam`. `optimistic_adam_v2` is the same with weights that are
+    relative to the learning rate.
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        optimism: the weight of the change of r, >= 0; None: the learning rate.
+        b1: decay of the first moment, in [0, 1).
+        b2: decay of the second moment, in [0, 1).
+        eps: added to the root in the denominator, >= 0.
+        eps_root: added inside that root, >= 0.
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
+        nesterov: whether Adam looks one step ahead; False as in the paper.
+
+    Returns:
+        The chain of `scale_by_adam`, `scale_by_optimistic_gradient` and `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Daskalakis et al. 2018, "Training GANs with optimism", Algorithm 1, which starts from
+        r_0 = 0. optax refuses schedules here.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array(2.0)
+        >>> tx = gradtx.optimistic_adam(0.5, nesterov=False)
+        >>> updates, state = tx.update(jnp.array(0.5), tx.init(params), params)
+        >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
+        1.500
+    """
+    check_hyperparameter("optimistic_adam", "learning_rate", learning_rate, NON_NEGATIVE)
+    optimism = learning_rate if optimism is None else optimism
+    check_hyperparameter("optimistic_adam", "optimism", optimism, NON_NEGATIVE)
+    return chain(
+        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
+        scale_by_optimistic_gradient(learning_rate, optimism),
+        scale_by_learning_rate(1.0),
+    )
+
+
+def optimistic_adam_v2(
+    learning_rate: ScalarOrSchedule,
+    *,
+    alpha: ScalarOrSchedule = 1.0,
+    beta: ScalarOrSchedule = 1.0,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-08,
+    eps_root: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    nesterov: bool = True,
+) -> Transformation:
+    """Adam that extrapolates its direction, with one learning rate for both.
+
+        r_t = m_hat / (sqrt(v_hat + eps_root) + eps)
+        u_t = -learning_rate * ((alpha + beta) * r_t - beta * r_{t-1}),    r_0 = r_1
+
+    with m_hat and v_hat as in `adam`.
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        alpha: the weight of r, >= 0.
+        beta: the weight of its change since the last step, >= 0.
+        b1: decay of the first moment, in [0, 1).
+        b2: decay of the second moment, in [0, 1).
+        eps: added to the root in the denominator, >= 0.
+        eps_root: added inside that root, >= 0.
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
+        nesterov: whether Adam looks one step ahead; False as in the paper.
+
+    Returns:
+        The chain of `scale_by_adam`, `scale_by_optimistic_gradient` and `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Daskalakis et al. 2018, "Training GANs with optimism", Algorithm 1, with alpha = beta = 1;
+        the paper starts from r_0 = 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array(2.0)
+        >>> tx = gradtx.optimistic_adam_v2(0.5, nesterov=False)
+        >>> updates, state = tx.update(jnp.array(0.5), tx.init(params), params)
+        >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
+        1.500
+    """
+    return chain(
+        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
+        scale_by_optimistic_gradient(alpha, beta),
+        scale_by_learning_rate(learning_rate),
+    )

@@ -1,0 +1,247 @@
+"""Optimizers whose steps follow the size of each layer: LARS, LAMB, Fromage, NovoGrad."""
+
+from typing import Any
+
+import jax
+from optax import GradientTransformationExtraArgs as Transformation
+from optax import ScalarOrSchedule
+
+from gradtx.compose.groups import masked
+from gradtx.compose.sequence import chain, identity
+from gradtx.kernel import DECAY, NON_NEGATIVE, PerLeaf, check_hyperparameter
+from gradtx.kernels.adam import scale_by_adam
+from gradtx.kernels.momentum import trace
+from gradtx.kernels.novograd import scale_by_novograd
+from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
+from gradtx.kernels.trust import (
+    scale_by_local_rate,
+    scale_by_trust_ratio,
+    undo_growth,
+)
+from gradtx.select import Decay, Mask, decayed_leaves, mask_for
+
+
+def lars(
+    learning_rate: ScalarOrSchedule,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask = True,
+    trust_coefficient: ScalarOrSchedule = 0.001,
+    eps: ScalarOrSchedule = 0.0,
+    trust_ratio_mask: Mask = True,
+    momentum: ScalarOrSchedule = 0.9,
+    nesterov: bool = False,
+    *,
+    decay: Decay | None = None,
+) -> Transformation:
+    """LARS: momentum with a learning rate for each layer, in proportion to its weights.
+
+        rate = trust_coefficient * ||p|| / (||g|| + weight_decay * ||p|| + eps)
+        v <- momentum * v - learning_rate * rate * (g + weight_decay * p)
+        u = v,    or with nesterov one step ahead
+
+    The rate is 1 where ||p|| or the denominator is 0.
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        weight_decay: the share of the weights that is added to the gradient, >= 0.
+        weight_decay_mask: the leaves to decay: a boolean for all, a tree of booleans, a function
+            of the parameters that returns one, or a `gradtx.select(...)`.
+        trust_coefficient: the length of a step relative to the weights, times the learning
+            rate, >= 0.
+        eps: added to the denominator, >= 0.
+        trust_ratio_mask: the leaves that have a rate of their own; of the others it is 1.
+        momentum: the share of v that is kept, in [0, 1).
+        nesterov: whether to look one step ahead.
+        decay: "matrices" or "all" leaves, in place of a mask; see `add_decayed_weights`.
+
+    Returns:
+        The chain of `scale_by_local_rate`, `scale_by_learning_rate` and `trace`, with the state
+        of optax's `lars`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        You, Gitman & Ginsburg 2017, "Large batch training of convolutional networks", equation
+        (6) and Algorithm 1. optax has ||g + weight_decay * p|| in the denominator, which is
+        smaller where gradient and weights point in opposite directions.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array([0.0, 10.0])
+        >>> tx = gradtx.lars(0.5, trust_coefficient=0.5)
+        >>> print(tx.update(jnp.array([3.0, 4.0]), tx.init(params), params)[0])
+        [-1.5 -2. ]
+    """
+    check_hyperparameter("lars", "momentum", momentum, DECAY)
+    step = scale_by_local_rate(
+        weight_decay,
+        trust_coefficient,
+        eps,
+        decays=_flags("weight_decay_mask", decayed_leaves("lars", decay, weight_decay_mask)),
+        trusts=_flags("trust_ratio_mask", trust_ratio_mask),
+    )
+    return chain(
+        # As in optax's chain of decay, trust ratio and rate, whose states the two masks wrap.
+        masked(step, True),
+        masked(identity(), True),
+        scale_by_learning_rate(learning_rate),
+        trace(momentum, nesterov),
+    )
+
+
+def _flags(argument: str, mask: Mask) -> PerLeaf:
+    """For each leaf whether the mask chooses it."""
+
+    def choose(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda flag, part: jax.tree.map(lambda _: bool(flag), part),
+            mask_for(f"lars: {argument}", mask, tree),
+            tree,
+        )
+
+    return PerLeaf(choose)
+
+
+def lamb(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-6,
+    eps_root: ScalarOrSchedule = 0.0,
+    weight_decay: ScalarOrSchedule = 0.0,
+    mask: Mask | None = None,
+    *,
+    decay: Decay | None = None,
+) -> Transformation:
+    """LAMB: AdamW whose step in each layer has the length of its weights.
+
+        r = m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * p
+        u = -learning_rate * ||p|| / ||r|| * r
+
+    with m_hat and v_hat as in `adam`; the ratio is 1 where ||p|| or ||r|| is 0.
+
+    Args:
+        learning_rate: the length of a step relative to the weights, >= 0; a number, a scalar
+            array or a schedule.
+        b1: decay of the first moment, in [0, 1).
+        b2: decay of the second moment, in [0, 1).
+        eps: added to the root in the denominator, >= 0.
+        eps_root: added inside that root, >= 0.
+        weight_decay: the share of the weights that is added to the direction, >= 0.
+        mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
+            one, or a `gradtx.select(...)`; None: all leaves.
+        decay: "matrices" or "all" leaves, in place of a mask; see `add_decayed_weights`.
+
+    Returns:
+        The chain of `scale_by_adam`, `add_decayed_weights`, `scale_by_trust_ratio` and
+        `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        You et al. 2020, "Large batch optimization for deep learning: training BERT in 76
+        minutes", Algorithm 2, with phi(x) = x.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array([3.0, 4.0])
+        >>> tx = gradtx.lamb(0.5)
+        >>> updates, _ = tx.update(jnp.array([1.0, -20.0]), tx.init(params), params)
+        >>> print(jnp.linalg.norm(updates))
+        2.5
+    """
+    return chain(
+        scale_by_adam(b1, b2, eps, eps_root),
+        add_decayed_weights(weight_decay, mask, decay=decay),
+        scale_by_trust_ratio(),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def fromage(learning_rate: ScalarOrSchedule, min_norm: ScalarOrSchedule = 1e-6) -> Transformation:
+    """Fromage: steps of a given length relative to the weights, which do not make these grow.
+
+        p + u = (p - learning_rate * ||p|| / ||g|| * g) / sqrt(1 + learning_rate^2)
+
+    Args:
+        learning_rate: the length of a step relative to the weights, >= 0; a number, a scalar
+            array or a schedule.
+        min_norm: the smallest value that counts for either norm, >= 0, so that zero weights can
+            grow; 0 as in the paper.
+
+    Returns:
+        The chain of `scale_by_trust_ratio`, `scale_by_learning_rate` and `undo_growth`, with the
+        state of optax's `fromage`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Bernstein et al. 2020, "On the distance between two neural networks and the stability of
+        learning", Algorithm 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array([4.0, 0.0])
+        >>> tx = gradtx.fromage(0.75)
+        >>> updates, _ = tx.update(jnp.array([0.0, -7.0]), tx.init(params), params)
+        >>> print(params + updates)
+        [3.2 2.4]
+    """
+    check_hyperparameter("fromage", "learning_rate", learning_rate, NON_NEGATIVE)
+    return chain(
+        scale_by_trust_ratio(min_norm),
+        scale_by_learning_rate(learning_rate),
+        undo_growth(learning_rate),
+    )
+
+
+def novograd(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.25,
+    eps: ScalarOrSchedule = 1e-6,
+    eps_root: ScalarOrSchedule = 0.0,
+    weight_decay: ScalarOrSchedule = 0.0,
+) -> Transformation:
+    """NovoGrad: momentum of gradients that are divided by an average of their layer's norm.
+
+        v <- b2 * v + (1 - b2) * ||g||^2,    at the first step v = ||g||^2
+        m <- b1 * m + g / (sqrt(v + eps_root) + eps) + weight_decay * p
+        u = -learning_rate * m
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        b1: the share of m that is kept, in [0, 1).
+        b2: the share of v that is kept, in [0, 1).
+        eps: added to the root in the denominator, >= 0.
+        eps_root: added inside that root, >= 0.
+        weight_decay: the share of the weights that enters m in each step, >= 0.
+
+    Returns:
+        The chain of `scale_by_novograd` and `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Ginsburg et al. 2019, "Stochastic gradient methods with layer-wise adaptive moments for
+        training of deep networks", Algorithm 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.zeros(2)
+        >>> tx = gradtx.novograd(0.5, eps=0.0)
+        >>> print(tx.update(jnp.array([3.0, 4.0]), tx.init(params), params)[0])
+        [-0.3 -0.4]
+    """
+    return chain(
+        scale_by_novograd(b1, b2, eps, eps_root, weight_decay),
+        scale_by_learning_rate(learning_rate),
+    )

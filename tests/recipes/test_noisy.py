@@ -1,0 +1,72 @@
+"""Descent with noise: its size at each step, and where it comes to rest."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+
+import gradtx
+
+from ..trajectory import check_refused, wrong_arguments
+
+
+def run(tx, curvature, count, steps):
+    """The updates and points of `count` coordinates in a bowl, from 0."""
+
+    def step(carry, _):
+        x, state = carry
+        updates, state = tx.update(curvature * x, state, x)
+        x = x + updates
+        return (x, state), (updates, x)
+
+    start = jnp.zeros(count)
+    _, path = lax.scan(step, (start, tx.init(start)), length=steps)
+    return path
+
+
+def test_variance_of_the_noise_falls_with_the_step():
+    tx = gradtx.noisy_sgd(0.5, eta=4.0, gamma=1.5, key=0)
+    updates, _ = run(tx, 0.0, 20_000, 8)
+    # A sample variance of n normal numbers has the relative deviation sqrt(2 / n) = 1%.
+    expected = 0.5**2 * 4 / np.arange(1, 9) ** 1.5
+    np.testing.assert_allclose(np.var(updates, axis=1), expected, rtol=0.04)
+    np.testing.assert_allclose(np.mean(updates, axis=1) / np.sqrt(expected), 0, atol=0.03)
+
+
+def test_constant_noise_comes_to_rest_with_the_variance_of_an_autoregression():
+    # x <- (1 - rate c) x + rate n has the variance rate^2 eta / (1 - (1 - rate c)^2).
+    tx = gradtx.noisy_sgd(0.3, eta=2.0, gamma=0.0, key=jax.random.key(1))
+    _, points = run(tx, 1.5, 20_000, 30)
+    expected = 0.3**2 * 2 / (1 - (1 - 0.3 * 1.5) ** 2)
+    np.testing.assert_allclose(np.var(points[-1]), expected, rtol=0.04)
+
+
+def test_run_changes_hands():
+    ours, theirs = gradtx.noisy_sgd(0.1, key=7), optax.noisy_sgd(0.1, key=7)
+    params = {"a": jnp.ones(3), "b": jnp.ones(())}
+    state = theirs.init(params)
+    assert jax.tree.map(jnp.result_type, state) == jax.tree.map(jnp.result_type, ours.init(params))
+    for t in range(4):
+        with jax.numpy_dtype_promotion("standard"):
+            results = [tx.update(params, state, params) for tx in (ours, theirs)]
+        updates, expected = [updates for updates, _ in results]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected)
+        # By turns the state that one and the other left.
+        state = results[t % 2][1]
+
+
+@pytest.mark.parametrize(
+    ("factory", "arguments", "name", "value"),
+    wrong_arguments(
+        gradtx.noisy_sgd,
+        {"learning_rate": 0.1, "key": 0},
+        learning_rate=(-1.0, float("nan")),
+        eta=(-1.0, float("nan")),
+        gamma=(-1.0, float("nan")),
+        key=(None, 0.5, "seed"),
+    ),
+)
+def test_wrong_argument(factory, arguments, name, value):
+    check_refused(factory, arguments, name, value)
