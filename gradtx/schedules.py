@@ -1,8 +1,14 @@
-"""optax's schedules: functions of the number of steps already taken, which starts at 0."""
+"""optax's schedules: functions of the number of steps already taken, which starts at 0.
+
+As in optax, what puts hyperparameters into the state is here too.
+"""
 
 from optax.schedules import (
+    InjectHyperparamsState,
+    InjectStatefulHyperparamsState,
     Schedule,
     StatefulSchedule,
+    WrappedSchedule,
     constant_schedule,
     cosine_decay_schedule,
     cosine_onecycle_schedule,
@@ -19,13 +25,21 @@ from optax.schedules import (
     warmup_exponential_decay_schedule,
 )
 
+from gradtx.wrappers.hyperparameters import inject_hyperparams
+from gradtx.wrappers.hyperparameters import inject_hyperparams as inject_stateful_hyperparams
+
 __all__ = [
+    "InjectHyperparamsState",
+    "InjectStatefulHyperparamsState",
     "Schedule",
     "StatefulSchedule",
+    "WrappedSchedule",
     "constant_schedule",
     "cosine_decay_schedule",
     "cosine_onecycle_schedule",
     "exponential_decay",
+    "inject_hyperparams",
+    "inject_stateful_hyperparams",
     "join_schedules",
     "linear_onecycle_schedule",
     "linear_schedule",

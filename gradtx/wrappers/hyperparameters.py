@@ -1,0 +1,250 @@
+"""Hyperparameters kept in the state, where they can be read, changed, saved and vectorized."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike, DTypeLike
+from optax.schedules import StatefulSchedule, WrappedSchedule
+
+from gradtx import trees
+from gradtx.compose.parts import Part, composed
+from gradtx.compose.sequence import ExtraArgs, as_transformation
+from gradtx.kernel import check_dtype
+from gradtx.wrappers.factory import Factory
+
+_State = optax.InjectStatefulHyperparamsState
+
+
+def inject_hyperparams(
+    inner_factory: Callable[..., optax.GradientTransformation],
+    static_args: str | Iterable[str] = (),
+    hyperparam_dtype: DTypeLike | None = None,
+) -> Callable[..., optax.GradientTransformationExtraArgs]:
+    """Keep all numeric arguments of a factory in the state, its defaults among them.
+
+        h_t = schedule(t - 1), or what stands in the state,    t = 1, 2, ...
+        u_t = inner_factory(**h_t)(g_t)
+
+    `state.hyperparams` maps names to scalars. One that was given as a number can be changed there
+    between steps; one that was given as a schedule is overwritten in every step. The values are
+    arguments of the compiled step, so that it is compiled once for all of them, and `jax.vmap`
+    over states trains with many values at once.
+
+    They are float32, however narrow the parameters (in bfloat16 a b2 of 0.999 would be 1), and
+    float64 where jax works in double precision and the value is of it. optax casts them to the
+    parameters' dtype.
+
+    What counts as a hyperparameter:
+
+    - of a factory of gradtx, each argument that its annotation declares a `ScalarOrSchedule`; if
+      optax has the factory without that argument, only where it is given;
+    - of any other, as in optax, each argument whose value is a number, an array or a schedule. A
+      function is a schedule, unless its annotation declares a function to a boolean or to
+      anything, as those of masks do; a class, a `gradtx.select` and a tree of arrays or booleans
+      that happens to be callable are none.
+
+    Args:
+        inner_factory: a function that returns a gradient transformation.
+        static_args: names of the arguments that are no hyperparameters.
+        hyperparam_dtype: the dtype of all real hyperparameters; None: see above.
+
+    Returns:
+        A function with the arguments of `inner_factory`, in which each hyperparameter may be a
+        number, an array, a schedule of the number of steps already taken, which starts at 0, or a
+        `StatefulSchedule`. It returns a transformation with the state
+        `InjectStatefulHyperparamsState(count, hyperparams, hyperparams_states, inner_state)`.
+
+    Raises:
+        ValueError: if `inner_factory` is not a function, has no argument of a name in
+            `static_args`, or `hyperparam_dtype` is not inexact; in the returned function, if
+            `inner_factory` refuses a value; in `update`, if the state is of other hyperparameters.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.inject_hyperparams(gradtx.sgd)(learning_rate=0.5)
+        >>> state = tx.init(jnp.zeros(1))
+        >>> state.hyperparams["learning_rate"] = jnp.float32(0.25)
+        >>> updates, state = tx.update(jnp.ones(1), state)
+        >>> print(updates)
+        [-0.25]
+    """
+    owner = "inject_hyperparams"
+    factory = Factory(owner, inner_factory)
+    static = {static_args} if isinstance(static_args, str) else set(static_args)
+    if not static <= factory.signature.parameters.keys():
+        raise ValueError(
+            f"{owner}: static_args must name arguments of inner_factory, got {sorted(static)}; "
+            f"they are {list(factory.signature.parameters)}"
+        )
+    dtype = check_dtype(owner, "hyperparam_dtype", hyperparam_dtype)
+
+    @functools.wraps(inner_factory)
+    def with_hyperparameters_in_state(*args: Any, **kwargs: Any) -> ExtraArgs:
+        bound = factory.signature.bind(*args, **kwargs)
+        left_out = factory.added - bound.arguments.keys()
+        bound.apply_defaults()
+        names = factory.arguments(bound).keys() - static - left_out
+        return _injected(owner, factory, bound, names, dtype)
+
+    return with_hyperparameters_in_state
+
+
+# optax's old name of it.
+inject_stateful_hyperparams = inject_hyperparams
+
+
+def with_hyperparams(
+    factory: Callable[..., optax.GradientTransformation], /, *args: Any, **kwargs: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Build a transformation whose given hyperparameters are kept in its state.
+
+        with_hyperparams(factory, learning_rate=0.1) = factory(learning_rate=h),
+        h = state.hyperparams["learning_rate"]
+
+    The direct form of `inject_hyperparams`, with one difference: only the arguments that are
+    written here are in the state. The defaults stay constants of the compiled step, as they are
+    in `factory(*args, **kwargs)`.
+
+    Args:
+        factory: a function that returns a gradient transformation.
+        *args: its positional arguments.
+        **kwargs: its arguments by keyword. A hyperparameter may be a number, an array, a schedule
+            or a `StatefulSchedule`; for what counts as one see `inject_hyperparams`. To leave one
+            out of the state, fix it before: `functools.partial(factory, b1=0.8)`.
+
+    Returns:
+        A transformation with the state of `inject_hyperparams`.
+
+    Raises:
+        ValueError: if `factory` is not a function, or refuses a value.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.with_hyperparams(gradtx.sgd, learning_rate=0.1)
+        >>> state = tx.init(jnp.zeros(1))
+        >>> print(state.hyperparams)
+        {'learning_rate': Array(0.1, dtype=float32)}
+        >>> def step(learning_rate):
+        ...     hyperparams = {"learning_rate": learning_rate}
+        ...     return tx.update(jnp.ones(1), state._replace(hyperparams=hyperparams))[0]
+        >>> print(jax.vmap(step)(jnp.array([1.0, 2.0])))
+        [[-1.]
+         [-2.]]
+    """
+    owner = "with_hyperparams"
+    made = Factory(owner, factory)
+    bound = made.signature.bind(*args, **kwargs)
+    return _injected(owner, made, bound, made.arguments(bound).keys(), None)
+
+
+def _injected(
+    owner: str,
+    factory: Factory,
+    bound: inspect.BoundArguments,
+    names: Iterable[str],
+    dtype: np.dtype | None,
+) -> ExtraArgs:
+    arguments = factory.arguments(bound)
+    given = {
+        name: arguments[name] for name in names if factory.is_hyperparameter(name, arguments[name])
+    }
+    numbers = {name: value for name, value in given.items() if not callable(value)}
+    schedules = {
+        name: value if isinstance(value, StatefulSchedule) else WrappedSchedule(value)
+        for name, value in given.items()
+        if name not in numbers
+    }
+
+    def stored(value: Any) -> jax.Array:
+        value = jnp.array(value)  # a copy, because the caller may donate the state
+        if jnp.issubdtype(value.dtype, jnp.inexact):
+            return value.astype(dtype or trees.compute_dtype(value.dtype))
+        if factory.is_ours:
+            return value.astype(dtype or jnp.result_type(float))
+        return value.astype(value.dtype) if value.weak_type else value
+
+    def kept(value: Any) -> jax.Array:
+        is_typed = isinstance(value, jax.Array) and not value.weak_type
+        return value if is_typed else stored(value)
+
+    def scheduled(name: str, schedule_state: Any, **extra: Any) -> jax.Array:
+        # Schedules mix integers and floats, which strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            return stored(schedules[name](schedule_state, **extra))
+
+    def make(values: dict[str, Any]) -> ExtraArgs:
+        return as_transformation(owner, "the factory's result", factory.make(bound, values))
+
+    def at_start() -> dict[str, ArrayLike]:
+        return {name: scheduled(name, schedules[name].init()) for name in schedules}
+
+    def init(params: Any) -> _State:
+        hyperparams = at_start() | {name: stored(value) for name, value in numbers.items()}
+        return _State(
+            count=jnp.zeros([], jnp.int32),
+            hyperparams=hyperparams,
+            hyperparams_states={name: schedules[name].init() for name in schedules},
+            inner_state=make(hyperparams).init(params),
+        )
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        _check_state(owner, state, given)
+        old = state.hyperparams_states
+        hyperparams: dict[str, ArrayLike] = {
+            name: kept(value) for name, value in state.hyperparams.items()
+        }
+        hyperparams |= {name: scheduled(name, old[name], **extra) for name in schedules}
+        tx = make(hyperparams)
+        if factory.is_ours:
+            new, inner_state = tx.update(updates, state.inner_state, params, **extra)
+        else:
+            # A Python number takes the dtype of the leaf that it meets; an array keeps its own.
+            with jax.numpy_dtype_promotion("standard"):
+                new, inner_state = tx.update(updates, state.inner_state, params, **extra)
+            new = _with_dtypes_of(updates, new)
+            inner_state = _with_dtypes_of(state.inner_state, inner_state)
+        return new, _State(
+            count=jnp.asarray(optax.safe_increment(state.count)),
+            hyperparams=hyperparams,
+            hyperparams_states={
+                name: schedule.update(old[name], **extra) for name, schedule in schedules.items()
+            },
+            inner_state=inner_state,
+        )
+
+    # Wrong values are refused here, not in the first step.
+    return composed(owner, (Part("", make(numbers | at_start())),), init, update)
+
+
+def _check_state(owner: str, state: Any, given: dict[str, Any]) -> None:
+    if getattr(state, "_fields", None) != _State._fields:
+        raise ValueError(
+            f"{owner}: expected a state with the fields {_State._fields}, got "
+            f"{type(state).__name__} {getattr(state, '_fields', '')}; was it made by the init of "
+            "this transformation?"
+        )
+    if state.hyperparams.keys() != given.keys():
+        raise ValueError(
+            f"{owner}: the state has the hyperparameters {sorted(state.hyperparams)}, expected "
+            f"{sorted(given)}"
+        )
+
+
+def _with_dtypes_of(old: Any, new: Any) -> Any:
+    if jax.tree.structure(old) != jax.tree.structure(new):
+        return new
+
+    def converted(before: Any, after: Any) -> Any:
+        is_array = isinstance(after, jax.Array) and trees.is_parameter(before)
+        return after.astype(jnp.result_type(before)) if is_array else after
+
+    return jax.tree.map(converted, old, new)

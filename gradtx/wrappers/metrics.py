@@ -1,0 +1,290 @@
+"""What a step did, read from the state: learning rate, norms, skipped steps."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.tree_util import DictKey, GetAttrKey, SequenceKey
+from optax.contrib import ReduceLROnPlateauState
+from optax.transforms import MonitorState, SnapshotState
+
+from gradtx import trees
+from gradtx.compose.parts import Part, composed, owner_of, parts_of
+from gradtx.compose.sequence import as_transformation
+from gradtx.lift import evaluate, hyperparameters_of, kernel_of
+
+Path = tuple[Any, ...]
+
+
+class MetricsState(NamedTuple):
+    """The state of `with_metrics`.
+
+    Attributes:
+        count: how many steps were taken, int32.
+        measurements: name -> scalar; where the wrapped transformation has several learning rates,
+            they are a dictionary of their own.
+        inner_state: the state of the wrapped transformation.
+    """
+
+    count: jax.Array
+    measurements: dict[str, Any]
+    inner_state: Any
+
+
+def with_metrics(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Record at each step what goes into a transformation and what comes out of it.
+
+        gradient_norm = ||g||,    update_norm = ||u||,    update_ratio = ||u|| / ||p||
+
+    `gradtx.metrics(state)` reads the values of the latest step. Wrap the whole optimizer: g is then
+    the gradient before any clipping, and u what is added to the parameters.
+
+    The learning rate is recorded too, where `tx` is made of transformations of this library: that
+    of each `scale_by_learning_rate`, and of any other kernel with a hyperparameter of this name. A
+    schedule is evaluated at the count in its own state, which stands still while steps are skipped
+    or gradients accumulate. What is inside of `inject_hyperparams` is not recorded: the learning
+    rate is in that state already. What is inside of optax's transformations cannot be seen.
+
+    Args:
+        tx: any transformation. Its updates pass unchanged.
+
+    Returns:
+        A transformation with the state `MetricsState(count, measurements, inner_state)`. Norms are
+        taken over the leaves that have an update, in at least float32, and are 0 before the first
+        step. The ratio is 0 where both norms are zero, infinite where only the parameters' is, and
+        NaN if `update` is called without the parameters.
+
+    Raises:
+        ValueError: if `tx` is not a transformation; in `update`, if the parameters or the updates
+            of `tx` have another structure than the gradient.
+
+    Source:
+        The ratio: Karpathy, "CS231n: neural networks, part 3", section "Ratio of weights:updates",
+        for all layers together.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.with_metrics(gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.sgd(0.1)))
+        >>> params = jnp.array([0.0, 2.0])
+        >>> _, state = tx.update(jnp.array([3.0, 4.0]), tx.init(params), params)
+        >>> for name, value in gradtx.metrics(state).items():
+        ...     print(f"{name} {value:.2f}")
+        gradient_norm 5.00
+        learning_rate 0.10
+        step 1.00
+        update_norm 0.10
+        update_ratio 0.05
+    """
+    owner = "with_metrics"
+    inner = as_transformation(owner, "tx", tx)
+
+    def learning_rates(inner_state: Any) -> dict[str, Any]:
+        found = list(_learning_rates(inner, inner_state, ()))
+        places = _places([path for path, _ in found])
+        rates = {place: rate for place, (_, rate) in zip(places, found, strict=True)}
+        return {"learning_rate": rates.get("", rates)} if rates else {}
+
+    def init(params: Any) -> MetricsState:
+        inner_state = inner.init(params)
+        leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params) if trees.is_parameter(leaf)]
+        zeros = {name: jnp.zeros([], trees.widest(leaves)) for name in _NORMS}
+        measurements = zeros | learning_rates(inner_state)
+        return MetricsState(jnp.zeros([], jnp.int32), measurements, inner_state)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        new, inner_state = inner.update(updates, state.inner_state, params, **extra)
+        measurements = _norms(owner, updates, new, params) | learning_rates(state.inner_state)
+        measurements = jax.tree.map(
+            lambda old, value: value.astype(old.dtype), state.measurements, measurements
+        )
+        count = jnp.asarray(optax.safe_increment(state.count))
+        return new, MetricsState(count, measurements, inner_state)
+
+    return composed(owner, (Part("", inner),), init, update)
+
+
+_NORMS = ("gradient_norm", "update_norm", "update_ratio")
+
+
+def _norms(owner: str, gradients: Any, updates: Any, params: Any) -> dict[str, jax.Array]:
+    def norm(parts: list[Any]) -> jax.Array:
+        return trees.norm_of_leaves([jnp.asarray(p) for p in parts if trees.is_parameter(p)])
+
+    size, change = norm(trees.flatten(gradients)[0]), norm(trees.flatten(updates)[0])
+    if params is None:
+        return dict(zip(_NORMS, (size, change, jnp.full_like(change, jnp.nan)), strict=True))
+    parameters = trees.flatten_like(owner, "params", params, "updates", updates)
+    moved = zip(trees.flatten(updates)[0], parameters, strict=True)
+    whole = norm([p for u, p in moved if trees.is_parameter(u)])
+    dtype = np.promote_types(change.dtype, whole.dtype)
+    is_nothing = (change == 0) & (whole == 0)
+    ratio = change.astype(dtype) / jnp.where(is_nothing, 1, whole.astype(dtype))
+    return dict(zip(_NORMS, (size, change, ratio), strict=True))
+
+
+def _learning_rates(
+    tx: optax.GradientTransformation, state: Any, path: Path
+) -> Iterator[tuple[Path, jax.Array]]:
+    """The learning rates of the step that starts from a state, with their places in it."""
+    if hasattr(state, "hyperparams"):  # its parts were built with the values of the first step
+        return
+    kernel = kernel_of(tx)
+    if kernel is not None and "learning_rate" in kernel.hyperparameters:
+        value = hyperparameters_of(tx)["learning_rate"]
+        if callable(value):
+            value = evaluate(value, getattr(state, (*kernel.counts, "count")[0]))
+        value = jnp.array(value)  # a copy, because the caller may donate the state
+        is_real = jnp.issubdtype(value.dtype, jnp.floating)
+        yield path, value.astype(trees.compute_dtype(value.dtype if is_real else float))
+    for part, place, inner_state in _inner_states(tx, state):
+        yield from _learning_rates(part, inner_state, (*path, *place))
+
+
+# What the state of a wrapper calls that of the transformation inside of it.
+_INNER = (
+    "inner_state",
+    "inner_opt_state",
+    "base_optimizer_state",
+    "fast_state",
+    "opt_state",
+    "adv_state",
+)
+
+
+def _inner_states(
+    tx: optax.GradientTransformation, state: Any
+) -> Iterator[tuple[optax.GradientTransformation, Path, Any]]:
+    """The parts of a transformation, each with the place of its state in that of the whole."""
+    parts, owner = parts_of(tx), owner_of(tx)
+    if owner == "chain":
+        for index, (part, inner) in enumerate(zip(parts, state, strict=True)):
+            yield part.transformation, (SequenceKey(index),), inner
+    elif owner == "named_chain":
+        for part in parts:
+            yield part.transformation, (DictKey(part.label),), state[part.label]
+    elif owner == "partition":
+        states = {str(label): masked for label, masked in state.inner_states.items()}
+        for part in parts:
+            place = GetAttrKey("inner_states"), DictKey(part.label), GetAttrKey("inner_state")
+            yield part.transformation, place, states[part.label].inner_state
+    else:
+        places = [name for name in _INNER if name in getattr(state, "_fields", ())]
+        if parts and not places:  # a wrapper without a state of its own
+            yield parts[0].transformation, (), state
+        for part, place in zip(parts, places, strict=False):
+            yield part.transformation, (GetAttrKey(place),), getattr(state, place)
+
+
+def metrics(state: Any) -> dict[str, jax.Array]:
+    """Read from an optimizer's state what is worth watching, however the state is nested.
+
+    What there is:
+
+        learning_rate        of `inject_hyperparams`, `with_metrics` and line searches
+        gradient_norm, update_norm, update_ratio, step
+                             of `with_metrics`
+        skipped_steps        of `apply_if_finite`: how many gradients so far were not finite
+        consecutive_skipped  of `apply_if_finite`: how many of them were the latest
+        learning_rate_scale  of `reduce_on_plateau`
+        gradient_step, mini_step
+                             of `MultiSteps`: how many steps were taken, and how many gradients
+                             have been collected for the next
+        last_skipped         of `MultiSteps` with a rule for it: whether the latest gradient was
+                             skipped
+        and every scalar of `snapshot` and `monitor`, under its own name.
+
+    Of two or more with one name each is named with its place, "learning_rate/matrices": the keys
+    of the dictionaries on the way, such as the labels of `partition` and `named_chain`, or, if
+    these do not tell them apart, the whole path, which is empty for the outermost transformation.
+
+    Args:
+        state: the state of any transformation, of this library or optax.
+
+    Returns:
+        A dictionary of scalars, without what the state does not know. It can be called inside of a
+        compiled function, and under `jax.vmap` for many states at once.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> rates = {"matrices": gradtx.sgd(0.02), "others": gradtx.sgd(0.001)}
+        >>> labels = gradtx.select.groups({"matrices": "kernel"}, rest="others")
+        >>> tx = gradtx.with_metrics(gradtx.partition(rates, labels))
+        >>> state = tx.init({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)})
+        >>> for name, value in gradtx.metrics(state).items():
+        ...     print(f"{name} {value:.3f}")
+        gradient_norm 0.000
+        learning_rate/matrices 0.020
+        learning_rate/others 0.001
+        step 0.000
+        update_norm 0.000
+        update_ratio 0.000
+    """
+    found: dict[str, list[tuple[Path, Any]]] = {}
+    for name, path, value in _measurements(state, ()):
+        found.setdefault(name, []).append((path, value))
+    return {
+        f"{name}/{place}" if place else name: value
+        for name, values in sorted(found.items())
+        for place, (_, value) in zip(_places([path for path, _ in values]), values, strict=True)
+    }
+
+
+def _places(paths: list[Path]) -> list[str]:
+    """The shortest kind of name that tells paths apart; "" for a single one."""
+    if len(paths) == 1:
+        return [""]
+    labels = [tuple(key for key in path if isinstance(key, DictKey)) for path in paths]
+    return list(map(trees.path_name, labels if len(set(labels)) == len(paths) else paths))
+
+
+def _measurements(state: Any, path: Path) -> Iterator[tuple[str, Path, Any]]:
+    """The name, the place and the value of everything that a state knows."""
+    for own, read in _READERS.items():
+        if isinstance(state, own):
+            for below, value in jax.tree_util.tree_leaves_with_path(read(state)):
+                yield below[0].key, (*path, *below[1:]), value
+    fields = getattr(state, "_fields", None)
+    if fields is not None:
+        for field in fields:
+            yield from _measurements(getattr(state, field), (*path, GetAttrKey(field)))
+        return
+    named, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda node: node is not state)
+    for below, inner in named:
+        if inner is not state:
+            yield from _measurements(inner, (*path, *below))
+
+
+def _of_hyperparameters(state: Any) -> dict[str, Any]:
+    return {name: value for name, value in state.hyperparams.items() if name == "learning_rate"}
+
+
+def _of_multi_steps(state: Any) -> dict[str, Any]:
+    skip = state.skip_state if isinstance(state.skip_state, Mapping) else {}
+    skipped = {"last_skipped": skip["should_skip"]} if "should_skip" in skip else {}
+    return {"gradient_step": state.gradient_step, "mini_step": state.mini_step, **skipped}
+
+
+def _scalars(measurements: Any) -> Any:
+    return jax.tree.map(lambda value: value if jnp.ndim(value) == 0 else None, measurements)
+
+
+_READERS: dict[type, Callable[[Any], dict[str, Any]]] = {
+    MetricsState: lambda state: {"step": state.count, **state.measurements},
+    optax.InjectHyperparamsState: _of_hyperparameters,
+    optax.InjectStatefulHyperparamsState: _of_hyperparameters,
+    optax.ApplyIfFiniteState: lambda state: {
+        "skipped_steps": state.total_notfinite,
+        "consecutive_skipped": state.notfinite_count,
+    },
+    optax.MultiStepsState: _of_multi_steps,
+    ReduceLROnPlateauState: lambda state: {"learning_rate_scale": state.scale},
+    SnapshotState: lambda state: _scalars(state.measurement),
+    MonitorState: lambda state: _scalars(state.measurements),
+    optax.ScaleByBacktrackingLinesearchState: lambda state: {"learning_rate": state.learning_rate},
+    optax.ScaleByZoomLinesearchState: lambda state: {"learning_rate": state.learning_rate},
+}
