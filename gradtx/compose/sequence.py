@@ -1,5 +1,6 @@
 """Transformations one after another, and the simplest ones to put there."""
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -46,7 +47,14 @@ def as_transformation(owner: str, argument: str, tx: Any) -> ExtraArgs:
         return tx
     if isinstance(tx, Transformation):
         return optax.with_extra_args_support(tx)
-    # Objects with the two methods, such as optax.MultiSteps.
+    # Objects with the two methods, such as MultiSteps, optax's or ours.
+    if hasattr(tx, "gradient_transformation"):
+        made = tx.gradient_transformation()
+        if isinstance(made, ExtraArgs):
+            return made
+    arguments = inspect.signature(tx.update).parameters.values()
+    if any(argument.kind is argument.VAR_KEYWORD for argument in arguments):
+        return ExtraArgs(tx.init, tx.update)
     return optax.with_extra_args_support(Transformation(tx.init, tx.update))
 
 
@@ -152,7 +160,8 @@ def identity() -> ExtraArgs:
         >>> print(tx.update(3.0, tx.init(None))[0])
         3.0
     """
-    return optax.with_extra_args_support(optax.identity())
+    identical = optax.with_extra_args_support(optax.identity())
+    return composed("identity", (), identical.init, identical.update)
 
 
 def set_to_zero() -> ExtraArgs:
@@ -175,7 +184,8 @@ def set_to_zero() -> ExtraArgs:
         # What has no zero of its own (a function, the float0 of an integer) is zero already.
         return jnp.zeros_like(update) if trees.is_number(update) else update
 
-    return stateless(lambda updates, params: jax.tree.map(zero, updates))
+    zeros = stateless(lambda updates, params: jax.tree.map(zero, updates))
+    return composed("set_to_zero", (), zeros.init, zeros.update)
 
 
 def stateless(f: Callable[[Any, Any], Any]) -> ExtraArgs:

@@ -2,11 +2,12 @@
 
 A run is three things: `TrainState.create` makes the state, `make_train_step` compiles the step that
 takes a state and a batch to the next state and the step's metrics, and `minibatches` cuts the data
-into shuffled batches.
+into shuffled batches. `accumulate_grads` is the gradient of a batch that does not fit into memory.
 """
 
+from gradtx.training.accumulation import accumulate_grads
 from gradtx.training.batches import minibatches
 from gradtx.training.state import TrainState
 from gradtx.training.step import make_train_step
 
-__all__ = ["TrainState", "make_train_step", "minibatches"]
+__all__ = ["TrainState", "accumulate_grads", "make_train_step", "minibatches"]

@@ -1,0 +1,225 @@
+"""One step for several mini-batches."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike, DTypeLike
+
+from gradtx import trees
+from gradtx.compose.parts import Part, composed
+from gradtx.compose.sequence import as_transformation
+from gradtx.kernel import COUNT, check_dtype, check_hyperparameter
+from gradtx.lift import evaluate
+from gradtx.wrappers.branches import either, zeros_like
+
+_OWNER = "MultiSteps"
+
+
+class MultiSteps:
+    """Collect the gradients of k mini-batches, then take one step with their mean.
+
+        a_n = a_{n-1} + (g_n - a_{n-1}) / n,    a_0 = 0
+        u_n = inner(a_k) if n = k, else 0
+
+    This is the step on a batch k times as large, wherever the loss is a mean over samples and the
+    mini-batches are equally large. In the other k - 1 mini-steps the updates are zero; the inner
+    transformation is not carried out then, and its state stays as it is. Its schedules count
+    steps, not mini-steps.
+
+    Args:
+        opt: the transformation that takes the steps.
+        every_k_schedule: k, a whole number >= 1, or a function of the number of steps taken so
+            far that returns it.
+        use_grad_mean: whether the gradients are averaged. False: a_n = a_{n-1} + g_n.
+        should_skip_update_fn: a function of (gradient, number of steps, params) that returns a
+            boolean scalar, whether to leave the mini-batch out as if it had never been there, and
+            a tree to keep in the state's `skip_state`; such as `skip_not_finite`. None: all count.
+        accumulator_dtype: storage dtype of a; None: the parameter's, or float32 if that is
+            narrower. optax uses float32 for float64 and complex parameters too.
+
+    Attributes:
+        inner_opt: the transformation that takes the steps.
+
+    Raises:
+        ValueError: if `every_k_schedule` is not a whole number >= 1, `opt` not a transformation,
+            or `accumulator_dtype` not an inexact dtype.
+
+    Source:
+        Goyal et al. 2017, "Accurate, large minibatch SGD", section 2: the mean over samples.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.MultiSteps(gradtx.sgd(0.5), every_k_schedule=2)
+        >>> state = tx.init(jnp.zeros(1))
+        >>> for gradient in [1.0, 3.0]:
+        ...     updates, state = tx.update(jnp.array([gradient]), state)
+        ...     print(updates, tx.has_updated(state))
+        [0.] False
+        [-1.] True
+    """
+
+    def __init__(
+        self,
+        opt: optax.GradientTransformation,
+        every_k_schedule: int | Callable[[jax.Array], ArrayLike],
+        use_grad_mean: bool = True,
+        should_skip_update_fn: optax.ShouldSkipUpdateFunction | None = None,
+        accumulator_dtype: DTypeLike | None = None,
+    ) -> None:
+        self._opt = as_transformation(_OWNER, "opt", opt)
+        check_hyperparameter(_OWNER, "every_k_schedule", every_k_schedule, COUNT)
+        self._every_k_schedule = every_k_schedule
+        self._use_grad_mean = use_grad_mean
+        if should_skip_update_fn is not None and not callable(should_skip_update_fn):
+            raise ValueError(
+                f"{_OWNER}: should_skip_update_fn must be a function, got {should_skip_update_fn!r}"
+            )
+        self._should_skip_update_fn = should_skip_update_fn
+        self._dtype = check_dtype(_OWNER, "accumulator_dtype", accumulator_dtype)
+
+    @property
+    def inner_opt(self) -> optax.GradientTransformationExtraArgs:
+        """The transformation that takes the steps."""
+        return self._opt
+
+    def init(self, params: Any) -> optax.MultiStepsState:
+        """The state before the first mini-step."""
+        gradient_step = jnp.zeros([], jnp.int32)
+        _, skip_state = self._should_skip(zeros_like(params), gradient_step, params)
+        return optax.MultiStepsState(
+            mini_step=jnp.zeros([], jnp.int32),
+            gradient_step=gradient_step,
+            inner_opt_state=self._opt.init(params),
+            acc_grads=jax.tree.map(self._start, params),
+            skip_state=skip_state,
+        )
+
+    def update(
+        self, updates: Any, state: optax.MultiStepsState, params: Any = None, **extra: Any
+    ) -> tuple[Any, optax.MultiStepsState]:
+        """One mini-step: zero updates, or those of a step.
+
+        Args:
+            updates: the gradient of a mini-batch.
+            state: the state.
+            params: the parameters, if the inner transformation needs them.
+            **extra: extra arguments of the inner transformation, which sees those of the last of
+                its mini-steps only.
+
+        Returns:
+            The updates and the new state.
+
+        Raises:
+            ValueError: if gradient and state do not fit together.
+        """
+        skip, skip_state = self._should_skip(updates, state.gradient_step, params)
+        mini_step = jnp.asarray(state.mini_step)
+        is_last = mini_step + 1 >= self._number_of_mini_steps(state.gradient_step)
+        emit = is_last if skip is None else is_last & ~skip
+        gradients, treedef = trees.flatten(updates)
+        totals = self._totals(updates, state.acc_grads)
+        active = [i for i, gradient in enumerate(gradients) if trees.is_parameter(gradient)]
+
+        def with_this(i: int) -> jax.Array:
+            return _accumulated(totals[i], gradients[i], mini_step, self._use_grad_mean)
+
+        def step() -> Any:
+            means, emptied = list(gradients), list(totals)
+            for i in active:
+                means[i] = with_this(i).astype(jnp.result_type(gradients[i]))
+                emptied[i] = jnp.zeros_like(totals[i])
+            new, inner_state = self._opt.update(
+                treedef.unflatten(means), state.inner_opt_state, params, **extra
+            )
+            return new, (inner_state, treedef.unflatten(emptied))
+
+        def wait() -> Any:
+            kept = list(totals)
+            for i in active:
+                kept[i] = with_this(i) if skip is None else jnp.where(skip, totals[i], with_this(i))
+            return zeros_like(updates), (state.inner_opt_state, treedef.unflatten(kept))
+
+        new_updates, (inner_state, acc_grads) = either(
+            _OWNER, emit, step, wait, updates, (state.inner_opt_state, state.acc_grads)
+        )
+        next_mini_step = jnp.where(is_last, 0, mini_step + 1)
+        gradient_step = optax.safe_increment(state.gradient_step)
+        return new_updates, optax.MultiStepsState(
+            mini_step=next_mini_step
+            if skip is None
+            else jnp.where(skip, mini_step, next_mini_step),
+            gradient_step=jnp.where(emit, gradient_step, state.gradient_step),
+            inner_opt_state=inner_state,
+            acc_grads=acc_grads,
+            skip_state=skip_state,
+        )
+
+    def has_updated(self, state: optax.MultiStepsState) -> jax.Array:
+        """Whether the last mini-step was a step: the updates were not merely zero."""
+        return (jnp.asarray(state.mini_step) == 0) & (jnp.asarray(state.gradient_step) > 0)
+
+    def gradient_transformation(self) -> optax.GradientTransformationExtraArgs:
+        """The same as optax's pair of functions, for a chain."""
+        return composed(_OWNER, (Part("", self._opt),), self.init, self.update)
+
+    def _start(self, parameter: Any) -> jax.Array | None:
+        if not trees.is_parameter(parameter):
+            return None
+        own = jnp.result_type(parameter)
+        dtype = trees.compute_dtype(own) if self._dtype is None else self._dtype
+        if jnp.issubdtype(own, jnp.complexfloating) and jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"{_OWNER}: acc_grads of a complex parameter does not fit into {dtype}"
+            )
+        return jnp.zeros_like(parameter, dtype=dtype)
+
+    def _should_skip(
+        self, updates: Any, gradient_step: ArrayLike, params: Any
+    ) -> tuple[jax.Array | None, Any]:
+        if self._should_skip_update_fn is None:
+            return None, ()
+        skip, skip_state = self._should_skip_update_fn(updates, gradient_step, params)
+        if jnp.shape(skip) != () or not jnp.issubdtype(jnp.result_type(skip), bool):
+            raise ValueError(
+                f"{_OWNER}: should_skip_update_fn must return a boolean scalar, got "
+                f"{jnp.result_type(skip)} of shape {jnp.shape(skip)}"
+            )
+        return jnp.asarray(skip), skip_state
+
+    def _number_of_mini_steps(self, gradient_step: ArrayLike) -> jax.Array:
+        every_k = self._every_k_schedule
+        if callable(every_k):
+            return evaluate(every_k, jnp.asarray(gradient_step)).astype(jnp.int32)
+        return jnp.asarray(every_k).astype(jnp.int32)
+
+    def _totals(self, updates: Any, acc_grads: Any) -> list[Any]:
+        """What was accumulated for each leaf of the updates, which it must fit."""
+        what = "the state's acc_grads"
+        totals = trees.flatten_like(_OWNER, what, acc_grads, "updates", updates)
+        for i, (gradient, total) in enumerate(zip(trees.flatten(updates)[0], totals, strict=True)):
+            if trees.is_parameter(gradient) and total is None:
+                raise ValueError(
+                    f"{_OWNER}: {what} has none at '{trees.paths(updates)[i]}', where updates has "
+                    f"shape {np.shape(gradient)}; was init called with these parameters?"
+                )
+            if trees.is_parameter(gradient) and np.shape(gradient) != np.shape(total):
+                trees.refuse_shape(_OWNER, "updates", updates, i, what, total)
+        return totals
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _accumulated(
+    total: jax.Array, gradient: jax.Array, number: jax.Array, is_mean: bool
+) -> jax.Array:
+    """The mean (or the sum) of `number` gradients before this one, with this one."""
+    gradient = jnp.asarray(gradient)
+    dtype = np.promote_types(*map(trees.compute_dtype, (total.dtype, gradient.dtype)))
+    old, new = total.astype(dtype), gradient.astype(dtype)
+    added = old + (new - old) / (number + 1).astype(dtype) if is_mean else old + new
+    return jnp.where(number == 0, new, added).astype(total.dtype)

@@ -1,0 +1,137 @@
+"""Lookahead: fast weights run ahead, and slow weights follow a part of the way."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from gradtx import trees
+from gradtx.compose.parts import Part, composed
+from gradtx.compose.sequence import as_transformation
+from gradtx.kernel import COUNT, NON_NEGATIVE, check
+from gradtx.updates import apply_updates
+from gradtx.wrappers.branches import either
+
+_OWNER = "lookahead"
+
+
+def lookahead(
+    fast_optimizer: optax.GradientTransformation,
+    sync_period: ArrayLike,
+    slow_step_size: ArrayLike,
+    reset_state: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Let fast weights take k steps, then move slow weights a part of the way, and start there.
+
+        fast <- fast + u(g(fast))                        in every step
+        slow <- slow + slow_step_size * (fast - slow)    in every k-th step,
+        fast <- slow                                     followed by this
+
+    The parameters are a pair, `LookaheadParams(fast, slow)`; start with
+    `LookaheadParams.init_synced(params)`. Calculate gradients at `params.fast`; evaluate and use
+    `params.slow`. The updates are such a pair too, and must be added as they are.
+
+    Args:
+        fast_optimizer: the transformation whose updates move the fast weights.
+        sync_period: k, a whole number >= 1.
+        slow_step_size: the share of the way, alpha in the paper, >= 0; 1 leaves the fast
+            optimizer as it is.
+        reset_state: whether the fast optimizer starts anew every k steps, where the weights met.
+
+    Returns:
+        A transformation with the state `LookaheadState(fast_state, steps_since_sync)`; its update
+        takes the gradient at `params.fast` and needs `params`. Its init accepts the fast
+        parameters alone too.
+
+    Raises:
+        ValueError: if an argument lies outside its range; in `update`, if `params` is not a
+            `LookaheadParams` or fits neither itself nor the updates.
+
+    Source:
+        Zhang et al. 2019, "Lookahead optimizer: k steps forward, 1 step back", Algorithm 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.lookahead(gradtx.sgd(1.0), sync_period=2, slow_step_size=0.5)
+        >>> params = gradtx.LookaheadParams.init_synced(jnp.array([4.0]))
+        >>> state = tx.init(params)
+        >>> for _ in range(2):
+        ...     updates, state = tx.update(jnp.array([1.0]), state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        ...     print(params.fast, params.slow)
+        [3.] [4.]
+        [3.] [3.]
+    """
+    inner = as_transformation(_OWNER, "fast_optimizer", fast_optimizer)
+    check(_OWNER, "sync_period", sync_period, COUNT)
+    check(_OWNER, "slow_step_size", slow_step_size, NON_NEGATIVE)
+
+    def init(params: Any) -> optax.LookaheadState:
+        fast = params.fast if isinstance(params, optax.LookaheadParams) else params
+        return optax.LookaheadState(inner.init(fast), jnp.zeros([], jnp.int32))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        if not isinstance(params, optax.LookaheadParams):
+            raise ValueError(
+                f"{_OWNER}: params must be a LookaheadParams, got {type(params).__name__}; start "
+                "with LookaheadParams.init_synced(params)"
+            )
+        fast_updates, fast_state = inner.update(updates, state.fast_state, params.fast, **extra)
+        number = state.steps_since_sync + 1
+        is_sync = number >= jnp.asarray(sync_period).astype(jnp.int32)
+        new = _pulled_back(fast_updates, params, is_sync, slow_step_size)
+        if reset_state:
+            _, fast_state = either(
+                _OWNER,
+                is_sync,
+                lambda: ((), inner.init(apply_updates(params.fast, new.fast))),
+                lambda: ((), fast_state),
+                (),
+                state.fast_state,
+            )
+        return new, optax.LookaheadState(fast_state, jnp.where(is_sync, 0, number))
+
+    return composed(_OWNER, (Part("", inner),), init, update)
+
+
+def _pulled_back(
+    updates: Any, params: optax.LookaheadParams, is_sync: jax.Array, step_size: ArrayLike
+) -> optax.LookaheadParams:
+    """The updates of both weights, from those of the fast optimizer."""
+    leaves, treedef = trees.flatten(updates)
+    fast = trees.flatten_like(_OWNER, "params.fast", params.fast, "updates", updates)
+    slow = trees.flatten_like(_OWNER, "params.slow", params.slow, "updates", updates)
+    fast_updates, slow_updates = list(leaves), list(leaves)
+    for i, update in enumerate(leaves):
+        if not trees.is_parameter(update):
+            continue
+        for name, weights in (("params.fast", fast[i]), ("params.slow", slow[i])):
+            if np.shape(weights) != np.shape(update):
+                trees.refuse_shape(_OWNER, "updates", updates, i, name, weights)
+        fast_updates[i], slow_updates[i] = _pulled_back_leaf(
+            update, fast[i], slow[i], is_sync, step_size
+        )
+    return optax.LookaheadParams(treedef.unflatten(fast_updates), treedef.unflatten(slow_updates))
+
+
+@jax.jit
+def _pulled_back_leaf(
+    update: jax.Array, fast: jax.Array, slow: jax.Array, is_sync: jax.Array, step_size: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    update, fast, slow = jnp.asarray(update), jnp.asarray(fast), jnp.asarray(slow)
+    dtype = trees.compute_dtype(slow.dtype)
+
+    def wide(x: jax.Array) -> jax.Array:
+        return x.astype(dtype)
+
+    ahead = wide(fast) + wide(update)
+    # Both ways lead to one number that can be stored, so that the weights meet exactly there.
+    share = jnp.asarray(step_size).astype(dtype)
+    meeting_point = wide((wide(slow) + share * (ahead - wide(slow))).astype(slow.dtype))
+    step = (meeting_point - wide(slow)).astype(slow.dtype)
+    back = (meeting_point - wide(fast)).astype(update.dtype)
+    return jnp.where(is_sync, back, update), jnp.where(is_sync, step, jnp.zeros_like(step))

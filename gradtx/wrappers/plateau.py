@@ -1,0 +1,169 @@
+"""A learning rate that falls when the loss does not."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+from optax.contrib import ReduceLROnPlateauState
+
+from gradtx import trees
+from gradtx.kernel import COUNT, NON_NEGATIVE, Range, check
+from gradtx.kernels.scale import scale
+
+_OWNER = "reduce_on_plateau"
+_FACTOR = Range("in (0, 1)", lambda value: 0 < value < 1)
+_SHARE = Range("in [0, 1]", lambda value: 0 <= value <= 1)
+_COUNT_OR_ZERO = Range(
+    "a whole number >= 0", lambda value: value >= 0 and float(value).is_integer()
+)
+
+
+def reduce_on_plateau(
+    factor: float = 0.1,
+    patience: ArrayLike = 10,
+    rtol: float = 1e-4,
+    atol: float = 0.0,
+    cooldown: ArrayLike = 0,
+    accumulation_size: ArrayLike = 1,
+    min_scale: ArrayLike = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Scale the updates down whenever a loss has stopped falling.
+
+        u = scale * g
+
+    where scale starts at 1. `value`, the loss, is averaged over `accumulation_size` steps. An
+    average a that improves on the best one,
+
+        a < (1 - rtol) * best - atol,
+
+    becomes the best. After `patience` averages in a row that did not improve,
+
+        scale <- max(factor * scale, min_scale);
+
+    the next `cooldown` averages are then not counted. The step that learns of it is scaled
+    already. Chain it behind the optimizer, and give its update the loss: `update(updates, state,
+    params, value=loss)`.
+
+    Args:
+        factor: what the scale is multiplied with, in (0, 1).
+        patience: how many averages in a row may not improve until the scale falls, >= 1.
+        rtol: the share of the best average that counts as an improvement, in [0, 1].
+        atol: the difference that counts as an improvement, >= 0; one of the two must be positive.
+        cooldown: how many averages are not counted after the scale fell, >= 0.
+        accumulation_size: how many values make one average, >= 1: 1 for a test loss, more for the
+            noisy loss of a mini-batch.
+        min_scale: the scale never falls below, >= 0.
+
+    Returns:
+        A transformation with the state `ReduceLROnPlateauState(scale, best_value, plateau_count,
+        cooldown_count, count, avg_value)`. Its numbers are float32, or float64 where a parameter
+        is; optax takes the narrowest dtype of the parameters for the scale.
+
+    Raises:
+        ValueError: if an argument lies outside its range; in `update`, if `value` is missing or
+            no real scalar.
+
+    Source:
+        The rule of torch.optim.lr_scheduler.ReduceLROnPlateau, whose patience is less by one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.reduce_on_plateau(factor=0.5, patience=2)
+        >>> state = tx.init(jnp.zeros(1))
+        >>> for loss in [3.0, 2.0, 2.0, 2.0]:
+        ...     updates, state = tx.update(jnp.ones(1), state, value=loss)
+        ...     print(updates)
+        [1.]
+        [1.]
+        [1.]
+        [0.5]
+    """
+    for argument, given, valid in (
+        ("factor", factor, _FACTOR),
+        ("patience", patience, COUNT),
+        ("rtol", rtol, _SHARE),
+        ("atol", atol, NON_NEGATIVE),
+        ("cooldown", cooldown, _COUNT_OR_ZERO),
+        ("accumulation_size", accumulation_size, COUNT),
+        ("min_scale", min_scale, NON_NEGATIVE),
+    ):
+        check(_OWNER, argument, given, valid)
+    if not isinstance(rtol, jax.Array) and not isinstance(atol, jax.Array) and rtol == atol == 0:
+        raise ValueError(f"{_OWNER}: rtol or atol must be positive, got {rtol} and {atol}")
+
+    def init(params: Any) -> ReduceLROnPlateauState:
+        leaves = [leaf for leaf in jax.tree.leaves(params) if trees.is_parameter(leaf)]
+        dtypes = [trees.real_dtype(trees.compute_dtype(jnp.result_type(leaf))) for leaf in leaves]
+        dtype = max(dtypes, key=lambda d: d.itemsize, default=jnp.float32)
+        return ReduceLROnPlateauState(
+            scale=jnp.ones([], dtype),
+            best_value=jnp.full([], jnp.inf, dtype),
+            plateau_count=jnp.zeros([], jnp.int32),
+            cooldown_count=jnp.zeros([], jnp.int32),
+            count=jnp.zeros([], jnp.int32),
+            avg_value=jnp.zeros([], dtype),
+        )
+
+    def judged(state: ReduceLROnPlateauState, average: jax.Array) -> ReduceLROnPlateauState:
+        """The state after one average."""
+        old_scale, best = jnp.asarray(state.scale), jnp.asarray(state.best_value)
+        dtype = best.dtype
+        # (1 - rtol) * inf is not a number for rtol = 1.
+        target = jnp.where(jnp.isinf(best), best, (1 - _as(rtol, dtype)) * best - _as(atol, dtype))
+        has_improved = average < target
+        bad = jnp.where(has_improved, 0, optax.safe_increment(state.plateau_count))
+        is_cooling = jnp.asarray(state.cooldown_count) > 0
+        falls = ~is_cooling & (bad >= _as(patience, jnp.int32))
+        lower = old_scale * _as(factor, old_scale.dtype)
+        cooling = jnp.where(is_cooling, state.cooldown_count - 1, 0)
+        new_scale = jnp.where(falls, lower, old_scale)
+        return ReduceLROnPlateauState(
+            scale=jnp.where(
+                is_cooling, old_scale, jnp.maximum(new_scale, _as(min_scale, old_scale.dtype))
+            ),
+            best_value=jnp.where(has_improved, average, best),
+            plateau_count=jnp.where(is_cooling | falls, 0, bad),
+            cooldown_count=jnp.where(falls, _as(cooldown, jnp.int32), cooling),
+            count=jnp.zeros([], jnp.int32),
+            avg_value=jnp.zeros([], dtype),
+        )
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, value: Any = None, **extra: Any
+    ) -> Any:
+        del params, extra
+        count = optax.safe_increment(state.count)
+        dtype = state.avg_value.dtype
+        total = _as(state.count, dtype) * state.avg_value + _as(_real_scalar(value), dtype)
+        average = total / _as(count, dtype)
+        is_complete = count >= _as(accumulation_size, jnp.int32)
+        new_state = jax.tree.map(
+            lambda complete, waiting: jnp.where(is_complete, complete, waiting),
+            judged(state, average),
+            state._replace(count=count, avg_value=average),
+        )
+        updates, _ = scale(new_state.scale).update(updates, optax.EmptyState())
+        return updates, new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _as(value: ArrayLike, dtype: Any) -> jax.Array:
+    return jnp.asarray(value).astype(dtype)
+
+
+def _real_scalar(value: Any) -> jax.Array:
+    if value is None:
+        raise ValueError(
+            f"{_OWNER}: needs the loss; call update(updates, state, params, value=loss)"
+        )
+    if np.shape(value) != () or jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
+        raise ValueError(
+            f"{_OWNER}: value must be a real scalar, got {jnp.result_type(value)} of shape "
+            f"{np.shape(value)}"
+        )
+    return jnp.asarray(value)

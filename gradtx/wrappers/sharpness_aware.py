@@ -1,0 +1,205 @@
+"""Sharpness-aware minimization: the gradient from the worst point nearby."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from optax.contrib import SAMState
+
+from gradtx import trees
+from gradtx.compose.parts import Part, composed
+from gradtx.compose.sequence import as_transformation
+from gradtx.kernel import COUNT, check
+from gradtx.updates import apply_updates
+from gradtx.wrappers.branches import either
+
+_OWNER = "sam"
+
+
+def sam(
+    optimizer: optax.GradientTransformation,
+    adv_optimizer: optax.GradientTransformation,
+    sync_period: int = 2,
+    reset_state: bool = True,
+    opaque_mode: bool = False,
+    batch_axis_name: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Climb to a bad point nearby, then step from where the climb began with the gradient there.
+
+        e = rho * g(p) / ||g(p)||
+        p <- p + u(g(p + e))
+
+    where u is the update of `optimizer`, and e the negative update of `adv_optimizer`:
+    `chain(normalize(), sgd(rho))` gives the e above. With a longer `sync_period` the climb has
+    `sync_period - 1` steps.
+
+    A call of `update` is one step of the climb, or the step of the optimizer, which leads back to
+    where the climb began at the same time: every `sync_period` calls make one step. In opaque
+    mode a call is a whole step, and calculates the gradients on the way itself.
+
+    Args:
+        optimizer: the transformation that takes the steps.
+        adv_optimizer: the transformation, with a falling direction, whose reverse climbs.
+        sync_period: the number of gradients for one step, >= 1; 1 does not climb.
+        reset_state: whether `adv_optimizer` starts anew after each step.
+        opaque_mode: whether each call is a whole step; its update needs `grad_fn`, a function
+            of (params, i) that returns the gradient for step i + 1 of the climb and what follows,
+            i = 0 .. sync_period - 2.
+        batch_axis_name: in opaque mode, a mapped axis over which those gradients are averaged.
+
+    Returns:
+        A transformation with the state `SAMState(steps_since_sync, opt_state, adv_state, cache)`,
+        where `cache` is where the climb began (None in opaque mode); its update needs `params`.
+        Only one of the two transformations is carried out in a call.
+
+    Raises:
+        ValueError: if `sync_period` is not a whole number >= 1, or a transformation none; in
+            `update`, if `params` or, in opaque mode, `grad_fn` is missing.
+
+    Source:
+        Foret et al. 2021, "Sharpness-aware minimization for efficiently improving
+        generalization", equations (2) and (3), Algorithm 1. optax steps from the parameters of
+        the call before if `sync_period` is 1; this steps from the given ones.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> climb = gradtx.chain(gradtx.normalize(), gradtx.sgd(0.5))
+        >>> tx = gradtx.sam(gradtx.sgd(0.1), climb)
+        >>> params = jnp.array([2.0])
+        >>> state = tx.init(params)
+        >>> for _ in range(2):
+        ...     updates, state = tx.update(jax.grad(lambda p: jnp.sum(p**2))(params), state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        ...     print(params)
+        [2.5]
+        [1.5]
+    """
+    outer = as_transformation(_OWNER, "optimizer", optimizer)
+    climb = as_transformation(_OWNER, "adv_optimizer", adv_optimizer)
+    check(_OWNER, "sync_period", sync_period, COUNT)
+
+    def init(params: Any) -> Any:
+        return SAMState(
+            steps_since_sync=jnp.zeros([], jnp.int32),
+            opt_state=outer.init(params),
+            adv_state=climb.init(params),
+            cache=None if opaque_mode else jax.tree.map(_copy, params),
+        )
+
+    def transparent(
+        updates: Any, state: Any, params: Any = None, *, grad_fn: Any = None, **extra: Any
+    ) -> Any:
+        del grad_fn
+        _check_params(params, updates)
+        number = state.steps_since_sync + 1
+        start = _where(state.steps_since_sync == 0, params, _restored(state.cache, params))
+
+        def step() -> Any:
+            new, opt_state = outer.update(updates, state.opt_state, start, **extra)
+            new = _difference(new, apply_updates(start, new), params)
+            adv_state = climb.init(apply_updates(params, new)) if reset_state else state.adv_state
+            return new, (opt_state, adv_state)
+
+        def climb_on() -> Any:
+            new, adv_state = climb.update(updates, state.adv_state, params, **extra)
+            return _negative(new), (state.opt_state, adv_state)
+
+        is_step = number >= int(sync_period)
+        states = (state.opt_state, state.adv_state)
+        new, (opt_state, adv_state) = either(_OWNER, is_step, step, climb_on, updates, states)
+        number = jnp.where(is_step, 0, number)
+        return new, SAMState(number, opt_state, adv_state, jax.tree.map(_only_parameter, start))
+
+    def opaque(
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        grad_fn: Callable[[Any, int], Any] | None = None,
+        **extra: Any,
+    ) -> Any:
+        _check_params(params, updates)
+        if grad_fn is None:
+            raise ValueError(
+                f"{_OWNER}: opaque_mode needs the gradient; call update(updates, state, params, "
+                "grad_fn=...)"
+            )
+        adv_state, adv_params = state.adv_state, params
+        for i in range(int(sync_period) - 1):
+            ascent, adv_state = climb.update(updates, adv_state, adv_params, **extra)
+            adv_params = apply_updates(adv_params, _negative(ascent))
+            updates = grad_fn(adv_params, i)
+            if batch_axis_name is not None:
+                updates = _mean_over(batch_axis_name, updates)
+        new, opt_state = outer.update(updates, state.opt_state, params, **extra)
+        if reset_state:
+            adv_state = climb.init(apply_updates(params, new))
+        return new, SAMState(jnp.zeros([], jnp.int32), opt_state, adv_state, None)
+
+    parts = (Part("optimizer", outer), Part("adv_optimizer", climb))
+    return composed(_OWNER, parts, init, opaque if opaque_mode else transparent)
+
+
+def _check_params(params: Any, updates: Any) -> None:
+    if params is None:
+        raise ValueError(f"{_OWNER}: needs the parameters; call update(updates, state, params)")
+    parts = trees.flatten_like(_OWNER, "params", params, "updates", updates)
+    for i, (gradient, parameter) in enumerate(zip(trees.flatten(updates)[0], parts, strict=True)):
+        if trees.is_parameter(gradient) and np.shape(gradient) != np.shape(parameter):
+            trees.refuse_shape(_OWNER, "updates", updates, i, "params", parameter)
+
+
+def _copy(parameter: Any) -> Any:
+    # The caller may donate both the parameters and the state.
+    return jnp.copy(parameter) if trees.is_parameter(parameter) else None
+
+
+def _only_parameter(leaf: Any) -> Any:
+    return leaf if trees.is_parameter(leaf) else None
+
+
+def _restored(cache: Any, params: Any) -> Any:
+    """The parameters in the cache, and the leaves that it does not keep."""
+    leaves, treedef = trees.flatten(params)
+    kept = trees.flatten_like(_OWNER, "the state's cache", cache, "params", params)
+    for i, (leaf, old) in enumerate(zip(leaves, kept, strict=True)):
+        if trees.is_parameter(leaf) and np.shape(leaf) != np.shape(old):
+            trees.refuse_shape(_OWNER, "params", params, i, "the state's cache", old)
+    return treedef.unflatten(
+        old if trees.is_parameter(leaf) else leaf for leaf, old in zip(leaves, kept, strict=True)
+    )
+
+
+def _where(condition: jax.Array, if_true: Any, if_false: Any) -> Any:
+    return jax.tree.map(
+        lambda a, b: jnp.where(condition, a, b) if trees.is_parameter(a) else a, if_true, if_false
+    )
+
+
+def _difference(updates: Any, target: Any, params: Any) -> Any:
+    """The updates that lead from the parameters to a target."""
+    leaves, treedef = trees.flatten(updates)
+    ends = trees.flatten_like(_OWNER, "params", target, "updates", updates)
+    starts = trees.flatten_like(_OWNER, "params", params, "updates", updates)
+
+    def between(update: Any, end: Any, start: Any) -> Any:
+        if not trees.is_parameter(update):
+            return update
+        dtype = trees.compute_dtype(jnp.result_type(start))
+        return jnp.asarray(end).astype(dtype) - jnp.asarray(start).astype(dtype)
+
+    return treedef.unflatten(map(between, leaves, ends, starts))
+
+
+def _negative(updates: Any) -> Any:
+    return jax.tree.map(lambda u: -u if trees.is_parameter(u) else u, updates)
+
+
+def _mean_over(axis_name: Any, updates: Any) -> Any:
+    return jax.tree.map(lambda u: lax.pmean(u, axis_name) if trees.is_parameter(u) else u, updates)
