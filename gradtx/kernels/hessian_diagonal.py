@@ -1,0 +1,157 @@
+"""Hutchinson's estimate of the Hessian's diagonal, from one product with a random vector."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from optax.contrib import HutchinsonState
+
+from gradtx import trees
+
+
+def hutchinson_estimator_diag_hessian(
+    random_seed: jax.Array | int | None = None,
+    *,
+    distribution: Literal["rademacher", "normal"] = "rademacher",
+) -> optax.GradientTransformationExtraArgs:
+    """Replace the gradient by an unbiased estimate of the Hessian's diagonal.
+
+        u = z * (H z),    z random with mean 0 and covariance I
+
+    With random signs the estimate of element i has the variance sum_{j != i} H_ij^2: it is exact
+    where the Hessian is diagonal. Normal numbers add 2 H_ii^2. Leaves without a gradient take no
+    part.
+
+    Args:
+        random_seed: a PRNG key, or an integer seed; None: `jax.random.PRNGKey(0)`.
+        distribution: "rademacher" for random signs, which optax draws too, or "normal" as in
+            Sophia's paper.
+
+    Returns:
+        The transformation, with the state `HutchinsonState(key)`. Its update needs `params` and
+        the loss as an extra argument: `update(grads, state, params, obj_fn=loss)`, or `value_fn`
+        as for `scale_by_newton`.
+
+    Raises:
+        ValueError: if `distribution` is unknown or `random_seed` is neither a key nor a seed; in
+            `update`, if `params` or the loss is missing, the loss is no real scalar, or a
+            parameter is complex.
+
+    Source:
+        Hutchinson 1990, "A stochastic estimator of the trace of the influence matrix for
+        Laplacian smoothing splines"; Liu et al. 2023, "Sophia", Algorithm 1.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> loss = lambda x: jnp.sum(jnp.array([1.0, 50.0]) * x**2)
+        >>> tx = gradtx.hutchinson_estimator_diag_hessian()
+        >>> x = jnp.array([3.0, 4.0])
+        >>> print(tx.update(jax.grad(loss)(x), tx.init(x), x, obj_fn=loss)[0])
+        [  2. 100.]
+    """
+    owner = "hutchinson_estimator_diag_hessian"
+    if distribution not in ("rademacher", "normal"):
+        raise ValueError(
+            f"{owner}: distribution must be 'rademacher' or 'normal', got {distribution!r}"
+        )
+    draw = jax.random.rademacher if distribution == "rademacher" else jax.random.normal
+    key = _key(owner, random_seed)
+
+    def init(params: Any) -> HutchinsonState:
+        del params
+        # A copy, because the caller may donate the state.
+        return HutchinsonState(jnp.copy(jax.random.PRNGKey(0) if key is None else key))
+
+    def update(
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        obj_fn: Callable[[Any], jax.Array] | None = None,
+        value_fn: Callable[[Any], jax.Array] | None = None,
+        **extra: Any,
+    ) -> Any:
+        del extra
+        loss = obj_fn or value_fn
+        if params is None or loss is None:
+            raise ValueError(
+                f"{owner}: needs the parameters and the loss; call update(grads, state, params, "
+                "obj_fn=loss)"
+            )
+        leaves, treedef = trees.flatten(updates)
+        parameters = trees.flatten_like(owner, "params", params, "updates", updates)
+        active = [i for i, leaf in enumerate(leaves) if trees.is_parameter(leaf)]
+        refuse_complex(owner, updates)
+        for i in active:
+            _check_parameter(owner, updates, i, parameters[i])
+
+        def value(variables: list[jax.Array]) -> jax.Array:
+            new = list(parameters)
+            for i, variable in zip(active, variables, strict=True):
+                new[i] = variable.astype(jnp.result_type(parameters[i]))
+            return _real_scalar(owner, loss(treedef.unflatten(new)))
+
+        new_key, subkey = jax.random.split(state.key)
+        at = [widened(parameters[i]) for i in active]
+        signs = [
+            draw(leaf_key, leaf.shape, leaf.dtype)
+            for leaf_key, leaf in zip(jax.random.split(subkey, len(at)), at, strict=True)
+        ]
+        products = jax.jvp(jax.grad(value), (at,), (signs,))[1] if active else []
+        for i, sign, product in zip(active, signs, products, strict=True):
+            leaves[i] = (sign * product).astype(jnp.result_type(leaves[i]))
+        return treedef.unflatten(leaves), HutchinsonState(new_key)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def widened(leaf: Any) -> jax.Array:
+    """An inexact number or array in the dtype to calculate in."""
+    leaf = jnp.asarray(leaf)
+    return leaf.astype(trees.compute_dtype(leaf.dtype))
+
+
+def refuse_complex(owner: str, tree: Any) -> None:
+    """Refuse a tree with complex leaves, which have no such Hessian.
+
+    Raises:
+        ValueError: naming the path of the first.
+    """
+    for path, leaf in zip(trees.paths(tree), trees.flatten(tree)[0], strict=True):
+        if trees.is_parameter(leaf) and jnp.iscomplexobj(leaf):
+            raise ValueError(f"{owner}: complex numbers have no such Hessian, see '{path}'")
+
+
+def _check_parameter(owner: str, updates: Any, index: int, parameter: Any) -> None:
+    leaf = trees.flatten(updates)[0][index]
+    if not trees.is_parameter(parameter):
+        raise ValueError(
+            f"{owner}: needs the parameter at '{trees.paths(updates)[index]}', where updates has "
+            f"shape {np.shape(leaf)}; params has {parameter!r}"
+        )
+    if np.shape(parameter) != np.shape(leaf):
+        trees.refuse_shape(owner, "updates", updates, index, "params", parameter)
+
+
+def _real_scalar(owner: str, loss: Any) -> jax.Array:
+    dtype = getattr(loss, "dtype", None)
+    if dtype is None or loss.shape or not jnp.issubdtype(dtype, jnp.floating):
+        got = type(loss).__name__ if dtype is None else f"{dtype} of shape {loss.shape}"
+        raise ValueError(f"{owner}: the loss must be a real scalar, got {got}")
+    return loss
+
+
+def _key(owner: str, key: Any) -> Any:
+    """The key as it is given, typed or raw, or that of an integer seed."""
+    if isinstance(key, int) and not isinstance(key, bool):
+        return jax.random.key(key)
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    if key is None or is_typed or (dtype == np.uint32 and shape == jax.random.PRNGKey(0).shape):
+        return key
+    raise ValueError(f"{owner}: random_seed must be a PRNG key or an integer seed, got {key!r}")

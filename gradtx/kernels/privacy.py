@@ -1,0 +1,287 @@
+"""Differential privacy: gradients clipped example by example, summed, and covered with noise.
+
+What comes in has one more axis than what goes out: the first, which counts the examples. So these
+are no kernels, whose updates have the shape of their gradients.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.typing import ArrayLike
+from optax import ScalarOrSchedule
+from optax.contrib import DifferentiallyPrivateAggregateState
+
+from gradtx import trees
+from gradtx.kernel import NON_NEGATIVE, Range, check, check_hyperparameter
+from gradtx.kernels.arithmetic import clip_factor
+from gradtx.lift import ScheduledState, evaluate
+
+_FINITE = Range("finite and >= 0", lambda value: 0 <= value < math.inf)
+_POSITIVE = Range("finite and > 0", lambda value: 0 < value < math.inf)
+
+
+def per_example_global_norm_clip(grads: Any, l2_norm_clip: ArrayLike) -> tuple[Any, jax.Array]:
+    """Scale each example's gradient down to a norm of at most `l2_norm_clip`, and add them up.
+
+        u = sum_i min(1, l2_norm_clip / ||g_i||) * g_i,    ||g_i|| over all leaves
+
+    Norms and sums are calculated in at least float32. An infinite or NaN gradient shows in the
+    result.
+
+    Args:
+        grads: a tree of arrays whose first axis counts the examples, as `jax.vmap(jax.grad(...))`
+            makes it. None and what is no array of numbers stay as they are.
+        l2_norm_clip: the largest norm of one example's gradient, >= 0.
+
+    Returns:
+        The tree of sums, without the first axis, and the number of examples that were clipped.
+
+    Raises:
+        ValueError: if `l2_norm_clip` is negative, NaN or not a scalar, or the leaves disagree on
+            the number of examples.
+
+    Source:
+        Abadi et al. 2016, "Deep learning with differential privacy", Algorithm 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> grads = {"w": jnp.array([[3.0, 4.0], [1.0, 0.0]])}
+        >>> total, number = gradtx.per_example_global_norm_clip(grads, 2.5)
+        >>> print(total["w"], number)
+        [2.5 2. ] 1
+    """
+    owner = "per_example_global_norm_clip"
+    check(owner, "l2_norm_clip", l2_norm_clip, NON_NEGATIVE)
+    leaves, treedef = trees.flatten(grads)
+    numbers = [i for i, leaf in enumerate(leaves) if trees.is_number(leaf)]
+    examples = [_inexact(leaves[i]) for i in numbers]
+    _number_of_examples(owner, grads, numbers)
+    sums, number_clipped = _clipped_sums(examples, l2_norm_clip)
+    for i, example, total in zip(numbers, examples, sums, strict=True):
+        leaves[i] = total.astype(example.dtype)
+    return treedef.unflatten(leaves), number_clipped
+
+
+def per_example_layer_norm_clip(
+    grads: Any, global_l2_norm_clip: ArrayLike, uniform: bool = True
+) -> tuple[Any, Any]:
+    """Scale each example's gradient down leaf by leaf, and add them up.
+
+        u_k = sum_i min(1, C_k / ||g_ik||) * g_ik
+        C_k = C / sqrt(K)          uniform, of K leaves
+        C_k = C * sqrt(D_k / D)    otherwise, of D_k among D parameters
+
+    So the norm of all leaves together is at most C.
+
+    Args:
+        grads: a tree of arrays whose first axis counts the examples. None and what is no array of
+            numbers stay as they are.
+        global_l2_norm_clip: C, >= 0.
+        uniform: whether each leaf has the same share.
+
+    Returns:
+        The tree of sums, without the first axis, and the tree of the numbers of examples that
+        were clipped.
+
+    Raises:
+        ValueError: if `global_l2_norm_clip` is negative, NaN or not a scalar, or the leaves
+            disagree on the number of examples.
+
+    Source:
+        McMahan et al. 2018, "Learning differentially private recurrent language models",
+        section 2.2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> grads = [jnp.array([[3.0, 4.0]]), jnp.array([[0.6]])]
+        >>> total, numbers = gradtx.per_example_layer_norm_clip(grads, 5.0, uniform=False)
+        >>> print([round(float(jnp.linalg.norm(leaf)), 4) for leaf in total])
+        [4.0825, 0.6]
+    """
+    owner = "per_example_layer_norm_clip"
+    check(owner, "global_l2_norm_clip", global_l2_norm_clip, NON_NEGATIVE)
+    leaves, treedef = trees.flatten(grads)
+    numbers = [i for i, leaf in enumerate(leaves) if trees.is_number(leaf)]
+    _number_of_examples(owner, grads, numbers)
+    sizes = {i: math.prod(np.shape(leaves[i])[1:]) for i in numbers}
+    counts: list[Any] = list(leaves)
+    for i in numbers:
+        share = 1 / len(numbers) if uniform else sizes[i] / max(sum(sizes.values()), 1)
+        example = _inexact(leaves[i])
+        [total], counts[i] = _clipped_sums([example], global_l2_norm_clip * math.sqrt(share))
+        leaves[i] = total.astype(example.dtype)
+    return treedef.unflatten(leaves), treedef.unflatten(counts)
+
+
+def differentially_private_aggregate(
+    l2_norm_clip: ScalarOrSchedule,
+    noise_multiplier: ScalarOrSchedule,
+    key: jax.Array | int | None = None,
+    *,
+    lot_size: float | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Turn the gradients of single examples into one gradient that keeps each of them private.
+
+        u = (sum_i min(1, C / ||g_i||) * g_i + N(0, (noise_multiplier * C)^2)) / lot_size
+
+    Here C is `l2_norm_clip` and ||g_i|| the norm over all leaves. The noise is independent in each
+    step, leaf and element, and in the real and the imaginary part. It must be the first of a
+    chain: the updates that come in have one axis more, the first, which counts the examples.
+    Averages over micro-batches, such as `optax.MultiSteps`, would add the noise too often.
+
+    Args:
+        l2_norm_clip: the largest norm of one example's gradient, finite and >= 0; a number, a
+            scalar array or a schedule.
+        noise_multiplier: the noise's standard deviation in units of `l2_norm_clip`, finite and
+            >= 0; a number, a scalar array or a schedule.
+        key: a PRNG key, or an integer seed. There is no default: noise that anyone can draw
+            again protects nobody.
+        lot_size: what the sum is divided by, > 0; None: the number of examples that came. Give
+            the expected number where examples are drawn independently, as the privacy accounting
+            assumes, and the batch is filled up with gradients of zero.
+
+    Returns:
+        The transformation, with the state `DifferentiallyPrivateAggregateState(rng_key)`, in a
+        `ScheduledState` if there is a schedule.
+
+    Raises:
+        ValueError: if an argument lies outside its range, or `key` is neither a key nor a seed;
+            in `update`, if the leaves disagree on the number of examples, there are none, or
+            `params` are given and the other axes differ from theirs.
+
+    Source:
+        Abadi et al. 2016, "Deep learning with differential privacy", Algorithm 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.differentially_private_aggregate(1.0, noise_multiplier=0.0, key=0)
+        >>> examples = jnp.array([[3.0, 4.0], [0.0, 0.5]])
+        >>> print(tx.update(examples, tx.init(jnp.zeros(2)))[0])
+        [0.3  0.65]
+    """
+    owner = "differentially_private_aggregate"
+    check_hyperparameter(owner, "l2_norm_clip", l2_norm_clip, _FINITE)
+    check_hyperparameter(owner, "noise_multiplier", noise_multiplier, _FINITE)
+    if lot_size is not None:
+        check(owner, "lot_size", lot_size, _POSITIVE)
+    own_key = typed_key(owner, key)
+    counts = callable(l2_norm_clip) or callable(noise_multiplier)
+
+    def init(params: Any) -> Any:
+        del params
+        # A copy, because the caller may donate the state.
+        state = DifferentiallyPrivateAggregateState(jnp.copy(own_key))
+        return ScheduledState(jnp.zeros([], jnp.int32), state) if counts else state
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        del extra
+        inner = state.inner_state if counts else state
+
+        def now(value: Any) -> Any:
+            return evaluate(value, state.count) if callable(value) else value
+
+        leaves, treedef = trees.flatten(updates)
+        active = [i for i, leaf in enumerate(leaves) if trees.is_parameter(leaf)]
+        number = _number_of_examples(owner, updates, active)
+        _check_parameters(owner, updates, params, active)
+        clip, multiplier = now(l2_norm_clip), now(noise_multiplier)
+        sums, _ = _clipped_sums([jnp.asarray(leaves[i]) for i in active], clip)
+        new_key, *keys = jax.random.split(inner.rng_key, len(active) + 1)
+        size = number if lot_size is None else lot_size
+        for i, total, leaf_key in zip(active, sums, keys, strict=True):
+            mean = _noisy_mean(total, leaf_key, clip, multiplier, size)
+            leaves[i] = mean.astype(jnp.result_type(leaves[i]))
+        new = DifferentiallyPrivateAggregateState(new_key)
+        if counts:
+            new = ScheduledState(jnp.asarray(optax.safe_increment(state.count)), new)
+        return treedef.unflatten(leaves), new
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def typed_key(owner: str, key: Any) -> Any:
+    """A typed PRNG key from a key of either kind or an integer seed.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if isinstance(key, int) and not isinstance(key, bool):
+        return jax.random.key(key)
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ():
+        return key
+    if dtype == np.uint32 and shape == jax.random.key_data(jax.random.key(0)).shape:
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    if dtype is not None and jnp.issubdtype(dtype, jnp.integer) and shape == ():
+        return jax.random.key(jnp.asarray(key))
+    raise ValueError(f"{owner}: key must be a PRNG key or an integer seed, got {key!r}")
+
+
+def _inexact(leaf: Any) -> jax.Array:
+    leaf = jnp.asarray(leaf)
+    return leaf if trees.is_parameter(leaf) else leaf.astype(jnp.float32)
+
+
+def _number_of_examples(owner: str, grads: Any, chosen: list[int]) -> int:
+    """The length of the first axis, on which the chosen leaves must agree; 1 if there are none."""
+    leaves = trees.flatten(grads)[0]
+    shapes = {trees.paths(grads)[i]: np.shape(leaves[i]) for i in chosen}
+    numbers = {shape[:1] for shape in shapes.values()} or {(1,)}
+    if len(numbers) > 1 or numbers <= {(), (0,)}:
+        raise ValueError(
+            f"{owner}: needs gradients of single examples, with as many of them along the first "
+            f"axis of each leaf; got the shapes {shapes}"
+        )
+    return numbers.pop()[0]
+
+
+def _check_parameters(owner: str, updates: Any, params: Any, active: list[int]) -> None:
+    if params is None:
+        return
+    leaves = trees.flatten(updates)[0]
+    parameters = trees.flatten_like(owner, "params", params, "updates", updates)
+    for i in active:
+        if parameters[i] is not None and np.shape(parameters[i]) != np.shape(leaves[i])[1:]:
+            raise ValueError(
+                f"{owner}: at '{trees.paths(updates)[i]}' updates has shape "
+                f"{np.shape(leaves[i])}, and params {np.shape(parameters[i])}; the updates must "
+                "have one more axis, the first, which counts the examples"
+            )
+
+
+@jax.jit
+def _clipped_sums(
+    examples: list[jax.Array], max_norm: ArrayLike
+) -> tuple[list[jax.Array], jax.Array]:
+    """The sum of the clipped gradients, in at least float32, and how many were clipped."""
+    if not examples:
+        return [], jnp.zeros([], jnp.int32)
+    norms = jax.vmap(trees.norm_of_leaves)(examples)
+    factors = jax.vmap(clip_factor, (0, None))(norms, jnp.asarray(max_norm, norms.dtype))
+    sums = []
+    for leaf in examples:
+        wide = leaf.astype(trees.compute_dtype(leaf.dtype))
+        # In full precision: a shorter product would let the norm pass its limit.
+        weights = factors.astype(wide.dtype)
+        sums.append(jnp.tensordot(weights, wide, axes=1, precision=lax.Precision.HIGHEST))
+    return sums, jnp.sum(factors < 1)
+
+
+@jax.jit
+def _noisy_mean(
+    total: jax.Array, key: jax.Array, clip: ArrayLike, multiplier: ArrayLike, size: ArrayLike
+) -> jax.Array:
+    """The sum with noise, of deviation clip * multiplier in each part, over the lot's size."""
+    clip, multiplier, size = (jnp.asarray(x).astype(total.dtype) for x in (clip, multiplier, size))
+    # jax divides the variance of a complex number between its parts.
+    parts = math.sqrt(2) if jnp.iscomplexobj(total) else 1.0
+    noise = clip * multiplier * parts * jax.random.normal(key, total.shape, total.dtype)
+    return (total + noise) / size

@@ -1,0 +1,209 @@
+"""Sophia: momentum over an estimate of the Hessian's diagonal that is renewed now and then."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.core import Tracer
+from jax.typing import DTypeLike
+from optax import ScalarOrSchedule
+from optax.contrib import SophiaState
+
+from gradtx import trees
+from gradtx.compose.parts import Part, composed
+from gradtx.compose.sequence import as_transformation
+from gradtx.kernel import (
+    COUNT,
+    DECAY,
+    NON_NEGATIVE,
+    Kernel,
+    Range,
+    Slot,
+    check,
+    check_dtype,
+)
+from gradtx.kernels.arithmetic import debias, safe_divide
+from gradtx.kernels.hessian_diagonal import (
+    hutchinson_estimator_diag_hessian,
+    refuse_complex,
+    widened,
+)
+from gradtx.lift import evaluate, lift
+
+_WHOLE = Range("a whole number >= 0", lambda value: value >= 0 and float(value).is_integer())
+
+
+class _Momentum(NamedTuple):
+    """The part of Sophia's state that its step on one array keeps."""
+
+    count: jax.Array
+    mu: Any
+    nu: Any
+
+
+class _Curvature(NamedTuple):
+    """The part of Sophia's state that a new estimate of the Hessian changes."""
+
+    count: jax.Array
+    nu: Any
+
+
+def _sophia(g, *, mu, nu, t, b1, eps, gamma, clip_threshold, bias_correction):
+    mu = b1 * mu + (1 - b1) * g
+    momentum = debias(mu, b1, t) if bias_correction else mu
+    step = safe_divide(momentum, jnp.maximum(gamma * nu, eps))
+    return jnp.clip(step, -clip_threshold, clip_threshold), mu, nu
+
+
+def _average(g, *, nu, b2):
+    nu = b2 * nu + (1 - b2) * g
+    return g, nu
+
+
+def scale_by_sophia(
+    b1: ScalarOrSchedule = 0.965,
+    b2: ScalarOrSchedule = 0.99,
+    eps: ScalarOrSchedule = 1e-8,
+    gamma: ScalarOrSchedule = 0.01,
+    clip_threshold: ScalarOrSchedule | None = 1.0,
+    update_interval: int | jax.Array = 10,
+    hessian_diagonal_fn: optax.GradientTransformation | None = None,
+    mu_dtype: DTypeLike | None = None,
+    verbose: bool = False,
+    print_win_rate_every_n_steps: int = 0,
+    *,
+    bias_correction: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Divide the momentum by the Hessian's diagonal, and clip each element.
+
+        m <- b1 * m + (1 - b1) * g
+        h <- b2 * h + (1 - b2) * h_hat       in the steps 1, 1 + k, 1 + 2k, ...
+        u = clip(m / max(gamma * h, eps), clip_threshold)
+
+    Here h_hat is an estimate of the Hessian's diagonal and k the `update_interval`; the work for
+    h_hat is only done in its steps. optax follows the paper in neither of two points: it divides
+    by h as it was before its renewal, which is zero in the first step, and corrects the bias of m.
+
+    Args:
+        b1: decay of the momentum, in [0, 1); a number, a scalar array or a schedule.
+        b2: decay of h, in [0, 1).
+        eps: the smallest divisor, >= 0.
+        gamma: the share of h that divides, >= 0; the larger, the fewer elements are clipped.
+        clip_threshold: the largest absolute value of an update, >= 0; None: no limit.
+        update_interval: k, a whole number >= 1.
+        hessian_diagonal_fn: a transformation of gradients into h_hat, whose update gets the
+            parameters and all extra arguments; None: `hutchinson_estimator_diag_hessian()`, which
+            needs the loss, `update(grads, state, params, obj_fn=loss)`.
+        mu_dtype: the storage dtype of m; None: the parameter's, at least float32.
+        verbose: whether to print the share of the elements that are not clipped.
+        print_win_rate_every_n_steps: after how many steps to print it; 0: never.
+        bias_correction: whether to divide m by 1 - b1^t, as optax does.
+
+    Returns:
+        The transformation, with the state `SophiaState(count, mu, nu, hessian_fn_state)`, where
+        nu is h.
+
+    Raises:
+        ValueError: if an argument lies outside its range; in `update`, whatever
+            `hessian_diagonal_fn` refuses.
+
+    Source:
+        Liu et al. 2023, "Sophia: a scalable stochastic second-order optimizer for language model
+        pre-training", Algorithm 3.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> loss = lambda x: jnp.sum(jnp.array([1.0, 50.0]) * x**2)
+        >>> tx = gradtx.scale_by_sophia(b1=0.0, b2=0.0, gamma=1.0, clip_threshold=None)
+        >>> x = jnp.array([3.0, 4.0])
+        >>> print(tx.update(jax.grad(loss)(x), tx.init(x), x, obj_fn=loss)[0])
+        [3. 4.]
+    """
+    owner = "scale_by_sophia"
+    check(owner, "update_interval", update_interval, COUNT)
+    check(owner, "print_win_rate_every_n_steps", print_win_rate_every_n_steps, _WHOLE)
+    if hessian_diagonal_fn is None:
+        hessian_diagonal_fn = hutchinson_estimator_diag_hessian()
+    estimator = as_transformation(owner, "hessian_diagonal_fn", hessian_diagonal_fn)
+    limit = float("inf") if clip_threshold is None else clip_threshold
+    step = lift(
+        Kernel(
+            owner,
+            _sophia,
+            slots=(Slot("mu", dtype=check_dtype(owner, "mu_dtype", mu_dtype)), Slot("nu")),
+            hyperparameters={
+                "b1": DECAY,
+                "eps": NON_NEGATIVE,
+                "gamma": NON_NEGATIVE,
+                "clip_threshold": NON_NEGATIVE,
+            },
+            options=("bias_correction",),
+            state=_Momentum,
+            source="Liu et al. 2023, Algorithm 3",
+        ),
+        b1=b1,
+        eps=eps,
+        gamma=gamma,
+        clip_threshold=limit,
+        bias_correction=bias_correction,
+    )
+    average = lift(
+        Kernel(
+            owner, _average, slots=(Slot("nu"),), hyperparameters={"b2": DECAY}, state=_Curvature
+        ),
+        b2=b2,
+    )
+
+    def init(params: Any) -> SophiaState:
+        refuse_complex(owner, params)
+        start: Any = step.init(params)
+        return SophiaState(*start, hessian_fn_state=estimator.init(params))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        refuse_complex(owner, updates)
+        wide = jax.tree.map(lambda g: widened(g) if trees.is_parameter(g) else g, updates)
+
+        def renewed() -> tuple[Any, Any]:
+            estimate, new = estimator.update(wide, state.hessian_fn_state, params, **extra)
+            estimate = _where_gradients_are(owner, updates, estimate)
+            averaged: Any = average.update(estimate, _Curvature(state.count, state.nu))[1]
+            return averaged.nu, new
+
+        is_time = state.count % update_interval == 0
+        if isinstance(is_time, Tracer):
+            nu, inner = lax.cond(is_time, renewed, lambda: (state.nu, state.hessian_fn_state))
+        else:
+            # An eager conditional would be compiled, with the loss in it, at every call.
+            nu, inner = renewed() if is_time else (state.nu, state.hessian_fn_state)
+        new: Any
+        new_updates, new = step.update(updates, _Momentum(state.count, state.mu, nu), params)
+        if verbose and clip_threshold is not None and print_win_rate_every_n_steps:
+            limit_now = evaluate(limit, state.count) if callable(limit) else limit
+            _print_win_rate(new_updates, limit_now, new.count, print_win_rate_every_n_steps)
+        return new_updates, SophiaState(*new, hessian_fn_state=inner)
+
+    return composed(owner, (Part("hessian_diagonal_fn", estimator),), init, update)
+
+
+def _print_win_rate(updates: Any, limit: Any, count: jax.Array, every: int) -> None:
+    leaves = [leaf for leaf in jax.tree.leaves(updates) if trees.is_parameter(leaf)]
+    free = sum(jnp.sum(jnp.abs(leaf) < jnp.asarray(limit, leaf.dtype)) for leaf in leaves)
+    rate = jnp.asarray(free, jnp.float32) / max(sum(leaf.size for leaf in leaves), 1)
+    lax.cond(
+        count % every == 0,
+        lambda: jax.debug.print("Sophia: {} of the elements are not clipped", rate),
+        lambda: None,
+    )
+
+
+def _where_gradients_are(owner: str, updates: Any, estimate: Any) -> Any:
+    """The estimate without the leaves that have no gradient, whose average stays as it is."""
+    leaves, treedef = trees.flatten(updates)
+    parts = trees.flatten_like(owner, "the Hessian's diagonal", estimate, "updates", updates)
+    return treedef.unflatten(
+        part if trees.is_parameter(leaf) else None for leaf, part in zip(leaves, parts, strict=True)
+    )

@@ -1,0 +1,80 @@
+"""Descent that sees the gradients of matrices in a subspace of low rank."""
+
+from typing import Literal
+
+import optax
+from optax import GradientTransformationExtraArgs as Transformation
+from optax import ScalarOrSchedule
+
+from gradtx.compose.sequence import chain
+from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
+from gradtx.select import Mask
+from gradtx.wrappers.layouts import DimensionNumbers
+from gradtx.wrappers.projected import scale_by_galore
+
+
+def galore(
+    learning_rate: ScalarOrSchedule,
+    rank: int = 128,
+    update_proj_gap: int = 200,
+    scale: ScalarOrSchedule = 1.0,
+    base_optimizer: optax.GradientTransformation | None = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    mask: Mask | None = None,
+    weight_dimension_numbers: DimensionNumbers | None = None,
+    *,
+    projected_side: Literal["shorter", "longer"] = "shorter",
+) -> Transformation:
+    """GaLore: Adam, or another optimizer, in a subspace of low rank for each matrix.
+
+        G = U S V^T,    P <- U[:, :rank]       in the steps 1, 1 + T, 1 + 2T, ...
+        u = -learning_rate * (scale * P base_optimizer(P^T G) + weight_decay * p)
+
+    See `scale_by_galore` for which side of a matrix is projected, and where optax does not follow
+    the paper.
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        rank: the largest rank of the subspace.
+        update_proj_gap: T, after how many steps it is chosen anew.
+        scale: what the updates of matrices are multiplied by; 0.25 in the paper.
+        base_optimizer: the transformation in the subspace, which gets no parameters; None:
+            `scale_by_adam()`.
+        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
+        mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
+            one, or a `gradtx.select(...)`; None: all leaves.
+        weight_dimension_numbers: which axes are rows and columns, see `scale_by_galore`.
+        projected_side: "shorter" as in the paper, or "longer" as in optax.
+
+    Returns:
+        The chain of `scale_by_galore`, `add_decayed_weights` and `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Zhao et al. 2024, "GaLore: memory-efficient LLM training by gradient low-rank projection",
+        Algorithm 2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
+        >>> tx = gradtx.galore(0.5, rank=1)
+        >>> updates, state = tx.update(params, tx.init(params), params)
+        >>> print(state[0].base_optimizer_state.mu["kernel"].shape)
+        (1, 3)
+    """
+    direction = scale_by_galore(
+        rank,
+        update_proj_gap,
+        scale,
+        base_optimizer,
+        weight_dimension_numbers,
+        projected_side=projected_side,
+    )
+    return chain(
+        direction,
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    )

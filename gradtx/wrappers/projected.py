@@ -1,0 +1,214 @@
+"""GaLore: an optimizer that sees the gradients of matrices in a subspace of low rank."""
+
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from optax import ScalarOrSchedule
+from optax.contrib import GaLoreState
+
+from gradtx import trees
+from gradtx.compose.parts import Part, composed
+from gradtx.compose.sequence import as_transformation
+from gradtx.kernel import ANY_NUMBER, COUNT, check, check_hyperparameter
+from gradtx.kernels.adam import scale_by_adam
+from gradtx.lift import evaluate
+from gradtx.wrappers.layouts import DimensionNumbers, Layout, layouts_of
+
+_matmul = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+
+
+def scale_by_galore(
+    rank: int = 128,
+    update_proj_gap: int = 200,
+    scale: ScalarOrSchedule = 1.0,
+    base_optimizer: optax.GradientTransformation | None = None,
+    weight_dimension_numbers: DimensionNumbers | None = None,
+    *,
+    projected_side: Literal["shorter", "longer"] = "shorter",
+) -> optax.GradientTransformationExtraArgs:
+    """Transform the gradients of matrices in a subspace of low rank.
+
+        G = U S V^T,    P <- U[:, :rank]       in the steps 1, 1 + T, 1 + 2T, ...
+        R = P^T G,    N = base_optimizer(R),    u = scale * P N
+
+    This is for a matrix G of no more rows than columns; that of a matrix with more rows is
+    projected from the other side, P <- V[:, :rank], R = G P and u = scale * N P^T. So the base
+    optimizer's state holds rank * max(m, n) numbers for each of its moments. Leaves that are not
+    matrices go to the base optimizer as they are, and are not scaled.
+
+    optax projects the longer side. A state of that kind is taken as it is, whatever
+    `projected_side` says; to hand a run over to optax, start it with "longer".
+
+    Args:
+        rank: the largest rank of the subspace.
+        update_proj_gap: T, after how many steps it is chosen anew. The base optimizer's moments
+            are kept, as in the paper.
+        scale: what the updates of matrices are multiplied by; a number, a scalar array or a
+            schedule.
+        base_optimizer: the transformation of R. It gets no parameters, so that weight decay has
+            its place behind. None: `scale_by_adam()`.
+        weight_dimension_numbers: which axes of an array are the rows and the columns of matrices,
+            as a `GaLoreDimensionNumbers(reduction_axis, output_axis)` for all arrays of 2 axes or
+            more, a tree of them with None for arrays that are no matrices, or a function of the
+            parameters that returns one. Axes that it leaves out count the matrices of a stack,
+            each of which has its own subspace. None: all arrays of 2 axes, and no others.
+        projected_side: "shorter" as in the paper, or "longer" as in optax: of all numbers,
+            moments and P together, the longer side needs fewer.
+
+    Returns:
+        The transformation, with the state `GaLoreState(count, base_optimizer_state, projector)`.
+        Where an array is not projected its projector has no elements.
+
+    Raises:
+        ValueError: if an argument lies outside its range, or `base_optimizer` is not a
+            transformation; in `init` and `update`, if the dimension numbers do not fit an array.
+
+    Source:
+        Zhao et al. 2024, "GaLore: memory-efficient LLM training by gradient low-rank projection",
+        Algorithm 2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_galore(rank=1, base_optimizer=gradtx.identity())
+        >>> gradient = jnp.diag(jnp.array([3.0, 2.0]))
+        >>> updates, state = tx.update(gradient, tx.init(gradient))
+        >>> print(updates)
+        [[3. 0.]
+         [0. 0.]]
+    """
+    owner = "scale_by_galore"
+    if not isinstance(rank, int):
+        raise ValueError(f"{owner}: rank must be an int, got {rank!r}")
+    check(owner, "rank", rank, COUNT)
+    check(owner, "update_proj_gap", update_proj_gap, COUNT)
+    check_hyperparameter(owner, "scale", scale, ANY_NUMBER)
+    if projected_side not in ("shorter", "longer"):
+        raise ValueError(
+            f"{owner}: projected_side must be 'shorter' or 'longer', got {projected_side!r}"
+        )
+    base = scale_by_adam() if base_optimizer is None else base_optimizer
+    base = as_transformation(owner, "base_optimizer", base)
+
+    def init(params: Any) -> GaLoreState:
+        leaves, treedef = trees.flatten(params)
+        layouts = layouts_of(owner, weight_dimension_numbers, params)
+        projectors, proxies = list(leaves), list(leaves)
+        for i, (leaf, layout) in enumerate(zip(leaves, layouts, strict=True)):
+            if not trees.is_parameter(leaf):
+                projectors[i] = None
+                continue
+            dtype = trees.compute_dtype(jnp.result_type(leaf))
+            if layout is None:
+                projectors[i], proxies[i] = jnp.zeros((0, 0), dtype), jnp.zeros_like(leaf)
+                continue
+            shape = layout.matrix_shape(np.shape(leaf))
+            side = min(shape[-2:]) if projected_side == "shorter" else max(shape[-2:])
+            projectors[i] = jnp.zeros(_projector_shape(shape, side, rank), dtype)
+            proxies[i] = jax.tree.map(
+                lambda like: jnp.zeros(like.shape, like.dtype),
+                jax.eval_shape(_project, jax.ShapeDtypeStruct(shape, dtype), projectors[i]),
+            )
+        base_state = base.init(treedef.unflatten(proxies))
+        return GaLoreState(jnp.zeros([], jnp.int32), base_state, treedef.unflatten(projectors))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        gradients, treedef = trees.flatten(updates)
+        projectors = trees.flatten_like(
+            owner, "the state's projector", state.projector, "updates", updates
+        )
+        known = updates if params is None else params
+        parameters = trees.flatten_like(owner, "params", known, "updates", updates)
+        layouts = layouts_of(owner, weight_dimension_numbers, known)
+        projected: list[tuple[int, Layout]] = []
+        for i, (gradient, layout) in enumerate(zip(gradients, layouts, strict=True)):
+            if not trees.is_parameter(gradient):
+                continue
+            if np.shape(parameters[i]) != np.shape(gradient):
+                trees.refuse_shape(owner, "updates", updates, i, "params", parameters[i])
+            if layout is not None:
+                _check_projector(owner, updates, i, layout, rank, projectors[i])
+                projected.append((i, layout))
+        is_time = state.count % update_proj_gap == 0
+        low_rank = list(gradients)
+        for i, layout in projected:
+            low_rank[i], projectors[i] = _enter(
+                jnp.asarray(gradients[i]), projectors[i], is_time, layout
+            )
+        new, base_state = base.update(
+            treedef.unflatten(low_rank), state.base_optimizer_state, None, **extra
+        )
+        results = trees.flatten_like(owner, "the base optimizer's updates", new, "updates", updates)
+        factor = jnp.asarray(evaluate(scale, state.count) if callable(scale) else scale)
+        for i, layout in projected:
+            like = jnp.asarray(gradients[i])
+            results[i] = _leave(results[i], projectors[i], factor, like, layout)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        new_state = GaLoreState(count, base_state, treedef.unflatten(projectors))
+        return treedef.unflatten(results), new_state
+
+    return composed(owner, (Part("", base),), init, update)
+
+
+def _projector_shape(shape: tuple[int, ...], side: int, rank: int) -> tuple[int, ...]:
+    return (*shape[:-2], side, min(rank, *shape[-2:]))
+
+
+def _check_projector(
+    owner: str, updates: Any, index: int, layout: Layout, rank: int, projector: Any
+) -> None:
+    shape = layout.matrix_shape(np.shape(trees.flatten(updates)[0][index]))
+    expected = {_projector_shape(shape, side, rank) for side in shape[-2:]}
+    if projector is None or np.shape(projector) not in expected:
+        trees.refuse_shape(owner, "updates", updates, index, "the state's projector", projector)
+
+
+def _is_left(matrices: jax.Array, projector: jax.Array) -> bool:
+    """Whether the rows are projected; of square matrices it is always they."""
+    return projector.shape[-2] == matrices.shape[-2]
+
+
+def _adjoint(matrices: jax.Array) -> jax.Array:
+    return jnp.conj(jnp.swapaxes(matrices, -1, -2))
+
+
+def _project(matrices: jax.Array, projector: jax.Array) -> jax.Array:
+    if _is_left(matrices, projector):
+        return _matmul(_adjoint(projector), matrices)
+    return _matmul(matrices, projector)
+
+
+def _subspace(matrices: jax.Array, projector: jax.Array) -> jax.Array:
+    """The leading singular vectors, as many as the projector has."""
+    left, _, right = jnp.linalg.svd(matrices, full_matrices=False)
+    vectors = left if _is_left(matrices, projector) else _adjoint(right)
+    return vectors[..., : projector.shape[-1]].astype(projector.dtype)
+
+
+@functools.partial(jax.jit, static_argnames="layout")
+def _enter(
+    gradient: jax.Array, projector: jax.Array, is_time: jax.Array, layout: Layout
+) -> tuple[jax.Array, jax.Array]:
+    """The gradient in the subspace, and the projector, which is chosen anew when it is time."""
+    matrices = layout.matrices(gradient.astype(trees.compute_dtype(gradient.dtype)))
+    projector = lax.cond(is_time, lambda: _subspace(matrices, projector), lambda: projector)
+    return _project(matrices, projector.astype(matrices.dtype)), projector
+
+
+@functools.partial(jax.jit, static_argnames="layout")
+def _leave(
+    low_rank: jax.Array, projector: jax.Array, scale: jax.Array, like: jax.Array, layout: Layout
+) -> jax.Array:
+    """The update of the array from that in the subspace."""
+    projector = projector.astype(low_rank.dtype)
+    shape = layout.matrix_shape(like.shape)
+    if projector.shape[-2] == shape[-2]:
+        matrices = _matmul(projector, low_rank)
+    else:
+        matrices = _matmul(low_rank, _adjoint(projector))
+    return layout.array(scale.astype(matrices.dtype) * matrices, like.shape).astype(like.dtype)
