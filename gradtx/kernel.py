@@ -98,6 +98,24 @@ def check_dtype(owner: str, argument: str, dtype: DTypeLike | None) -> np.dtype 
     return canonical
 
 
+def check_key(owner: str, key: Any) -> Any:
+    """A typed PRNG key from a key of either kind or an integer seed.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if isinstance(key, int) and not isinstance(key, bool):
+        return jax.random.key(key)
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ():
+        return key
+    if dtype == np.uint32 and shape == jax.random.key_data(jax.random.key(0)).shape:
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    if dtype is not None and jnp.issubdtype(dtype, jnp.integer) and shape == ():
+        return jax.random.key(jnp.asarray(key))
+    raise ValueError(f"{owner}: key must be a PRNG key or an integer seed, got {key!r}")
+
+
 def state_class(tx: optax.GradientTransformation) -> type:
     """The class of a transformation's state, for those that optax keeps private.
 

@@ -11,6 +11,7 @@ from optax import ScalarOrSchedule
 from gradtx import trees
 from gradtx.kernel import NON_NEGATIVE, Kernel, Slot
 from gradtx.kernels.arithmetic import clip_to_norm
+from gradtx.kernels.unitwise import unit_axes
 from gradtx.lift import lift
 
 
@@ -192,22 +193,9 @@ def clip_by_block_rms(threshold: ScalarOrSchedule) -> optax.GradientTransformati
 
 
 def _adaptive_grad_clip(g, *, p, clipping, eps, axis):
-    axis = _unit_axes(p.shape) if axis is None else axis
+    axis = unit_axes("adaptive_grad_clip", p.shape) if axis is None else axis
     max_norm = clipping * jnp.maximum(trees.norm(p, axis), eps)
     return clip_to_norm(g, trees.norm(g, axis), max_norm)
-
-
-def _unit_axes(shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The axes that feed one unit: all of a vector, all but the last of a kernel."""
-    rank = len(shape)
-    if sum(size != 1 for size in shape) <= 1:
-        return None
-    if rank > 5:
-        raise ValueError(
-            f"adaptive_grad_clip: a parameter of shape {shape} has more than 5 axes; name with "
-            "axis those that feed one unit"
-        )
-    return (0,) if rank <= 3 else tuple(range(rank - 1))
 
 
 def adaptive_grad_clip(

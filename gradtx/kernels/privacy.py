@@ -17,7 +17,7 @@ from optax import ScalarOrSchedule
 from optax.contrib import DifferentiallyPrivateAggregateState
 
 from gradtx import trees
-from gradtx.kernel import NON_NEGATIVE, Range, check, check_hyperparameter
+from gradtx.kernel import NON_NEGATIVE, Range, check, check_hyperparameter, check_key
 from gradtx.kernels.arithmetic import clip_factor
 from gradtx.lift import ScheduledState, evaluate
 
@@ -172,7 +172,7 @@ def differentially_private_aggregate(
     check_hyperparameter(owner, "noise_multiplier", noise_multiplier, _FINITE)
     if lot_size is not None:
         check(owner, "lot_size", lot_size, _POSITIVE)
-    own_key = typed_key(owner, key)
+    own_key = check_key(owner, key)
     counts = callable(l2_norm_clip) or callable(noise_multiplier)
 
     def init(params: Any) -> Any:
@@ -205,24 +205,6 @@ def differentially_private_aggregate(
         return treedef.unflatten(leaves), new
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def typed_key(owner: str, key: Any) -> Any:
-    """A typed PRNG key from a key of either kind or an integer seed.
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    if isinstance(key, int) and not isinstance(key, bool):
-        return jax.random.key(key)
-    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ():
-        return key
-    if dtype == np.uint32 and shape == jax.random.key_data(jax.random.key(0)).shape:
-        return jax.random.wrap_key_data(jnp.asarray(key))
-    if dtype is not None and jnp.issubdtype(dtype, jnp.integer) and shape == ():
-        return jax.random.key(jnp.asarray(key))
-    raise ValueError(f"{owner}: key must be a PRNG key or an integer seed, got {key!r}")
 
 
 def _inexact(leaf: Any) -> jax.Array:

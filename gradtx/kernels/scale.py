@@ -1,15 +1,12 @@
 """Scaling and shifting: learning rates, weight decay, noise, centring."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from optax import ScalarOrSchedule
 
 from gradtx.compose import identity, masked
-from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, state_class
+from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, check_key, state_class
 from gradtx.lift import lift
 from gradtx.select import Decay, Mask, decayed_leaves
 
@@ -221,21 +218,7 @@ def add_noise(
         state=optax.AddNoiseState,
         source="Neelakantan et al. 2015, section 3",
     )
-    return lift(kernel, key=_typed_key(key), eta=eta, gamma=gamma)
-
-
-def _typed_key(key: Any) -> Any:
-    """A typed PRNG key from a key of either kind or an integer seed."""
-    if isinstance(key, int) and not isinstance(key, bool):
-        return jax.random.key(key)
-    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ():
-        return key
-    if dtype == np.uint32 and shape == jax.random.key_data(jax.random.key(0)).shape:
-        return jax.random.wrap_key_data(jnp.asarray(key))
-    if dtype is not None and jnp.issubdtype(dtype, jnp.integer) and shape == ():
-        return jax.random.key(jnp.asarray(key))
-    raise ValueError(f"add_noise: key must be a PRNG key or an integer seed, got {key!r}")
+    return lift(kernel, key=check_key("add_noise", key), eta=eta, gamma=gamma)
 
 
 def _centralize(g):
