@@ -136,8 +136,8 @@ class Slot:
         dtype: the storage dtype; None stores the parameter's own dtype, or float32 where that
             is narrower.
         real: whether a complex parameter's slot is real, as that of a squared modulus is.
-        shape: the slot's shape from its parameter's; a list of shapes makes the slot a list of
-            arrays; None: the same.
+        shape: the slot's shape from its parameter's, and from the options that it asks for by
+            name; a list of shapes makes the slot a list of arrays; None: the same.
         argument: the argument of the step; "": the name.
     """
 
@@ -145,7 +145,7 @@ class Slot:
     fill: float | str | Callable[[tuple[int, ...], np.dtype], jax.Array] = 0.0
     dtype: DTypeLike | None = None
     real: bool = False
-    shape: Callable[[tuple[int, ...]], tuple[int, ...] | list[tuple[int, ...]]] | None = None
+    shape: Callable[..., tuple[int, ...] | list[tuple[int, ...]]] | None = None
     argument: str = ""
 
     @property
@@ -153,9 +153,16 @@ class Slot:
         """What the step calls the slot."""
         return self.argument or self.name
 
-    def shape_for(self, parameter_shape: tuple[int, ...]) -> Any:
+    @property
+    def shape_options(self) -> tuple[str, ...]:
+        """The names of the options that its shape depends on."""
+        return () if self.shape is None else measure_arguments(self.shape)
+
+    def shape_for(self, parameter_shape: tuple[int, ...], options: Mapping[str, Any]) -> Any:
         """The shape, or the list of shapes, of the slot of a parameter of `parameter_shape`."""
-        return parameter_shape if self.shape is None else self.shape(parameter_shape)
+        if self.shape is None:
+            return parameter_shape
+        return self.shape(parameter_shape, **{name: options[name] for name in self.shape_options})
 
 
 @dataclass(frozen=True)
@@ -243,7 +250,8 @@ class Kernel:
         wanted, offered = set(arguments), {"p", "t", "key", *self.measures}
         # A slot that moves, an option, a hyperparameter: each must reach an equation.
         required = (slots | {*self.options, *self.hyperparameters}) - fills
-        reached = wanted | self.tree_arguments
+        shaping = {name for slot in self.slots for name in slot.shape_options}
+        reached = wanted | self.tree_arguments | shaping
         unknown = wanted - offered - named | (
             self.tree_arguments - {"p", "t", *self.extras, *named}
         )
@@ -253,6 +261,7 @@ class Kernel:
             or slots - wanted
             or required - reached
             or fills - set(self.hyperparameters)
+            or shaping - set(self.options)
         ):
             raise ValueError(
                 f"{self.name}: the step takes ({gradient}, {', '.join(arguments)}), but the kernel "
@@ -281,13 +290,18 @@ class Kernel:
         return frozenset(asked | {*_parameters_of(self.scalar_step)} if self.scalar_step else asked)
 
     @functools.cached_property
+    def needs_parameters(self) -> bool:
+        """Whether an equation mentions the parameters."""
+        return "p" in self.arguments | self.tree_arguments
+
+    @functools.cached_property
     def counts(self) -> tuple[str, ...]:
         """The counters that the state has."""
         return tuple(name for name in self.counters if name in self.state._fields)
 
 
 def measure_arguments(measure: Callable[..., Any]) -> tuple[str, ...]:
-    """What a measure asks for beside the list of gradients; not what has a default."""
+    """What a measure, or a shape, asks for beside its first argument; not what has a default."""
     _, *others = inspect.signature(measure).parameters.values()
     return tuple(other.name for other in others if other.default is other.empty)
 

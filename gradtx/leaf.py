@@ -6,7 +6,7 @@ back has the dtype that it was stored in.
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,13 @@ from gradtx import trees
 from gradtx.kernel import Scalar, Slot
 
 
-def start_slot(owner: str, slot: Slot, number: Callable[[Any], Any], parameter: Any) -> Any:
+def start_slot(
+    owner: str,
+    slot: Slot,
+    number: Callable[[Any], Any],
+    parameter: Any,
+    options: Mapping[str, Any],
+) -> Any:
     """A slot of one parameter before the first step; None of what is no parameter.
 
     Args:
@@ -25,6 +31,7 @@ def start_slot(owner: str, slot: Slot, number: Callable[[Any], Any], parameter: 
         slot: the declaration.
         number: function from the declared fill to its value, for a hyperparameter's name.
         parameter: the leaf.
+        options: what the slot's shape may ask for.
     """
     if not trees.is_parameter(parameter):
         return None
@@ -37,7 +44,7 @@ def start_slot(owner: str, slot: Slot, number: Callable[[Any], Any], parameter: 
     if slot.fill == "p":
         # A copy, because the caller may donate both.
         return jnp.array(parameter, dtype)
-    shapes = slot.shape_for(np.shape(parameter))
+    shapes = slot.shape_for(np.shape(parameter), options)
     fill = slot.fill
     if shapes == np.shape(parameter) and not callable(fill):
         # Like the parameter in sharding too.

@@ -5,9 +5,8 @@ error messages. Each kernel is traced once for each distinct type of leaf and th
 the time to trace a step grows with the number of layers, not of operations.
 """
 
-import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +15,7 @@ import numpy as np
 import optax
 
 from gradtx import trees
+from gradtx.agreement import check_leaf
 from gradtx.kernel import Kernel, PerLeaf, check_hyperparameter, measure_arguments
 from gradtx.leaf import as_scalar, leaf_step_of, scalar_step_of, start_scalar, start_slot
 
@@ -79,6 +79,16 @@ def hyperparameters_of(transformation: optax.GradientTransformation) -> dict[str
     return lifted.values | lifted.schedules if isinstance(lifted, _Lifted) else {}
 
 
+def options_of(transformation: optax.GradientTransformation, tree: Any) -> list[dict[str, Any]]:
+    """For each leaf of `trees.flatten(tree)` the options that its step is given."""
+    lifted = getattr(transformation.update, "__self__", None)
+    leaves, _ = trees.flatten(tree)
+    if not isinstance(lifted, _Lifted):
+        return [{} for _ in leaves]
+    chosen = {name: value for name, value in lifted.static.items() if name in lifted.kernel.options}
+    return [chosen | own for own in lifted.own_options(tree, tree, len(leaves), lifted.per_leaf)]
+
+
 class _Lifted:
     """A kernel with its arguments sorted by how they reach the step."""
 
@@ -120,9 +130,13 @@ class _Lifted:
     def init(self, params: Any) -> Any:
         """The state before the first step."""
         kernel = self.kernel
+        leaves, treedef = trees.flatten(params)
+        shaping = {name for slot in kernel.slots for name in slot.shape_options}
+        own = self.own_options(params, params, len(leaves), shaping)
         fields: dict[str, Any] = {
-            slot.name: jax.tree.map(
-                functools.partial(start_slot, kernel.name, slot, self._number), params
+            slot.name: treedef.unflatten(
+                start_slot(kernel.name, slot, self._number, leaf, self.static | options)
+                for leaf, options in zip(leaves, own, strict=True)
             )
             for slot in kernel.slots
         }
@@ -155,10 +169,13 @@ class _Lifted:
             for slot in kernel.slots
         ]
         parameters = self._parameters(params, updates, len(gradients))
-        own = self._own_options(updates if params is None else params, updates, len(gradients))
+        own = self.own_options(
+            updates if params is None else params, updates, len(gradients), self.per_leaf
+        )
         active = [i for i, gradient in enumerate(gradients) if trees.is_parameter(gradient)]
         for i in active:
-            self._check_shapes(i, updates, gradients[i], [slot[i] for slot in slots], parameters[i])
+            leaf = [gradients[i], parameters[i], *(slot[i] for slot in slots)]
+            check_leaf(kernel, i, leaf, self.static | own[i], updates, inner)
 
         t = None if count is None else optax.safe_increment(count)
         scalars, new_scalars = self._scalars(
@@ -168,7 +185,7 @@ class _Lifted:
             extra,
             [jnp.asarray(gradients[i]) for i in active],
             {
-                slot.name: [values[i] for i in active]
+                slot.read_as: [values[i] for i in active]
                 for slot, values in zip(kernel.slots, slots, strict=True)
             }
             | {"p": [parameters[i] for i in active]},
@@ -234,20 +251,19 @@ class _Lifted:
     def _parameters(self, params: Any, updates: Any, number: int) -> Sequence[Any]:
         if params is not None:
             return trees.flatten_like(self.kernel.name, "params", params, "updates", updates)
-        if self._needs_parameters:
+        if self.kernel.needs_parameters:
             raise ValueError(
                 f"{self.kernel.name}: needs the parameters; call update(updates, state, params)"
             )
         return [None] * number
 
-    @property
-    def _needs_parameters(self) -> bool:
-        return "p" in self.kernel.arguments | self.kernel.tree_arguments
-
-    def _own_options(self, tree: Any, updates: Any, number: int) -> list[dict[str, Any]]:
-        """For each leaf the options that differ from leaf to leaf."""
+    def own_options(
+        self, tree: Any, updates: Any, number: int, names: Iterable[str]
+    ) -> list[dict[str, Any]]:
+        """For each leaf those of these options that differ from leaf to leaf."""
         own: list[dict[str, Any]] = [{} for _ in range(number)]
-        for name, choose in self.per_leaf.items():
+        for name in self.per_leaf.keys() & names:
+            choose = self.per_leaf[name]
             values = trees.flatten_like(
                 self.kernel.name, name, choose(tree), "updates", updates, subtrees=True
             )
@@ -260,12 +276,14 @@ class _Lifted:
     ) -> list[Any]:
         """The new update and slots of each of these leaves, which are of one type."""
         kernel = self.kernel
-        static = {name: self.static[name] for name in self.static if name in kernel.arguments}
+        static = {
+            name: value for name, value in (self.static | own).items() if name in kernel.arguments
+        }
         step = leaf_step_of(
             kernel.name,
             kernel.step,
-            tuple((slot.name, slot.real) for slot in kernel.slots),
-            tuple((static | own).items()),
+            tuple((slot.read_as, slot.real) for slot in kernel.slots),
+            tuple(static.items()),
             stacked=len(arguments) > 1,
         )
         t = t if "t" in kernel.arguments else None
@@ -292,29 +310,6 @@ class _Lifted:
             types = tuple((np.shape(x), jnp.result_type(x)) for x in arrays)
             groups.setdefault((structure, types, tuple(own[i].items())), []).append(i)
         return list(groups.values())
-
-    def _check_shapes(
-        self, index: int, updates: Any, gradient: Any, slots: list[Any], parameter: Any
-    ) -> None:
-        shape = np.shape(gradient)
-        if parameter is not None and np.shape(parameter) != shape:
-            trees.refuse_shape(self.kernel.name, "updates", updates, index, "params", parameter)
-        for slot, value in zip(self.kernel.slots, slots, strict=True):
-            if value is None:
-                raise ValueError(
-                    f"{self.kernel.name}: the state has no {slot.name} at "
-                    f"'{trees.paths(updates)[index]}', where updates has shape {shape}; was init "
-                    "called with these parameters?"
-                )
-            if jax.tree.map(np.shape, value) != slot.shape_for(shape):
-                trees.refuse_shape(
-                    self.kernel.name, "updates", updates, index, f"the state's {slot.name}", value
-                )
-        if self._needs_parameters and not trees.is_parameter(parameter):
-            raise ValueError(
-                f"{self.kernel.name}: needs the parameter at '{trees.paths(updates)[index]}', "
-                f"where updates has shape {shape}; params has {parameter!r}"
-            )
 
     def _scalars(
         self,
