@@ -1,0 +1,147 @@
+"""Adam-mini: Adam with one second moment for each block of elements."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import DTypeLike
+from optax import ScalarOrSchedule
+
+from gradtx import trees
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, PerLeaf, Slot, check_dtype
+from gradtx.kernels.arithmetic import debias, safe_divide
+from gradtx.lift import lift
+from gradtx.trees import abs_squared
+
+Axes: TypeAlias = int | Sequence[int]
+Blocks: TypeAlias = Axes | Callable[[str, Any], Axes]
+
+
+def _adamini(g, *, mu, nu, t, b1, b2, eps, eps_root):
+    within = tuple(axis for axis, length in enumerate(nu.shape) if length == 1)
+    number = math.prod(g.shape[axis] for axis in within)
+    square = jnp.sum(abs_squared(g), axis=within, keepdims=True) / max(number, 1)
+    mu = b1 * mu + (1 - b1) * g
+    nu = b2 * nu + (1 - b2) * square
+    return safe_divide(debias(mu, b1, t), jnp.sqrt(debias(nu, b2, t) + eps_root) + eps), mu, nu
+
+
+def _shape_of_blocks(shape: tuple[int, ...], blocks: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(length if axis in blocks else 1 for axis, length in enumerate(shape))
+
+
+def _axes_of_leaves(blocks: Blocks) -> PerLeaf:
+    """For each leaf the axes, counted from 0, each index of which has a block of its own."""
+    common = None if callable(blocks) else _as_axes(blocks)
+
+    def axes_of(path: tuple[Any, ...], leaf: Any) -> tuple[int, ...]:
+        if not trees.is_parameter(leaf):
+            return ()
+        rank = np.ndim(leaf)
+        if callable(blocks):
+            axes = _as_axes(blocks(trees.path_name(path), leaf))
+        else:
+            axes = common if common is not None and rank > 1 else ()
+        if not all(-rank <= axis < rank for axis in axes):
+            raise ValueError(
+                f"scale_by_adamini: blocks names the axes {axes}, which the leaf at "
+                f"'{trees.path_name(path)}' of shape {np.shape(leaf)} does not have"
+            )
+        return tuple(axis % rank for axis in axes)
+
+    def choose(tree: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(axes_of, tree, is_leaf=lambda x: x is None)
+
+    return PerLeaf(choose)
+
+
+def _as_axes(axes: object) -> tuple[int, ...]:
+    several = tuple(axes) if isinstance(axes, Sequence) else (axes,)
+    numbers = tuple(axis for axis in several if isinstance(axis, int) and axis is not True)
+    if len(numbers) != len(several) or isinstance(axes, str):
+        raise ValueError(
+            "scale_by_adamini: blocks must be an axis, several, or a function of a leaf's path "
+            f"and the leaf that returns them, got {axes!r}"
+        )
+    return numbers
+
+
+def scale_by_adamini(
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    eps_root: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    blocks: Blocks = -1,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam's scaling with one second moment for each block of elements: Adam-mini's.
+
+        m <- b1 * m + (1 - b1) * g,                  m_hat = m / (1 - b1^t)
+        v <- b2 * v + (1 - b2) * mean(g^2),          v_hat = v / (1 - b2^t)
+        u = m_hat / (sqrt(v_hat + eps_root) + eps)
+
+    with one number v, and one mean, for each block. The blocks should be the diagonal blocks of
+    the Hessian: the weights of one output neuron, of one attention head, of one token. v then
+    takes next to no memory, half of what Adam's state takes.
+
+    Args:
+        b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
+        b2: the share of v that is kept, in [0, 1).
+        eps: added outside the root, >= 0.
+        eps_root: added inside the root, >= 0.
+        mu_dtype: the storage dtype of m; None: the parameter's, at least float32.
+        blocks: the axis, or the axes, each index of which has a block of its own: -1, the output
+            neurons of a kernel of shape (..., inputs, outputs); 1 for the heads of attention
+            weights (inputs, heads, size); 0 for the tokens of an embedding (tokens, features);
+            (0, -1) for a stack of layers; () for whole leaves. Vectors and scalars are one block
+            each. Or a function from the path of a leaf, such as "decoder/0/query", and the leaf
+            to its axes, of vectors too; all axes make it Adam.
+
+    Returns:
+        The transformation, with the state `ScaleByAdamState(count, mu, nu)`, whose `nu` has
+        length 1 along all axes but those of `blocks`.
+
+    Raises:
+        ValueError: if an argument lies outside its range; in `init`, if a leaf does not have the
+            axes.
+
+    Source:
+        Zhang et al. 2024, "Adam-mini: use fewer learning rates to gain more", Algorithm 1, with
+        the blocks of its section 2.3. (The authors' code leaves embedding and output layer to
+        Adam itself.)
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_adamini()
+        >>> gradient = jnp.array([[7.0, 2.0], [1.0, 2.0]])  # columns of mean size 5 and 2
+        >>> updates, state = tx.update(gradient, tx.init(jnp.zeros((2, 2))))
+        >>> print(state.nu.shape, [f"{update:.2f}" for update in updates.ravel()])
+        (1, 2) ['1.40', '1.00', '0.20', '1.00']
+    """
+    kernel = Kernel(
+        "scale_by_adamini",
+        _adamini,
+        slots=(
+            Slot("mu", dtype=check_dtype("scale_by_adamini", "mu_dtype", mu_dtype)),
+            Slot("nu", real=True, shape=_shape_of_blocks),
+        ),
+        hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
+        options=("blocks",),
+        state=optax.ScaleByAdamState,
+        elementwise=False,
+        source="Zhang et al. 2024, Algorithm 1",
+    )
+    return lift(
+        kernel,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        eps_root=eps_root,
+        blocks=_axes_of_leaves(blocks),
+    )

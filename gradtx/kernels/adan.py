@@ -1,0 +1,146 @@
+"""Adan: Nesterov momentum from the differences of successive gradients."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from optax import ScalarOrSchedule
+
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, PerLeaf, Slot
+from gradtx.kernels.arithmetic import debias, safe_divide
+from gradtx.lift import lift
+from gradtx.trees import abs_squared
+
+
+def change_of(g, g_previous, t):
+    """g_t - g_{t-1}, and zero at the first step, where there is no earlier gradient."""
+    return jnp.where(t == 1, jnp.zeros_like(g), g - g_previous)
+
+
+def _adan(g, *, m, v, n, g_previous, t, b1, b2, b3, eps, eps_root):
+    change = change_of(g, g_previous, t)
+    m = b1 * m + (1 - b1) * g
+    v = b2 * v + (1 - b2) * change
+    n = b3 * n + (1 - b3) * abs_squared(g + b2 * change)
+    momentum = debias(m, b1, t) + b2 * debias(v, b2, t)
+    size = jnp.sqrt(debias(n, b3, t) + eps_root) + eps
+    return safe_divide(momentum, size), m, v, n, g
+
+
+def scale_by_adan(
+    b1: ScalarOrSchedule = 0.98,
+    b2: ScalarOrSchedule = 0.92,
+    b3: ScalarOrSchedule = 0.99,
+    eps: ScalarOrSchedule = 1e-8,
+    eps_root: ScalarOrSchedule = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam's scaling with a Nesterov momentum made of gradients and their changes: Adan's.
+
+        d = g_t - g_{t-1},    0 at the first step
+        m <- b1 * m + (1 - b1) * g,                    m_hat = m / (1 - b1^t)
+        v <- b2 * v + (1 - b2) * d,                    v_hat = v / (1 - b2^t)
+        n <- b3 * n + (1 - b3) * (g + b2 * d)^2,       n_hat = n / (1 - b3^t)
+        u = (m_hat + b2 * v_hat) / (sqrt(n_hat + eps_root) + eps)
+
+    Args:
+        b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
+        b2: the share of v that is kept, in [0, 1), and the weight of the change.
+        b3: the share of n that is kept, in [0, 1).
+        eps: added outside the root, >= 0.
+        eps_root: added inside the root, >= 0.
+
+    Returns:
+        The transformation, with the state `ScaleByAdanState(m, v, n, g, t)`, g the last gradient.
+
+    Raises:
+        ValueError: if a number lies outside its range.
+
+    Source:
+        Xie et al. 2022, "Adan: adaptive Nesterov momentum algorithm for faster optimizing deep
+        models", Algorithm 1, without its restarts. The paper's beta is 1 - b here, so that its
+        factor 1 - beta_2 of the change, twice, is b2; optax has 1 - b2 in its place. The paper
+        starts at m_0 = g_0 and n_0 = g_0^2; here, as in the authors' code and in optax, averages
+        start at zero and are corrected for that, which gives the same first step.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_adan(b1=0.0, b2=0.5, b3=0.0)
+        >>> state = tx.init(jnp.zeros(1))
+        >>> for g in (4.0, 2.0):
+        ...     updates, state = tx.update(jnp.array([g]), state)
+        >>> print(f"{updates[0]:.3f}")  # (2 - 0.5 * 1.333) / (2 - 0.5 * 2)
+        1.333
+    """
+    kernel = Kernel(
+        "scale_by_adan",
+        _adan,
+        slots=(
+            Slot("m"),
+            Slot("v"),
+            Slot("n", real=True),
+            Slot("g", argument="g_previous"),
+        ),
+        hyperparameters={
+            "b1": DECAY,
+            "b2": DECAY,
+            "b3": DECAY,
+            "eps": NON_NEGATIVE,
+            "eps_root": NON_NEGATIVE,
+        },
+        state=optax.ScaleByAdanState,
+        counters=("t",),
+        source="Xie et al. 2022, Algorithm 1",
+    )
+    return lift(kernel, b1=b1, b2=b2, b3=b3, eps=eps, eps_root=eps_root)
+
+
+def _descend_proximally(g, *, learning_rate, weight_decay, decays):
+    step = -learning_rate * g
+    return step / (1 + learning_rate * weight_decay) if decays else step
+
+
+def descend_proximally(
+    learning_rate: ScalarOrSchedule, weight_decay: ScalarOrSchedule, decays: bool | PerLeaf
+) -> optax.GradientTransformationExtraArgs:
+    """Multiply by minus the learning rate, with the weights' decay taken at where they will be.
+
+        u = -learning_rate * g / (1 + learning_rate * weight_decay)
+
+    After `add_decayed_weights`, where g is r + weight_decay * p, it is the proximal step
+
+        p + u = (p - learning_rate * r) / (1 + learning_rate * weight_decay),
+
+    the minimum of <r, x> + ||x - p||^2 / (2 * learning_rate) + weight_decay / 2 * ||x||^2 over x.
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        weight_decay: the strength of the decay that has been added, >= 0.
+        decays: whether it was added to a leaf; elsewhere weight_decay is 0.
+
+    Returns:
+        The transformation; its state is empty, or counts steps for a schedule.
+
+    Raises:
+        ValueError: if a number is negative, NaN or not a scalar.
+
+    Source:
+        Xie et al. 2022, Algorithm 1; Zhuang et al. 2022, "Understanding AdamW through proximal
+        methods and scale-freeness".
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from gradtx.kernels.adan import descend_proximally
+        >>> tx = descend_proximally(1.0, 3.0, True)
+        >>> print(tx.update(jnp.array([2.0]), tx.init(()))[0])
+        [-0.5]
+    """
+    arguments: dict[str, Any] = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+    kernel = Kernel(
+        "adan",
+        _descend_proximally,
+        hyperparameters=dict.fromkeys(arguments, NON_NEGATIVE),
+        options=("decays",),
+        source="Xie et al. 2022, Algorithm 1",
+    )
+    return lift(kernel, **arguments, decays=decays)

@@ -1,0 +1,153 @@
+"""Adam with a long memory of the gradient beside the short one: AdEMAMix."""
+
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+from optax import ScalarOrSchedule
+from optax.contrib import ScaleByAdemamixState, ScaleBySimplifiedAdEMAMixState
+
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, check_dtype
+from gradtx.kernels.arithmetic import debias, safe_divide
+from gradtx.lift import lift
+from gradtx.trees import abs_squared
+
+
+def _ademamix(g, *, m1, m2, nu, t, b1, b2, b3, alpha, eps, eps_root):
+    m1 = b1 * m1 + (1 - b1) * g
+    m2 = b3 * m2 + (1 - b3) * g
+    nu = b2 * nu + (1 - b2) * abs_squared(g)
+    momentum = debias(m1, b1, t) + alpha * m2
+    return safe_divide(momentum, jnp.sqrt(debias(nu, b2, t) + eps_root) + eps), m1, m2, nu
+
+
+def scale_by_ademamix(
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    b3: ScalarOrSchedule = 0.9999,
+    alpha: ScalarOrSchedule = 6.0,
+    eps: ScalarOrSchedule = 1e-8,
+    eps_root: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam's scaling of a fast and a slow moving average of the gradient: AdEMAMix's.
+
+        m1 <- b1 * m1 + (1 - b1) * g,    m1_hat = m1 / (1 - b1^t)
+        m2 <- b3 * m2 + (1 - b3) * g
+        v <- b2 * v + (1 - b2) * g^2,    v_hat = v / (1 - b2^t)
+        u = (m1_hat + alpha * m2) / (sqrt(v_hat + eps_root) + eps)
+
+    m2 is not corrected for its start at zero, so that the old gradients come in slowly. The paper
+    also warms alpha and b3 up, which schedules do.
+
+    Args:
+        b1: the share of the fast average that is kept, in [0, 1); a number, a scalar array or a
+            schedule.
+        b2: the share of v that is kept, in [0, 1).
+        b3: the share of the slow average that is kept, in [0, 1).
+        alpha: the weight of the slow average, >= 0.
+        eps: added outside the root, >= 0.
+        eps_root: added inside the root, >= 0.
+        mu_dtype: the storage dtype of both averages of the gradient; None: the parameter's, at
+            least float32. (optax stores v in it too.)
+
+    Returns:
+        The transformation, with the state `ScaleByAdemamixState(count, count_m2, m1, m2, nu)`,
+        whose two counters are equal.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Pagliardini, Ablin & Grangier 2024, "The AdEMAMix optimizer: better, faster, older",
+        Algorithm 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_ademamix(b3=0.5, alpha=6.0, eps=0.0)
+        >>> updates, _ = tx.update(jnp.array(-3.0), tx.init(jnp.array(0.0)))
+        >>> print(f"{updates:.3f}")
+        -4.000
+    """
+    dtype = check_dtype("scale_by_ademamix", "mu_dtype", mu_dtype)
+    kernel = Kernel(
+        "scale_by_ademamix",
+        _ademamix,
+        slots=(Slot("m1", dtype=dtype), Slot("m2", dtype=dtype), Slot("nu", real=True)),
+        hyperparameters={
+            "b1": DECAY,
+            "b2": DECAY,
+            "b3": DECAY,
+            "alpha": NON_NEGATIVE,
+            "eps": NON_NEGATIVE,
+            "eps_root": NON_NEGATIVE,
+        },
+        state=ScaleByAdemamixState,
+        counters=("count", "count_m2"),
+        source="Pagliardini et al. 2024, Algorithm 1",
+    )
+    return lift(kernel, b1=b1, b2=b2, b3=b3, alpha=alpha, eps=eps, eps_root=eps_root)
+
+
+def _simplified_ademamix(g, *, m, n, t, b1, b2, alpha, eps, eps_root):
+    m = b1 * m + g
+    n = b2 * n + (1 - b2) * abs_squared(g)
+    return safe_divide(m + alpha * g, jnp.sqrt(debias(n, b2, t) + eps_root) + eps), m, n
+
+
+def scale_by_simplified_ademamix(
+    b1: ScalarOrSchedule = 0.99,
+    b2: ScalarOrSchedule = 0.95,
+    alpha: ScalarOrSchedule = 0.0,
+    eps: ScalarOrSchedule = 1e-8,
+    eps_root: ScalarOrSchedule = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam's scaling of accumulated gradients and the gradient of now: simplified AdEMAMix's.
+
+        m <- b1 * m + g
+        n <- b2 * n + (1 - b2) * g^2,    n_hat = n / (1 - b2^t)
+        u = (m + alpha * g) / (sqrt(n_hat + eps_root) + eps)
+
+    m is a sum, not an average: with a constant gradient u grows towards 1 / (1 - b1) + alpha.
+
+    Args:
+        b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
+        b2: the share of n that is kept, in [0, 1).
+        alpha: the weight of the gradient of now, >= 0.
+        eps: added outside the root, >= 0.
+        eps_root: added inside the root, >= 0.
+
+    Returns:
+        The transformation, with the state `ScaleBySimplifiedAdEMAMixState(t, m, n)`.
+
+    Raises:
+        ValueError: if a number lies outside its range.
+
+    Source:
+        Morwani et al. 2025, "Connections between schedule-free optimizers, AdEMAMix, and
+        accelerated SGD variants", the simplified AdEMAMix.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_simplified_ademamix(alpha=2.0, eps=0.0)
+        >>> updates, _ = tx.update(jnp.array(-3.0), tx.init(jnp.array(0.0)))
+        >>> print(f"{updates:.3f}")
+        -3.000
+    """
+    kernel = Kernel(
+        "scale_by_simplified_ademamix",
+        _simplified_ademamix,
+        slots=(Slot("m"), Slot("n", real=True)),
+        hyperparameters={
+            "b1": DECAY,
+            "b2": DECAY,
+            "alpha": NON_NEGATIVE,
+            "eps": NON_NEGATIVE,
+            "eps_root": NON_NEGATIVE,
+        },
+        state=ScaleBySimplifiedAdEMAMixState,
+        counters=("t",),
+        source="Morwani et al. 2025",
+    )
+    return lift(kernel, b1=b1, b2=b2, alpha=alpha, eps=eps, eps_root=eps_root)

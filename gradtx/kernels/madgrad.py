@@ -1,0 +1,70 @@
+"""MADGRAD: dual averaging with momentum and a cube root."""
+
+import jax.numpy as jnp
+import optax
+from optax import ScalarOrSchedule
+from optax.contrib import MadgradState
+
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
+from gradtx.kernels.arithmetic import safe_divide
+from gradtx.lift import lift
+from gradtx.trees import abs_squared
+
+
+def _madgrad(g, *, grad_sum_sq, s, x0, p, t, learning_rate, momentum, eps):
+    weight = learning_rate * jnp.sqrt(t)
+    s = s + weight * g
+    grad_sum_sq = grad_sum_sq + weight * abs_squared(g)
+    z = x0 - safe_divide(s, jnp.cbrt(grad_sum_sq) + eps)
+    return (1 - momentum) * (z - p), grad_sum_sq, s, x0
+
+
+def scale_by_madgrad(
+    learning_rate: ScalarOrSchedule,
+    momentum: ScalarOrSchedule = 0.9,
+    eps: ScalarOrSchedule = 1e-6,
+) -> optax.GradientTransformationExtraArgs:
+    """Go towards the start minus the sum of all gradients, each element in its scale: MADGRAD.
+
+        w = learning_rate * sqrt(t)
+        s <- s + w * g,    v <- v + w * g^2
+        z = p_0 - s / (cbrt(v) + eps)
+        u = (1 - momentum) * (z - p)
+
+    These are the finished updates, to be added to the parameters as they come.
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        momentum: the share of the way to z that is left for later, in [0, 1).
+        eps: added to the root, >= 0.
+
+    Returns:
+        The transformation, with the state `MadgradState(count, grad_sum_sq, s, x0)`, v in
+        `grad_sum_sq` and the parameters at the start in `x0`; its update needs `params`.
+
+    Raises:
+        ValueError: if a number lies outside its range; in `update`, if `params` is missing.
+
+    Source:
+        Defazio & Jelassi 2021, "Adaptivity without compromise: a momentumized, adaptive, dual
+        averaged gradient method for stochastic optimization", Algorithm 1. The authors' code, and
+        optax with it, adds eps to the learning rate too.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array([2.0])
+        >>> tx = gradtx.scale_by_madgrad(0.125, momentum=0.0, eps=0.0)
+        >>> updates, state = tx.update(jnp.array([1.0]), tx.init(params), params)
+        >>> print(f"{updates[0]:.3f}")  # -0.125 / cbrt(0.125)
+        -0.250
+    """
+    kernel = Kernel(
+        "scale_by_madgrad",
+        _madgrad,
+        slots=(Slot("grad_sum_sq", real=True), Slot("s"), Slot("x0", fill="p")),
+        hyperparameters={"learning_rate": NON_NEGATIVE, "momentum": DECAY, "eps": NON_NEGATIVE},
+        state=MadgradState,
+        source="Defazio & Jelassi 2021, Algorithm 1",
+    )
+    return lift(kernel, learning_rate=learning_rate, momentum=momentum, eps=eps)

@@ -1,0 +1,85 @@
+"""MARS: a gradient with less variance, for any optimizer behind it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from optax import ScalarOrSchedule
+
+from gradtx import trees
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
+from gradtx.kernels.adan import change_of
+from gradtx.kernels.arithmetic import clip_factor
+from gradtx.lift import lift
+
+
+class ScaleByMarsState(NamedTuple):
+    """The state of `scale_by_mars`.
+
+    Attributes:
+        count: how many steps were taken, int32.
+        previous_gradient: the gradient of the last step.
+    """
+
+    count: jax.Array
+    previous_gradient: Any
+
+
+def _mars(g, *, previous_gradient, t, b1, gamma, max_norm):
+    c = g + gamma * b1 / (1 - b1) * change_of(g, previous_gradient, t)
+    return c * clip_factor(trees.norm(c), max_norm), g
+
+
+def scale_by_mars(
+    b1: ScalarOrSchedule = 0.95,
+    gamma: ScalarOrSchedule = 0.025,
+    *,
+    max_norm: ScalarOrSchedule = 1.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Correct the gradient by a share of its change, which takes variance away: MARS's correction.
+
+        c = g_t + gamma * b1 / (1 - b1) * (g_t - g_{t-1}),    g_1 at the first step
+        u = c * min(1, max_norm / ||c||)
+
+    Put it before an optimizer whose first moment has the same b1:
+    `chain(scale_by_mars(b1), scale_by_adam(b1, ...), ...)`.
+
+    Args:
+        b1: the share of the first moment that the following optimizer keeps, in [0, 1); a number,
+            a scalar array or a schedule.
+        gamma: the strength of the correction, >= 0; 1 makes the first moment that of STORM.
+        max_norm: the largest norm of each leaf, >= 0; infinity: no bound. For a bound on the norm
+            of the whole tree put `clip_by_global_norm` behind it instead.
+
+    Returns:
+        The transformation, with the state `ScaleByMarsState(count, previous_gradient)`.
+
+    Raises:
+        ValueError: if a number lies outside its range.
+
+    Source:
+        Yuan et al. 2024, "MARS: unleashing the power of variance reduction for training large
+        models", Algorithm 1, in the approximate form: g_{t-1} is the gradient of the last step,
+        not that of the last parameters on this step's data. The norm is each leaf's, as in the
+        authors' code; that code corrects the first gradient too, as if the one before were zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_mars(b1=0.5, gamma=0.5)
+        >>> state = tx.init(jnp.zeros(1))
+        >>> for g in (0.5, 0.25):
+        ...     updates, state = tx.update(jnp.array([g]), state)
+        >>> print(updates)
+        [0.125]
+    """
+    kernel = Kernel(
+        "scale_by_mars",
+        _mars,
+        slots=(Slot("previous_gradient"),),
+        hyperparameters={"b1": DECAY, "gamma": NON_NEGATIVE, "max_norm": NON_NEGATIVE},
+        state=ScaleByMarsState,
+        elementwise=False,
+        source="Yuan et al. 2024, Algorithm 1",
+    )
+    return lift(kernel, b1=b1, gamma=gamma, max_norm=max_norm)

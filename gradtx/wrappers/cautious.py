@@ -1,0 +1,89 @@
+"""Cautious optimizers: no step against the gradient."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from gradtx.compose.parts import Part, composed
+from gradtx.compose.sequence import as_transformation
+from gradtx.kernel import NON_NEGATIVE, Kernel, check
+from gradtx.lift import lift
+
+
+def _agreeing(g, *, p, xi, downhill):
+    """The elements of an update `g` that agree with the gradient `p`, longer by their scarcity."""
+    # Of the signs, because the product of two small numbers may vanish.
+    agreement = jnp.real(jnp.conj(jnp.sign(g)) * jnp.sign(p))
+    agrees = agreement < 0 if downhill else agreement > 0
+    divisor = jnp.sum(agrees, dtype=agreement.dtype) + xi
+    factor = g.size / jnp.where(divisor == 0, 1.0, divisor)
+    return jnp.where(agrees, g * factor, jnp.zeros_like(g))
+
+
+def cautious(
+    tx: optax.GradientTransformation,
+    *,
+    xi: ArrayLike = 1.0,
+    downhill: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    """Leave out what goes against the gradient of now: a cautious optimizer.
+
+        phi = 1 where u * g < 0, else 0
+        u <- u * phi * size(phi) / (sum(phi) + xi)
+
+    for each leaf, u its update from `tx` and g its gradient. What momentum wants to do against
+    the gradient of now is left out, and the rest made longer. The state of `tx` does not notice.
+
+    Decoupled weight decay should stay outside, because it is not about the gradient. In
+    `chain(cautious(scale_by_adam(), downhill=False), add_decayed_weights(0.1),
+    scale_by_learning_rate(0.001))` it does; `cautious(adamw(...))` would mask it too.
+
+    Args:
+        tx: the transformation whose updates are masked.
+        xi: added to the number of elements that agree, >= 0. With 1 a leaf of one element gets
+            half of its update; 0 keeps that whole.
+        downhill: whether updates of `tx` are added to the parameters as they come, as those of an
+            optimizer are. False: they point along the gradient, as those of `scale_by_adam` do
+            before their sign is flipped, and phi is 1 where u * g > 0.
+
+    Returns:
+        A transformation with the state of `tx`.
+
+    Raises:
+        ValueError: if `tx` is not a transformation, or `xi` is negative, NaN or not a scalar.
+
+    Source:
+        Liang et al. 2024, "Cautious optimizers: improving training with one line of code",
+        Algorithm 2. The authors' code has max(mean(phi), 0.001) in the denominator: xi = 0 unless
+        fewer than one in a thousand agree.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.cautious(gradtx.sgd(1.0, momentum=0.5), xi=0.0)
+        >>> state = tx.init(jnp.zeros(2))
+        >>> updates, state = tx.update(jnp.array([4.0, 4.0]), state)
+        >>> print(tx.update(jnp.array([-1.0, 1.0]), state)[0])  # momentum: [-1, -3]
+        [ 0. -6.]
+    """
+    inner = as_transformation("cautious", "tx", tx)
+    check("cautious", "xi", xi, NON_NEGATIVE)
+    kernel = Kernel(
+        "cautious",
+        _agreeing,
+        hyperparameters={"xi": NON_NEGATIVE},
+        options=("downhill",),
+        elementwise=False,
+        source="Liang et al. 2024, Algorithm 2",
+    )
+    # The gradient takes the place of the parameters, which this equation does not mention.
+    mask = lift(kernel, xi=xi, downhill=bool(downhill))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        proposed, state = inner.update(updates, state, params, **extra)
+        cautiously, _ = mask.update(proposed, optax.EmptyState(), updates)
+        return cautiously, state
+
+    return composed("cautious", (Part("", inner),), inner.init, update)
