@@ -1,0 +1,281 @@
+"""Steps as long as the way that was travelled, over the gradients met on it: DoG and DoWG."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike, DTypeLike
+from optax import ScalarOrSchedule
+from optax.contrib import DoGState, DoWGState
+
+from gradtx import trees
+from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, Range, Scalar, Slot, check, check_dtype
+from gradtx.lift import ScheduledState, lift
+
+# optax keeps this class private, so it is asked for an instance.
+ScaleByDistanceOverGradientsState = type(optax.scale_by_distance_over_gradients().init({}))
+
+POSITIVE = Range("> 0", lambda value: value > 0)
+_FIRST_STEPS = ("distance", "learning_rate", "heuristic")
+
+
+def squared_norm_of(g):
+    """The squared norm of a list of arrays."""
+    return trees.sum_of(_sum_of_squares, g)
+
+
+def _sum_of_squares(x):
+    return jnp.sum(trees.abs_squared(x))
+
+
+def _squared_distance(g, p, init_params):
+    return trees.sum_of(_sum_of_squared_differences, p, init_params)
+
+
+def _sum_of_squared_differences(x, y):
+    return jnp.sum(trees.abs_squared(x - y))
+
+
+def _quotient(numerator, denominator):
+    """The quotient, or 0 where there was no gradient to divide by yet."""
+    is_zero = denominator == 0
+    return jnp.where(is_zero, 0.0, numerator / jnp.where(is_zero, 1.0, denominator))
+
+
+def _stretch(g, *, init_params, length):
+    return length * g, init_params
+
+
+def _dog_scalars(
+    *, is_init_step, max_dist, sum_sq_norm_grads, squared_distance, squared_norm, kind, first, eps
+):
+    max_dist = jnp.maximum(max_dist, jnp.sqrt(squared_distance))
+    total = sum_sq_norm_grads + squared_norm
+    length = _quotient(max_dist, jnp.sqrt(total + eps))
+    if kind == "learning_rate":
+        # While the gradient is zero nothing moves, and there is no distance to go by.
+        length = jnp.where(is_init_step | (max_dist == 0), first, length)
+    return {
+        "is_init_step": jnp.zeros_like(is_init_step),
+        "max_dist": max_dist,
+        "sum_sq_norm_grads": total,
+        "length": length,
+    }
+
+
+def scale_by_dog(
+    init_step: tuple[str, ArrayLike] = ("heuristic", 1e-6), eps: ScalarOrSchedule = 1e-8
+) -> optax.GradientTransformationExtraArgs:
+    """Step as far as the largest distance from the start so far, over all gradients: DoG.
+
+        r_t = max(r_{t-1}, ||p_t - p_0||)
+        G_t = G_{t-1} + ||g_t||^2
+        u_t = r_t / sqrt(G_t + eps) * g_t
+
+    Norms are those of the whole tree.
+
+    Args:
+        init_step: what the first step goes by, and its number > 0: ("distance", r_0);
+            ("heuristic", alpha), for r_0 = alpha * (1 + ||p_0||); ("learning_rate", eta), for
+            u = eta * g until p has moved, and r_0 = 0. (optax uses eta in the first step only,
+            and never moves again if its gradient is zero.)
+        eps: added to the sum of squares, >= 0; a number, a scalar array or a schedule.
+
+    Returns:
+        The transformation, with the state `DoGState(is_init_step, init_params, max_dist,
+        sum_sq_norm_grads)`; its update needs `params`.
+
+    Raises:
+        ValueError: if `init_step` is not such a pair, or a number lies outside its range.
+
+    Source:
+        Ivgi, Hinder & Carmon 2023, "DoG is SGD's best friend", equation (DoG) and section 4.1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from gradtx.kernels.distance import scale_by_dog
+        >>> params = jnp.array([4.0])
+        >>> tx = scale_by_dog(("distance", 0.5), eps=0.0)
+        >>> print(tx.update(jnp.array([-2.0]), tx.init(params), params)[0])
+        [-0.5]
+    """
+    owner = "scale_by_dog"
+    is_pair = isinstance(init_step, tuple | list) and len(init_step) == 2
+    if not is_pair or init_step[0] not in _FIRST_STEPS:
+        raise ValueError(
+            f"{owner}: init_step must be a pair of one of {_FIRST_STEPS} and a number, got "
+            f"{init_step!r}"
+        )
+    kind, first = init_step
+    check(owner, "init_step", first, POSITIVE)
+
+    def first_distance(parameters: list[jax.Array]) -> Any:
+        if kind == "learning_rate":
+            return 0.0
+        return first if kind == "distance" else first * (1 + trees.norm_of_leaves(parameters))
+
+    kernel = Kernel(
+        owner,
+        _stretch,
+        slots=(Slot("init_params", fill="p"),),
+        scalars=(
+            Scalar("is_init_step", fill=True, dtype=bool),
+            Scalar("max_dist", fill=first_distance),
+            Scalar("sum_sq_norm_grads"),
+        ),
+        scalar_step=_dog_scalars,
+        factors=("length",),
+        measures={"squared_distance": _squared_distance, "squared_norm": squared_norm_of},
+        hyperparameters={"first": POSITIVE, "eps": NON_NEGATIVE},
+        options=("kind",),
+        state=DoGState,
+        elementwise=False,
+        source="Ivgi et al. 2023, section 2",
+    )
+    return lift(kernel, kind=kind, first=first, eps=eps)
+
+
+def _dowg_scalars(*, estim_sq_dist, weighted_sq_norm_grads, squared_distance, squared_norm, eps):
+    squared = jnp.maximum(estim_sq_dist, squared_distance)
+    weighted = weighted_sq_norm_grads + squared * squared_norm
+    return {
+        "estim_sq_dist": squared,
+        "weighted_sq_norm_grads": weighted,
+        "length": _quotient(squared, jnp.sqrt(weighted) + eps),
+    }
+
+
+def scale_by_dowg(
+    init_estim_sq_dist: ArrayLike | None = None, eps: ScalarOrSchedule = 1e-4
+) -> optax.GradientTransformationExtraArgs:
+    """DoG with gradients that count by the distance at which they were met: DoWG.
+
+        r_t = max(r_{t-1}, ||p_t - p_0||)
+        v_t = v_{t-1} + r_t^2 * ||g_t||^2
+        u_t = r_t^2 / (sqrt(v_t) + eps) * g_t
+
+    Norms are those of the whole tree.
+
+    Args:
+        init_estim_sq_dist: r_0^2, > 0; None: the value of `eps`.
+        eps: added to the root in the denominator, >= 0, none in the paper; a number, a scalar
+            array or, with init_estim_sq_dist, a schedule.
+
+    Returns:
+        The transformation, with the state `DoWGState(init_params, weighted_sq_norm_grads,
+        estim_sq_dist)`, r^2 in `estim_sq_dist`; its update needs `params`.
+
+    Raises:
+        ValueError: if a number lies outside its range.
+
+    Source:
+        Khaled, Mishchenko & Jin 2023, "DoWG unleashed", Algorithm 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from gradtx.kernels.distance import scale_by_dowg
+        >>> params = jnp.array([4.0])
+        >>> tx = scale_by_dowg(0.25, eps=0.0)
+        >>> print(tx.update(jnp.array([-2.0]), tx.init(params), params)[0])
+        [-0.5]
+    """
+    owner = "scale_by_dowg"
+    first = eps if init_estim_sq_dist is None else init_estim_sq_dist
+    check(owner, "eps" if init_estim_sq_dist is None else "init_estim_sq_dist", first, POSITIVE)
+    kernel = Kernel(
+        owner,
+        _stretch,
+        slots=(Slot("init_params", fill="p"),),
+        scalars=(Scalar("weighted_sq_norm_grads"), Scalar("estim_sq_dist", fill="first")),
+        scalar_step=_dowg_scalars,
+        factors=("length",),
+        measures={"squared_distance": _squared_distance, "squared_norm": squared_norm_of},
+        hyperparameters={"first": POSITIVE, "eps": NON_NEGATIVE},
+        state=DoWGState,
+        elementwise=False,
+        source="Khaled et al. 2023, Algorithm 1",
+    )
+    return lift(kernel, first=first, eps=eps)
+
+
+def _layer_distance(g, *, p, max_dist, grad_sum_of_squares, init_params, eps, global_scale):
+    max_dist = jnp.maximum(max_dist, jnp.sqrt(_sum_of_squared_differences(p, init_params)))
+    total = grad_sum_of_squares + _sum_of_squares(g)
+    length = global_scale * _quotient(max_dist, jnp.sqrt(total[0] + eps))
+    return length * g, max_dist, total, init_params
+
+
+def scale_by_distance_over_gradients(
+    reps_rel: ArrayLike = 1e-6,
+    eps: ScalarOrSchedule = 1e-8,
+    param_dtype: DTypeLike | None = jnp.float32,
+    global_scale: ScalarOrSchedule = 1.0,
+) -> optax.GradientTransformationExtraArgs:
+    """DoG with distances and gradients of each leaf's own: layer-wise DoG.
+
+        r_t = max(r_{t-1}, ||p_t - p_0||),    r_0 = reps_rel * (1 + ||p_0||)
+        G_t = G_{t-1} + ||g_t||^2
+        u_t = global_scale * r_t / sqrt(G_t + eps) * g_t
+
+    Norms are those of one leaf.
+
+    Args:
+        reps_rel: the first distance relative to the size of the leaf, > 0; 1e-4 is recommended
+            for networks with batch normalization, else 1e-6.
+        eps: added to the sum of squares, >= 0; a number, a scalar array or a schedule.
+        param_dtype: the storage dtype of p_0; None: the parameter's, at least float32, which
+            complex parameters need.
+        global_scale: any number but NaN; -1 turns the direction of ascent into one of descent.
+
+    Returns:
+        The transformation, with the state `ScaleByDistanceOverGradientsState(max_dist,
+        grad_sum_of_squares, init_params)`; its update needs `params`.
+
+    Raises:
+        ValueError: if a number lies outside its range, or `param_dtype` cannot hold a parameter.
+
+    Source:
+        Ivgi, Hinder & Carmon 2023, "DoG is SGD's best friend", section 4 (L-DoG).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array([1.0])
+        >>> tx = gradtx.scale_by_distance_over_gradients(reps_rel=0.25, eps=0.0)
+        >>> print(tx.update(jnp.array([-2.0]), tx.init(params), params)[0])
+        [-0.5]
+    """
+    owner = "scale_by_distance_over_gradients"
+    check(owner, "reps_rel", reps_rel, POSITIVE)
+    kernel = Kernel(
+        owner,
+        _layer_distance,
+        slots=(
+            Slot("max_dist", real=True, shape=lambda shape: ()),
+            Slot("grad_sum_of_squares", real=True, shape=lambda shape: (1,)),
+            Slot("init_params", fill="p", dtype=check_dtype(owner, "param_dtype", param_dtype)),
+        ),
+        hyperparameters={"eps": NON_NEGATIVE, "global_scale": ANY_NUMBER},
+        state=ScaleByDistanceOverGradientsState,
+        elementwise=False,
+        source="Ivgi et al. 2023, section 4",
+    )
+    tx = lift(kernel, eps=eps, global_scale=global_scale)
+
+    def first_distance(start: jax.Array, zero: jax.Array) -> jax.Array:
+        size = trees.norm_of_leaves([start]).astype(zero.dtype)
+        return (jnp.asarray(reps_rel).astype(zero.dtype) * (1 + size)).astype(zero.dtype)
+
+    def init(params: Any) -> Any:
+        return _with_first_distances(tx.init(params), first_distance)
+
+    return optax.GradientTransformationExtraArgs(init, tx.update)
+
+
+def _with_first_distances(state: Any, first_distance: Callable[..., jax.Array]) -> Any:
+    if isinstance(state, ScheduledState):
+        return state._replace(inner_state=_with_first_distances(state.inner_state, first_distance))
+    distances = jax.tree.map(first_distance, state.init_params, state.max_dist)
+    return state._replace(max_dist=distances)

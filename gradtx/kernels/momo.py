@@ -1,0 +1,218 @@
+"""Polyak's step on an average of losses and gradients: MoMo."""
+
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from optax import ScalarOrSchedule
+from optax.contrib import MomoState
+
+from gradtx import trees
+from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Scalar, Slot, check
+from gradtx.lift import lift
+
+
+def mixed(average, new, keep):
+    """The new average: keep * average + (1 - keep) * new."""
+    keep = jnp.asarray(keep).astype(average.dtype)
+    return keep * average + (1 - keep) * new
+
+
+def gradient_product(g, p):
+    """<g, p> of two lists of arrays."""
+    return trees.sum_of(trees.inner_product, g, p)
+
+
+def product_of_average(average, g, keep, p):
+    """<d, p> of one array, with the new average d."""
+    return trees.inner_product(mixed(average, g, keep), p)
+
+
+def _penalty(learning_rate, weight_decay):
+    """learning_rate * weight_decay, 0 without decay however long a step may be."""
+    return jnp.where(weight_decay == 0, 0.0, learning_rate * weight_decay)
+
+
+def length_and_bound(
+    average,
+    product,
+    squares,
+    lb,
+    weights,
+    learning_rate,
+    lower_bound,
+    weight_decay,
+    adapt_lower_bound,
+):
+    """How far to go along the direction d, and the new lower bound of the loss.
+
+    Args:
+        average: the average of f - <g, p>.
+        product: <d, p>.
+        squares: the squared norm of d in the metric of the step.
+        lb: the lower bound so far.
+        weights: the sum of the weights in the averages.
+        learning_rate: see `momo`, as all others.
+        lower_bound: the least value of the new bound.
+        weight_decay: the weight of the penalty.
+        adapt_lower_bound: whether the bound is estimated.
+    """
+    growth = 1 + _penalty(learning_rate, weight_decay)
+    model = growth * average + product
+    if adapt_lower_bound:
+        halved = jnp.maximum(model / (2 * growth * weights), lower_bound)
+        lb = jnp.where(model < growth * weights * lb, halved, lb)
+    gap = jnp.maximum(model - growth * weights * lb, 0)
+    is_zero = squares == 0
+    length = jnp.minimum(learning_rate / weights, gap / jnp.where(is_zero, 1.0, squares))
+    length = jnp.where(is_zero, 0.0, length)
+    if adapt_lower_bound:
+        lb = jnp.maximum((average + product - length * squares / 2) / weights, lower_bound)
+    return length, lb
+
+
+def shrunk(step, p, learning_rate, weight_decay):
+    """The update to (p - step) / (1 + learning_rate * weight_decay)."""
+    decay = _penalty(learning_rate, weight_decay)
+    return -(step + decay * p) / (1 + decay)
+
+
+def _momo_keep(beta, t):
+    """The averages start with the first loss and gradient."""
+    return jnp.where(t == 1, 0.0, beta)
+
+
+def _momo_product(g, exp_avg, p, beta, t):
+    return trees.sum_of(product_of_average, exp_avg, g, [_momo_keep(beta, t)] * len(g), p)
+
+
+def _momo_squares(g, exp_avg, beta, t):
+    return trees.sum_of(_squares_of_average, exp_avg, g, [_momo_keep(beta, t)] * len(g))
+
+
+def _squares_of_average(average, g, keep):
+    return jnp.sum(trees.abs_squared(mixed(average, g, keep)))
+
+
+def _momo_scalars(
+    *,
+    barf,
+    gamma,
+    lb,
+    value,
+    gradient_product,
+    product,
+    squares,
+    learning_rate,
+    beta,
+    lower_bound,
+    weight_decay,
+    adapt_lower_bound,
+    t,
+):
+    keep = _momo_keep(beta, t)
+    barf = mixed(barf, value, keep)
+    gamma = mixed(gamma, gradient_product, keep)
+    length, lb = length_and_bound(
+        barf - gamma,
+        product,
+        squares,
+        lb,
+        1.0,
+        learning_rate,
+        lower_bound,
+        weight_decay,
+        adapt_lower_bound,
+    )
+    return {"barf": barf, "gamma": gamma, "lb": lb, "length": length}
+
+
+def _momo(g, *, p, exp_avg, length, learning_rate, beta, weight_decay, t):
+    exp_avg = mixed(exp_avg, g, _momo_keep(beta, t))
+    return shrunk(length * exp_avg, p, learning_rate, weight_decay), exp_avg
+
+
+def momo(
+    learning_rate: ScalarOrSchedule = 1.0,
+    beta: ScalarOrSchedule = 0.9,
+    lower_bound: ArrayLike = 0.0,
+    weight_decay: ScalarOrSchedule = 0.0,
+    adapt_lower_bound: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Descent along an average of gradients, as far as the averaged loss lies above its bound.
+
+        f_avg <- beta * f_avg + (1 - beta) * f,          gamma likewise of <g, p>, d of g
+        c = 1 + learning_rate * weight_decay
+        tau = min(learning_rate, max(c * (f_avg - gamma - lb) + <d, p>, 0) / ||d||^2)
+        p <- (p - tau * d) / c
+
+    The averages start with the first values. With adapt_lower_bound moreover, with
+    h = f_avg - gamma + <d, p>,
+
+        before tau:  lb <- max((c * (f_avg - gamma) + <d, p>) / (2 * c), lower_bound),
+                     if that bracket is less than c * lb
+        behind tau:  lb <- max(h - tau * ||d||^2 / 2, lower_bound)
+
+    Products and norms are those of the whole tree.
+
+    Args:
+        learning_rate: the largest step size, >= 0; a number, a scalar array or a schedule.
+        beta: the share of the averages that is kept, in [0, 1).
+        lower_bound: a lower bound of the loss, any number but NaN.
+        weight_decay: the weight of the penalty weight_decay / 2 * ||p||^2, >= 0. (optax does not
+            divide tau * d by c.)
+        adapt_lower_bound: whether the bound is estimated.
+
+    Returns:
+        The transformation, with the state `MomoState(exp_avg, barf, gamma, lb, count)`; its
+        update needs `params` and `value`, the loss f at which g was calculated. A direction of
+        zero gives no step. (optax takes none from ||d||^2 <= 2.2e-16 on.)
+
+    Raises:
+        ValueError: if an argument lies outside its range; in `update`, if `value` is missing.
+
+    Source:
+        Schaipp et al. 2023, "MoMo: momentum models for adaptive learning rates", Algorithm 1,
+        equations (15) and (16); section 4 and the authors' program for the bound.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array([3.0, 4.0])
+        >>> tx = gradtx.momo()
+        >>> value, gradient = jnp.sum(params**2), 2 * params
+        >>> print(tx.update(gradient, tx.init(params), params, value=value)[0])
+        [-1.5 -2. ]
+    """
+    check("momo", "lower_bound", lower_bound, ANY_NUMBER)
+    kernel = Kernel(
+        "momo",
+        _momo,
+        slots=(Slot("exp_avg"),),
+        scalars=(Scalar("barf"), Scalar("gamma"), Scalar("lb", fill="lower_bound")),
+        scalar_step=_momo_scalars,
+        factors=("length",),
+        measures={
+            "gradient_product": gradient_product,
+            "product": _momo_product,
+            "squares": _momo_squares,
+        },
+        extras=("value",),
+        hyperparameters={
+            "learning_rate": NON_NEGATIVE,
+            "beta": DECAY,
+            "lower_bound": ANY_NUMBER,
+            "weight_decay": NON_NEGATIVE,
+        },
+        options=("adapt_lower_bound",),
+        state=MomoState,
+        elementwise=False,
+        source="Schaipp et al. 2023, Algorithm 1",
+    )
+    return lift(
+        kernel,
+        learning_rate=learning_rate,
+        beta=beta,
+        lower_bound=lower_bound,
+        weight_decay=weight_decay,
+        adapt_lower_bound=bool(adapt_lower_bound),
+    )

@@ -1,0 +1,176 @@
+"""Polyak's step on an average of losses and gradients, in Adam's metric: MoMo-Adam."""
+
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from optax import ScalarOrSchedule
+from optax.contrib import MomoAdamState
+
+from gradtx import trees
+from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Range, Scalar, Slot, check
+from gradtx.kernels.arithmetic import log_decay, safe_divide
+from gradtx.kernels.momo import (
+    gradient_product,
+    length_and_bound,
+    mixed,
+    product_of_average,
+    shrunk,
+)
+from gradtx.lift import lift
+
+
+def _weights(decay, t):
+    """1 - decay^t without its cancellation: the sum of the weights of an average."""
+    return -jnp.expm1(t * log_decay(decay))
+
+
+def _metric(average_of_squares, weights, eps):
+    return jnp.sqrt(average_of_squares / weights) + eps
+
+
+def _momo_adam_product(g, exp_avg, p, b1):
+    return trees.sum_of(product_of_average, exp_avg, g, [b1] * len(g), p)
+
+
+def _momo_adam_squares(g, exp_avg, exp_avg_sq, b1, b2, eps, t):
+    numbers = [[number] * len(g) for number in (b1, b2, eps, _weights(b2, t))]
+    return trees.sum_of(_squares_in_metric, exp_avg, exp_avg_sq, g, *numbers)
+
+
+def _squares_in_metric(average, average_of_squares, g, b1, b2, eps, weights):
+    squares = trees.abs_squared(mixed(average, g, b1))
+    average_of_squares = mixed(average_of_squares, trees.abs_squared(g), b2)
+    real = average_of_squares.dtype
+    metric = _metric(average_of_squares, weights.astype(real), eps.astype(real))
+    return jnp.sum(safe_divide(squares, metric))
+
+
+def _momo_adam_scalars(
+    *,
+    barf,
+    gamma,
+    lb,
+    value,
+    gradient_product,
+    product,
+    squares,
+    learning_rate,
+    b1,
+    lower_bound,
+    weight_decay,
+    adapt_lower_bound,
+    t,
+):
+    barf = mixed(barf, value, b1)
+    gamma = mixed(gamma, gradient_product, b1)
+    length, lb = length_and_bound(
+        barf - gamma,
+        product,
+        squares,
+        lb,
+        _weights(b1, t),
+        learning_rate,
+        lower_bound,
+        weight_decay,
+        adapt_lower_bound,
+    )
+    return {"barf": barf, "gamma": gamma, "lb": lb, "length": length}
+
+
+def _momo_adam(g, *, p, exp_avg, exp_avg_sq, length, learning_rate, b1, b2, eps, weight_decay, t):
+    exp_avg = b1 * exp_avg + (1 - b1) * g
+    exp_avg_sq = b2 * exp_avg_sq + (1 - b2) * trees.abs_squared(g)
+    direction = safe_divide(exp_avg, _metric(exp_avg_sq, _weights(b2, t), eps))
+    return shrunk(length * direction, p, learning_rate, weight_decay), exp_avg, exp_avg_sq
+
+
+def momo_adam(
+    learning_rate: ScalarOrSchedule = 1e-2,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    lower_bound: ArrayLike = 0.0,
+    weight_decay: ScalarOrSchedule = 0.0,
+    adapt_lower_bound: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam, as far as the averaged loss lies above its bound: MoMo in Adam's metric.
+
+        f_avg <- b1 * f_avg + (1 - b1) * f,          gamma likewise of <g, p>, d of g
+        v <- b2 * v + (1 - b2) * g^2,   D = eps + sqrt(v / (1 - b2^t))
+        c = 1 + learning_rate * weight_decay,   rho = 1 - b1^t
+        tau = min(learning_rate / rho,
+                  max(c * (f_avg - gamma - rho * lb) + <d, p>, 0) / <d, d / D>)
+        p <- (p - tau * d / D) / c
+
+    The averages start at zero. With adapt_lower_bound the bound lb changes as in `momo`, with
+    rho * lb in the place of lb.
+
+    Args:
+        learning_rate: the largest step size, >= 0; a number, a scalar array or a schedule.
+        b1: the share of the averages that is kept, in [0, 1).
+        b2: the share of v that is kept, in [0, 1).
+        eps: added to the root in the denominator, >= 0.
+        lower_bound: a lower bound of the loss, any number but NaN.
+        weight_decay: the weight of the penalty weight_decay / 2 * <p, D p>, >= 0. (optax does not
+            divide tau * d / D by c.)
+        adapt_lower_bound: whether the bound is estimated.
+
+    Returns:
+        The transformation, with the state `MomoAdamState(exp_avg, exp_avg_sq, barf, gamma, lb,
+        count)`; its update needs `params` and `value`, the loss f at which g was calculated. A
+        direction of zero gives no step. (optax takes none from <d, d / D> <= 2.2e-16 on.)
+
+    Raises:
+        ValueError: if an argument lies outside its range; in `update`, if `value` is missing.
+
+    Source:
+        Schaipp et al. 2023, "MoMo: momentum models for adaptive learning rates", Algorithm 2,
+        equations (15) and (16); section 4 and the authors' program for the bound.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array([3.0])
+        >>> tx = gradtx.momo_adam(learning_rate=0.5)
+        >>> value, gradient = jnp.sum(params**2), 2 * params
+        >>> print(tx.update(gradient, tx.init(params), params, value=value)[0])
+        [-0.5]
+    """
+    check("momo_adam", "lower_bound", lower_bound, ANY_NUMBER)
+    hyperparameters: dict[str, Range] = {
+        "learning_rate": NON_NEGATIVE,
+        "b1": DECAY,
+        "b2": DECAY,
+        "eps": NON_NEGATIVE,
+        "lower_bound": ANY_NUMBER,
+        "weight_decay": NON_NEGATIVE,
+    }
+    kernel = Kernel(
+        "momo_adam",
+        _momo_adam,
+        slots=(Slot("exp_avg"), Slot("exp_avg_sq", real=True)),
+        scalars=(Scalar("barf"), Scalar("gamma"), Scalar("lb", fill="lower_bound")),
+        scalar_step=_momo_adam_scalars,
+        factors=("length",),
+        measures={
+            "gradient_product": gradient_product,
+            "product": _momo_adam_product,
+            "squares": _momo_adam_squares,
+        },
+        extras=("value",),
+        hyperparameters=hyperparameters,
+        options=("adapt_lower_bound",),
+        state=MomoAdamState,
+        elementwise=False,
+        source="Schaipp et al. 2023, Algorithm 2",
+    )
+    return lift(
+        kernel,
+        learning_rate=learning_rate,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        lower_bound=lower_bound,
+        weight_decay=weight_decay,
+        adapt_lower_bound=bool(adapt_lower_bound),
+    )

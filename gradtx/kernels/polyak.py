@@ -1,0 +1,87 @@
+"""Polyak's step: as long as the loss is above its minimum, over the squared gradient."""
+
+import jax.numpy as jnp
+import optax
+from optax import ScalarOrSchedule
+
+from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel
+from gradtx.kernels.distance import squared_norm_of
+from gradtx.lift import lift
+
+_VARIANTS = ("sps", "sps+")
+
+
+def _polyak_length(*, value, squared_norm, f_min, max_learning_rate, eps, variant):
+    gap = value - f_min
+    if variant == "sps+":
+        gap = jnp.maximum(gap, 0)
+    denominator = squared_norm + eps
+    is_zero = denominator == 0
+    length = gap / jnp.where(is_zero, 1.0, denominator)
+    return {"length": jnp.where(is_zero, 0.0, jnp.minimum(length, max_learning_rate))}
+
+
+def _stretch(g, *, length):
+    return length * g
+
+
+def scale_by_polyak(
+    f_min: ScalarOrSchedule = 0.0,
+    max_learning_rate: ScalarOrSchedule = 1.0,
+    eps: ScalarOrSchedule = 0.0,
+    variant: str = "sps",
+) -> optax.GradientTransformationExtraArgs:
+    """Multiply the gradient by Polyak's step size.
+
+        u = min((f - f_min) / (||g||^2 + eps), max_learning_rate) * g
+
+    With variant "sps+" a negative f - f_min counts as 0. The norm is that of the whole tree.
+
+    Args:
+        f_min: the least value of the loss, any number but NaN; a number, a scalar array or a
+            schedule.
+        max_learning_rate: the largest step size, >= 0.
+        eps: added to the squared norm, >= 0.
+        variant: "sps" or "sps+".
+
+    Returns:
+        The transformation; its update needs `value`, the loss f at which g was calculated. Its
+        state is empty, or counts steps for a schedule. A gradient of zero gives no step. (optax
+        takes none from ||g||^2 + eps <= 2.2e-16 on, far from where a small loss has its minimum.)
+
+    Raises:
+        ValueError: if a number lies outside its range or `variant` is unknown; in `update`, if
+            `value` is missing.
+
+    Source:
+        Loizou et al. 2021, "Stochastic Polyak step-size for SGD", equation (3) with c = 1;
+        Garrigos et al. 2023, "Function value learning", for "sps+".
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_polyak()
+        >>> params = jnp.array([3.0, 4.0])
+        >>> value, gradient = jnp.sum(params**2), 2 * params
+        >>> print(tx.update(gradient, tx.init(params), params, value=value)[0])
+        [1.5 2. ]
+    """
+    if variant not in _VARIANTS:
+        raise ValueError(f"scale_by_polyak: variant must be one of {_VARIANTS}, got {variant!r}")
+    kernel = Kernel(
+        "scale_by_polyak",
+        _stretch,
+        scalar_step=_polyak_length,
+        factors=("length",),
+        measures={"squared_norm": squared_norm_of},
+        extras=("value",),
+        hyperparameters={
+            "f_min": ANY_NUMBER,
+            "max_learning_rate": NON_NEGATIVE,
+            "eps": NON_NEGATIVE,
+        },
+        options=("variant",),
+        elementwise=False,
+        source="Loizou et al. 2021, equation (3)",
+    )
+    return lift(kernel, f_min=f_min, max_learning_rate=max_learning_rate, eps=eps, variant=variant)

@@ -1,0 +1,214 @@
+"""D-Adaptation with an estimate that grows faster: Prodigy."""
+
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from optax import ScalarOrSchedule
+from optax.contrib import ProdigyState
+
+from gradtx import trees
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Scalar, Slot, check
+from gradtx.kernels.arithmetic import safe_divide
+from gradtx.kernels.dadaptation import (
+    ADAM,
+    adam_rate,
+    check_betas,
+    l1_norm_of_sum,
+    larger_estimate,
+    root,
+)
+from gradtx.kernels.distance import POSITIVE
+from gradtx.lift import lift
+
+
+def _decay(beta3, is_squared):
+    """The decay of r and s, which may be given by its square."""
+    return root(beta3) if is_squared else beta3
+
+
+def _prodigy_weight(
+    estim_lr, estim_lr0, learning_rate, t, b1, b2, bias_correction, safeguard_warmup
+):
+    """The weight of a gradient in s."""
+    rate = adam_rate(estim_lr, learning_rate, t, b1, b2, bias_correction)
+    return estim_lr / estim_lr0 * (estim_lr if safeguard_warmup else rate)
+
+
+def _prodigy_product(g, p, params0):
+    return trees.sum_of(_progress, g, params0, p)
+
+
+def _progress(g, start, p):
+    return trees.inner_product(g, start - p)
+
+
+def _prodigy_l1_norm(
+    g,
+    grad_sum,
+    beta3,
+    beta3_is_squared,
+    estim_lr,
+    estim_lr0,
+    learning_rate,
+    t,
+    b1,
+    b2,
+    bias_correction,
+    safeguard_warmup,
+):
+    weight = _prodigy_weight(
+        estim_lr, estim_lr0, learning_rate, t, b1, b2, bias_correction, safeguard_warmup
+    )
+    keep = _decay(beta3, beta3_is_squared)
+    return trees.sum_of(l1_norm_of_sum, grad_sum, g, [keep] * len(g), [weight] * len(g))
+
+
+def _prodigy_scalars(
+    *,
+    estim_lr,
+    numerator_weighted,
+    product,
+    l1_norm,
+    estim_lr0,
+    estim_lr_coef,
+    learning_rate,
+    t,
+    b1,
+    b2,
+    beta3,
+    beta3_is_squared,
+    bias_correction,
+    safeguard_warmup,
+):
+    rate = adam_rate(estim_lr, learning_rate, t, b1, b2, bias_correction)
+    keep = _decay(beta3, beta3_is_squared)
+    numerator = keep * numerator_weighted + estim_lr / estim_lr0 * rate * product
+    return {
+        "numerator_weighted": numerator,
+        "estim_lr": larger_estimate(estim_lr, estim_lr_coef * numerator, l1_norm),
+        "rate": rate,
+        "distance": estim_lr,
+        "weight": _prodigy_weight(
+            estim_lr, estim_lr0, learning_rate, t, b1, b2, bias_correction, safeguard_warmup
+        ),
+    }
+
+
+def _prodigy(
+    g,
+    *,
+    p,
+    exp_avg,
+    exp_avg_sq,
+    grad_sum,
+    params0,
+    rate,
+    distance,
+    weight,
+    b1,
+    b2,
+    beta3,
+    beta3_is_squared,
+    eps,
+    weight_decay,
+):
+    exp_avg = b1 * exp_avg + (1 - b1) * distance * g
+    exp_avg_sq = b2 * exp_avg_sq + (1 - b2) * trees.abs_squared(distance * g)
+    grad_sum = _decay(beta3, beta3_is_squared) * grad_sum + weight * g
+    step = safe_divide(exp_avg, jnp.sqrt(exp_avg_sq) + distance * eps) + weight_decay * p
+    return -rate * step, exp_avg, exp_avg_sq, grad_sum, params0
+
+
+def prodigy(
+    learning_rate: ScalarOrSchedule = 1.0,
+    betas: tuple[ScalarOrSchedule, ScalarOrSchedule] = (0.9, 0.999),
+    beta3: ScalarOrSchedule | None = None,
+    eps: ScalarOrSchedule = 1e-8,
+    estim_lr0: ArrayLike = 1e-6,
+    estim_lr_coef: ScalarOrSchedule = 1.0,
+    weight_decay: ScalarOrSchedule = 0.0,
+    safeguard_warmup: bool = False,
+    *,
+    bias_correction: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW with an estimate of the distance to the solution that grows faster: Prodigy.
+
+        rate = learning_rate * d
+        m <- b1 * m + (1 - b1) * d * g
+        v <- b2 * v + (1 - b2) * d^2 * g^2
+        r <- beta3 * r + d / d_0 * rate * sum(g * (p_0 - p))
+        s <- beta3 * s + d / d_0 * rate * g
+        u = -rate * (m / (sqrt(v) + d * eps) + weight_decay * p)
+        d <- max(d, estim_lr_coef * r / sum(|s|)),    d_0 = estim_lr0
+
+    Sums are those over the whole tree. In u stands the d of before. (optax takes the new one in
+    d * eps.)
+
+    Args:
+        learning_rate: a factor of the step size, >= 0: 1, or a schedule that ends at 0.
+        betas: b1 and b2, both in [0, 1); numbers, scalar arrays or schedules.
+        beta3: the decay of r and s, in [0, 1); None: sqrt(b2).
+        eps: added to the root in the denominator, >= 0.
+        estim_lr0: the first estimate, > 0; it should be far too small.
+        estim_lr_coef: a factor of the estimates, >= 0; the place to tune the method.
+        weight_decay: the share of the parameters that decays, >= 0, times the step size.
+        safeguard_warmup: whether s has d in the place of rate, so that a warm-up of the learning
+            rate does not let the estimate grow.
+        bias_correction: whether the rate is also multiplied by sqrt(1 - b2^t) / (1 - b1^t), as
+            optax does, and the paper does not.
+
+    Returns:
+        The transformation, with the state `ProdigyState(exp_avg, exp_avg_sq, grad_sum, params0,
+        estim_lr, numerator_weighted, count)`, which are m, v, s, p_0, d and r; its update needs
+        `params`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Mishchenko & Defazio 2023, "Prodigy: an expeditiously adaptive parameter-free learner",
+        Algorithm 4, with r and s divided by (1 - sqrt(b2)) * d_0, which cancels.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array([2.0])
+        >>> tx = gradtx.prodigy(betas=(0.0, 0.0), estim_lr0=0.5)
+        >>> print(tx.update(jnp.array([3.0]), tx.init(params), params)[0])
+        [-0.5]
+    """
+    check_betas("prodigy", betas)
+    check("prodigy", "estim_lr0", estim_lr0, POSITIVE)
+    kernel = Kernel(
+        "prodigy",
+        _prodigy,
+        slots=(
+            Slot("exp_avg"),
+            Slot("exp_avg_sq", real=True),
+            Slot("grad_sum"),
+            Slot("params0", fill="p"),
+        ),
+        scalars=(Scalar("estim_lr", fill="estim_lr0"), Scalar("numerator_weighted")),
+        scalar_step=_prodigy_scalars,
+        factors=("rate", "distance", "weight"),
+        measures={"product": _prodigy_product, "l1_norm": _prodigy_l1_norm},
+        hyperparameters=ADAM | {"beta3": DECAY, "estim_lr_coef": NON_NEGATIVE},
+        options=("beta3_is_squared", "bias_correction", "safeguard_warmup"),
+        state=ProdigyState,
+        elementwise=False,
+        source="Mishchenko & Defazio 2023, Algorithm 4",
+    )
+    return lift(
+        kernel,
+        learning_rate=learning_rate,
+        b1=betas[0],
+        b2=betas[1],
+        beta3=betas[1] if beta3 is None else beta3,
+        beta3_is_squared=beta3 is None,
+        eps=eps,
+        estim_lr0=estim_lr0,
+        estim_lr_coef=estim_lr_coef,
+        weight_decay=weight_decay,
+        bias_correction=bool(bias_correction),
+        safeguard_warmup=bool(safeguard_warmup),
+    )

@@ -1,0 +1,225 @@
+"""Optimizers that find their own step size, as chains; the others are kernels of their own."""
+
+from typing import Any
+
+from jax.typing import ArrayLike
+from optax import GradientTransformationExtraArgs as Transformation
+from optax import ScalarOrSchedule
+
+from gradtx.compose.parts import Part, composed
+from gradtx.compose.sequence import chain, identity
+from gradtx.kernel import NON_NEGATIVE, check_hyperparameter
+from gradtx.kernels.coin_betting import scale_by_cocob
+from gradtx.kernels.distance import scale_by_dog, scale_by_dowg
+from gradtx.kernels.polyak import scale_by_polyak
+from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
+from gradtx.recipes.descent import sgd
+from gradtx.select import Mask
+
+
+def dog(
+    learning_rate: ScalarOrSchedule = 1.0,
+    init_step: tuple[str, ArrayLike] = ("heuristic", 1e-6),
+    eps: ScalarOrSchedule = 1e-8,
+    weight_decay: ScalarOrSchedule | None = None,
+    mask: Mask | None = None,
+) -> Transformation:
+    """Descent in steps as long as the way travelled so far, over all gradients: DoG.
+
+        r_t = max(r_{t-1}, ||p_t - p_0||)
+        G_t = G_{t-1} + ||g_t||^2
+        u_t = -learning_rate * r_t / sqrt(G_t + eps) * g_t
+
+    The average of the parameters, such as `average_params` keeps, converges best.
+
+    Args:
+        learning_rate: a factor of the step size, >= 0; a number, a scalar array or a schedule.
+        init_step: what the first step goes by, and its number > 0: ("distance", r_0);
+            ("heuristic", alpha), for r_0 = alpha * (1 + ||p_0||), where 1e-4 is recommended for
+            networks with batch normalization; ("learning_rate", eta), for u = -eta * g until p
+            has moved.
+        eps: added to the sum of squares, >= 0.
+        weight_decay: the multiple of the parameters that is added to the gradient, >= 0; None:
+            none.
+        mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
+            one, or a `gradtx.select(...)`; None: all leaves.
+
+    Returns:
+        The chain of `add_decayed_weights` (if there is decay), `scale_by_dog` and
+        `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Ivgi, Hinder & Carmon 2023, "DoG is SGD's best friend", equation (DoG).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array([4.0])
+        >>> tx = gradtx.dog(init_step=("distance", 0.5))
+        >>> print(tx.update(jnp.array([-2.0]), tx.init(params), params)[0])
+        [0.5]
+    """
+    return chain(
+        _decay(weight_decay, mask),
+        scale_by_dog(init_step, eps),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def dowg(
+    learning_rate: ScalarOrSchedule = 1.0,
+    init_estim_sq_dist: ArrayLike | None = None,
+    eps: ScalarOrSchedule = 1e-4,
+    weight_decay: ScalarOrSchedule | None = None,
+    mask: Mask | None = None,
+) -> Transformation:
+    """DoG with gradients that count by the distance at which they were met: DoWG.
+
+        r_t = max(r_{t-1}, ||p_t - p_0||)
+        v_t = v_{t-1} + r_t^2 * ||g_t||^2
+        u_t = -learning_rate * r_t^2 / (sqrt(v_t) + eps) * g_t
+
+    Args:
+        learning_rate: a factor of the step size, >= 0; a number, a scalar array or a schedule.
+        init_estim_sq_dist: r_0^2, > 0; None: the value of `eps`.
+        eps: added to the root in the denominator, >= 0.
+        weight_decay: the multiple of the parameters that is added to the gradient, >= 0; None:
+            none.
+        mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
+            one, or a `gradtx.select(...)`; None: all leaves.
+
+    Returns:
+        The chain of `add_decayed_weights` (if there is decay), `scale_by_dowg` and
+        `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Khaled, Mishchenko & Jin 2023, "DoWG unleashed", Algorithm 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array([4.0])
+        >>> tx = gradtx.dowg(init_estim_sq_dist=0.25, eps=0.0)
+        >>> print(tx.update(jnp.array([-2.0]), tx.init(params), params)[0])
+        [0.5]
+    """
+    return chain(
+        _decay(weight_decay, mask),
+        scale_by_dowg(init_estim_sq_dist, eps),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def _decay(weight_decay: ScalarOrSchedule | None, mask: Mask | None) -> Transformation:
+    return identity() if weight_decay is None else add_decayed_weights(weight_decay, mask)
+
+
+def cocob(
+    learning_rate: ScalarOrSchedule = 1.0,
+    alpha: ScalarOrSchedule = 100.0,
+    eps: ScalarOrSchedule = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    mask: Mask | None = None,
+) -> Transformation:
+    """Bet a share of all rewards so far on the sign of the next gradient: COCOB.
+
+        g <- learning_rate * (g + weight_decay * p)
+        u = p_0 + theta / (L * max(G + L, alpha * L)) * (L + reward) - p
+
+    with theta, L, G and reward as in `scale_by_cocob`.
+
+    Args:
+        learning_rate: a factor of the gradients, >= 0; a number, a scalar array or a schedule. A
+            constant one changes nothing but the weight of `eps`.
+        alpha: for about how many steps the bets stay small, >= 0.
+        eps: where the largest gradient L starts, >= 0.
+        weight_decay: the multiple of the parameters that is added to the gradient, >= 0.
+        mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
+            one, or a `gradtx.select(...)`; None: all leaves.
+
+    Returns:
+        The chain of `add_decayed_weights`, `scale_by_learning_rate` and `scale_by_cocob`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Orabona & Tommasi 2017, "Training deep networks without learning rates through coin
+        betting", Algorithm 2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array([4.0])
+        >>> tx = gradtx.cocob(alpha=1.0)
+        >>> print(tx.update(jnp.array([-2.0]), tx.init(params), params)[0])
+        [0.5]
+    """
+    return chain(
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate, flip_sign=False),
+        scale_by_cocob(alpha, eps),
+    )
+
+
+def polyak_sgd(
+    max_learning_rate: ScalarOrSchedule = 1.0,
+    scaling: ScalarOrSchedule = 1.0,
+    f_min: ScalarOrSchedule = 0.0,
+    eps: ScalarOrSchedule = 0.0,
+    variant: str = "sps",
+) -> Transformation:
+    """Gradient descent with Polyak's step size.
+
+        u = -scaling * min((f - f_min) / (||g||^2 + eps), max_learning_rate) * g
+
+    With variant "sps+" a negative f - f_min counts as 0. (optax puts scaling * g into the place
+    of g in Polyak's formula, which so divides by scaling where it should multiply.)
+
+    Args:
+        max_learning_rate: the largest step size before `scaling`, >= 0; a number, a scalar array
+            or a schedule.
+        scaling: a factor of the step size, >= 0.
+        f_min: the least value of the loss, any number but NaN.
+        eps: added to the squared norm, >= 0.
+        variant: "sps" or "sps+".
+
+    Returns:
+        `scale_by_polyak` followed by `sgd`, with their states in the other order, as in optax. Its
+        update needs `value`, the loss f at which g was calculated.
+
+    Raises:
+        ValueError: if an argument lies outside its range; in `update`, if `value` is missing.
+
+    Source:
+        Loizou et al. 2021, "Stochastic Polyak step-size for SGD", equation (3) with c = 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.array([3.0, 4.0])
+        >>> tx = gradtx.polyak_sgd()
+        >>> value, gradient = jnp.sum(params**2), 2 * params
+        >>> print(tx.update(gradient, tx.init(params), params, value=value)[0])
+        [-1.5 -2. ]
+    """
+    check_hyperparameter("polyak_sgd", "scaling", scaling, NON_NEGATIVE)
+    polyak = scale_by_polyak(f_min, max_learning_rate, eps, variant)
+    descent = sgd(scaling)
+
+    def init(params: Any) -> Any:
+        return descent.init(params), polyak.init(params)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        descent_state, polyak_state = state
+        updates, polyak_state = polyak.update(updates, polyak_state, params, **extra)
+        updates, descent_state = descent.update(updates, descent_state, params, **extra)
+        return updates, (descent_state, polyak_state)
+
+    return composed("polyak_sgd", (Part("", polyak), Part("", descent)), init, update)

@@ -1,0 +1,27 @@
+"""Methods that find their own step size."""
+
+import gradtx
+
+from .export import Export, bowl, halved, matrices
+
+
+def with_value(params):
+    return {"value": bowl(params)}
+
+
+EXPORTS = {
+    "cocob": Export(lambda: gradtx.cocob(weight_decay=0.1, mask=matrices)),
+    "dadapt_adamw": Export(lambda: gradtx.dadapt_adamw(weight_decay=0.1)),
+    "dog": Export(lambda: gradtx.dog(halved, weight_decay=0.1)),
+    "dowg": Export(lambda: gradtx.dowg(weight_decay=0.1, mask=matrices)),
+    "mechanize": Export(lambda: gradtx.mechanize(gradtx.adam(halved))),
+    "momo": Export(lambda: gradtx.momo(weight_decay=0.1, adapt_lower_bound=True), with_value),
+    "momo_adam": Export(lambda: gradtx.momo_adam(halved, weight_decay=0.1), with_value),
+    "polyak_sgd": Export(lambda: gradtx.polyak_sgd(scaling=halved), with_value),
+    "prodigy": Export(lambda: gradtx.prodigy(safeguard_warmup=True)),
+    "scale_by_cocob": Export(gradtx.scale_by_cocob),
+    "scale_by_distance_over_gradients": Export(
+        lambda: gradtx.scale_by_distance_over_gradients(global_scale=halved)
+    ),
+    "scale_by_polyak": Export(lambda: gradtx.scale_by_polyak(variant="sps+"), with_value),
+}

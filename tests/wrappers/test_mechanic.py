@@ -1,0 +1,123 @@
+"""Mechanic against its paper and optax, and the scale that it finds."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax import contrib
+
+import gradtx
+from gradtx.compose.parts import parts_of
+
+from .. import papers_step_size_free as papers
+from ..trajectory import DOUBLE, NON_NEGATIVE, check_refused, wrong_arguments
+from .changing_hands import check_changes_hands
+
+ARGUMENTS = {"weight_decay": 0.25, "eps": 0.125, "s_init": 0.5, "num_betas": 3}
+
+
+def mechanized_sgd(rate, **arguments):
+    return gradtx.mechanize(gradtx.sgd(rate), **arguments)
+
+
+@pytest.mark.parametrize("clip_rewards", [False, True])
+def test_equation(clip_rewards):
+    paper = functools.partial(papers.mechanic, clip_rewards=clip_rewards)
+    make = functools.partial(mechanized_sgd, clip_rewards=clip_rewards)
+    with jax.enable_x64(True):
+        papers.check_paper(make, paper, ARGUMENTS | {"rate": 0.5}, DOUBLE, points=True)
+
+
+def test_equation_with_defaults():
+    with jax.enable_x64(True):
+        papers.check_paper(mechanized_sgd, papers.mechanic, {"rate": 0.5}, DOUBLE, points=True)
+
+
+def test_equation_with_arrays_and_schedules():
+    arguments = ARGUMENTS | {
+        "weight_decay": lambda count: 0.25 * (1 - count / 64),
+        "eps": jnp.float32(0.125),
+        "s_init": jnp.float32(0.5),
+        "rate": lambda count: 0.5 * (1 - count / 64),
+    }
+    with jax.enable_x64(True):
+        papers.check_paper(mechanized_sgd, papers.mechanic, arguments, DOUBLE, points=True)
+
+
+def test_a_run_changes_hands_with_optax():
+    ours = gradtx.mechanize(gradtx.adam(0.1), s_init=0.1, clip_rewards=True)
+    theirs = contrib.mechanize(optax.adam(0.1), s_init=0.1)
+    check_changes_hands(ours, theirs, at=3, steps=6, rtol=3e-5)
+
+
+def test_the_scale_follows_the_curvature_over_decades():
+    # Gradient descent with rate 1 on curvature * x^2 / 2 wants the scale 1 / curvature.
+    tx = gradtx.mechanize(gradtx.sgd(1.0))
+    start = jnp.array([2.0, -2.0, -0.5])
+
+    def run(curvature):
+        def step(carry, _):
+            x, state = carry
+            updates, state = tx.update(curvature * x, state, x)
+            return (gradtx.apply_updates(x, updates), state), None
+
+        (x, state), _ = jax.lax.scan(step, (start, tx.init(start)), None, length=300)
+        return jnp.linalg.norm(x) / jnp.linalg.norm(start), jnp.sum(state.s)
+
+    with jax.enable_x64(True):
+        curvatures = np.array([1e-2, 1.0, 1e2, 1e4])
+        start = start.astype(jnp.float64)
+        errors, scales = jax.jit(jax.vmap(run))(jnp.asarray(curvatures))
+    assert np.all(np.asarray(errors) < 0.05)
+    relative = np.asarray(scales) * curvatures
+    assert np.all((relative > 1 / 100) & (relative < 1)), relative
+    assert np.max(relative) < 10 * np.min(relative)
+
+
+def test_it_starts_where_the_first_update_finds_the_parameters():
+    tx = gradtx.mechanize(gradtx.sgd(1.0))
+    elsewhere = jnp.array([5.0, 6.0])
+    _, state = jax.jit(tx.update)(jnp.ones(2), tx.init(jnp.zeros(2)), elsewhere)
+    np.testing.assert_array_equal(state.x0, elsewhere)
+
+
+def test_extra_arguments_and_parts():
+    inner = gradtx.polyak_sgd()
+    tx = gradtx.mechanize(inner, s_init=1.0)
+    params = jnp.array([3.0, 4.0])
+    updates, _ = jax.jit(tx.update)(2 * params, tx.init(params), params, value=25.0)
+    np.testing.assert_allclose(updates, -params / 2, rtol=1e-6)
+    assert [part.transformation for part in parts_of(tx)] == [inner]
+
+
+def test_missing_parameters_are_refused():
+    tx = gradtx.mechanize(gradtx.sgd(1.0))
+    with pytest.raises(ValueError, match="mechanize: needs the parameters"):
+        tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+
+
+def test_a_state_of_other_parameters_is_refused():
+    tx = gradtx.mechanize(gradtx.sgd(1.0))
+    params = {"w": jnp.ones(2)}
+    state = tx.init({"w": jnp.ones(3)})
+    with pytest.raises(ValueError, match=r"mechanize: shapes differ at 'w'.*\(3,\)"):
+        tx.update(params, state, params)
+
+
+@pytest.mark.parametrize(
+    ("factory", "arguments", "name", "value"),
+    wrong_arguments(
+        gradtx.mechanize,
+        {"base_optimizer": gradtx.sgd(1.0)},
+        base_optimizer=(None, gradtx.sgd),
+        weight_decay=NON_NEGATIVE[:2],
+        eps=(0.0, -1.0),
+        s_init=(0.0, lambda count: 1.0),
+        num_betas=(0, 1.5),
+    ),
+)
+def test_wrong_argument(factory, arguments, name, value):
+    check_refused(factory, arguments, name, value)
