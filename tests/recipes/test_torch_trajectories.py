@@ -153,6 +153,24 @@ def rprop(lr, *, etas, step_sizes):
     return gradtx.rprop(float(np.clip(lr, *step_sizes)), *etas, *step_sizes)
 
 
+def adafactor(lr: Any, *, beta2_decay, eps, d, weight_decay):
+    """PyTorch bounds the relative step by 1 / sqrt(t), but decays by lr alone.
+
+    Its first eps only bounds v from below.
+    """
+    _, smallest_scale = eps
+    rate = lr if callable(lr) else lambda count: lr
+    return gradtx.adafactor(
+        of_count(lambda count: jnp.minimum(rate(count), 1 / jnp.sqrt(count + 1))),
+        min_dim_size_to_factor=1,
+        decay_rate=-beta2_decay,
+        clipping_threshold=d,
+        weight_decay_rate=of_count(lambda count: weight_decay * rate(count)),
+        eps=0.0,
+        min_scale=smallest_scale,
+    )
+
+
 def with_weight_decay(lr, direction, weight_decay, decoupled):
     decay = gradtx.add_decayed_weights(weight_decay)
     parts = (direction, decay) if decoupled else (decay, direction)
@@ -186,6 +204,7 @@ IN_GRADTX: dict[str, Callable[..., Transformation]] = {
     "NAdam": nadam,
     "RAdam": radam,
     "Rprop": rprop,
+    "Adafactor": adafactor,
 }
 
 
@@ -271,6 +290,9 @@ DIFFERING = {
     "radam_eps": lambda: gradtx.chain(
         gradtx.add_decayed_weights(0.3),
         gradtx.radam(of_count(lambda count: 0.2 * 0.9**count), 0.7, 0.9, 0.1),
+    ),
+    "adafactor_relative_step": lambda: gradtx.adafactor(
+        0.5, min_dim_size_to_factor=1, decay_rate=0.5, clipping_threshold=1.5, eps=0.0
     ),
     "rprop_start_outside": lambda: gradtx.rprop(0.5, 0.7, 1.1, 0.01, 0.3),
 }

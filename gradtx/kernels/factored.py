@@ -1,0 +1,196 @@
+"""Second moments of matrices kept as one number for each row and one for each column."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+from optax import ScalarOrSchedule
+
+from gradtx import trees
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Range, Slot, check, check_hyperparameter
+from gradtx.lift import lift
+
+_SIZE = Range("a whole number >= 0", lambda value: value >= 0 and value.is_integer())
+_STEP = Range(
+    "a whole number >= 0 and < 2^31", lambda value: 0 <= value < 2**31 and value.is_integer()
+)
+
+
+def power_decay(step: ArrayLike, exponent: ArrayLike = 0.8) -> jax.Array:
+    """The share of Adafactor's second moment that is kept, which grows from 0 towards 1.
+
+        decay_t = 1 - t^(-exponent),    t = step + 1
+
+    Args:
+        step: the number of steps taken, >= 0.
+        exponent: c in the paper, >= 0; with 1 the second moment is the mean of all squares.
+
+    Returns:
+        A scalar in [0, 1), in double precision if jax is.
+
+    Source:
+        Shazeer & Stern 2018, "Adafactor", section 7.2.
+
+    Example:
+        >>> from gradtx.kernels.factored import power_decay
+        >>> print(power_decay(0), power_decay(3, 0.5))
+        0.0 0.5
+    """
+    # To a float before the 1 is added, which the last of all counters would not bear.
+    t = jnp.asarray(step, float) + 1
+    # 1 - t^-c without its cancellation.
+    return 0.0 - jnp.expm1(-jnp.asarray(exponent, float) * jnp.log(t))
+
+
+def factored_axes(
+    shape: tuple[int, ...], factored: bool, min_dim_size_to_factor: int
+) -> tuple[int, int] | None:
+    """The second longest and the longest axis; None if the leaf is not factored.
+
+    Among axes of one length the later ones count as longer.
+    """
+    if not factored or len(shape) < 2:
+        return None
+    second, longest = np.argsort(shape, kind="stable")[-2:].tolist()
+    return None if shape[second] < min_dim_size_to_factor else (second, longest)
+
+
+def _without(axis: int, axes_of: Callable[..., Any], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape without one of the factored axes, 0 for the first; (1,) if there are none."""
+    axes = axes_of(shape)
+    return (1,) if axes is None else shape[: axes[axis]] + shape[axes[axis] + 1 :]
+
+
+def _whole(axes_of: Callable[..., Any], shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape if axes_of(shape) is None else (1,)
+
+
+def _factored_rms(
+    g, *, v_row, v_col, v, decay, epsilon, factored, min_dim_size_to_factor
+) -> tuple[jax.Array, ...]:
+    def averaged(moment, square):
+        # A square beyond the range of numbers must not stay in the average for ever.
+        largest = 0.99 * jnp.finfo(square.dtype).max
+        return decay * moment + (1 - decay) * jnp.minimum(square + epsilon, largest)
+
+    axes = factored_axes(g.shape, factored, min_dim_size_to_factor)
+    if axes is None:
+        v = averaged(v, trees.abs_squared(g))
+        return g * _inverse_root(v), v_row, v_col, v
+    second, longest = axes
+    rows = averaged(jnp.expand_dims(v_row, longest), jnp.square(_rms(g, longest)))
+    columns = averaged(jnp.expand_dims(v_col, second), jnp.square(_rms(g, second)))
+    of_row, of_column = _inverse_root(rows), _inverse_root(columns)
+    mean_root = _rms(jnp.sqrt(rows), second)
+    # The larger factor first, and the mean with the smaller: nothing in between leaves the range.
+    update = g * jnp.maximum(of_row, of_column) * (mean_root * jnp.minimum(of_row, of_column))
+    return update, jnp.squeeze(rows, longest), jnp.squeeze(columns, second), v
+
+
+def _rms(x: jax.Array, axis: int) -> jax.Array:
+    """The root mean square along an axis, which is kept with length 1."""
+    return trees.norm(x, axis) / math.sqrt(max(x.shape[axis], 1))
+
+
+def _inverse_root(v: jax.Array) -> jax.Array:
+    """1 / sqrt(v), and 0 where v is 0: without an estimate there is no step."""
+    is_zero = v < jnp.finfo(v.dtype).tiny
+    return jnp.where(is_zero, 0.0, jax.lax.rsqrt(jnp.where(is_zero, 1.0, v)))
+
+
+def scale_by_factored_rms(
+    factored: bool = True,
+    decay_rate: ScalarOrSchedule = 0.8,
+    step_offset: ArrayLike = 0,
+    min_dim_size_to_factor: int = 128,
+    epsilon: ScalarOrSchedule = 1e-30,
+    decay_rate_fn: Callable[[Any, Any], ArrayLike] = power_decay,
+) -> optax.GradientTransformationExtraArgs:
+    """Divide by the root of a second moment of rank one: Adafactor's scaling.
+
+        decay_t = 1 - t^(-decay_rate)
+        r <- decay_t * r + (1 - decay_t) * (mean over a row of g^2 + epsilon)
+        c <- decay_t * c + (1 - decay_t) * (mean over a column of g^2 + epsilon)
+        u_ij = g_ij / sqrt(v_ij),    v_ij = r_i * c_j / mean(r)
+
+    A matrix of n rows and m columns needs n + m numbers. What is not factored has
+
+        v <- decay_t * v + (1 - decay_t) * (g^2 + epsilon)
+        u = g / sqrt(v)
+
+    An array of more axes is a stack of matrices of its two longest axes (the later ones, if others
+    are as long): r averages over the longest, c over the second longest. A stack of many layers of
+    small matrices may so be factored across the layers. optax breaks the tie between axes of one
+    length as NumPy's sort does, which for more than three axes depends on the processor.
+
+    Args:
+        factored: whether to factor at all.
+        decay_rate: the exponent of the decay, >= 0; a number, a scalar array or a schedule.
+        step_offset: the step at which t starts from 1 again, a whole number >= 0. A run that goes
+            on from a checkpoint with other data forgets its old second moments; before that step
+            t is 1.
+        min_dim_size_to_factor: what is shorter in its second longest axis is not factored.
+        epsilon: added to the squares, >= 0. With 0 there is no step where v is 0.
+        decay_rate_fn: function from the number of steps taken since `step_offset` and decay_rate
+            to decay_t; a bound on it keeps the second moment from freezing (Zhai et al. 2021,
+            "Scaling vision transformers", section 3.4).
+
+    Returns:
+        The transformation, with the state `FactoredState(count, v_row, v_col, v)`, whose fields
+        have shape (1,) where a leaf does not need them.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Shazeer & Stern 2018, "Adafactor: adaptive learning rates with sublinear memory cost",
+        Algorithm 4 and section 7.2. optax takes the decay in single precision whatever the
+        dtype, and returns NaN before `step_offset` and at the last of its counters.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> g = jnp.outer(jnp.array([1.0, -2.0]), jnp.array([3.0, 0.5, 1.0]))
+        >>> tx = gradtx.scale_by_factored_rms(min_dim_size_to_factor=2)
+        >>> updates, state = tx.update(g, tx.init(g))
+        >>> print(updates.round(5))
+        [[ 1.  1.  1.]
+         [-1. -1. -1.]]
+        >>> print(state.v_row.shape, state.v_col.shape, state.v.shape)
+        (2,) (3,) (1,)
+    """
+    owner = "scale_by_factored_rms"
+    check_hyperparameter(owner, "decay_rate", decay_rate, NON_NEGATIVE)
+    check(owner, "step_offset", step_offset, _STEP)
+    check(owner, "min_dim_size_to_factor", min_dim_size_to_factor, _SIZE)
+    if not callable(decay_rate_fn):
+        raise ValueError(f"{owner}: decay_rate_fn must be a function, got {decay_rate_fn!r}")
+    options = {"factored": bool(factored), "min_dim_size_to_factor": int(min_dim_size_to_factor)}
+    axes_of = functools.partial(factored_axes, **options)
+
+    def decay(count: jax.Array) -> Any:
+        rate = decay_rate(count) if callable(decay_rate) else decay_rate
+        # In whole numbers, which are exact however late the offset.
+        return decay_rate_fn(jnp.maximum(count - step_offset, 0), rate)
+
+    kernel = Kernel(
+        owner,
+        _factored_rms,
+        slots=(
+            Slot("v_row", real=True, shape=functools.partial(_without, 1, axes_of)),
+            Slot("v_col", real=True, shape=functools.partial(_without, 0, axes_of)),
+            Slot("v", real=True, shape=functools.partial(_whole, axes_of)),
+        ),
+        hyperparameters={"decay": DECAY, "epsilon": NON_NEGATIVE},
+        options=tuple(options),
+        state=optax.FactoredState,
+        elementwise=False,
+        source="Shazeer & Stern 2018, Algorithm 4",
+    )
+    return lift(kernel, decay=decay, epsilon=epsilon, **options)

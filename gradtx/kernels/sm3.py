@@ -1,0 +1,93 @@
+"""Sums of squared gradients kept as one number for each index of each axis."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import ScalarOrSchedule
+
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Range, Slot
+from gradtx.lift import lift
+from gradtx.trees import abs_squared
+
+_SHARE = Range("in [0, 1]", lambda value: 0 <= value <= 1)
+
+
+def _accumulator_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """One vector for each axis; a scalar is its own only set."""
+    return [(length,) for length in shape] or [()]
+
+
+def _sm3(g, *, mu, nu, b1, b2, eps) -> tuple[jax.Array, list[jax.Array], jax.Array]:
+    along = [
+        bound.reshape([-1 if i == axis else 1 for i in range(g.ndim)])
+        for axis, bound in enumerate(mu)
+    ]
+    gained = jnp.where(b2 == 1, 1.0, 1 - b2) * abs_squared(g)
+    total = gained + b2 * functools.reduce(jnp.minimum, along)
+    mu = [
+        jnp.max(total, axis=[i for i in range(g.ndim) if i != axis], initial=0.0)
+        for axis in range(len(mu))
+    ]
+    is_zero = total == 0
+    direction = jnp.where(is_zero, 0.0, g / jnp.sqrt(jnp.where(is_zero, 1.0, total + eps)))
+    nu = b1 * nu + (1 - b1) * direction
+    return nu, mu, nu
+
+
+def scale_by_sm3(
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 1.0,
+    eps: ScalarOrSchedule = 1e-8,
+) -> optax.GradientTransformationExtraArgs:
+    """Divide by the root of a bound on the sum of squared gradients: SM3's scaling.
+
+        s_ij = min(mu_1(i), mu_2(j)) + g_ij^2
+        mu_1(i) <- max over j of s_ij,    mu_2(j) <- max over i of s_ij
+        m <- b1 * m + (1 - b1) * g / sqrt(s + eps),    where s = 0 with 0 for the quotient
+        u = m
+
+    and so for any number of axes: a bound on the sums of AdaGrad, of which it needs one number for
+    each row and one for each column. On vectors and scalars it is AdaGrad.
+
+    Args:
+        b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
+        b2: the share of the bounds that is kept, in [0, 1]. With 1 they are sums, as in the
+            paper, else averages, to which g^2 contributes (1 - b2) * g^2.
+        eps: keeps the root away from zero, >= 0; 0 in the paper.
+
+    Returns:
+        The transformation, with the state `ScaleBySM3State(mu, nu)`: mu is for each parameter the
+        list of its bounds, one vector for each axis, and nu is m. For a scalar mu has one scalar;
+        optax has no place for it, and fails.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Anil et al. 2019, "Memory-efficient adaptive optimization", algorithm SM3-II with the
+        cover of rows and columns, and the momentum of its experiments.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> g = jnp.array([[3.0, 0.0], [0.0, -4.0]])
+        >>> tx = gradtx.scale_by_sm3(b1=0.0, eps=0.0)
+        >>> updates, state = tx.update(g, tx.init(g))
+        >>> print(updates)
+        [[ 1.  0.]
+         [ 0. -1.]]
+        >>> print(*state.mu)
+        [ 9. 16.] [ 9. 16.]
+    """
+    kernel = Kernel(
+        "scale_by_sm3",
+        _sm3,
+        slots=(Slot("mu", real=True, shape=_accumulator_shapes), Slot("nu")),
+        hyperparameters={"b1": DECAY, "b2": _SHARE, "eps": NON_NEGATIVE},
+        state=optax.ScaleBySM3State,
+        elementwise=False,
+        source="Anil et al. 2019, SM3-II",
+    )
+    return lift(kernel, b1=b1, b2=b2, eps=eps)

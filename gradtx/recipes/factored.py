@@ -1,0 +1,147 @@
+"""Adaptive methods whose memory grows with the sides of a matrix, not with its area."""
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+from optax import GradientTransformationExtraArgs as Transformation
+from optax import ScalarOrSchedule
+
+from gradtx.compose.sequence import chain
+from gradtx.kernel import DECAY, NON_NEGATIVE, check_dtype, check_hyperparameter
+from gradtx.kernels.clip import clip_by_block_rms
+from gradtx.kernels.factored import scale_by_factored_rms
+from gradtx.kernels.momentum import ema
+from gradtx.kernels.scale import add_decayed_weights, scale, scale_by_learning_rate
+from gradtx.kernels.sm3 import scale_by_sm3
+from gradtx.kernels.trust import scale_by_param_block_rms
+from gradtx.select import Decay, Mask
+
+
+def adafactor(
+    learning_rate: ScalarOrSchedule | None = None,
+    min_dim_size_to_factor: int = 128,
+    decay_rate: ScalarOrSchedule = 0.8,
+    decay_offset: ArrayLike = 0,
+    multiply_by_parameter_scale: bool = True,
+    clipping_threshold: ScalarOrSchedule | None = 1.0,
+    momentum: ScalarOrSchedule | None = None,
+    dtype_momentum: DTypeLike | None = jnp.float32,
+    weight_decay_rate: ScalarOrSchedule | None = None,
+    eps: ScalarOrSchedule = 1e-30,
+    factored: bool = True,
+    weight_decay_mask: Mask | None = None,
+    *,
+    min_scale: ScalarOrSchedule = 1e-3,
+    decay: Decay = "all",
+) -> Transformation:
+    """Adafactor: a second moment of rank one, clipped updates, steps relative to the weights.
+
+        r <- d_t * r + (1 - d_t) * (row means of g^2 + eps),    d_t = 1 - t^(-decay_rate)
+        c <- d_t * c + (1 - d_t) * (column means of g^2 + eps)
+        w = g / sqrt(r * c / mean(r))
+        u = -max(min_scale, RMS(p)) * learning_rate * w / max(1, RMS(w) / clipping_threshold)
+            - weight_decay_rate * p
+
+    With momentum an average stands for the first summand. The paper's learning rate is relative
+    to the size of the weights and falls: the schedule
+    `lambda count: jnp.minimum(1e-2, 1 / jnp.sqrt(count + 1))`.
+
+    Args:
+        learning_rate: the step size, >= 0, relative to the weights with
+            multiply_by_parameter_scale; a number, a scalar array or a schedule; None: 1.
+        min_dim_size_to_factor: what is shorter in its second longest axis is not factored.
+        decay_rate: the exponent of the decay, >= 0.
+        decay_offset: the step at which t starts from 1 again, see `scale_by_factored_rms`.
+        multiply_by_parameter_scale: whether to multiply by the size of the weights.
+        clipping_threshold: the largest root mean square of w, >= 0; None: no limit.
+        momentum: the share of the average of the updates that is kept, in [0, 1); None: no
+            average, and no memory for it.
+        dtype_momentum: the storage dtype of that average; None: the parameter's, at least float32.
+        weight_decay_rate: the share of the weights that decays in each step, >= 0, whatever the
+            learning rate; None: no decay.
+        eps: added to the squares, >= 0.
+        factored: whether to factor at all.
+        weight_decay_mask: the leaves to decay: a tree of booleans, a function of the parameters
+            that returns one, or a `gradtx.select(...)`; None: all leaves.
+        min_scale: the smallest size of weights that counts, >= 0, so that zero weights can grow.
+        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+
+    Returns:
+        The chain of `scale_by_factored_rms` and what the arguments ask for of
+        `clip_by_block_rms`, `scale_by_learning_rate`, `scale_by_param_block_rms`, `ema` and
+        `add_decayed_weights`, then `scale(-1)`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Shazeer & Stern 2018, "Adafactor: adaptive learning rates with sublinear memory cost",
+        Algorithms 4 to 6. PyTorch takes min(learning_rate, 1 / sqrt(t)) for the relative
+        step, decays by learning_rate * weight_decay without that minimum, and bounds v below by
+        eps^2 instead of adding eps to g^2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.full((2, 2), 4.0)
+        >>> tx = gradtx.adafactor(0.25)
+        >>> updates, state = tx.update(jnp.full((2, 2), 1e-3), tx.init(params), params)
+        >>> print(gradtx.apply_updates(params, updates))
+        [[3. 3.]
+         [3. 3.]]
+    """
+    for argument, value, valid in (
+        ("clipping_threshold", clipping_threshold, NON_NEGATIVE),
+        ("momentum", momentum, DECAY),
+        ("weight_decay_rate", weight_decay_rate, NON_NEGATIVE),
+        ("eps", eps, NON_NEGATIVE),
+    ):
+        if value is not None:
+            check_hyperparameter("adafactor", argument, value, valid)
+    check_dtype("adafactor", "dtype_momentum", dtype_momentum)
+    parts = [scale_by_factored_rms(factored, decay_rate, decay_offset, min_dim_size_to_factor, eps)]
+    if clipping_threshold is not None:
+        parts.append(clip_by_block_rms(clipping_threshold))
+    if learning_rate is not None:
+        parts.append(scale_by_learning_rate(learning_rate, flip_sign=False))
+    if multiply_by_parameter_scale:
+        parts.append(scale_by_param_block_rms(min_scale))
+    if momentum is not None:
+        parts.append(ema(momentum, debias=False, accumulator_dtype=dtype_momentum))
+    if weight_decay_rate is not None:
+        parts.append(add_decayed_weights(weight_decay_rate, weight_decay_mask, decay=decay))
+    return chain(*parts, scale(-1))
+
+
+def sm3(learning_rate: ScalarOrSchedule, momentum: ScalarOrSchedule = 0.9) -> Transformation:
+    """SM3: AdaGrad with one number for each row and one for each column of a matrix.
+
+        s_ij = min(mu_1(i), mu_2(j)) + g_ij^2
+        mu_1(i) <- max over j of s_ij,    mu_2(j) <- max over i of s_ij
+        m <- momentum * m + (1 - momentum) * g / sqrt(s)
+        u = -learning_rate * m
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        momentum: the share of m that is kept, in [0, 1).
+
+    Returns:
+        The chain of `scale_by_sm3`, which adds 1e-8 to s, and `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Anil et al. 2019, "Memory-efficient adaptive optimization", algorithm SM3-II.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.zeros((2, 2))
+        >>> tx = gradtx.sm3(0.5, momentum=0.0)
+        >>> updates, state = tx.update(jnp.full((2, 2), -3.0), tx.init(params), params)
+        >>> print(updates)
+        [[0.5 0.5]
+         [0.5 0.5]]
+    """
+    check_hyperparameter("sm3", "momentum", momentum, DECAY)
+    return chain(scale_by_sm3(momentum), scale_by_learning_rate(learning_rate))
