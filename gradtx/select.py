@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from gradtx.trees import path_name
 
 Specification: TypeAlias = Any
 Mask: TypeAlias = Any
+Decay: TypeAlias = Literal["all", "matrices"]
 
 
 class select:  # a verb, because it reads as one: masked(tx, select("bias"))
@@ -30,6 +31,12 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
     A predicate is asked about every leaf, also about functions and other leaves that are not
     arrays.
 
+    `select.matrices` is the choice of the leaves that act as matrices: kernels and embeddings,
+    which have at least two axes longer than 1. Layers that are stacked for a scan give their
+    vectors such axes too, so that a leaf whose name ends in bias, scale or offset is none. Where
+    neither the shape nor the name tells (the stacked `weight` of a norm, say), choose yourself:
+    `select.matrices & ~select("norm")`.
+
     Args:
         specification: see above.
         name: how it reads in a message; None: from the specification.
@@ -47,6 +54,8 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
         >>> gradtx.select(lambda path, leaf: leaf.ndim > 1)(params)
         {'dense': {'bias': False, 'kernel': True}}
     """
+
+    matrices: ClassVar["select"]
 
     def __init__(self, specification: Specification, *, name: str | None = None) -> None:
         self.specification = specification
@@ -159,6 +168,38 @@ class _Labels:
 
     def __init__(self, labels: tuple[Hashable, ...]) -> None:
         self.labels = labels
+
+
+# flax.nnx has a last step `value` in its paths.
+_NAME_OF_VECTOR = re.compile(r"(bias|scale|offset)(/value)?$")
+
+
+def _is_matrix(path: str, leaf: Any) -> bool:
+    long_axes = [length for length in np.shape(leaf) if length > 1]
+    return len(long_axes) >= 2 and not _NAME_OF_VECTOR.search(path)
+
+
+select.matrices = select(_is_matrix, name="select.matrices")
+
+
+def decayed_leaves(owner: str, decay: Decay, mask: Mask) -> Mask:
+    """The mask that a weight decay's arguments `decay` and `mask` stand for.
+
+    Args:
+        owner: name of the function that was called, which opens the message.
+        decay: "matrices" for `select.matrices`; "all" for all leaves, or those of the mask.
+        mask: any mask; None and True stand for all leaves.
+
+    Raises:
+        ValueError: if `decay` is neither, or both choose.
+    """
+    if decay not in ("all", "matrices"):
+        raise ValueError(f"{owner}: decay must be 'all' or 'matrices', got {decay!r}")
+    if decay == "all":
+        return mask
+    if mask is not None and mask is not True:
+        raise ValueError(f"{owner}: give decay or a mask, got decay={decay!r} and mask={mask!r}")
+    return select.matrices
 
 
 def is_function_of_tree(mask: Any) -> bool:

@@ -144,3 +144,48 @@ def test_recipes_decay_the_selected_leaves_only(recipe):
     updates, _ = tx.update(zeros, tx.init(PARAMS), PARAMS)
     moved = jax.tree.map(lambda u: bool((u != 0).any()), updates)
     assert moved == gradtx.select("kernel")(PARAMS)
+
+
+SHAPES = {
+    "kernel": (2, 3),
+    "row": (1, 3),
+    "column": (3, 1),
+    "vector": (3,),
+    "scalar": (),
+    "convolution": (3, 3, 1, 8),
+    "empty": (0, 2),
+    "bias": (12, 3),
+    "norm_scale": (12, 3),
+    "rescaled": (12, 3),
+    "embedding": (100, 8),
+}
+
+
+def test_matrices_have_two_long_axes_and_no_name_of_a_vector():
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SHAPES.items()}
+    params |= {"nnx": {"scale": {"value": params["kernel"]}}, "function": jnp.tanh}
+    mask = gradtx.select.matrices(params)
+    chosen_ones = {name for name, flag in mask.items() if flag is True}
+    assert chosen_ones == {"kernel", "convolution", "rescaled", "embedding"}
+    assert mask["nnx"] == {"scale": {"value": False}}
+
+
+def test_matrices_combine_and_label():
+    assert chosen(gradtx.select.matrices & ~gradtx.select("head")) == {"encoder/layers/0/kernel"}
+    assert repr(gradtx.select.matrices) == "select.matrices"
+    groups = gradtx.select.groups({"matrices": gradtx.select.matrices}, rest="rest")
+    assert groups({"a": jnp.ones((2, 2)), "b": jnp.ones(2)}) == {"a": "matrices", "b": "rest"}
+
+
+def test_groups_of_optimizers_read_as_they_are_meant():
+    params = {"embedding": jnp.ones((4, 2)), "kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    matrices = gradtx.select.matrices & ~gradtx.select("embedding")
+    optimizers = {"matrices": gradtx.sgd(1.0, momentum=0.9), "rest": gradtx.adamw(1e-3)}
+    tx = gradtx.partition(optimizers, gradtx.select.groups({"matrices": matrices}, rest="rest"))
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert jnp.all(updates["kernel"] == -1.0)
+    assert jnp.all(abs(updates["embedding"] + 1e-3 * (1 + 1e-4)) < 1e-8)
+
+    forgotten = gradtx.partition(optimizers, gradtx.select.groups({"matrices": matrices}))
+    with pytest.raises(ValueError, match=r"in no group, and no rest: \['bias', 'embedding'\]"):
+        forgotten.init(params)

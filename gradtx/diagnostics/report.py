@@ -13,6 +13,7 @@ from gradtx.diagnostics import _extras
 from gradtx.diagnostics.layer_signal import LayerSignal
 from gradtx.diagnostics.nonfinite import Culprit
 from gradtx.diagnostics.verdict import Diagnosis, diagnose
+from gradtx.tables import html_table
 
 # The columns of the table: heading, and the text for a layer.
 _COLUMNS: dict[str, Callable[[LayerSignal], str]] = {
@@ -162,17 +163,11 @@ class SignalReport:
         return f"SignalReport of {len(self.layers)} layers, loss {self.loss:.4g}\n{self.verdict}"
 
     def _repr_html_(self) -> str:
-        headings = "".join(f"<th>{html.escape(heading)}</th>" for heading in _COLUMNS)
         affected = set(self.diagnosis.layers)
-        rows = "".join(
-            "<tr{}>{}</tr>".format(
-                ' style="font-weight:bold"' if layer.name in affected else "",
-                "".join(f"<td>{html.escape(text(layer))}</td>" for text in _COLUMNS.values()),
-            )
-            for layer in self.layers
+        table = html_table(
+            list(_COLUMNS),
+            [[text(layer) for text in _COLUMNS.values()] for layer in self.layers],
+            caption=f"loss {self.loss:.4g}",
+            bold=[i for i, layer in enumerate(self.layers) if layer.name in affected],
         )
-        return (
-            f"<p>{html.escape(self.verdict)}</p>"
-            f"<table><caption>loss {self.loss:.4g}</caption>"
-            f"<thead><tr>{headings}</tr></thead><tbody>{rows}</tbody></table>"
-        )
+        return f"<p>{html.escape(self.verdict)}</p>{table}"

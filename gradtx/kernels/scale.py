@@ -126,7 +126,7 @@ def add_decayed_weights(
     weight_decay: ScalarOrSchedule = 0.0,
     mask: Mask | None = None,
     *,
-    decay: Decay | None = None,
+    decay: Decay = "all",
 ) -> optax.GradientTransformationExtraArgs:
     """Add a multiple of the parameters to the updates: decoupled weight decay, or an L2 penalty.
 
@@ -140,7 +140,7 @@ def add_decayed_weights(
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
         decay: "matrices" decays what `select.matrices` chooses, kernels and embeddings but neither
-            biases nor scales; "all" decays all leaves. Only one of `mask` and `decay` may choose.
+            biases nor scales, in place of a mask; "all": all leaves, or those of the mask.
 
     Returns:
         The transformation; its update needs `params`. The state is empty, or counts steps for a
@@ -148,7 +148,7 @@ def add_decayed_weights(
 
     Raises:
         ValueError: if `weight_decay` is negative, NaN or not a scalar, `decay` is neither of its
-            values, or `mask` and `decay` are both given.
+            values, or there is a mask beside "matrices".
 
     Source:
         Loshchilov & Hutter 2019, "Decoupled weight decay regularization", Algorithm 2, line 12.

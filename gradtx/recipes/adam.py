@@ -7,7 +7,7 @@ from optax import ScalarOrSchedule
 from gradtx.compose.sequence import chain
 from gradtx.kernels.adam import scale_by_adam, scale_by_adamax, scale_by_amsgrad
 from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
-from gradtx.select import Mask
+from gradtx.select import Decay, Mask
 
 
 def adam(
@@ -75,6 +75,7 @@ def adamw(
     *,
     nesterov: bool = False,
     bias_correction: bool = True,
+    decay: Decay = "all",
 ) -> Transformation:
     """Adam with decoupled weight decay.
 
@@ -94,6 +95,7 @@ def adamw(
             one, or a `gradtx.select(...)`; None: all leaves.
         nesterov: whether to look one step ahead.
         bias_correction: whether to divide m and v by 1 - b^t.
+        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
     Returns:
         The chain of `scale_by_adam`, `add_decayed_weights` and `scale_by_learning_rate`.
@@ -117,7 +119,7 @@ def adamw(
         scale_by_adam(
             b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, bias_correction=bias_correction
         ),
-        add_decayed_weights(weight_decay, mask),
+        add_decayed_weights(weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )
 
@@ -191,6 +193,7 @@ def nadamw(
     mask: Mask | None = None,
     *,
     bias_correction: bool = True,
+    decay: Decay = "all",
 ) -> Transformation:
     """Adam with Nesterov momentum and decoupled weight decay.
 
@@ -209,6 +212,7 @@ def nadamw(
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
         bias_correction: whether to divide m and v by 1 - b^t.
+        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
     Returns:
         The chain of `scale_by_adam`, `add_decayed_weights` and `scale_by_learning_rate`.
@@ -241,6 +245,7 @@ def nadamw(
         mask,
         nesterov=True,
         bias_correction=bias_correction,
+        decay=decay,
     )
 
 
@@ -343,6 +348,8 @@ def adamaxw(
     eps: ScalarOrSchedule = 1e-8,
     weight_decay: ScalarOrSchedule = 1e-4,
     mask: Mask | None = None,
+    *,
+    decay: Decay = "all",
 ) -> Transformation:
     """AdaMax with decoupled weight decay.
 
@@ -357,6 +364,7 @@ def adamaxw(
         weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
+        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
     Returns:
         The chain of `scale_by_adamax`, `add_decayed_weights` and `scale_by_learning_rate`.
@@ -379,6 +387,6 @@ def adamaxw(
     """
     return chain(
         scale_by_adamax(b1, b2, eps),
-        add_decayed_weights(weight_decay, mask),
+        add_decayed_weights(weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )

@@ -14,7 +14,7 @@ from gradtx.kernels.adaptive import (
 )
 from gradtx.kernels.momentum import trace
 from gradtx.kernels.scale import add_decayed_weights, scale, scale_by_learning_rate
-from gradtx.select import Mask
+from gradtx.select import Decay, Mask
 
 
 def adagrad(
@@ -126,6 +126,8 @@ def adadelta(
     eps: ScalarOrSchedule = 1e-6,
     weight_decay: ScalarOrSchedule = 0.0,
     weight_decay_mask: Mask | None = None,
+    *,
+    decay: Decay = "all",
 ) -> Transformation:
     """Adadelta: steps in the units of past steps.
 
@@ -142,6 +144,7 @@ def adadelta(
         weight_decay: an L2 penalty, >= 0.
         weight_decay_mask: the leaves to penalize: a tree of booleans, a function of the parameters
             that returns one, or a `gradtx.select(...)`; None: all leaves.
+        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
     Returns:
         The chain of `add_decayed_weights`, `scale_by_adadelta` and `scale_by_learning_rate`.
@@ -162,7 +165,7 @@ def adadelta(
         1.750
     """
     return chain(
-        add_decayed_weights(weight_decay, weight_decay_mask),
+        add_decayed_weights(weight_decay, weight_decay_mask, decay=decay),
         scale_by_adadelta(rho, eps),
         scale_by_learning_rate(learning_rate),
     )

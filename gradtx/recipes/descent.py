@@ -12,7 +12,7 @@ from gradtx.kernels.curvature import scale_by_newton
 from gradtx.kernels.momentum import ema, trace
 from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
 from gradtx.kernels.sign import scale_by_lion, scale_by_sign
-from gradtx.select import Mask
+from gradtx.select import Decay, Mask
 
 
 def sgd(
@@ -152,6 +152,8 @@ def lion(
     mu_dtype: DTypeLike | None = None,
     weight_decay: ScalarOrSchedule = 1e-3,
     mask: Mask | None = None,
+    *,
+    decay: Decay = "all",
 ) -> Transformation:
     """Lion: the sign of an interpolated momentum, with decoupled weight decay.
 
@@ -167,6 +169,7 @@ def lion(
         weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
+        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
     Returns:
         The chain of `scale_by_lion`, `add_decayed_weights` and `scale_by_learning_rate`.
@@ -188,7 +191,7 @@ def lion(
     """
     return chain(
         scale_by_lion(b1, b2, mu_dtype),
-        add_decayed_weights(weight_decay, mask),
+        add_decayed_weights(weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )
 

@@ -28,7 +28,7 @@ def sophia(
     print_win_rate_every_n_steps: int = 0,
     *,
     bias_correction: bool = False,
-    decay: Decay | None = None,
+    decay: Decay = "all",
 ) -> Transformation:
     """Sophia: clipped momentum, preconditioned by the Hessian's diagonal.
 
@@ -56,7 +56,7 @@ def sophia(
         verbose: whether to print the share of the elements that are not clipped.
         print_win_rate_every_n_steps: after how many steps to print it; 0: never.
         bias_correction: whether to divide m by 1 - b1^t, as optax does.
-        decay: "matrices" or "all" leaves, in place of a mask; see `add_decayed_weights`.
+        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
     Returns:
         The chain of `scale_by_sophia`, `add_decayed_weights` and `scale_by_learning_rate`. Its

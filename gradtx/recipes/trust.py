@@ -31,7 +31,7 @@ def lars(
     momentum: ScalarOrSchedule = 0.9,
     nesterov: bool = False,
     *,
-    decay: Decay | None = None,
+    decay: Decay = "all",
 ) -> Transformation:
     """LARS: momentum with a learning rate for each layer, in proportion to its weights.
 
@@ -52,7 +52,7 @@ def lars(
         trust_ratio_mask: the leaves that have a rate of their own; of the others it is 1.
         momentum: the share of v that is kept, in [0, 1).
         nesterov: whether to look one step ahead.
-        decay: "matrices" or "all" leaves, in place of a mask; see `add_decayed_weights`.
+        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
     Returns:
         The chain of `scale_by_local_rate`, `scale_by_learning_rate` and `trace`, with the state
@@ -113,7 +113,7 @@ def lamb(
     weight_decay: ScalarOrSchedule = 0.0,
     mask: Mask | None = None,
     *,
-    decay: Decay | None = None,
+    decay: Decay = "all",
 ) -> Transformation:
     """LAMB: AdamW whose step in each layer has the length of its weights.
 
@@ -132,7 +132,7 @@ def lamb(
         weight_decay: the share of the weights that is added to the direction, >= 0.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
-        decay: "matrices" or "all" leaves, in place of a mask; see `add_decayed_weights`.
+        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
     Returns:
         The chain of `scale_by_adam`, `add_decayed_weights`, `scale_by_trust_ratio` and

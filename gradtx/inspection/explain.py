@@ -1,0 +1,238 @@
+"""What an optimizer will do to each parameter, before training."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from gradtx import trees
+from gradtx.compose.sequence import as_transformation
+from gradtx.inspection.ownership import entries_of
+from gradtx.inspection.rates import (
+    Value,
+    is_frozen,
+    is_known,
+    learning_rate,
+    unwrapped,
+    weight_decay,
+)
+from gradtx.inspection.routes import Rule, routes_of
+from gradtx.tables import html_table, text_table
+
+
+@dataclass(frozen=True)
+class LeafPlan:
+    """What happens to one leaf of the parameters.
+
+    Attributes:
+        path: its key path, such as "dense/kernel".
+        shape: its shape.
+        dtype: the name of its dtype, or of its Python type.
+        rules: what turns its gradient into its update, one after another.
+        kind: "trained", "frozen", or "no parameter" of what no optimizer may touch.
+        learning_rate: minus the product of all factors that the update is multiplied by, so that
+            it is negative where the loss would grow; None if it is not known.
+        weight_decay: the weight decay, before it is multiplied by the learning rate; None if
+            there is none, or none that is known.
+        state_bytes: the memory of its own part of the optimizer state.
+        is_known: whether all of its rules are gradtx's own, so that nothing is hidden.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    rules: tuple[str, ...]
+    kind: str
+    learning_rate: Value | None
+    weight_decay: Value | None
+    state_bytes: int
+    is_known: bool
+
+    @property
+    def route(self) -> str:
+        """The rules in one line."""
+        if self.kind == "no parameter":
+            return "left alone: no parameter"
+        return " -> ".join(self.rules) or "nothing: the gradient is the update"
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+
+def _rate(leaf: LeafPlan) -> str:
+    if leaf.kind == "trained":
+        return "?" if leaf.learning_rate is None else str(leaf.learning_rate)
+    return "frozen" if leaf.kind == "frozen" else "–"
+
+
+def _decay(leaf: LeafPlan) -> str:
+    missing = "–" if leaf.is_known else "?"
+    return missing if leaf.weight_decay is None else str(leaf.weight_decay)
+
+
+# The columns of the table: heading, and the text for a leaf.
+_COLUMNS: dict[str, Callable[[LeafPlan], str]] = {
+    "path": lambda leaf: leaf.path or "(the whole)",
+    "shape": lambda leaf: "×".join(map(str, leaf.shape)) or "scalar",
+    "dtype": lambda leaf: leaf.dtype,
+    "learning rate": _rate,
+    "weight decay": _decay,
+    "state bytes": lambda leaf: f"{leaf.state_bytes:,}",
+}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What an optimizer will do to each parameter; made by `explain`.
+
+    Attributes:
+        rows: one for each leaf, in the order of `jax.tree.leaves(params)`.
+        shared_bytes: the memory of what belongs to no leaf alone, such as counts.
+    """
+
+    rows: tuple[LeafPlan, ...]
+    shared_bytes: int
+
+    @property
+    def parameters(self) -> int:
+        """The number of elements of all parameters, frozen ones among them."""
+        return sum(row.size for row in self.rows if row.kind != "no parameter")
+
+    @property
+    def state_bytes(self) -> int:
+        """The memory of the whole optimizer state."""
+        return self.shared_bytes + sum(row.state_bytes for row in self.rows)
+
+    @property
+    def bytes_per_parameter(self) -> float:
+        """The memory of the state, divided by the number of parameters; 0 without parameters."""
+        return self.state_bytes / self.parameters if self.parameters else 0.0
+
+    @property
+    def total(self) -> str:
+        """The totals in one line."""
+        frozen = sum(row.size for row in self.rows if row.kind == "frozen")
+        return (
+            f"{self.parameters:,} parameters{f' ({frozen:,} frozen)' if frozen else ''}, "
+            f"{self.state_bytes:,} bytes of state ({self.shared_bytes:,} shared), "
+            f"{self.bytes_per_parameter:.2f} bytes per parameter"
+        )
+
+    def __str__(self) -> str:
+        # One section for each route, so that a leaf in the wrong group strikes the eye.
+        texts = [[column(row) for column in _COLUMNS.values()] for row in self.rows]
+        heading, *lines = text_table(list(_COLUMNS), texts, numeric={len(_COLUMNS) - 1})
+        sections: dict[str, list[str]] = {}
+        for row, line in zip(self.rows, lines, strict=True):
+            sections.setdefault(row.route, []).append(line)
+        parts = [
+            "\n".join([f"{route}  [{len(lines)}]", *(f"    {line}" for line in [heading, *lines])])
+            for route, lines in sections.items()
+        ]
+        return "\n\n".join([*parts, self.total])
+
+    def _repr_html_(self) -> str:
+        rows = [[*(column(row) for column in _COLUMNS.values()), row.route] for row in self.rows]
+        return html_table([*_COLUMNS, "updated by"], rows, caption=self.total)
+
+
+def explain(tx: optax.GradientTransformation, params: Any) -> Explanation:
+    """Tell what an optimizer will do to each parameter, before training.
+
+    For each leaf: the rules that update it, its learning rate and weight decay in the first step,
+    and the memory of its optimizer state; and the totals. A mask that misses its leaves, labels
+    in reverse, a bias that decays, or a frozen layer with moments shows here. Nothing is
+    calculated and no memory taken: `jax.ShapeDtypeStruct` will do for parameters.
+
+    Transformations that are not gradtx's own are shown by the name of the function that made them,
+    and what they do inside is not: of a whole `optax.adamw`, neither learning rate nor decay. A
+    chain that `gradtx.chain` put together shows each of its links. Memory is exact for all.
+
+    Args:
+        tx: the transformation.
+        params: the parameters, a tree of arrays or of their shapes and dtypes.
+
+    Returns:
+        An `Explanation`: `print` shows it as text, a notebook as a table, and `rows` has it as
+        data.
+
+    Raises:
+        ValueError: if `tx` is not a transformation, or its masks or labels do not fit `params`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+        >>> tx = gradtx.chain(
+        ...     gradtx.adamw(1e-3, weight_decay=0.1, decay="matrices"),
+        ...     gradtx.freeze(gradtx.select("bias")),
+        ... )
+        >>> print(gradtx.explain(tx, params))
+        scale_by_adam -> scale_by_learning_rate -> set_to_zero  [1]
+            path    shape  dtype    learning rate  weight decay  state bytes
+            bias    2      float32  frozen         –                      16
+        <BLANKLINE>
+        scale_by_adam -> add_decayed_weights -> scale_by_learning_rate  [1]
+            path    shape  dtype    learning rate  weight decay  state bytes
+            kernel  3×2    float32  0.001          0.1                    48
+        <BLANKLINE>
+        8 parameters (2 frozen), 68 bytes of state (4 shared), 8.50 bytes per parameter
+    """
+    tx = as_transformation("explain", "tx", tx)
+    own_bytes: dict[Any, int] = {}
+    for entry in entries_of(tx, _abstract_state(tx, params), params):
+        own_bytes[entry.parameter] = own_bytes.get(entry.parameter, 0) + _bytes(entry.leaf)
+    named, _ = jax.tree_util.tree_flatten_with_path(params)
+    rows = tuple(
+        _plan(path, leaf, route, own_bytes.get(path, 0))
+        for (path, leaf), route in zip(named, routes_of(tx, params), strict=True)
+    )
+    return Explanation(rows, own_bytes.get(None, 0))
+
+
+def _abstract_state(tx: optax.GradientTransformation, params: Any) -> Any:
+    """The shapes and dtypes of the state; what is no array in it is None."""
+    leaves, treedef = jax.tree.flatten(params)
+    is_array = [hasattr(leaf, "dtype") or trees.is_parameter(leaf) for leaf in leaves]
+    arrays = [leaf for leaf, flag in zip(leaves, is_array, strict=True) if flag]
+
+    def init(arrays: list[Any]) -> Any:
+        rest = iter(arrays)
+        filled = [next(rest) if flag else x for x, flag in zip(leaves, is_array, strict=True)]
+        state = tx.init(treedef.unflatten(filled))
+        return jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else None, state)
+
+    return jax.eval_shape(init, arrays)
+
+
+def _bytes(leaf: Any) -> int:
+    return math.prod(leaf.shape) * leaf.dtype.itemsize
+
+
+def _plan(path: tuple[Any, ...], leaf: Any, route: tuple[Rule, ...], state_bytes: int) -> LeafPlan:
+    plan = partial(
+        LeafPlan,
+        path=trees.path_name(path),
+        shape=np.shape(leaf),
+        dtype=str(getattr(leaf, "dtype", type(leaf).__name__)),
+        state_bytes=state_bytes,
+    )
+    if not trees.is_parameter(leaf):
+        return plan(
+            rules=(), kind="no parameter", learning_rate=None, weight_decay=None, is_known=True
+        )
+    rules = unwrapped(route)
+    return plan(
+        rules=tuple(map(str, route)),
+        kind="frozen" if is_frozen(rules) else "trained",
+        learning_rate=learning_rate(rules),
+        weight_decay=weight_decay(rules),
+        is_known=all(map(is_known, rules)),
+    )

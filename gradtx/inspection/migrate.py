@@ -1,0 +1,259 @@
+"""Going on with an optimizer state in another optimizer."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gradtx.compose.sequence import as_transformation
+from gradtx.inspection.ownership import KeyPath, entries_of
+from gradtx.inspection.places import Place, place_of, possible_places
+
+_NO_MATCH = "the old state has nothing of this name and path"
+# Arguments of a transformation that its state repeats: of inject_hyperparams and schedule_free.
+_ARGUMENTS = ("hyperparams", "b1")
+
+
+@dataclass(frozen=True)
+class Migration:
+    """What became of an optimizer state; made by `migrate`.
+
+    Attributes:
+        carried: path in the new state -> path in the old state that its numbers come from.
+        fresh: path in the new state -> why it starts as `init` made it.
+        dropped: the paths in the old state that nothing was made of.
+    """
+
+    carried: Mapping[str, str]
+    fresh: Mapping[str, str]
+    dropped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        moves: dict[tuple[str, str], int] = defaultdict(int)
+        for new, old in self.carried.items():
+            moves[_without_common_end(old, new)] += 1
+        lines = [f"carried: {len(self.carried)}"]
+        for (old, new), number in moves.items():
+            lines.append(f"    {number} {'as before' if old == new else f'from {old} to {new}'}")
+        lines.append(f"started afresh: {len(self.fresh)}")
+        lines += [f"    {path}: {reason}" for path, reason in self.fresh.items()]
+        lines.append(f"dropped: {len(self.dropped)}")
+        lines += [f"    {path}" for path in self.dropped]
+        return "\n".join(lines)
+
+
+def migrate(state: Any, new_tx: optax.GradientTransformation, params: Any) -> tuple[Any, Migration]:
+    """Carry an optimizer state over to another optimizer, as far as the two agree.
+
+    An array that belongs to a parameter is carried if the old state has one array in a field of
+    the same name (`mu`, `nu`, `trace`, ...), for the same path of the parameter, of the same
+    shape. Of several, the class of the state (`ScaleByAdamState`, ...) decides, then the names in
+    a `named_chain` or `partition`, then, where both states have equally many, their order. What is
+    still ambiguous starts afresh, and the report says so. The arrays that one state has for one
+    parameter, such as both moments of Adam, are carried together or not at all.
+
+    A number that belongs to no parameter, such as a count, comes with the arrays beside it: it is
+    carried from the state where these come from. Where they come from states whose numbers
+    differ, all of them start afresh, because moments without their count would be corrected for a
+    start at zero that they do not have. A count that stands alone, such as a schedule's, is carried
+    from states of the same class; if these are not as many as here, they must agree.
+
+    Hyperparameters that are kept in the state are those of `new_tx`. A parameter that is new has
+    moments of zero beside a count that goes on, so that its first steps are not corrected for the
+    start at zero: in Adam they may be three times too long.
+
+    Args:
+        state: the old state, of gradtx or optax. A checkpoint must have been restored into the
+            classes of the states, whose field names count.
+        new_tx: the transformation to go on with.
+        params: the parameters to go on with.
+
+    Returns:
+        The state of `new_tx`, every array of it a copy in the dtype that `new_tx` stores; and a
+        `Migration`: print it before you train on.
+
+    Raises:
+        ValueError: if `new_tx` is not a transformation.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+        >>> state = gradtx.adam(1e-3).init(params)
+        >>> tx = gradtx.chain(gradtx.clip(1.0), gradtx.adamw(1e-3), gradtx.ema(0.9))
+        >>> state, report = gradtx.migrate(state, tx, params)
+        >>> print(report)
+        carried: 5
+            5 from / to /1
+        started afresh: 3
+            2/count: its arrays start afresh
+            2/ema/bias: the old state has nothing of this name and path
+            2/ema/kernel: the old state has nothing of this name and path
+        dropped: 0
+    """
+    new_tx = as_transformation("migrate", "new_tx", new_tx)
+    new_state = new_tx.init(params)
+    places = [place_of(new_state, entry) for entry in entries_of(new_tx, new_state, params)]
+    old_places = [
+        place
+        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
+        for place in possible_places(state, path, leaf)
+    ]
+    decided = _decide(places, old_places)
+    leaves = [
+        place.leaf if isinstance(found, str) else _copied(found.leaf, place.leaf)
+        for place, found in zip(places, decided, strict=True)
+    ]
+    found_for = list(zip(places, decided, strict=True))
+    carried = {new.name: old.name for new, old in found_for if isinstance(old, Place)}
+    fresh = {new.name: reason for new, reason in found_for if isinstance(reason, str)}
+    used = set(carried.values())
+    dropped = tuple(dict.fromkeys(old.name for old in old_places if old.name not in used))
+    return jax.tree.structure(new_state).unflatten(leaves), Migration(carried, fresh, dropped)
+
+
+def _decide(places: Sequence[Place], old_places: Sequence[Place]) -> list[Place | str]:
+    """For each place in the new state the old place that it is carried from, or why there is none.
+
+    What belongs to parameters comes first, because it decides about the counts beside it.
+    """
+    decided: dict[KeyPath, Place | str] = {
+        place.path: "an argument of the new transformation"
+        for place in places
+        if place.slot[0] in _ARGUMENTS and place.parameter is None
+    }
+    owned = [place for place in places if place.parameter is not None]
+    for new, old in _by_slot(owned, old_places):
+        decided |= _matched(new, old)
+    for arrays in _grouped(owned, lambda place: (place.holder, place.parameter)).values():
+        missing = [place.slot[0] for place in arrays if isinstance(decided[place.path], str)]
+        for place in arrays:
+            if missing and isinstance(decided[place.path], Place):
+                decided[place.path] = f"starts afresh with {missing[0]}"
+    for holder in {place.holder for place in owned}:
+        arrays = [place for place in owned if place.holder == holder]
+        numbers = [
+            place for place in places if place.holder == holder and place.path not in decided
+        ]
+        decided |= _with_their_arrays(arrays, numbers, decided, old_places)
+    alone = [place for place in places if place.path not in decided]
+    for new, old in _by_slot(alone, old_places):
+        decided |= _matched_alone(new, old)
+    return [decided[place.path] for place in places]
+
+
+def _by_slot(
+    places: Iterable[Place], old_places: Iterable[Place]
+) -> list[tuple[list[Place], list[Place]]]:
+    """The places of each slot in the new state, with those of the same in the old state."""
+    olds = _grouped(old_places, lambda place: place.slot)
+    news = _grouped(places, lambda place: place.slot)
+    return [(group, olds.get(slot, [])) for slot, group in news.items()]
+
+
+def _grouped(places: Iterable[Place], key: Callable[[Place], Any]) -> dict[Any, list[Place]]:
+    groups: dict[Any, list[Place]] = defaultdict(list)
+    for place in places:
+        groups[key(place)].append(place)
+    return dict(groups)
+
+
+def _matched(new: list[Place], old: list[Place]) -> dict[KeyPath, Place | str]:
+    """Pair the places of one slot: by class and labels, by class alone, then whatever is left."""
+    decided: dict[KeyPath, Place | str] = {}
+    left = old
+    stages: list[tuple[Callable[[Place], Any], bool]] = [
+        (lambda place: (place.type, place.state_class, place.labels), True),
+        (lambda place: (place.type, place.state_class), False),
+        (lambda place: place.type, False),
+    ]
+    for kind_of, has_order in stages:
+        olds = _grouped(left, kind_of)
+        for kind, group in _grouped([p for p in new if p.path not in decided], kind_of).items():
+            found = olds.get(kind, [])
+            if len(found) == len(group) and (has_order or len(group) == 1):
+                decided |= {own.path: match for own, match in zip(group, found, strict=True)}
+                taken = {match.path for match in found}
+                left = [place for place in left if place.path not in taken]
+            elif found:
+                names = ", ".join(place.name for place in found)
+                reason = f"ambiguous: {len(group)} here may go on with {names}"
+                decided |= {own.path: reason for own in group}
+    for place in new:
+        others = sorted({_type_name(other) for other in left if other.type != place.type})
+        reason = f"{_type_name(place)}, before {' and '.join(others)}" if others else _NO_MATCH
+        decided.setdefault(place.path, reason)
+    return decided
+
+
+def _with_their_arrays(
+    arrays: list[Place],
+    numbers: list[Place],
+    decided: Mapping[KeyPath, Place | str],
+    old_places: Sequence[Place],
+) -> dict[KeyPath, Place | str]:
+    """Carry the numbers of one state from where its arrays come from, or neither."""
+    found = [decided[place.path] for place in arrays]
+    sources = {match.holder for match in found if isinstance(match, Place)}
+    if not sources:
+        return {number.path: "its arrays start afresh" for number in numbers}
+    new: dict[KeyPath, Place | str] = {}
+    for number in numbers:
+        olds = [old for old in old_places if old.holder in sources and old.slot == number.slot]
+        olds = [old for old in olds if old.type == number.type]
+        if olds and not _all_equal(olds):
+            reason = f"ambiguous: {', '.join(old.name for old in olds)} differ"
+            carried = [place for place in arrays if isinstance(decided[place.path], Place)]
+            return {place.path: reason for place in [*carried, *numbers]}
+        new[number.path] = olds[0] if olds else _NO_MATCH
+    return new
+
+
+def _matched_alone(new: list[Place], old: list[Place]) -> dict[KeyPath, Place | str]:
+    """Pair numbers that no arrays stand beside: only with their own class."""
+    decided: dict[KeyPath, Place | str] = {}
+    for state_class, group in _grouped(new, lambda place: place.state_class).items():
+        same = [
+            place
+            for place in old
+            if place.state_class == state_class and place.type == group[0].type
+        ]
+        matches = _matched(group, same)
+        is_complete = all(isinstance(match, Place) for match in matches.values())
+        if same and not is_complete and _all_equal(same):
+            matches = {place.path: same[0] for place in group}
+        decided |= matches
+    return decided
+
+
+def _without_common_end(old: str, new: str) -> tuple[str, str]:
+    olds, news = old.split("/"), new.split("/")
+    while olds and news and olds[-1] == news[-1]:
+        olds.pop()
+        news.pop()
+    return f"/{'/'.join(olds)}", f"/{'/'.join(news)}"
+
+
+def _type_name(place: Place) -> str:
+    shape, kind = place.type
+    return f"{kind} of shape {list(shape)}"
+
+
+def _all_equal(places: Sequence[Place]) -> bool:
+    first, *others = (_numbers(place.leaf) for place in places)
+    return all(np.array_equal(first, other) for other in others)
+
+
+def _numbers(leaf: Any) -> np.ndarray:
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
+def _copied(old: Any, new: Any) -> jax.Array:
+    # A copy, because the caller may donate the old state.
+    return jnp.array(old, dtype=new.dtype, copy=True)

@@ -1,0 +1,87 @@
+"""Where a leaf stands in an optimizer state, as far as its name goes."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradtx import trees
+from gradtx.inspection.ownership import Entry, KeyPath
+
+
+class Place(NamedTuple):
+    """Where a leaf stands in an optimizer state.
+
+    Attributes:
+        path: its key path.
+        leaf: the leaf.
+        holder: the path of the state that has it in a field.
+        state_class: the name of that state's class.
+        slot: the name of the field, and the path below it.
+        labels: the names that a `named_chain` or `partition` gives above that state.
+        parameter: the key path of the parameter that it belongs to; None: the whole tree's.
+    """
+
+    path: KeyPath
+    leaf: Any
+    holder: KeyPath
+    state_class: str
+    slot: tuple[str, str]
+    labels: tuple[Any, ...]
+    parameter: KeyPath | None = None
+
+    @property
+    def name(self) -> str:
+        """The path as text."""
+        return trees.path_name(self.path)
+
+    @property
+    def type(self) -> tuple[tuple[int, ...], str]:
+        """The shape and the kind of number; two leaves of one type can stand for each other."""
+        if not (hasattr(self.leaf, "dtype") or isinstance(self.leaf, int | float | complex)):
+            return (), type(self.leaf).__name__
+        dtype = jnp.result_type(self.leaf)
+        kinds = {"real": jnp.floating, "complex": jnp.complexfloating, "integer": jnp.integer}
+        kind = next((name for name, kind in kinds.items() if jnp.issubdtype(dtype, kind)), dtype)
+        return np.shape(self.leaf), str(kind)
+
+
+def place_of(state: Any, entry: Entry) -> Place:
+    """The place of a leaf of which it is known where the parameters' structure begins."""
+    places = [
+        place
+        for place in possible_places(state, entry.path, entry.leaf)
+        if entry.depth is None or len(place.holder) < entry.depth or not place.state_class
+    ]
+    return places[-1]._replace(parameter=entry.parameter)
+
+
+def possible_places(state: Any, path: KeyPath, leaf: Any) -> list[Place]:
+    """The places that a leaf may have: a field of each record above it, from the outside.
+
+    Parameters may have records among them too, so that it is not known which is the last state.
+    The first place is that in no record at all.
+    """
+    places = [Place(path, leaf, (), "", ("", trees.path_name(path)), ())]
+    node = state
+    for depth, key in enumerate(path):
+        if isinstance(key, jax.tree_util.GetAttrKey):
+            labels = tuple(k.key for k in path[:depth] if isinstance(k, jax.tree_util.DictKey))
+            slot = (key.name, trees.path_name(path[depth + 1 :]))
+            name = type(node).__name__
+            places.append(Place(path, leaf, path[:depth], name, slot, labels))
+        node = _child(node, key)
+    return places
+
+
+def _child(node: Any, key: Any) -> Any:
+    match key:
+        case jax.tree_util.GetAttrKey(name=name):
+            return getattr(node, name, None)
+        case jax.tree_util.SequenceKey(idx=index) if isinstance(node, list | tuple):
+            return node[index]
+        case jax.tree_util.DictKey(key=name) if isinstance(node, Mapping):
+            return node[name]
+    return None  # inside of a container of another kind, which is no part of an optimizer

@@ -1,0 +1,109 @@
+"""Which rules update a leaf, one after another."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from gradtx import trees
+from gradtx.compose.parts import owner_of, parts_of
+from gradtx.lift import hyperparameters_of, kernel_of, options_of
+from gradtx.wrappers.accumulate import MultiSteps
+
+# What only puts others together, and so is no rule itself.
+_TRANSPARENT = ("chain", "identity", "masked", "named_chain", "partition")
+
+
+class Rule(NamedTuple):
+    """A transformation on the way of a leaf's gradient to its update.
+
+    Attributes:
+        name: of the kernel, the wrapper or the function that made the transformation.
+        arguments: the numbers and schedules that it was built with, and its choices for this leaf.
+        keeps_slots: whether it keeps arrays for the leaf.
+        parts: the rules inside of a wrapper, for each transformation that it wraps.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    keeps_slots: bool = False
+    parts: tuple[tuple["Rule", ...], ...] = ()
+
+    def __str__(self) -> str:
+        inside = "; ".join(" -> ".join(map(str, rules)) for rules in self.parts)
+        return f"{self.name}({inside})" if inside else self.name
+
+
+def routes_of(tx: optax.GradientTransformation, params: Any) -> list[tuple[Rule, ...]]:
+    """For each leaf of the parameters the rules that it gets, in their order."""
+    leaves, treedef = jax.tree.flatten(params)
+    routes = _routes(tx, params, treedef.unflatten(range(len(leaves))))
+    return [routes[i] for i in range(len(leaves))]
+
+
+def _routes(
+    tx: optax.GradientTransformation, tree: Any, numbers: Any
+) -> dict[int, tuple[Rule, ...]]:
+    """The rules by the number of the leaf; `numbers` has the structure of `tree`."""
+    tx = _unadapted(tx)
+    reached = jax.tree.leaves(numbers)
+    if not owner_of(tx):
+        return {number: (rule,) for number, rule in _own_rules(tx, tree, numbers).items()}
+    routes: list[dict[int, tuple[Rule, ...]]] = []
+    for part in parts_of(tx):
+        seen, seen_numbers = tree, numbers
+        if part.choose is not None:
+            flags = part.choose(tree)
+            seen, seen_numbers = _chosen(flags, tree), _chosen(flags, numbers)
+        routes.append(_routes(part.transformation, seen, seen_numbers))
+    if owner_of(tx) in _TRANSPARENT:
+        return {i: tuple(rule for route in routes for rule in route.get(i, ())) for i in reached}
+    return {
+        i: (Rule(owner_of(tx), {}, parts=tuple(route.get(i, ()) for route in routes)),)
+        for i in reached
+    }
+
+
+def _chosen(flags: Any, tree: Any) -> Any:
+    return jax.tree.map(lambda flag, part: part if flag else optax.MaskedNode(), flags, tree)
+
+
+def _own_rules(tx: optax.GradientTransformation, tree: Any, numbers: Any) -> dict[int, Rule]:
+    reached = jax.tree.leaves(numbers)
+    kernel = kernel_of(tx)
+    if kernel is None:
+        return dict.fromkeys(reached, Rule(_name_of(tx.update), {}))
+    return {
+        i: Rule(kernel.name, options | hyperparameters_of(tx), bool(kernel.slots))
+        for i, options in zip(trees.flatten(numbers)[0], options_of(tx, tree), strict=True)
+        if i is not None
+    }
+
+
+def _name_of(update: Any) -> str:
+    """The name of the function that made an update function, with its package if not gradtx."""
+    made_by = _maker(update)
+    if made_by == "stateless" and "f" in _closure(update):
+        return _name_of(_closure(update)["f"])
+    package = (getattr(update, "__module__", None) or "?").split(".")[0]
+    return made_by if package == "gradtx" else f"{package}.{made_by}"
+
+
+def _unadapted(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """What optax's adapter for extra arguments, or an object such as `MultiSteps`, stands for."""
+    hidden = _closure(tx.update).get("tx")
+    if _maker(tx.update) == "with_extra_args_support" and hidden is not None:
+        return _unadapted(hidden)
+    owner = getattr(tx.update, "__self__", None)
+    return owner.gradient_transformation() if isinstance(owner, MultiSteps) else tx
+
+
+def _maker(function: Any) -> str:
+    return getattr(function, "__qualname__", type(function).__qualname__).split(".")[0]
+
+
+def _closure(function: Any) -> dict[str, Any]:
+    is_function = inspect.isfunction(function)
+    return dict(inspect.getclosurevars(function).nonlocals) if is_function else {}

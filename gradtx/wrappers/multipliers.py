@@ -1,0 +1,101 @@
+"""Learning rates that differ from leaf to leaf by a factor."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+from optax import GradientTransformationExtraArgs as Transformation
+from optax import ScalarOrSchedule
+
+from gradtx import trees
+from gradtx.compose.groups import partition
+from gradtx.kernel import NON_NEGATIVE, Kernel, PerLeaf, check, check_hyperparameter
+from gradtx.lift import lift
+from gradtx.select import select
+
+Multipliers: TypeAlias = Mapping[str, ScalarOrSchedule] | Callable[[str], float]
+
+_OWNER = "multiply_learning_rate"
+_REST = "all others"
+
+
+def _multiplied(g, *, factor):
+    return factor * g
+
+
+def multiply_learning_rate(
+    factors: Multipliers, rest: ScalarOrSchedule | None = 1.0
+) -> Transformation:
+    """Multiply the update of each leaf by a factor of its own.
+
+        u_i = factor_i * g_i
+
+    After an optimizer in a chain the factor multiplies the learning rate, which is what PyTorch's
+    parameter groups are used for; weight decay that is multiplied by the learning rate is
+    multiplied by the factor too. Before an optimizer that normalizes, as Adam does, it has no
+    effect.
+
+    Args:
+        factors: pattern -> factor, where a pattern is searched for in the key path, as in
+            `gradtx.select`, and a factor is a number >= 0, a scalar array or a schedule; or a
+            function from the key path to a number >= 0.
+        rest: the factor of the leaves that no pattern takes; None: there must be none.
+
+    Returns:
+        A transformation with the state `PartitionState` of the patterns, which holds the counts
+        of schedules only; of a function the state is empty.
+
+    Raises:
+        ValueError: if a factor is negative, NaN or not a scalar; in `init` and `update`, if a
+            pattern matches no leaf, a leaf is in two patterns or, without `rest`, in none; the
+            message lists the paths.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = {"embedding": jnp.ones(1), "layer_0": jnp.ones(1), "layer_1": jnp.ones(1)}
+        >>> tx = gradtx.chain(gradtx.sgd(1.0), gradtx.multiply_learning_rate({"embedding": 0.1}))
+        >>> updates, _ = tx.update(params, tx.init(params))
+        >>> print(updates["embedding"], updates["layer_0"], updates["layer_1"])
+        [-0.1] [-1.] [-1.]
+
+        Rates that decay by the layer, the lower the smaller:
+
+        >>> depths = {"embedding": 2, "layer_0": 1, "layer_1": 0}
+        >>> tx = gradtx.multiply_learning_rate(lambda path: 0.5 ** depths[path])
+        >>> updates, _ = tx.update(params, tx.init(params))
+        >>> print(updates["embedding"], updates["layer_0"], updates["layer_1"])
+        [0.25] [0.5] [1.]
+    """
+    if not isinstance(factors, Mapping):
+        return _by_function(factors)
+    by_label: dict[str, ScalarOrSchedule] = dict(factors)
+    if rest is not None:
+        by_label[_REST] = rest
+    for label, factor in by_label.items():
+        check_hyperparameter(_OWNER, f"the factor of {label!r}", factor, NON_NEGATIVE)
+    kernel = Kernel(_OWNER, _multiplied, hyperparameters={"factor": NON_NEGATIVE})
+    return partition(
+        {label: lift(kernel, factor=factor) for label, factor in by_label.items()},
+        select.groups({pattern: pattern for pattern in factors}, None if rest is None else _REST),
+    )
+
+
+def _by_function(factor_of: Callable[[str], float]) -> Transformation:
+    if not callable(factor_of):
+        raise ValueError(
+            f"{_OWNER}: factors must map patterns to factors, or be a function of the path, got "
+            f"{factor_of!r}"
+        )
+
+    def factor_at(path: tuple[Any, ...], _: Any) -> float:
+        name = trees.path_name(path)
+        factor = factor_of(name)
+        check(_OWNER, f"the factor of {name!r}", factor, NON_NEGATIVE)
+        return float(factor)
+
+    def factors(tree: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(factor_at, tree)
+
+    kernel = Kernel(_OWNER, _multiplied, options=("factor",))
+    return lift(kernel, factor=PerLeaf(factors))
