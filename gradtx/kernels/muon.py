@@ -1,0 +1,231 @@
+"""Muon: momentum whose matrices are made orthogonal."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+from optax import ScalarOrSchedule
+from optax.contrib import MuonState
+
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, PerLeaf, Scalar, Slot, check_dtype
+from gradtx.kernels.adam import first_moment
+from gradtx.kernels.matrices import (
+    MatrixAxes,
+    WeightDimensionNumbers,
+    from_matrices,
+    matrix_axes,
+    to_matrices,
+)
+from gradtx.kernels.orthogonalize import (
+    NS_COEFFS,
+    Preconditioning,
+    newton_schulz,
+    newton_schulz_options,
+)
+from gradtx.lift import lift
+
+
+def _muon(
+    g,
+    *,
+    mu,
+    t,
+    ns_coeffs,
+    beta,
+    eps,
+    axes,
+    nesterov,
+    bias_correction,
+    adaptive,
+    ns_steps,
+    preconditioning,
+    ns_dtype,
+):
+    mu = beta * mu + (1 - beta) * g
+    m_hat = to_matrices(first_moment(g, mu, t, beta, nesterov, bias_correction), axes)
+    u = newton_schulz(
+        m_hat,
+        ns_coeffs,
+        eps,
+        ns_steps=ns_steps,
+        preconditioning=preconditioning,
+        ns_dtype=ns_dtype,
+    )
+    if adaptive:
+        u = jnp.sum(jnp.real(jnp.conj(m_hat) * u), axis=(-2, -1), keepdims=True) * u
+    return from_matrices(u, g.shape, axes), mu
+
+
+def scale_by_muon(
+    ns_coeffs: Any = NS_COEFFS,
+    ns_steps: int = 5,
+    beta: ScalarOrSchedule = 0.95,
+    eps: ScalarOrSchedule = 1e-8,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nesterov: bool = True,
+    adaptive: bool = False,
+    preconditioning: Preconditioning = "frobenius",
+    weight_dimension_numbers: WeightDimensionNumbers | None = None,
+    bias_correction: bool = True,
+    ns_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Bring all singular values of the momentum near 1: Muon's scaling.
+
+        M <- beta * M + (1 - beta) * G,    M_hat = M / (1 - beta^t)
+        U = NewtonSchulz(M_hat)
+
+    With nesterov M_hat = beta * M / (1 - beta^(t+1)) + (1 - beta) * G / (1 - beta^t). NewtonSchulz
+    turns U S V^H into U f(S) V^H: with the default coefficients five iterations lift every singular
+    value above 0.002 times the norm of the matrix into the band from 0.68 to 1.21.
+
+    Arrays of three and more axes are batches of matrices in the last two, such as layers that are
+    stacked for a scan; matrices of one shape go through the iterations together.
+
+    Args:
+        ns_coeffs: a, b, c of the iteration a * X + b * (X X^H) X + c * (X X^H)^2 X, or n such
+            triples for n iterations, or "standard" (the default) or "dion".
+        ns_steps: number of iterations, >= 1, where `ns_coeffs` is one triple.
+        beta: the share of M that is kept, in [0, 1); a number, a scalar array or a schedule.
+        eps: added to the norm that M_hat is divided by at the start, >= 0.
+        mu_dtype: the storage dtype of M; None: the parameter's, at least float32.
+        nesterov: whether to look one step ahead.
+        adaptive: whether to multiply U by the inner product <M_hat, U>, about the sum of the
+            singular values of M_hat, so that the step is that of steepest descent.
+        preconditioning: the further scaling at the start, which saves iterations: by the
+            "spectral" norm, the Schatten-4 norm ("schatten") or row by row ("aol"); "frobenius":
+            none beyond the Frobenius norm.
+        weight_dimension_numbers: `MuonDimensionNumbers`, a tree of them or a prefix of one, or a
+            function of the parameters that returns it: the axes that make up the rows and the
+            columns of each array's matrices; all others count the matrices. None: the last two.
+        bias_correction: whether to correct M; without it, and with nesterov, M_hat =
+            beta * M + (1 - beta) * G as in Jordan's own code.
+        ns_dtype: a narrower dtype for the factors of the products in the iteration, such as
+            bfloat16; None: that of the gradient, at least float32.
+
+    Returns:
+        The transformation, with the state `MuonState(count, mu, ns_coeffs)`.
+
+    Raises:
+        ValueError: if an argument lies outside its range; in `update`, if an array has no two
+            axes or not those that its dimension numbers name.
+
+    Source:
+        Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; Bernstein &
+        Newhouse 2024, "Old optimizer, new norm: an anthology", Story II (adaptive). optax
+        refuses arrays of more axes without dimension numbers, takes <M_hat, U> over all matrices
+        of an array, and scales by "aol" and "schatten" only where the gradient is not small.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_muon()
+        >>> updates, _ = tx.update(jnp.diag(jnp.array([3.0, 300.0])), tx.init(jnp.zeros((2, 2))))
+        >>> print(jnp.all((jnp.diag(updates) > 0.68) & (jnp.diag(updates) < 1.21)))
+        True
+    """
+    owner = "scale_by_muon"
+    coefficients, options = newton_schulz_options(
+        owner, ns_coeffs, ns_steps, preconditioning, ns_dtype
+    )
+    kernel = Kernel(
+        owner,
+        _muon,
+        slots=(Slot("mu", dtype=check_dtype(owner, "mu_dtype", mu_dtype)),),
+        scalars=(Scalar("ns_coeffs", fill=lambda parameters: coefficients),),
+        hyperparameters={"beta": DECAY, "eps": NON_NEGATIVE},
+        options=("axes", "nesterov", "bias_correction", "adaptive", *options),
+        state=MuonState,
+        elementwise=False,
+        stacked=True,
+        source="Jordan et al. 2024",
+    )
+    return lift(
+        kernel,
+        beta=beta,
+        eps=eps,
+        axes=_axes(owner, weight_dimension_numbers),
+        nesterov=bool(nesterov),
+        bias_correction=bool(bias_correction),
+        adaptive=bool(adaptive),
+        **options,
+    )
+
+
+def _axes(owner: str, numbers: WeightDimensionNumbers | None) -> PerLeaf:
+    return PerLeaf(lambda tree: matrix_axes(owner, numbers, tree))
+
+
+def _scale_by_shape(g, *, axes, consistent_rms):
+    fan_in, fan_out = _fans(g, axes)
+    return math.sqrt(max(fan_in, fan_out)) * consistent_rms * g
+
+
+def _scale_by_width(g, *, axes):
+    fan_in, fan_out = _fans(g, axes)
+    return math.sqrt(max(1.0, fan_out / max(fan_in, 1))) * g
+
+
+def _fans(g: jax.Array, axes: MatrixAxes) -> tuple[int, int]:
+    fan_in, fan_out = (math.prod(g.shape[axis] for axis in group) for group in axes)
+    return fan_in, fan_out
+
+
+def scale_by_shape(
+    weight_dimension_numbers: WeightDimensionNumbers | None = None,
+    consistent_rms: ScalarOrSchedule | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Fit the length of orthogonal matrices to their shape: the last factor of Muon.
+
+        u = sqrt(max(1, fan_out / fan_in)) * g,    or
+        u = consistent_rms * sqrt(max(fan_in, fan_out)) * g
+
+    The one keeps the size of a layer's outputs, the other the root mean square of the elements:
+    that of an orthogonal matrix is 1 / sqrt(max(fan_in, fan_out)).
+
+    Args:
+        weight_dimension_numbers: the axes of the matrices as in `scale_by_muon`.
+        consistent_rms: the root mean square of the elements, >= 0; None: the first form.
+
+    Returns:
+        The transformation; its state is empty, or counts steps for a schedule.
+
+    Raises:
+        ValueError: if `consistent_rms` is negative or NaN; in `update` as in `scale_by_muon`.
+
+    Source:
+        Jordan et al. 2024, "Muon"; Liu et al. 2025, "Muon is scalable for LLM training",
+        section 2.2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from gradtx.kernels.muon import scale_by_shape
+        >>> tx = scale_by_shape()
+        >>> print(tx.update(jnp.ones((1, 4)), tx.init(None))[0])
+        [[2. 2. 2. 2.]]
+    """
+    owner = "scale_by_shape"
+    axes = _axes(owner, weight_dimension_numbers)
+    if consistent_rms is None:
+        return lift(
+            Kernel(
+                owner,
+                _scale_by_width,
+                options=("axes",),
+                elementwise=False,
+                source="Jordan et al. 2024",
+            ),
+            axes=axes,
+        )
+    kernel = Kernel(
+        owner,
+        _scale_by_shape,
+        hyperparameters={"consistent_rms": NON_NEGATIVE},
+        options=("axes",),
+        elementwise=False,
+        source="Liu et al. 2025, section 2.2",
+    )
+    return lift(kernel, consistent_rms=consistent_rms, axes=axes)

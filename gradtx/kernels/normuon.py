@@ -1,0 +1,166 @@
+"""NorMuon: Muon with a learning rate for each neuron."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+from optax import ScalarOrSchedule
+
+from gradtx import trees
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Scalar, Slot, check_dtype
+from gradtx.kernels.adam import first_moment
+from gradtx.kernels.arithmetic import safe_divide
+from gradtx.kernels.matrices import WeightDimensionNumbers, as_matrices
+from gradtx.kernels.orthogonalize import (
+    NS_COEFFS,
+    Preconditioning,
+    newton_schulz,
+    newton_schulz_options,
+)
+from gradtx.lift import lift
+
+
+class NorMuonState(NamedTuple):
+    """The state of `scale_by_normuon`.
+
+    Attributes:
+        count: how many steps were taken, int32.
+        mu: the momentum M, in the layout of matrices.
+        nu: for each column of each matrix the average of its mean square.
+        ns_coeffs: the coefficients of the iteration.
+    """
+
+    count: jax.Array
+    mu: Any
+    nu: Any
+    ns_coeffs: jax.Array
+
+
+def _normuon(
+    g,
+    *,
+    mu,
+    nu,
+    ns_coeffs,
+    beta,
+    b2,
+    eps,
+    consistent_rms,
+    nesterov,
+    ns_steps,
+    preconditioning,
+    ns_dtype,
+):
+    mu = beta * mu + (1 - beta) * g
+    o = newton_schulz(
+        first_moment(g, mu, None, beta, nesterov, bias_correction=False),
+        ns_coeffs,
+        eps,
+        ns_steps=ns_steps,
+        preconditioning=preconditioning,
+        ns_dtype=ns_dtype,
+    )
+    rows = max(g.shape[-2], 1)
+    nu = b2 * nu + (1 - b2) * jnp.sum(trees.abs_squared(o), axis=-2) / rows
+    denominator = jnp.sqrt(nu)[..., None, :] + eps
+    u = safe_divide(o, jnp.broadcast_to(denominator, o.shape))
+    length = jnp.broadcast_to(trees.norm(u, axis=(-2, -1)), u.shape)
+    scale = consistent_rms * math.sqrt(g.shape[-2] * g.shape[-1])
+    return safe_divide(u, length) * scale, mu, nu
+
+
+def scale_by_normuon(
+    ns_coeffs: Any = NS_COEFFS,
+    ns_steps: int = 5,
+    beta: ScalarOrSchedule = 0.95,
+    b2: ScalarOrSchedule = 0.95,
+    eps: ScalarOrSchedule = 1e-8,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nesterov: bool = False,
+    preconditioning: Preconditioning = "frobenius",
+    weight_dimension_numbers: WeightDimensionNumbers | None = None,
+    consistent_rms: ScalarOrSchedule = 0.2,
+    ns_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Make momentum orthogonal, and even out the lengths of its columns: NorMuon's scaling.
+
+        M <- beta * M + (1 - beta) * G
+        O = NewtonSchulz(M)
+        v_j <- b2 * v_j + (1 - b2) * mean_i(O_ij^2)
+        N_ij = O_ij / (sqrt(v_j) + eps)
+        U = consistent_rms * sqrt(m * n) / ||N||_F * N
+
+    A column j of a kernel of shape (inputs, outputs) is a neuron; so each neuron gets a learning
+    rate of its own. The root mean square of the elements of U is `consistent_rms`.
+
+    Args:
+        ns_coeffs: the coefficients of the iteration as in `scale_by_muon`.
+        ns_steps: number of iterations, >= 1, where `ns_coeffs` is one triple.
+        beta: the share of M that is kept, in [0, 1); a number, a scalar array or a schedule.
+        b2: the share of v that is kept, in [0, 1).
+        eps: added to the norm of M and to the root of v, >= 0.
+        mu_dtype: the storage dtype of M; None: the parameter's, at least float32.
+        nesterov: whether to look one step ahead.
+        preconditioning: the scaling before the first iteration as in `scale_by_muon`.
+        weight_dimension_numbers: the axes of the matrices as in `scale_by_muon`.
+        consistent_rms: the root mean square of the elements of U, >= 0.
+        ns_dtype: the dtype of the iteration's factors as in `scale_by_muon`.
+
+    Returns:
+        The transformation, with the state `NorMuonState(count, mu, nu, ns_coeffs)`, whose `mu`
+        and `nu` belong to matrices in the last two axes.
+
+    Raises:
+        ValueError: if an argument lies outside its range; in `init` and `update`, if an array has
+            no two axes or not those that its dimension numbers name.
+
+    Source:
+        Li et al. 2025, "NorMuon: making Muon more efficient and scalable", Algorithm 1, whose
+        matrices are transposed: rows are neurons there.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_normuon()
+        >>> updates, _ = tx.update(jnp.diag(jnp.array([3.0, 300.0])), tx.init(jnp.zeros((2, 2))))
+        >>> print(f"{jnp.sqrt(jnp.mean(updates**2)):.3f}")
+        0.200
+    """
+    owner = "scale_by_normuon"
+    coefficients, options = newton_schulz_options(
+        owner, ns_coeffs, ns_steps, preconditioning, ns_dtype
+    )
+    kernel = Kernel(
+        owner,
+        _normuon,
+        slots=(
+            Slot("mu", dtype=check_dtype(owner, "mu_dtype", mu_dtype)),
+            Slot("nu", real=True, shape=lambda shape: (*shape[:-2], shape[-1])),
+        ),
+        scalars=(Scalar("ns_coeffs", fill=lambda parameters: coefficients),),
+        hyperparameters={
+            "beta": DECAY,
+            "b2": DECAY,
+            "eps": NON_NEGATIVE,
+            "consistent_rms": NON_NEGATIVE,
+        },
+        options=("nesterov", *options),
+        state=NorMuonState,
+        elementwise=False,
+        stacked=True,
+        source="Li et al. 2025, Algorithm 1",
+    )
+    tx = lift(
+        kernel,
+        beta=beta,
+        b2=b2,
+        eps=eps,
+        consistent_rms=consistent_rms,
+        nesterov=bool(nesterov),
+        **options,
+    )
+    return as_matrices(tx, weight_dimension_numbers)

@@ -1,0 +1,47 @@
+"""Products of matrices, and of matrices with arrays along one of their axes."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+
+def product(a: jax.Array, b: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
+    """Multiply matrices in the last two axes, in full precision also on accelerators.
+
+    Args:
+        a: matrices.
+        b: matrices of the same dtype.
+        dtype: narrower dtype to multiply in, the sums keeping that of `a`; None: that of `a`.
+    """
+    if dtype is None or jnp.iscomplexobj(a):
+        return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+    return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=a.dtype)
+
+
+def adjoint(x: jax.Array) -> jax.Array:
+    """The conjugate transposes of matrices in the last two axes."""
+    return jnp.conj(jnp.swapaxes(x, -1, -2))
+
+
+def gram_along(x: jax.Array, axis: int) -> jax.Array:
+    """X X^H for the unfolding X of an array along an axis, whose rows are the slices there."""
+    unfolded = jnp.moveaxis(x, axis, 0).reshape(x.shape[axis], x.size // x.shape[axis])
+    return product(unfolded, adjoint(unfolded))
+
+
+def squares_along(x: jax.Array, axis: int) -> jax.Array:
+    """The diagonal of `gram_along`."""
+    others = tuple(other for other in range(x.ndim) if other != axis)
+    return jnp.sum(jnp.real(x * jnp.conj(x)), axis=others)
+
+
+def multiply_along(matrix: jax.Array, x: jax.Array, axis: int) -> jax.Array:
+    """Multiply the unfolding of an array along an axis by a matrix from the left."""
+    moved = jnp.tensordot(matrix, x, axes=(1, axis), precision=lax.Precision.HIGHEST)
+    return jnp.moveaxis(moved, 0, axis)
+
+
+def matrix_axes_up_to(shape: tuple[int, ...], largest: int) -> list[int]:
+    """The axes to keep a square matrix for: those of at most this size; none of a vector."""
+    return [axis for axis, size in enumerate(shape) if len(shape) > 1 and size <= largest]

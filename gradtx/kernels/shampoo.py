@@ -1,0 +1,171 @@
+"""Shampoo: a preconditioner for each axis of an array, from the gradients' second moments there."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.typing import DTypeLike
+from optax import ScalarOrSchedule
+
+from gradtx.kernel import COUNT, DECAY, NON_NEGATIVE, Kernel, Range, Slot, check, check_dtype
+from gradtx.kernels.arithmetic import debias, log_decay
+from gradtx.kernels.products import (
+    adjoint,
+    gram_along,
+    matrix_axes_up_to,
+    multiply_along,
+    product,
+    squares_along,
+)
+from gradtx.lift import lift
+
+_SHARE = Range("in [0, 1]", lambda value: 0 <= value <= 1)
+
+
+class ShampooState(NamedTuple):
+    """The state of `scale_by_shampoo`.
+
+    Attributes:
+        count: how many steps were taken, int32.
+        mu: the average of the gradients.
+        statistics: for each parameter a list with the second moments along each axis: a matrix or
+            its diagonal; of a vector or a scalar, those of its elements.
+        roots: for each parameter the list of the inverse roots of those that are matrices.
+    """
+
+    count: jax.Array
+    mu: Any
+    statistics: Any
+    roots: Any
+
+
+def _shampoo(g, *, mu, statistics, roots, t, b1, b2, eps, update_interval, max_dimension):
+    mu = b1 * mu + (1 - b1) * g
+    if not g.size:
+        return g, mu, statistics, roots
+    matrices = matrix_axes_up_to(g.shape, max_dimension)
+    share = jnp.where(b2 == 1, 1.0, 1 - b2)
+    statistics = [
+        b2 * old + share * (gram_along if axis in matrices else squares_along)(g, axis)
+        for axis, old in enumerate(statistics)
+    ]
+    exponent = -1 / (2 * len(statistics))
+    weight = jnp.where(b2 == 1, 1.0, -jnp.expm1(t * log_decay(b2)))
+
+    def new_roots() -> list[jax.Array]:
+        pairs = [jnp.linalg.eigh(statistics[axis] / weight) for axis in matrices]
+        return [
+            product(vectors * _power(values, exponent, eps)[None, :], adjoint(vectors))
+            for values, vectors in pairs
+        ]
+
+    is_due = (t - 1) % update_interval == 0
+    roots = lax.cond(is_due, new_roots, lambda: roots) if matrices else roots
+    u = debias(mu, b1, t)
+    for axis, root in zip(matrices, roots, strict=True):
+        u = multiply_along(root, u, axis)
+    for axis, squares in enumerate(statistics):
+        if axis not in matrices:
+            factors = _power(jnp.real(squares) / weight, exponent, eps)
+            u = u * jnp.expand_dims(factors, [other for other in range(g.ndim) if other != axis])
+    return u, mu, statistics, roots
+
+
+def _power(values: jax.Array, exponent: float, eps: Any) -> jax.Array:
+    """(values + eps * max(values)) ** exponent, and 0 for what is 0."""
+    values = jnp.maximum(values, 0.0)
+    values = values + eps * jnp.max(values)
+    return jnp.where(values > 0, jnp.where(values > 0, values, 1.0) ** exponent, 0.0)
+
+
+def scale_by_shampoo(
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 1.0,
+    eps: ScalarOrSchedule = 1e-6,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    update_interval: int = 1,
+    max_dimension: int = 1024,
+) -> optax.GradientTransformationExtraArgs:
+    """Multiply the gradient by an inverse root of its second moments along each axis: Shampoo's.
+
+        M <- b1 * M + (1 - b1) * G,    M_hat = M / (1 - b1^t)
+        L <- b2 * L + (1 - b2) * G G^T,    R <- b2 * R + (1 - b2) * G^T G
+        U = L_hat^(-1/4) M_hat R_hat^(-1/4)
+
+    with L_hat = L / (1 - b2^t); for b2 = 1, as in the paper, L and R are sums: L <- L + G G^T. An
+    array of k axes has k such factors, each to the power -1 / (2k). The inverse roots are those of
+    L_hat + eps * lambda_max(L_hat) * I.
+
+    The factor of an axis that is longer than `max_dimension`, and that of a vector or a scalar,
+    has only its diagonal; so vectors get the steps of AdaGrad, or for b2 < 1 of RMSProp.
+
+    Args:
+        b1: the share of M that is kept, in [0, 1); a number, a scalar array or a schedule.
+        b2: the share of L and R that is kept, in [0, 1]; 1 adds up all gradients.
+        eps: added to the eigenvalues relative to the largest one, >= 0.
+        mu_dtype: the storage dtype of M; None: the parameter's, at least float32.
+        update_interval: after how many steps the roots are calculated anew, >= 1. In between, what
+            was zero in all gradients up to then is scaled by 0 or by eps alone.
+        max_dimension: the longest axis that gets a matrix, >= 1; it takes max_dimension^2 numbers
+            twice, and max_dimension^3 operations for the root.
+
+    Returns:
+        The transformation, with the state `ShampooState(count, mu, statistics, roots)`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Gupta, Koren & Singer 2018, "Shampoo: preconditioned stochastic tensor optimization",
+        Algorithms 1 and 2, which start from L = R = eps * I and have no momentum; averages and
+        momentum of the gradients as in Shi et al. 2023, "A distributed data-parallel PyTorch
+        implementation of the distributed Shampoo optimizer".
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_shampoo(eps=0.0)
+        >>> updates, _ = tx.update(jnp.diag(jnp.array([3.0, -300.0])), tx.init(jnp.zeros((2, 2))))
+        >>> print(updates.round(3) + 0.0)
+        [[ 1.  0.]
+         [ 0. -1.]]
+    """
+    owner = "scale_by_shampoo"
+    check(owner, "update_interval", update_interval, COUNT)
+    check(owner, "max_dimension", max_dimension, COUNT)
+
+    def statistics_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        if len(shape) < 2:
+            return [shape]
+        matrices = matrix_axes_up_to(shape, max_dimension)
+        return [(n, n) if axis in matrices else (n,) for axis, n in enumerate(shape)]
+
+    def root_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        return [(shape[axis],) * 2 for axis in matrix_axes_up_to(shape, max_dimension)]
+
+    kernel = Kernel(
+        owner,
+        _shampoo,
+        slots=(
+            Slot("mu", dtype=check_dtype(owner, "mu_dtype", mu_dtype)),
+            Slot("statistics", shape=statistics_shapes),
+            Slot("roots", shape=root_shapes),
+        ),
+        hyperparameters={"b1": DECAY, "b2": _SHARE, "eps": NON_NEGATIVE},
+        options=("update_interval", "max_dimension"),
+        state=ShampooState,
+        elementwise=False,
+        stacked=True,
+        source="Gupta et al. 2018, Algorithm 2",
+    )
+    return lift(
+        kernel,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        update_interval=int(update_interval),
+        max_dimension=int(max_dimension),
+    )

@@ -1,0 +1,208 @@
+"""SOAP: Adam in the eigenbasis of Shampoo's preconditioners."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.typing import DTypeLike
+from optax import ScalarOrSchedule
+
+from gradtx import trees
+from gradtx.kernel import COUNT, DECAY, NON_NEGATIVE, Kernel, Slot, check, check_dtype
+from gradtx.kernels.arithmetic import debias, safe_divide
+from gradtx.kernels.products import (
+    adjoint,
+    gram_along,
+    matrix_axes_up_to,
+    multiply_along,
+    product,
+)
+from gradtx.lift import lift
+
+# What counts as zero, in roundings of the root mean square: a product of matrices is off by a few,
+# which then moves an element by less than a hundredth of a step.
+_ROUNDINGS = 1024
+
+
+class SoapState(NamedTuple):
+    """The state of `scale_by_soap`.
+
+    Attributes:
+        count: how many steps were taken, int32.
+        mu: the average of the gradients.
+        nu: the average of their squares in the eigenbasis.
+        statistics: for each parameter a list with the second moments along each axis.
+        basis: for each parameter the list of orthogonal matrices whose columns are about the
+            eigenvectors of these.
+    """
+
+    count: jax.Array
+    mu: Any
+    nu: Any
+    statistics: Any
+    basis: Any
+
+
+def _soap(
+    g,
+    *,
+    mu,
+    nu,
+    statistics,
+    basis,
+    t,
+    b1,
+    b2,
+    shampoo_beta,
+    eps,
+    precondition_frequency,
+    max_precond_dim,
+):
+    if not g.size:
+        return g, mu, nu, statistics, basis
+    axes = matrix_axes_up_to(g.shape, max_precond_dim)
+
+    def into_basis(x: jax.Array) -> jax.Array:
+        for axis, q in zip(axes, basis, strict=True):
+            x = multiply_along(adjoint(q), x, axis)
+        return x
+
+    # The first step only starts the basis, which may not depend on the gradient that it rotates.
+    is_first = t == 1
+    adam_t = jnp.maximum(t - 1, 1.0)
+    mu = jnp.where(is_first, mu, b1 * mu + (1 - b1) * g)
+    nu = jnp.where(is_first, nu, b2 * nu + (1 - b2) * trees.abs_squared(into_basis(g)))
+    root = jnp.sqrt(debias(nu, b2, adam_t))
+    # What is zero in the basis is so only up to rounding, which must not grow to a full step.
+    rounding = _ROUNDINGS * jnp.finfo(g.dtype).eps * trees.norm(root) / math.sqrt(g.size)
+    rounding = rounding if axes else 0.0
+    u = safe_divide(into_basis(debias(mu, b1, adam_t)), root + (eps + rounding))
+    for axis, q in zip(axes, basis, strict=True):
+        u = multiply_along(q, u, axis)
+
+    statistics = [
+        shampoo_beta * old + (1 - shampoo_beta) * gram_along(g, axis)
+        for axis, old in zip(axes, statistics, strict=True)
+    ]
+    if axes:
+        is_due = (t - 1) % precondition_frequency == 0
+        nu, basis = lax.switch(
+            jnp.where(is_first, 0, jnp.where(is_due, 1, 2)),
+            (
+                lambda: (nu, [jnp.linalg.eigh(s)[1][:, ::-1] for s in statistics]),
+                lambda: _improved(nu, axes, statistics, basis),
+                lambda: (nu, basis),
+            ),
+        )
+    return u, mu, nu, statistics, basis
+
+
+def _improved(
+    nu: jax.Array, axes: list[int], statistics: list[jax.Array], basis: list[jax.Array]
+) -> tuple[jax.Array, list[jax.Array]]:
+    """One power iteration of the basis, which is put in the order of falling eigenvalues first."""
+    improved = []
+    for axis, statistic, q in zip(axes, statistics, basis, strict=True):
+        powers = product(statistic, q)
+        eigenvalues = jnp.sum(jnp.real(jnp.conj(q) * powers), axis=0)
+        order = jnp.argsort(eigenvalues, descending=True)
+        nu = jnp.take(nu, order, axis=axis)
+        improved.append(jnp.linalg.qr(jnp.take(powers, order, axis=1))[0])
+    return nu, improved
+
+
+def scale_by_soap(
+    b1: ScalarOrSchedule = 0.95,
+    b2: ScalarOrSchedule = 0.95,
+    shampoo_beta: ScalarOrSchedule | None = None,
+    eps: ScalarOrSchedule = 1e-8,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    precondition_frequency: int = 10,
+    max_precond_dim: int = 10000,
+) -> optax.GradientTransformationExtraArgs:
+    """Scale as Adam does, but in the eigenbasis of the gradients' second moments: SOAP's scaling.
+
+        M <- b1 * M + (1 - b1) * G,    M_hat = M / (1 - b1^s)
+        V <- b2 * V + (1 - b2) * (Q_L^T G Q_R)^2,    V_hat = V / (1 - b2^s)
+        U = Q_L ((Q_L^T M_hat Q_R) / (sqrt(V_hat) + eps)) Q_R^T
+        L <- shampoo_beta * L + (1 - shampoo_beta) * G G^T,    R likewise with G^T G
+
+    for s = t - 1. The first step, t = 1, only starts L and R, takes Q_L and Q_R as their
+    eigenvectors, and moves nothing. Whenever s is a multiple of `precondition_frequency` one power
+    iteration brings them up to date:
+
+        Q_L <- orthogonal factor of the QR decomposition of L Q_L
+
+    with columns, and V with them, in the order of falling eigenvalues. An array of k axes has k
+    bases. A vector or a scalar gets Adam's steps, as does an array along axes that are longer than
+    `max_precond_dim`.
+
+    In a basis, eps is increased by 1024 machine epsilons of the root mean square of sqrt(V_hat): a
+    gradient of low rank has elements there that are zero but for rounding.
+
+    Args:
+        b1: the share of M that is kept, in [0, 1); a number, a scalar array or a schedule.
+        b2: the share of V that is kept, in [0, 1).
+        shampoo_beta: the share of L and R that is kept, in [0, 1); None: b2.
+        eps: added to the root, >= 0.
+        mu_dtype: the storage dtype of M; None: the parameter's, at least float32.
+        precondition_frequency: after how many steps the bases are brought up to date, >= 1.
+        max_precond_dim: the longest axis that gets a basis, >= 1.
+
+    Returns:
+        The transformation, with the state `SoapState(count, mu, nu, statistics, basis)`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Vyas et al. 2024, "SOAP: improving and stabilizing Shampoo using Adam", Algorithms 3 and 4,
+        with Adam's bias correction, and the order of the columns and the first step as in the
+        authors' code.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> tx = gradtx.scale_by_soap()
+        >>> g = jnp.array([[3.0, 4.0], [0.0, 0.0]])
+        >>> updates, state = tx.update(g, tx.init(g))
+        >>> updates, state = tx.update(g, state)
+        >>> print(f"{updates[0, 0]:.2f} {updates[0, 1]:.2f}")
+        0.60 0.80
+    """
+    owner = "scale_by_soap"
+    check(owner, "precondition_frequency", precondition_frequency, COUNT)
+    check(owner, "max_precond_dim", max_precond_dim, COUNT)
+
+    def squares(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        return [(shape[axis],) * 2 for axis in matrix_axes_up_to(shape, max_precond_dim)]
+
+    kernel = Kernel(
+        owner,
+        _soap,
+        slots=(
+            Slot("mu", dtype=check_dtype(owner, "mu_dtype", mu_dtype)),
+            Slot("nu", real=True),
+            Slot("statistics", shape=squares),
+            Slot("basis", fill=lambda shape, dtype: jnp.eye(*shape, dtype=dtype), shape=squares),
+        ),
+        hyperparameters={"b1": DECAY, "b2": DECAY, "shampoo_beta": DECAY, "eps": NON_NEGATIVE},
+        options=("precondition_frequency", "max_precond_dim"),
+        state=SoapState,
+        elementwise=False,
+        stacked=True,
+        source="Vyas et al. 2024, Algorithm 3",
+    )
+    return lift(
+        kernel,
+        b1=b1,
+        b2=b2,
+        shampoo_beta=b2 if shampoo_beta is None else shampoo_beta,
+        eps=eps,
+        precondition_frequency=int(precondition_frequency),
+        max_precond_dim=int(max_precond_dim),
+    )

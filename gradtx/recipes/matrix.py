@@ -1,0 +1,260 @@
+"""Muon and NorMuon for the matrices among the parameters, AdamW for everything else."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+from optax import GradientTransformationExtraArgs as Transformation
+from optax import ScalarOrSchedule
+
+from gradtx.compose.groups import partition
+from gradtx.compose.sequence import chain
+from gradtx.kernels.matrices import WeightDimensionNumbers, spread_numbers
+from gradtx.kernels.muon import scale_by_muon, scale_by_shape
+from gradtx.kernels.normuon import scale_by_normuon
+from gradtx.kernels.orthogonalize import NS_COEFFS, Preconditioning
+from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
+from gradtx.recipes.adam import adamw
+from gradtx.select import Mask
+
+
+def muon(
+    learning_rate: ScalarOrSchedule,
+    ns_coeffs: Any = NS_COEFFS,
+    ns_steps: int = 5,
+    beta: ScalarOrSchedule = 0.95,
+    eps: ScalarOrSchedule = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nesterov: bool = True,
+    adaptive: bool = False,
+    preconditioning: Preconditioning = "frobenius",
+    adam_b1: ScalarOrSchedule = 0.9,
+    adam_b2: ScalarOrSchedule = 0.999,
+    adam_eps_root: ScalarOrSchedule = 0.0,
+    adam_weight_decay: ScalarOrSchedule = 0.0,
+    adam_learning_rate: ScalarOrSchedule | None = None,
+    muon_weight_dimension_numbers: WeightDimensionNumbers | None = None,
+    consistent_rms: ScalarOrSchedule | None = None,
+    bias_correction: bool = True,
+    ns_dtype: DTypeLike | None = None,
+) -> Transformation:
+    """Muon: momentum that is made orthogonal, for the matrices; AdamW for everything else.
+
+        M <- beta * M + (1 - beta) * G,    M_hat = M / (1 - beta^t)
+        O = NewtonSchulz(M_hat) * sqrt(max(1, fan_out / fan_in))
+        u = -learning_rate * (O + weight_decay * p)
+
+    with nesterov and the iteration as in `scale_by_muon`; with `consistent_rms` the factor is
+    consistent_rms * sqrt(max(fan_in, fan_out)).
+
+    An array of three and more axes is a batch of matrices in the last two, such as layers that are
+    stacked for a scan. Say by dimension numbers where that is not so: for convolutions in the
+    layout (height, width, inputs, outputs) MuonDimensionNumbers((0, 1, 2), 3), for attention heads
+    (width, heads, size) that are matrices of their own MuonDimensionNumbers(0, 2), and None for
+    embeddings and output layers, which go to AdamW.
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        ns_coeffs: coefficients of the iteration, see `scale_by_muon`.
+        ns_steps: number of iterations, >= 1.
+        beta: the share of M that is kept, in [0, 1).
+        eps: added to the norm of M_hat, and to AdamW's root, >= 0.
+        weight_decay: the share of the matrices that decays, >= 0, times the learning rate.
+        weight_decay_mask: the matrices to decay: a tree of booleans, a function of the parameters
+            that returns one, or a `gradtx.select(...)`; None: all of them.
+        mu_dtype: the storage dtype of first moments; None: the parameter's, at least float32.
+        nesterov: whether to look one step ahead, also in AdamW.
+        adaptive: whether to multiply by the inner product <M_hat, O>.
+        preconditioning: the scaling before the first iteration, see `scale_by_muon`.
+        adam_b1: AdamW's decay of the first moment, in [0, 1).
+        adam_b2: AdamW's decay of the second moment, in [0, 1).
+        adam_eps_root: added inside AdamW's root, >= 0.
+        adam_weight_decay: AdamW's weight decay, >= 0.
+        adam_learning_rate: AdamW's step size; None: `learning_rate`.
+        muon_weight_dimension_numbers: a tree of `MuonDimensionNumbers`, and of None for what goes
+            to AdamW, or a prefix of one, or a function of the parameters that returns it; None:
+            all arrays of two and more axes are matrices in the last two.
+        consistent_rms: the root mean square of the elements of O, >= 0; 0.2 suits learning rates
+            and weight decay of AdamW; None: the factor above.
+        bias_correction: whether to correct M; see `scale_by_muon`.
+        ns_dtype: a narrower dtype for the products of the iteration, such as bfloat16.
+
+    Returns:
+        The partition of the parameters into "muon" and "adam".
+
+    Raises:
+        ValueError: if an argument lies outside its range; in `init`, if the dimension numbers do
+            not fit the parameters.
+
+    Source:
+        Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; Liu et al.
+        2025, "Muon is scalable for LLM training". optax gives arrays of three and more axes to
+        AdamW unless they have dimension numbers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
+        >>> grads = {"kernel": jnp.diag(jnp.array([3.0, 300.0])), "bias": jnp.array([1.0, -9.0])}
+        >>> tx = gradtx.muon(0.1)
+        >>> updates, state = tx.update(grads, tx.init(params), params)
+        >>> print(updates["kernel"].round(1) + 0.0)
+        [[-0.1  0. ]
+         [ 0.  -0.1]]
+        >>> print(list(state.inner_states))
+        ['muon', 'adam']
+    """
+    return _partition_matrices(
+        "muon",
+        chain(
+            scale_by_muon(
+                ns_coeffs,
+                ns_steps,
+                beta,
+                eps,
+                mu_dtype,
+                nesterov=nesterov,
+                adaptive=adaptive,
+                preconditioning=preconditioning,
+                weight_dimension_numbers=muon_weight_dimension_numbers,
+                bias_correction=bias_correction,
+                ns_dtype=ns_dtype,
+            ),
+            scale_by_shape(muon_weight_dimension_numbers, consistent_rms),
+            add_decayed_weights(weight_decay, weight_decay_mask),
+            scale_by_learning_rate(learning_rate),
+        ),
+        adamw(
+            learning_rate if adam_learning_rate is None else adam_learning_rate,
+            adam_b1,
+            adam_b2,
+            eps,
+            adam_eps_root,
+            mu_dtype,
+            adam_weight_decay,
+            nesterov=nesterov,
+        ),
+        muon_weight_dimension_numbers,
+    )
+
+
+def _partition_matrices(
+    name: str,
+    of_matrices: Transformation,
+    of_others: Transformation,
+    numbers: WeightDimensionNumbers | None,
+) -> Transformation:
+    def labels(params: Any) -> Any:
+        if numbers is None:
+            return jax.tree.map(lambda leaf: name if np.ndim(leaf) >= 2 else "adam", params)
+        own = spread_numbers(name, numbers, params)
+        return jax.tree.map(lambda _, given: name if given else "adam", params, own)
+
+    return partition({name: of_matrices, "adam": of_others}, labels)
+
+
+def normuon(
+    learning_rate: ScalarOrSchedule,
+    ns_coeffs: Any = NS_COEFFS,
+    ns_steps: int = 5,
+    beta: ScalarOrSchedule = 0.95,
+    b2: ScalarOrSchedule = 0.95,
+    eps: ScalarOrSchedule = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nesterov: bool = False,
+    preconditioning: Preconditioning = "frobenius",
+    adam_b1: ScalarOrSchedule = 0.9,
+    adam_b2: ScalarOrSchedule = 0.999,
+    adam_eps_root: ScalarOrSchedule = 0.0,
+    adam_weight_decay: ScalarOrSchedule = 0.0,
+    adam_learning_rate: ScalarOrSchedule | None = None,
+    muon_weight_dimension_numbers: WeightDimensionNumbers | None = None,
+    consistent_rms: ScalarOrSchedule = 0.2,
+    ns_dtype: DTypeLike | None = None,
+) -> Transformation:
+    """NorMuon: Muon with a learning rate for each neuron; AdamW for what is no matrix.
+
+        M <- beta * M + (1 - beta) * G,    O = NewtonSchulz(M)
+        v_j <- b2 * v_j + (1 - b2) * mean_i(O_ij^2),    N_ij = O_ij / (sqrt(v_j) + eps)
+        u = -learning_rate * (consistent_rms * sqrt(m * n) / ||N||_F * N + weight_decay * p)
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule. With the default
+            `consistent_rms` those of AdamW are a good start.
+        ns_coeffs: coefficients of the iteration, see `scale_by_muon`.
+        ns_steps: number of iterations, >= 1.
+        beta: the share of M that is kept, in [0, 1).
+        b2: the share of v that is kept, in [0, 1).
+        eps: added to the norm of M, to the root of v and to AdamW's root, >= 0.
+        weight_decay: the share of the matrices that decays, >= 0, times the learning rate.
+        weight_decay_mask: the matrices to decay as in `muon`; None: all of them.
+        mu_dtype: the storage dtype of first moments; None: the parameter's, at least float32.
+        nesterov: whether to look one step ahead, also in AdamW.
+        preconditioning: the scaling before the first iteration, see `scale_by_muon`.
+        adam_b1: AdamW's decay of the first moment, in [0, 1).
+        adam_b2: AdamW's decay of the second moment, in [0, 1).
+        adam_eps_root: added inside AdamW's root, >= 0.
+        adam_weight_decay: AdamW's weight decay, >= 0.
+        adam_learning_rate: AdamW's step size; None: `learning_rate`.
+        muon_weight_dimension_numbers: which arrays are matrices along which axes, as in `muon`.
+        consistent_rms: the root mean square of a step's elements, >= 0, times the learning rate.
+        ns_dtype: a narrower dtype for the products of the iteration, such as bfloat16.
+
+    Returns:
+        The partition of the parameters into "normuon" and "adam".
+
+    Raises:
+        ValueError: if an argument lies outside its range; in `init`, if the dimension numbers do
+            not fit the parameters.
+
+    Source:
+        Li et al. 2025, "NorMuon: making Muon more efficient and scalable", Algorithm 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = {"kernel": jnp.zeros((4, 2)), "bias": jnp.zeros(2)}
+        >>> grads = {"kernel": jnp.eye(4, 2) + 1.0, "bias": jnp.ones(2)}
+        >>> tx = gradtx.normuon(0.1)
+        >>> updates, _ = tx.update(grads, tx.init(params), params)
+        >>> print(f"{jnp.sqrt(jnp.mean(updates['kernel'] ** 2)):.3f}")
+        0.020
+    """
+    return _partition_matrices(
+        "normuon",
+        chain(
+            scale_by_normuon(
+                ns_coeffs,
+                ns_steps,
+                beta,
+                b2,
+                eps,
+                mu_dtype,
+                nesterov=nesterov,
+                preconditioning=preconditioning,
+                weight_dimension_numbers=muon_weight_dimension_numbers,
+                consistent_rms=consistent_rms,
+                ns_dtype=ns_dtype,
+            ),
+            add_decayed_weights(weight_decay, weight_decay_mask),
+            scale_by_learning_rate(learning_rate),
+        ),
+        adamw(
+            learning_rate if adam_learning_rate is None else adam_learning_rate,
+            adam_b1,
+            adam_b2,
+            eps,
+            adam_eps_root,
+            mu_dtype,
+            adam_weight_decay,
+            nesterov=nesterov,
+        ),
+        muon_weight_dimension_numbers,
+    )

@@ -1,0 +1,149 @@
+"""Shampoo and SOAP: preconditioners for each axis of a parameter."""
+
+from jax.typing import DTypeLike
+from optax import GradientTransformation, ScalarOrSchedule
+from optax import GradientTransformationExtraArgs as Transformation
+
+from gradtx.compose.sequence import chain
+from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
+from gradtx.kernels.shampoo import scale_by_shampoo
+from gradtx.kernels.soap import scale_by_soap
+from gradtx.select import Mask
+from gradtx.wrappers.grafting import graft
+
+
+def shampoo(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 1.0,
+    eps: ScalarOrSchedule = 1e-6,
+    weight_decay: ScalarOrSchedule = 0.0,
+    mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    update_interval: int = 1,
+    max_dimension: int = 1024,
+    grafting: GradientTransformation | None = None,
+) -> Transformation:
+    """Shampoo: the gradient times an inverse root of its second moments along each axis.
+
+        M <- b1 * M + (1 - b1) * G,    M_hat = M / (1 - b1^t)
+        L <- b2 * L + (1 - b2) * G G^T,    R <- b2 * R + (1 - b2) * G^T G
+        u = -learning_rate * (L_hat^(-1/4) M_hat R_hat^(-1/4) + weight_decay * p)
+
+    with sums in place of L_hat and R_hat for b2 = 1; see `scale_by_shampoo`.
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        b1: the share of M that is kept, in [0, 1).
+        b2: the share of L and R that is kept, in [0, 1]; 1 adds up all gradients.
+        eps: added to the eigenvalues of L and R relative to the largest one, >= 0.
+        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
+        mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
+            one, or a `gradtx.select(...)`; None: all leaves.
+        mu_dtype: the storage dtype of M; None: the parameter's, at least float32.
+        update_interval: after how many steps the roots are calculated anew, >= 1.
+        max_dimension: the longest axis that gets a matrix; longer ones get its diagonal.
+        grafting: a transformation whose updates give the length of each array's step, such as
+            `scale_by_rss()` or `scale_by_adam()`; None: no grafting.
+
+    Returns:
+        The chain of `scale_by_shampoo`, in a `graft` if asked for, `add_decayed_weights` and
+        `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Gupta, Koren & Singer 2018, "Shampoo: preconditioned stochastic tensor optimization",
+        Algorithms 1 and 2; Anil et al. 2020, "Scalable second order optimization for deep
+        learning" (grafting).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = jnp.zeros((2, 2))
+        >>> tx = gradtx.shampoo(0.5)
+        >>> updates, _ = tx.update(jnp.diag(jnp.array([3.0, 300.0])), tx.init(params), params)
+        >>> print(updates.round(2) + 0.0)
+        [[-0.5  0. ]
+         [ 0.  -0.5]]
+    """
+    scaled = scale_by_shampoo(
+        b1, b2, eps, mu_dtype, update_interval=update_interval, max_dimension=max_dimension
+    )
+    return chain(
+        scaled if grafting is None else graft(grafting, scaled),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def soap(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.95,
+    b2: ScalarOrSchedule = 0.95,
+    shampoo_beta: ScalarOrSchedule | None = None,
+    eps: ScalarOrSchedule = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.01,
+    mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    precondition_frequency: int = 10,
+    max_precond_dim: int = 10000,
+) -> Transformation:
+    """SOAP: AdamW in the eigenbasis of Shampoo's preconditioners.
+
+        M <- b1 * M + (1 - b1) * G
+        V <- b2 * V + (1 - b2) * (Q_L^T G Q_R)^2
+        u = -learning_rate * (Q_L ((Q_L^T M_hat Q_R) / (sqrt(V_hat) + eps)) Q_R^T
+                              + weight_decay * p)
+
+    where the columns of Q_L and Q_R are about the eigenvectors of averages of G G^T and G^T G; see
+    `scale_by_soap`. The first step starts these, and only decays the weights.
+
+    Args:
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        b1: the share of M that is kept, in [0, 1).
+        b2: the share of V that is kept, in [0, 1).
+        shampoo_beta: the share of the averages of G G^T and G^T G that is kept; None: b2.
+        eps: added to the root, >= 0.
+        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
+        mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
+            one, or a `gradtx.select(...)`; None: all leaves.
+        mu_dtype: the storage dtype of M; None: the parameter's, at least float32.
+        precondition_frequency: after how many steps the bases are brought up to date, >= 1.
+        max_precond_dim: the longest axis that gets a basis, >= 1.
+
+    Returns:
+        The chain of `scale_by_soap`, `add_decayed_weights` and `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Vyas et al. 2024, "SOAP: improving and stabilizing Shampoo using Adam", Algorithm 3.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params, g = jnp.zeros((2, 2)), jnp.array([[3.0, 4.0], [0.0, 0.0]])
+        >>> tx = gradtx.soap(0.5)
+        >>> _, state = tx.update(g, tx.init(params), params)
+        >>> updates, _ = tx.update(g, state, params)
+        >>> print(f"{updates[0, 0]:.2f} {updates[0, 1]:.2f}")
+        -0.30 -0.40
+    """
+    return chain(
+        scale_by_soap(
+            b1,
+            b2,
+            shampoo_beta,
+            eps,
+            mu_dtype,
+            precondition_frequency=precondition_frequency,
+            max_precond_dim=max_precond_dim,
+        ),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    )

@@ -1,0 +1,88 @@
+"""The length of one optimizer's steps for the direction of another's."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradtx import trees
+from gradtx.compose.parts import Part, composed
+from gradtx.compose.sequence import as_transformation
+from gradtx.kernels.arithmetic import safe_divide
+
+
+class GraftState(NamedTuple):
+    """The state of `graft`.
+
+    Attributes:
+        magnitude: the state of the transformation that gives the lengths.
+        direction: the state of the transformation that gives the directions.
+    """
+
+    magnitude: Any
+    direction: Any
+
+
+def graft(
+    magnitude: optax.GradientTransformation, direction: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    """Give each array's step the length of one optimizer's and the direction of another's.
+
+        u = ||m|| / ||d|| * d,    m = magnitude(g), d = direction(g)
+
+    and u = 0 where d = 0. A learning rate that was tuned for the one so fits the other.
+
+    Args:
+        magnitude: the transformation whose updates give the lengths.
+        direction: the transformation whose updates give the directions.
+
+    Returns:
+        A transformation with the state `GraftState(magnitude, direction)`.
+
+    Raises:
+        ValueError: if an argument is not a transformation.
+
+    Source:
+        Agarwal et al. 2020, "Disentangling adaptive gradient methods from learning rates",
+        Algorithm 1, layer by layer.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from gradtx import identity, sign_sgd
+        >>> from gradtx.wrappers.grafting import graft
+        >>> tx = graft(magnitude=identity(), direction=sign_sgd(1.0))
+        >>> g = {"w": jnp.array([30.0, 40.0, 0.0, 0.0])}
+        >>> print(tx.update(g, tx.init(g))[0]["w"].round(1) + 0.0)
+        [-35.4 -35.4   0.    0. ]
+    """
+    owner = "graft"
+    magnitude = as_transformation(owner, "magnitude", magnitude)
+    direction = as_transformation(owner, "direction", direction)
+
+    def init(params: Any) -> GraftState:
+        return GraftState(magnitude.init(params), direction.init(params))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        lengths, magnitude_state = magnitude.update(updates, state.magnitude, params, **extra)
+        directions, direction_state = direction.update(updates, state.direction, params, **extra)
+        leaves, treedef = trees.flatten(directions)
+        others = trees.flatten_like(owner, "the lengths", lengths, "the directions", directions)
+        grafted = [
+            _grafted(jnp.asarray(m), jnp.asarray(d)) if trees.is_parameter(d) else d
+            for m, d in zip(others, leaves, strict=True)
+        ]
+        return treedef.unflatten(grafted), GraftState(magnitude_state, direction_state)
+
+    return composed(
+        owner, (Part("magnitude", magnitude), Part("direction", direction)), init, update
+    )
+
+
+@jax.jit
+def _grafted(m: jax.Array, d: jax.Array) -> jax.Array:
+    dtype = trees.compute_dtype(d.dtype)
+    wide = d.astype(dtype)
+    unit = safe_divide(wide, jnp.broadcast_to(trees.norm(wide), d.shape).astype(dtype))
+    length = jnp.broadcast_to(trees.norm(m.astype(dtype)), d.shape)
+    return (unit * length.astype(dtype)).astype(d.dtype)
