@@ -5,13 +5,21 @@ read once, when the backend starts.
 """
 
 import os
+from importlib.metadata import version
 
-os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
-).strip()
+# Most of the tests' time is compilation. The older code generator takes half of it; jaxlib 0.12
+# does not have it any more, and ends the process at a flag that it does not know.
+_IS_OLD = tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11)
+_FLAGS = ["--xla_force_host_platform_device_count=8"]
+_FLAGS += ["--xla_cpu_use_fusion_emitters=false"] if _IS_OLD else []
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import hypothesis
 import jax
 
+# Tests never time anything, and the first example of a test compiles.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import optax
 import pytest
 
 import gradtx
@@ -16,13 +15,14 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 
 # Each part may import the parts before it. The rest of the library uses public names only.
 LAYERS = [
-    ("trees.py", "kernel.py", "updates.py"),
+    ("trees.py", "kernel.py", "updates.py", "tables.py"),
     ("select.py",),
     ("compose/",),
-    ("lift.py", "leaf.py"),
+    ("lift.py", "leaf.py", "agreement.py"),
     ("kernels/",),
-    ("wrappers/",),
+    ("wrappers/", "schedules.py"),
     ("recipes/",),
+    ("inspection/",),
 ]
 ALONE = ("initializers/", "normalization/")
 
@@ -70,34 +70,6 @@ def test_public_names_are_listed_once_and_documented():
             assert ">>>" in (thing.__doc__ or ""), f"{name} has no example"
 
 
-def optax_twins():
-    """The functions that both libraries have, and ours is not optax's own."""
-    for name in gradtx.__all__:
-        ours, theirs = getattr(gradtx, name), getattr(optax, name, None)
-        if theirs is not None and ours is not theirs and inspect.isfunction(ours):
-            yield name
-
-
-@pytest.mark.parametrize("name", sorted(optax_twins()))
-def test_arguments_are_those_of_optax_with_ours_behind(name):
-    ours = inspect.signature(getattr(gradtx, name)).parameters
-    theirs = dict(inspect.signature(getattr(optax, name)).parameters)
-    if name == "add_noise":
-        del theirs["seed"]  # deprecated in optax
-    if name in ("nadam", "nadamw"):
-        del theirs["nesterov"]  # a partial application, in which it is always true
-    if name == "global_norm":
-        assert next(iter(ours)) == next(iter(theirs))
-        return
-    # Names, order and defaults; what only we have comes behind, by keyword.
-    positional = [p for p in ours.values() if p.kind is not p.KEYWORD_ONLY]
-    expected = [p for p in theirs.values() if p.kind is not p.KEYWORD_ONLY]
-    assert [p.name for p in positional] == [p.name for p in expected]
-    for parameter in theirs.values():
-        assert ours[parameter.name].default == parameter.default, parameter.name
-        assert ours[parameter.name].kind == parameter.kind, parameter.name
-
-
 def test_library_needs_its_four_dependencies_only():
     program = (
         "import sys, gradtx\n"
@@ -109,6 +81,19 @@ def test_library_needs_its_four_dependencies_only():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_import_starts_no_devices():
+    # jax.distributed.initialize must come before that.
+    program = (
+        "import gradtx\n"
+        "from jax._src import xla_bridge\n"
+        "print(xla_bridge.backends_are_initialized())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "False"
 
 
 def test_modules_are_reached_as_attributes():
