@@ -67,7 +67,7 @@ def test_with_a_block_for_each_element_it_is_adam():
         (-1, (0, 3), (1, 3)),
         (-1, (3, 0), (1, 0)),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_shape_of_the_second_moment(blocks, shape, expected):
     tx = gradtx.scale_by_adamini(blocks=blocks)

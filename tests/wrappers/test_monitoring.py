@@ -169,7 +169,7 @@ def test_the_state_of_other_measures_is_refused():
             measure_name=(3, None),
             measure=("sum", None),
         ),
-        *wrong_arguments(gradtx.monitor, {}, measures=(jnp.sum, {"measure": "sum"}, {3: jnp.sum})),
+        *wrong_arguments(gradtx.monitor, {}, measures=(jnp.sum, {"measure": "sum"}, {3: abs})),
         *wrong_arguments(
             gradtx.measure_with_ema,
             {"measure": jnp.sum, "decay": 0.9},
