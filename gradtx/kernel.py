@@ -51,8 +51,13 @@ class Range(NamedTuple):
 
 ANY_NUMBER = Range("a number, not NaN", lambda value: not math.isnan(value))
 NON_NEGATIVE = Range(">= 0 and not NaN", lambda value: value >= 0)
+POSITIVE = Range("> 0", lambda value: value > 0)
+POSITIVE_FINITE = Range("> 0 and finite", lambda value: 0 < value < math.inf)
 DECAY = Range("in [0, 1)", lambda value: 0 <= value < 1)
-COUNT = Range("a whole number >= 1", lambda value: value >= 1 and float(value).is_integer())
+SHARE = Range("in [0, 1]", lambda value: 0 <= value <= 1)
+PROPER_SHARE = Range("in (0, 1)", lambda value: 0 < value < 1)
+COUNT = Range("a whole number >= 1", lambda value: value >= 1 and value.is_integer())
+COUNT_OR_ZERO = Range("a whole number >= 0", lambda value: value >= 0 and value.is_integer())
 
 
 def check(owner: str, argument: str, value: Any, valid: Range) -> None:

@@ -46,11 +46,11 @@ def start_slot(
         return jnp.array(parameter, dtype)
     shapes = slot.shape_for(np.shape(parameter), options)
     fill = slot.fill
-    if shapes == np.shape(parameter) and not callable(fill):
-        # Like the parameter in sharding too.
-        return jnp.full_like(parameter, number(fill), dtype=dtype)
 
     def make(shape: tuple[int, ...]) -> jax.Array:
+        if shape == np.shape(parameter) and not callable(fill):
+            # Like the parameter in sharding too.
+            return jnp.full_like(parameter, number(fill), dtype=dtype)
         return fill(shape, dtype) if callable(fill) else jnp.full(shape, number(fill), dtype)
 
     return [make(shape) for shape in shapes] if isinstance(shapes, list) else make(shapes)

@@ -157,7 +157,7 @@ class _Lifted:
         kernel = self.kernel
         count, inner = self._unpack(state)
         gradients, treedef = trees.flatten(updates)
-        slots = [
+        stored = [
             trees.flatten_like(
                 kernel.name,
                 f"the state's {slot.name}",
@@ -168,6 +168,7 @@ class _Lifted:
             )
             for slot in kernel.slots
         ]
+        slots = [[_as_list(part) for part in parts] for parts in stored]
         parameters = self._parameters(params, updates, len(gradients))
         own = self.own_options(
             updates if params is None else params, updates, len(gradients), self.per_leaf
@@ -209,8 +210,8 @@ class _Lifted:
                     slot[i] = value
 
         fields = {
-            slot.name: treedef.unflatten(leaves)
-            for slot, leaves in zip(kernel.slots, slots, strict=True)
+            slot.name: treedef.unflatten(map(_in_container_of, old, new))
+            for slot, old, new in zip(kernel.slots, stored, slots, strict=True)
         }
         fields |= new_scalars
         fields |= {name: optax.safe_increment(getattr(inner, name)) for name in kernel.counts}
@@ -364,6 +365,21 @@ class _Lifted:
             return None, [None] * number
         new_key, sample_key = jax.random.split(inner.rng_key)
         return new_key, list(jax.random.split(sample_key, number)) if number else []
+
+
+def _is_container(part: Any) -> bool:
+    """Whether a part of a state is a list of arrays in the guise that flax.nnx gives it."""
+    return not (part is None or isinstance(part, list) or jax.tree_util.all_leaves([part]))
+
+
+def _as_list(part: Any) -> Any:
+    return jax.tree.leaves(part) if _is_container(part) else part
+
+
+def _in_container_of(old: Any, new: Any) -> Any:
+    if not _is_container(old):
+        return new
+    return jax.tree.unflatten(jax.tree.structure(old), jax.tree.leaves(new))
 
 
 def evaluate(schedule: Callable[[jax.Array], Any], count: jax.Array) -> jax.Array:

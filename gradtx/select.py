@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import jax
 import numpy as np
 
+from gradtx.kernel import PerLeaf
 from gradtx.trees import path_name
 
 Specification: TypeAlias = Any
@@ -235,6 +236,18 @@ def mask_for(owner: str, mask: Mask, tree: Any) -> Any:
     if wrong:
         raise ValueError(f"{owner}: a mask has single booleans for leaves, got {wrong[0]!r}")
     return flags
+
+
+def flag_of_each_leaf(owner: str, mask: Mask) -> PerLeaf:
+    """Whether a mask chooses a leaf, as an option of a kernel; None and True choose all."""
+
+    def choose(tree: Any) -> Any:
+        flags = True if mask is None else mask_for(owner, mask, tree)
+        return jax.tree.map(
+            lambda flag, part: jax.tree.map(lambda _: bool(flag), part), flags, tree
+        )
+
+    return PerLeaf(choose)
 
 
 def _is_boolean(flag: Any) -> bool:

@@ -9,9 +9,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from gradtx import trees
-from gradtx.kernel import COUNT, Range, check
-
-_SHARE = Range("in [0, 1]", lambda value: 0 <= value <= 1)
+from gradtx.kernel import COUNT, SHARE, check
 
 
 def apply_updates(params: Any, updates: Any) -> Any:
@@ -84,7 +82,7 @@ def incremental_update(new_tensors: Any, old_tensors: Any, step_size: ArrayLike)
         [1.]
     """
     owner = "incremental_update"
-    check(owner, "step_size", step_size, _SHARE)
+    check(owner, "step_size", step_size, SHARE)
     targets, treedef = trees.flatten(new_tensors)
     starts = trees.flatten_like(owner, "old_tensors", old_tensors, "new_tensors", new_tensors)
 

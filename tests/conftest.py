@@ -9,10 +9,13 @@ from importlib.metadata import version
 
 # Most of the tests' time is compilation. The older code generator takes half of it; jaxlib 0.12
 # does not have it any more, and ends the process at a flag that it does not know.
-_IS_OLD = tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11)
-_FLAGS = ["--xla_force_host_platform_device_count=8"]
-_FLAGS += ["--xla_cpu_use_fusion_emitters=false"] if _IS_OLD else []
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_cpu_use_fusion_emitters=false" if version("jaxlib") < "0.11" else "",
+    ]
+).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis

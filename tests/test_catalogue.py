@@ -1,5 +1,6 @@
 """The table of methods in the README says what the code says."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,14 @@ from gradtx.catalogue import methods, table
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_the_readme_has_the_table_of_all_methods():
-    assert table() in README.read_text(), "python -m gradtx.catalogue prints the table"
+@pytest.mark.parametrize("kind", ["optimizer", "piece", "wrapper"])
+def test_the_readme_has_the_table_of_all_methods(kind):
+    assert table(kind) in README.read_text(), "python -m gradtx.catalogue prints the tables"
 
 
-@pytest.mark.parametrize("package", ["recipes", "kernels"])
-def test_every_method_has_a_summary_of_one_line(package):
-    for method in methods(package):
+@pytest.mark.parametrize("kind", ["optimizer", "piece", "wrapper"])
+def test_every_method_has_a_summary_of_one_line(kind):
+    for method in methods(kind):
         assert 10 < len(method.summary) < 100, method
         assert "|" not in method.summary
 
@@ -32,6 +34,9 @@ def test_every_named_optimizer_has_a_paper():
         ("adam", 8, "element"),
         ("amsgrad", 12, "element"),
         ("lamb", 8, "leaf"),
+        ("prodigy", 16, "tree"),
+        ("adafactor", 0.01, "leaf"),  # a row and a column
+        ("galore", 1.5, "leaf"),  # a projector and two moments, all of 128 by 1024
         ("newton", 0, "tree"),
     ],
 )
@@ -40,7 +45,16 @@ def test_columns(name, state_bytes, locality):
     assert (method.state_bytes, method.locality) == (state_bytes, locality)
 
 
-def test_every_recipe_is_in_the_table():
-    names = {method.name for method in methods()}
-    assert {"adamw", "lion", "sgd", "lars"} <= names
-    assert names <= set(gradtx.__all__)
+def test_everything_that_makes_a_transformation_is_in_a_table():
+    names = {method.name for kind in ("optimizer", "piece", "wrapper") for method in methods(kind)}
+    made = {
+        name
+        for name in gradtx.__all__
+        for thing in [getattr(gradtx, name)]
+        if inspect.isfunction(thing)
+        and "ExtraArgs" in str(inspect.signature(thing).return_annotation)
+        and thing.__module__.startswith(("gradtx.recipes", "gradtx.kernels", "gradtx.wrappers"))
+    }
+    # These are what their factory is.
+    assert made - names == {"with_hyperparams", "inject_hyperparams", "inject_stateful_hyperparams"}
+    assert len(names) > 120

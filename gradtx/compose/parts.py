@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import optax
+
+Locality: TypeAlias = Literal["element", "leaf", "tree"]
 
 
 class Part(NamedTuple):
@@ -30,11 +32,14 @@ class Composed:
         owner: the public name of what put the parts together.
         parts: in the order in which they act.
         function: the update function itself.
+        locality: what an element's update depends on, beside what the parts make it depend on:
+            that "element" alone, its whole "leaf", or the whole "tree".
     """
 
     owner: str
     parts: tuple[Part, ...]
     function: Callable[..., tuple[Any, Any]]
+    locality: Locality = "element"
 
     def __call__(
         self, updates: Any, state: Any, params: Any = None, **extra: Any
@@ -48,9 +53,11 @@ def composed(
     parts: tuple[Part, ...],
     init: optax.TransformInitFn,
     update: Callable[..., tuple[Any, Any]],
+    *,
+    locality: Locality = "element",
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation of optax's type whose parts `parts_of` finds again."""
-    return optax.GradientTransformationExtraArgs(init, Composed(owner, parts, update))
+    return optax.GradientTransformationExtraArgs(init, Composed(owner, parts, update, locality))
 
 
 def parts_of(tx: optax.GradientTransformation) -> tuple[Part, ...]:
@@ -61,3 +68,8 @@ def parts_of(tx: optax.GradientTransformation) -> tuple[Part, ...]:
 def owner_of(tx: optax.GradientTransformation) -> str:
     """The public name of what put a transformation together; "" of anything else."""
     return tx.update.owner if isinstance(tx.update, Composed) else ""
+
+
+def locality_of(tx: optax.GradientTransformation) -> Locality | None:
+    """What the composition itself makes an element's update depend on; None of anything else."""
+    return tx.update.locality if isinstance(tx.update, Composed) else None

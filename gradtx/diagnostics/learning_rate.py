@@ -14,12 +14,11 @@ from jax import lax
 from gradtx.compose.sequence import as_transformation
 from gradtx.diagnostics import _extras
 from gradtx.diagnostics.noise import first_axis_size
-from gradtx.kernel import DECAY, Range, check
+from gradtx.kernel import DECAY, POSITIVE_FINITE, Range, check
 from gradtx.recipes.descent import sgd
 from gradtx.training import TrainState, make_train_step
 
 _OWNER = "learning_rate_range"
-_POSITIVE = Range("> 0 and finite", lambda value: 0 < value < math.inf)
 _STEPS = Range("a whole number >= 3", lambda value: value >= 3 and float(value).is_integer())
 
 
@@ -158,7 +157,7 @@ def learning_rate_range(
     for name, function in (("loss_fn", loss_fn), ("tx_factory", tx_factory)):
         if not callable(function):
             raise ValueError(f"{_OWNER}: {name} must be a function, got {function!r}")
-    check(_OWNER, "low", low, _POSITIVE)
+    check(_OWNER, "low", low, POSITIVE_FINITE)
     check(_OWNER, "high", high, Range(f"finite and > low, {low}", lambda v: low < v < math.inf))
     check(_OWNER, "steps", steps, _STEPS)
     check(_OWNER, "smoothing", smoothing, DECAY)

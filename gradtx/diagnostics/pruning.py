@@ -15,11 +15,10 @@ from jax.core import Tracer
 
 from gradtx import trees
 from gradtx.compose.sequence import as_transformation
-from gradtx.kernel import Range, check
+from gradtx.kernel import SHARE, check
 from gradtx.select import Specification, is_function_of_tree
 from gradtx.select import select as selection
 
-_FRACTION = Range("in [0, 1]", lambda value: 0 <= value <= 1)
 _SCOPES = ("global", "leaf")
 
 
@@ -74,7 +73,7 @@ def prune_by_magnitude(
          [False False]]
     """
     owner = "prune_by_magnitude"
-    check(owner, "fraction", fraction, _FRACTION)
+    check(owner, "fraction", fraction, SHARE)
     if scope not in _SCOPES:
         raise ValueError(f"{owner}: scope must be one of {_SCOPES}, got {scope!r}")
     chosen = _chosen(owner, params, select)

@@ -67,12 +67,12 @@ def possible_places(state: Any, path: KeyPath, leaf: Any) -> list[Place]:
     places = [Place(path, leaf, (), "", ("", trees.path_name(path)), ())]
     node = state
     for depth, key in enumerate(path):
+        node = _child(node, path[depth - 1]) if depth else state
         if isinstance(key, jax.tree_util.GetAttrKey):
             labels = tuple(k.key for k in path[:depth] if isinstance(k, jax.tree_util.DictKey))
             slot = (key.name, trees.path_name(path[depth + 1 :]))
             name = type(node).__name__
             places.append(Place(path, leaf, path[:depth], name, slot, labels))
-        node = _child(node, key)
     return places
 
 

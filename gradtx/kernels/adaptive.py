@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Range, Slot, check, state_class
+from gradtx.kernel import DECAY, NON_NEGATIVE, PROPER_SHARE, Kernel, Range, Slot, check, state_class
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
 from gradtx.trees import abs_squared
@@ -262,7 +262,6 @@ def _rprop(
     return step_sizes * direction, step_sizes, kept
 
 
-_SHRINKING = Range("in (0, 1)", lambda value: 0 < value < 1)
 _GROWING = Range("> 1", lambda value: value > 1)
 
 
@@ -329,7 +328,7 @@ def scale_by_rprop(
         slots=(Slot("step_sizes", fill="learning_rate", real=True), Slot("prev_updates")),
         hyperparameters={
             "learning_rate": NON_NEGATIVE,
-            "eta_minus": _SHRINKING,
+            "eta_minus": PROPER_SHARE,
             "eta_plus": _GROWING,
             "min_step_size": NON_NEGATIVE,
             "max_step_size": NON_NEGATIVE,

@@ -6,14 +6,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gradtx import trees
+
 
 def debias(average: jax.Array, decay: Any, t: jax.Array) -> jax.Array:
-    """Divide an average that started at zero by 1 - decay^t, the sum of its weights.
+    """Divide an average that started at zero by the sum of its weights."""
+    return average / sum_of_weights(decay, t)
 
-    1 - decay^t is formed without its cancellation, which for decay = 0.999 would cost the first
-    steps four digits in float32.
+
+def sum_of_weights(decay: Any, t: jax.Array) -> jax.Array:
+    """1 - decay^t: the sum of the weights in an average that started at zero.
+
+    It is formed without its cancellation, which for decay = 0.999 would cost the first steps four
+    digits in float32.
     """
-    return average / -jnp.expm1(t * log_decay(decay))
+    return -jnp.expm1(t * log_decay(decay))
 
 
 def log_decay(decay: Any) -> Any:
@@ -27,6 +34,12 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     """Divide, with 0 / 0 = 0 and a finite derivative there."""
     is_zero = (numerator == 0) & (denominator == 0)
     return numerator / jnp.where(is_zero, 1.0, denominator)
+
+
+def root_mean_square(x: jax.Array, axis: int | None = None) -> jax.Array:
+    """The root mean square of all elements, or along an axis; the axes are kept with length 1."""
+    number = x.size if axis is None else x.shape[axis]
+    return trees.norm(x, axis) / math.sqrt(max(number, 1))
 
 
 def clip_factor(norm: jax.Array, max_norm: Any) -> jax.Array:

@@ -1,7 +1,6 @@
 """Limits on the size of updates: by element, by norm, by block, and of NaNs."""
 
 import functools
-import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ from optax import ScalarOrSchedule
 
 from gradtx import trees
 from gradtx.kernel import NON_NEGATIVE, Kernel, Slot
-from gradtx.kernels.arithmetic import clip_to_norm
+from gradtx.kernels.arithmetic import clip_to_norm, root_mean_square
 from gradtx.kernels.unitwise import unit_axes
 from gradtx.lift import lift
 
@@ -152,8 +151,7 @@ def _global_norm(owner: str, axis_name: trees.AxisName | None, axis_reduction: s
 
 
 def _clip_by_block_rms(g, *, threshold):
-    rms = trees.norm(g) / math.sqrt(max(g.size, 1))
-    return clip_to_norm(g, rms, threshold)
+    return clip_to_norm(g, root_mean_square(g), threshold)
 
 
 def clip_by_block_rms(threshold: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:

@@ -1,7 +1,6 @@
 """Newton's method: the gradient multiplied by the inverse of the Hessian."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -13,6 +12,7 @@ from optax import ScalarOrSchedule
 
 from gradtx import trees
 from gradtx.kernel import COUNT, NON_NEGATIVE, check, check_hyperparameter
+from gradtx.kernels.objective import Loss, loss_of_moving
 from gradtx.lift import evaluate
 
 
@@ -70,44 +70,22 @@ def scale_by_newton(
         state: Any,
         params: Any = None,
         *,
-        value_fn: Callable[[Any], jax.Array] | None = None,
+        value_fn: Loss | None = None,
         **extra: Any,
     ) -> Any:
         del extra
-        if params is None or value_fn is None:
-            raise ValueError(
-                f"{owner}: needs the parameters and the loss; call update(grads, state, params, "
-                "value_fn=loss)"
-            )
+        moving, parameters, value = loss_of_moving(owner, "value_fn", value_fn, updates, params)
         gradients, treedef = trees.flatten(updates)
-        parameters = trees.flatten_like(owner, "params", params, "updates", updates)
-        active = [i for i, gradient in enumerate(gradients) if trees.is_parameter(gradient)]
-        for i in active:
-            if np.shape(gradients[i]) != np.shape(parameters[i]):
-                trees.refuse_shape(owner, "updates", updates, i, "params", parameters[i])
-
-        def value(variables: list[jax.Array]) -> jax.Array:
-            leaves = list(parameters)
-            for i, variable in zip(active, variables, strict=True):
-                leaves[i] = variable.astype(jnp.result_type(parameters[i]))
-            loss = value_fn(treedef.unflatten(leaves))
-            if np.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
-                raise ValueError(
-                    f"{owner}: value_fn must return a real scalar, got shape {np.shape(loss)} of "
-                    f"{jnp.result_type(loss)}"
-                )
-            return loss
-
         shift, state = _damping_now(damping, state)
-        if not active:
+        if not moving:
             return updates, state
-        at = _in_one_dtype([parameters[i] for i in active])
-        right = _in_one_dtype([gradients[i] for i in active])
+        at = _in_one_dtype(parameters)
+        right = _in_one_dtype([gradients[i] for i in moving])
         if solver == "dense":
             directions = _solve_dense(value, at, right, shift)
         else:
             directions = _solve_cg(value, at, right, shift, tolerance, max_iterations)
-        for i, direction in zip(active, directions, strict=True):
+        for i, direction in zip(moving, directions, strict=True):
             gradients[i] = direction.astype(jnp.result_type(gradients[i]))
         return treedef.unflatten(gradients), state
 

@@ -13,14 +13,14 @@ from gradtx import trees
 from gradtx.kernel import (
     DECAY,
     NON_NEGATIVE,
+    POSITIVE,
     Kernel,
     Scalar,
     Slot,
     check,
     check_hyperparameter,
 )
-from gradtx.kernels.arithmetic import log_decay, safe_divide
-from gradtx.kernels.distance import POSITIVE
+from gradtx.kernels.arithmetic import safe_divide, sum_of_weights
 from gradtx.lift import lift
 
 ADAM = {
@@ -50,7 +50,7 @@ def adam_rate(estimate, learning_rate, t, b1, b2, bias_correction):
     """The step size: the estimated distance, times what corrects Adam's start at zero."""
     rate = estimate * learning_rate
     if bias_correction:
-        rate *= jnp.sqrt(-jnp.expm1(t * log_decay(b2))) / -jnp.expm1(t * log_decay(b1))
+        rate *= jnp.sqrt(sum_of_weights(b2, t)) / sum_of_weights(b1, t)
     return rate
 
 
@@ -171,7 +171,6 @@ def dadapt_adamw(
         hyperparameters=ADAM,
         options=("bias_correction",),
         state=DAdaptAdamWState,
-        elementwise=False,
         source="Defazio & Mishchenko 2023, Algorithm 5",
     )
     return lift(

@@ -11,13 +11,21 @@ from optax import ScalarOrSchedule
 from optax.contrib import DoGState, DoWGState
 
 from gradtx import trees
-from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, Range, Scalar, Slot, check, check_dtype
+from gradtx.kernel import (
+    ANY_NUMBER,
+    NON_NEGATIVE,
+    POSITIVE,
+    Kernel,
+    Scalar,
+    Slot,
+    check,
+    check_dtype,
+    state_class,
+)
 from gradtx.lift import ScheduledState, lift
 
-# optax keeps this class private, so it is asked for an instance.
-ScaleByDistanceOverGradientsState = type(optax.scale_by_distance_over_gradients().init({}))
+ScaleByDistanceOverGradientsState = state_class(optax.scale_by_distance_over_gradients())
 
-POSITIVE = Range("> 0", lambda value: value > 0)
 _FIRST_STEPS = ("distance", "learning_rate", "heuristic")
 
 
@@ -35,7 +43,7 @@ def _squared_distance(g, p, init_params):
 
 
 def _sum_of_squared_differences(x, y):
-    return jnp.sum(trees.abs_squared(x - y))
+    return _sum_of_squares(x - y)
 
 
 def _quotient(numerator, denominator):
@@ -131,7 +139,6 @@ def scale_by_dog(
         hyperparameters={"first": POSITIVE, "eps": NON_NEGATIVE},
         options=("kind",),
         state=DoGState,
-        elementwise=False,
         source="Ivgi et al. 2023, section 2",
     )
     return lift(kernel, kind=kind, first=first, eps=eps)
@@ -194,7 +201,6 @@ def scale_by_dowg(
         measures={"squared_distance": _squared_distance, "squared_norm": squared_norm_of},
         hyperparameters={"first": POSITIVE, "eps": NON_NEGATIVE},
         state=DoWGState,
-        elementwise=False,
         source="Khaled et al. 2023, Algorithm 1",
     )
     return lift(kernel, first=first, eps=eps)

@@ -1,7 +1,6 @@
 """Second moments of matrices kept as one number for each row and one for each column."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +12,20 @@ from jax.typing import ArrayLike
 from optax import ScalarOrSchedule
 
 from gradtx import trees
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Range, Slot, check, check_hyperparameter
+from gradtx.kernel import (
+    COUNT_OR_ZERO,
+    DECAY,
+    NON_NEGATIVE,
+    Kernel,
+    Range,
+    Slot,
+    check,
+    check_hyperparameter,
+)
+from gradtx.kernels.arithmetic import root_mean_square
 from gradtx.lift import lift
 
-_SIZE = Range("a whole number >= 0", lambda value: value >= 0 and value.is_integer())
-_STEP = Range(
+STEP = Range(
     "a whole number >= 0 and < 2^31", lambda value: 0 <= value < 2**31 and value.is_integer()
 )
 
@@ -84,18 +92,13 @@ def _factored_rms(
         v = averaged(v, trees.abs_squared(g))
         return g * _inverse_root(v), v_row, v_col, v
     second, longest = axes
-    rows = averaged(jnp.expand_dims(v_row, longest), jnp.square(_rms(g, longest)))
-    columns = averaged(jnp.expand_dims(v_col, second), jnp.square(_rms(g, second)))
+    rows = averaged(jnp.expand_dims(v_row, longest), jnp.square(root_mean_square(g, longest)))
+    columns = averaged(jnp.expand_dims(v_col, second), jnp.square(root_mean_square(g, second)))
     of_row, of_column = _inverse_root(rows), _inverse_root(columns)
-    mean_root = _rms(jnp.sqrt(rows), second)
+    mean_root = root_mean_square(jnp.sqrt(rows), second)
     # The larger factor first, and the mean with the smaller: nothing in between leaves the range.
     update = g * jnp.maximum(of_row, of_column) * (mean_root * jnp.minimum(of_row, of_column))
     return update, jnp.squeeze(rows, longest), jnp.squeeze(columns, second), v
-
-
-def _rms(x: jax.Array, axis: int) -> jax.Array:
-    """The root mean square along an axis, which is kept with length 1."""
-    return trees.norm(x, axis) / math.sqrt(max(x.shape[axis], 1))
 
 
 def _inverse_root(v: jax.Array) -> jax.Array:
@@ -167,8 +170,8 @@ def scale_by_factored_rms(
     """
     owner = "scale_by_factored_rms"
     check_hyperparameter(owner, "decay_rate", decay_rate, NON_NEGATIVE)
-    check(owner, "step_offset", step_offset, _STEP)
-    check(owner, "min_dim_size_to_factor", min_dim_size_to_factor, _SIZE)
+    check(owner, "step_offset", step_offset, STEP)
+    check(owner, "min_dim_size_to_factor", min_dim_size_to_factor, COUNT_OR_ZERO)
     if not callable(decay_rate_fn):
         raise ValueError(f"{owner}: decay_rate_fn must be a function, got {decay_rate_fn!r}")
     options = {"factored": bool(factored), "min_dim_size_to_factor": int(min_dim_size_to_factor)}

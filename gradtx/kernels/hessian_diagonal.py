@@ -1,6 +1,5 @@
 """Hutchinson's estimate of the Hessian's diagonal, from one product with a random vector."""
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -10,6 +9,7 @@ import optax
 from optax.contrib import HutchinsonState
 
 from gradtx import trees
+from gradtx.kernels.objective import Loss, loss_of_moving
 
 
 def hutchinson_estimator_diag_hessian(
@@ -72,38 +72,24 @@ def hutchinson_estimator_diag_hessian(
         state: Any,
         params: Any = None,
         *,
-        obj_fn: Callable[[Any], jax.Array] | None = None,
-        value_fn: Callable[[Any], jax.Array] | None = None,
+        obj_fn: Loss | None = None,
+        value_fn: Loss | None = None,
         **extra: Any,
     ) -> Any:
         del extra
-        loss = obj_fn or value_fn
-        if params is None or loss is None:
-            raise ValueError(
-                f"{owner}: needs the parameters and the loss; call update(grads, state, params, "
-                "obj_fn=loss)"
-            )
-        leaves, treedef = trees.flatten(updates)
-        parameters = trees.flatten_like(owner, "params", params, "updates", updates)
-        active = [i for i, leaf in enumerate(leaves) if trees.is_parameter(leaf)]
+        moving, parameters, value = loss_of_moving(
+            owner, "obj_fn", obj_fn or value_fn, updates, params
+        )
         refuse_complex(owner, updates)
-        for i in active:
-            _check_parameter(owner, updates, i, parameters[i])
-
-        def value(variables: list[jax.Array]) -> jax.Array:
-            new = list(parameters)
-            for i, variable in zip(active, variables, strict=True):
-                new[i] = variable.astype(jnp.result_type(parameters[i]))
-            return _real_scalar(owner, loss(treedef.unflatten(new)))
-
+        leaves, treedef = trees.flatten(updates)
         new_key, subkey = jax.random.split(state.key)
-        at = [widened(parameters[i]) for i in active]
+        at = [widened(parameter) for parameter in parameters]
         signs = [
             draw(leaf_key, leaf.shape, leaf.dtype)
             for leaf_key, leaf in zip(jax.random.split(subkey, len(at)), at, strict=True)
         ]
-        products = jax.jvp(jax.grad(value), (at,), (signs,))[1] if active else []
-        for i, sign, product in zip(active, signs, products, strict=True):
+        products = jax.jvp(jax.grad(value), (at,), (signs,))[1] if moving else []
+        for i, sign, product in zip(moving, signs, products, strict=True):
             leaves[i] = (sign * product).astype(jnp.result_type(leaves[i]))
         return treedef.unflatten(leaves), HutchinsonState(new_key)
 
@@ -125,25 +111,6 @@ def refuse_complex(owner: str, tree: Any) -> None:
     for path, leaf in zip(trees.paths(tree), trees.flatten(tree)[0], strict=True):
         if trees.is_parameter(leaf) and jnp.iscomplexobj(leaf):
             raise ValueError(f"{owner}: complex numbers have no such Hessian, see '{path}'")
-
-
-def _check_parameter(owner: str, updates: Any, index: int, parameter: Any) -> None:
-    leaf = trees.flatten(updates)[0][index]
-    if not trees.is_parameter(parameter):
-        raise ValueError(
-            f"{owner}: needs the parameter at '{trees.paths(updates)[index]}', where updates has "
-            f"shape {np.shape(leaf)}; params has {parameter!r}"
-        )
-    if np.shape(parameter) != np.shape(leaf):
-        trees.refuse_shape(owner, "updates", updates, index, "params", parameter)
-
-
-def _real_scalar(owner: str, loss: Any) -> jax.Array:
-    dtype = getattr(loss, "dtype", None)
-    if dtype is None or loss.shape or not jnp.issubdtype(dtype, jnp.floating):
-        got = type(loss).__name__ if dtype is None else f"{dtype} of shape {loss.shape}"
-        raise ValueError(f"{owner}: the loss must be a real scalar, got {got}")
-    return loss
 
 
 def _key(owner: str, key: Any) -> Any:

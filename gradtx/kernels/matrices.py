@@ -1,22 +1,83 @@
 """Which axes of an array make up its matrices, and a layout that puts them last."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from optax.contrib import MuonDimensionNumbers
+from optax.contrib import GaLoreDimensionNumbers, MuonDimensionNumbers
 
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.select import is_function_of_tree
 
-WeightDimensionNumbers: TypeAlias = MuonDimensionNumbers | Any | Callable[[Any], Any]
-MatrixAxes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+DimensionNumbers: TypeAlias = MuonDimensionNumbers | GaLoreDimensionNumbers
+WeightDimensionNumbers: TypeAlias = DimensionNumbers | Any | Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class MatrixAxes:
+    """How an array is a stack of matrices.
+
+    Attributes:
+        stack: the axes that count the matrices.
+        rows: the axes that together are a matrix's rows.
+        columns: the axes that together are its columns.
+    """
+
+    stack: tuple[int, ...]
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+    def shape_of_matrices(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the stack of matrices of an array of this shape."""
+        sides = [math.prod(shape[axis] for axis in axes) for axes in (self.rows, self.columns)]
+        return (*(shape[axis] for axis in self.stack), *sides)
+
+    def to_matrices(self, x: jax.Array) -> jax.Array:
+        """The array as a stack of matrices, in the last two axes."""
+        order = self.stack + self.rows + self.columns
+        return x.transpose(order).reshape(self.shape_of_matrices(x.shape))
+
+    def from_matrices(self, matrices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """The array of this shape whose `to_matrices` these are."""
+        order = self.stack + self.rows + self.columns
+        return matrices.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
+
+
+def named_axes(owner: str, numbers: DimensionNumbers, path: Any, leaf: Any) -> MatrixAxes:
+    """The axes that dimension numbers name.
+
+    Args:
+        owner: name of the transformation, which opens the message.
+        numbers: the axes of the rows, which are the inputs, and those of the columns.
+        path: where the array lies in its tree.
+        leaf: the array.
+
+    Raises:
+        ValueError: if the array does not have these axes, or one is named twice, or none.
+    """
+    rank = np.ndim(leaf)
+    rows, columns = (
+        tuple(axes) if isinstance(axes, Sequence) else (axes,)
+        for axes in (numbers.reduction_axis, numbers.output_axis)
+    )
+    fit = [axis % rank for axis in rows + columns if axis in range(-rank, rank)]
+    if not (rows and columns) or len({*fit}) < len(rows + columns):
+        raise ValueError(
+            f"{owner}: weight_dimension_numbers must name different axes of '"
+            f"{trees.path_name(path)}' of shape {np.shape(leaf)}, got {numbers}"
+        )
+    return MatrixAxes(
+        tuple(axis for axis in range(rank) if axis not in fit),
+        tuple(fit[: len(rows)]),
+        tuple(fit[len(rows) :]),
+    )
 
 
 def as_matrices(
@@ -60,13 +121,13 @@ def as_matrices(
             if axes[i] is not None and np.shape(leaf) != np.shape(update):
                 trees.refuse_shape(owner, "updates", updates, i, what, leaf)
         return treedef.unflatten(
-            leaf if own is None else to_matrices(jnp.asarray(leaf), own)
+            leaf if own is None else own.to_matrices(jnp.asarray(leaf))
             for leaf, own in zip(leaves, axes, strict=True)
         )
 
     def axes_of_leaves(known: Any, updates: Any) -> list[MatrixAxes | None]:
         chosen = matrix_axes(owner, weight_dimension_numbers, known)
-        return trees.flatten_like(owner, "params", chosen, "updates", updates, subtrees=True)
+        return trees.flatten_like(owner, "params", chosen, "updates", updates)
 
     def init(params: Any) -> Any:
         return inner.init(seen(params, axes_of_leaves(params, params), "params", params))
@@ -78,7 +139,7 @@ def as_matrices(
         leaves, treedef = trees.flatten(updates)
         results = trees.flatten_like(owner, "the new updates", new, "updates", updates)
         return treedef.unflatten(
-            result if own is None else from_matrices(result, np.shape(leaf), own)
+            result if own is None else own.from_matrices(result, np.shape(leaf))
             for result, leaf, own in zip(results, leaves, axes, strict=True)
         ), state
 
@@ -86,7 +147,7 @@ def as_matrices(
 
 
 def matrix_axes(owner: str, numbers: WeightDimensionNumbers, tree: Any) -> Any:
-    """For each array of a tree its reduction axes and its output axes; None of what is no array.
+    """For each array of a tree the axes of its matrices; None for what is no array.
 
     Args:
         owner: name of the transformation, which opens the message.
@@ -101,19 +162,12 @@ def matrix_axes(owner: str, numbers: WeightDimensionNumbers, tree: Any) -> Any:
     def axes_of(path: Any, leaf: Any, own: Any) -> MatrixAxes | None:
         if not trees.is_parameter(leaf):
             return None
-        rank = np.ndim(leaf)
-        place = f"{owner}: '{trees.path_name(path)}' of shape {np.shape(leaf)}"
-        if rank < 2:
-            raise ValueError(f"{place} is no matrix; leave it to another transformation")
-        own = own or MuonDimensionNumbers(rank - 2, rank - 1)
-        reduction, output = (
-            (axes,) if isinstance(axes, int) else tuple(axes)
-            for axes in (own.reduction_axis, own.output_axis)
-        )
-        named = [axis % rank for axis in (*reduction, *output) if -rank <= axis < rank]
-        if not (reduction and output) or len({*named}) < len(reduction) + len(output):
-            raise ValueError(f"{place} does not have the different axes of {own}")
-        return tuple(named[: len(reduction)]), tuple(named[len(reduction) :])
+        if np.ndim(leaf) < 2:
+            raise ValueError(
+                f"{owner}: '{trees.path_name(path)}' of shape {np.shape(leaf)} is no matrix; leave "
+                "it to another transformation"
+            )
+        return named_axes(owner, own or MuonDimensionNumbers(-2, -1), path, leaf)
 
     return jax.tree_util.tree_map_with_path(axes_of, tree, spread_numbers(owner, numbers, tree))
 
@@ -129,39 +183,21 @@ def spread_numbers(owner: str, numbers: WeightDimensionNumbers, tree: Any) -> An
         given = given(tree)
 
     def spread(own: Any, part: Any) -> Any:
-        if own is not None and not isinstance(own, MuonDimensionNumbers):
+        if own is not None and not is_dimension_numbers(own):
             raise TypeError(f"got {own!r}")
         return jax.tree.map(lambda _: own, part)
 
     try:
         return jax.tree.map(
-            spread, given, tree, is_leaf=lambda x: x is None or isinstance(x, MuonDimensionNumbers)
+            spread, given, tree, is_leaf=lambda x: x is None or is_dimension_numbers(x)
         )
     except (ValueError, TypeError, KeyError) as mismatch:
         raise ValueError(
-            f"{owner}: the dimension numbers must be MuonDimensionNumbers, None, or a tree of them "
+            f"{owner}: weight_dimension_numbers must be dimension numbers, None, or a tree of them "
             f"that is a prefix of the parameters: {mismatch}"
         ) from mismatch
 
 
-def to_matrices(x: jax.Array, axes: MatrixAxes) -> jax.Array:
-    """Reduction axes and output axes as the last two axes, after the other ones."""
-    batch, reduction, output = _sizes(x.shape, axes)
-    order = [*_batch_axes(x.ndim, axes), *axes[0], *axes[1]]
-    return x.transpose(order).reshape(*batch, math.prod(reduction), math.prod(output))
-
-
-def from_matrices(matrices: jax.Array, shape: tuple[int, ...], axes: MatrixAxes) -> jax.Array:
-    """The array of this shape whose `to_matrices` these are."""
-    batch, reduction, output = _sizes(shape, axes)
-    order = [*_batch_axes(len(shape), axes), *axes[0], *axes[1]]
-    return matrices.reshape(*batch, *reduction, *output).transpose(np.argsort(order))
-
-
-def _batch_axes(rank: int, axes: MatrixAxes) -> list[int]:
-    return [axis for axis in range(rank) if axis not in axes[0] + axes[1]]
-
-
-def _sizes(shape: tuple[int, ...], axes: MatrixAxes) -> list[list[int]]:
-    groups = (_batch_axes(len(shape), axes), *axes)
-    return [[shape[axis] for axis in group] for group in groups]
+def is_dimension_numbers(node: Any) -> bool:
+    """Whether this names the axes of matrices, as Muon or GaLore call them."""
+    return isinstance(node, MuonDimensionNumbers | GaLoreDimensionNumbers)

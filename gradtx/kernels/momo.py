@@ -205,7 +205,6 @@ def momo(
         },
         options=("adapt_lower_bound",),
         state=MomoState,
-        elementwise=False,
         source="Schaipp et al. 2023, Algorithm 1",
     )
     return lift(

@@ -8,7 +8,7 @@ from optax.contrib import MomoAdamState
 
 from gradtx import trees
 from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Range, Scalar, Slot, check
-from gradtx.kernels.arithmetic import log_decay, safe_divide
+from gradtx.kernels.arithmetic import safe_divide, sum_of_weights
 from gradtx.kernels.momo import (
     gradient_product,
     length_and_bound,
@@ -17,11 +17,6 @@ from gradtx.kernels.momo import (
     shrunk,
 )
 from gradtx.lift import lift
-
-
-def _weights(decay, t):
-    """1 - decay^t without its cancellation: the sum of the weights of an average."""
-    return -jnp.expm1(t * log_decay(decay))
 
 
 def _metric(average_of_squares, weights, eps):
@@ -33,7 +28,7 @@ def _momo_adam_product(g, exp_avg, p, b1):
 
 
 def _momo_adam_squares(g, exp_avg, exp_avg_sq, b1, b2, eps, t):
-    numbers = [[number] * len(g) for number in (b1, b2, eps, _weights(b2, t))]
+    numbers = [[number] * len(g) for number in (b1, b2, eps, sum_of_weights(b2, t))]
     return trees.sum_of(_squares_in_metric, exp_avg, exp_avg_sq, g, *numbers)
 
 
@@ -68,7 +63,7 @@ def _momo_adam_scalars(
         product,
         squares,
         lb,
-        _weights(b1, t),
+        sum_of_weights(b1, t),
         learning_rate,
         lower_bound,
         weight_decay,
@@ -80,7 +75,7 @@ def _momo_adam_scalars(
 def _momo_adam(g, *, p, exp_avg, exp_avg_sq, length, learning_rate, b1, b2, eps, weight_decay, t):
     exp_avg = b1 * exp_avg + (1 - b1) * g
     exp_avg_sq = b2 * exp_avg_sq + (1 - b2) * trees.abs_squared(g)
-    direction = safe_divide(exp_avg, _metric(exp_avg_sq, _weights(b2, t), eps))
+    direction = safe_divide(exp_avg, _metric(exp_avg_sq, sum_of_weights(b2, t), eps))
     return shrunk(length * direction, p, learning_rate, weight_decay), exp_avg, exp_avg_sq
 
 
@@ -161,7 +156,6 @@ def momo_adam(
         hyperparameters=hyperparameters,
         options=("adapt_lower_bound",),
         state=MomoAdamState,
-        elementwise=False,
         source="Schaipp et al. 2023, Algorithm 2",
     )
     return lift(

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
@@ -12,13 +11,7 @@ from optax.contrib import MuonState
 
 from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, PerLeaf, Scalar, Slot, check_dtype
 from gradtx.kernels.adam import first_moment
-from gradtx.kernels.matrices import (
-    MatrixAxes,
-    WeightDimensionNumbers,
-    from_matrices,
-    matrix_axes,
-    to_matrices,
-)
+from gradtx.kernels.matrices import WeightDimensionNumbers, matrix_axes
 from gradtx.kernels.orthogonalize import (
     NS_COEFFS,
     Preconditioning,
@@ -45,7 +38,7 @@ def _muon(
     ns_dtype,
 ):
     mu = beta * mu + (1 - beta) * g
-    m_hat = to_matrices(first_moment(g, mu, t, beta, nesterov, bias_correction), axes)
+    m_hat = axes.to_matrices(first_moment(g, mu, t, beta, nesterov, bias_correction))
     u = newton_schulz(
         m_hat,
         ns_coeffs,
@@ -56,7 +49,7 @@ def _muon(
     )
     if adaptive:
         u = jnp.sum(jnp.real(jnp.conj(m_hat) * u), axis=(-2, -1), keepdims=True) * u
-    return from_matrices(u, g.shape, axes), mu
+    return axes.from_matrices(u, g.shape), mu
 
 
 def scale_by_muon(
@@ -160,18 +153,13 @@ def _axes(owner: str, numbers: WeightDimensionNumbers | None) -> PerLeaf:
 
 
 def _scale_by_shape(g, *, axes, consistent_rms):
-    fan_in, fan_out = _fans(g, axes)
+    *_, fan_in, fan_out = axes.shape_of_matrices(g.shape)
     return math.sqrt(max(fan_in, fan_out)) * consistent_rms * g
 
 
 def _scale_by_width(g, *, axes):
-    fan_in, fan_out = _fans(g, axes)
+    *_, fan_in, fan_out = axes.shape_of_matrices(g.shape)
     return math.sqrt(max(1.0, fan_out / max(fan_in, 1))) * g
-
-
-def _fans(g: jax.Array, axes: MatrixAxes) -> tuple[int, int]:
-    fan_in, fan_out = (math.prod(g.shape[axis] for axis in group) for group in axes)
-    return fan_in, fan_out
 
 
 def scale_by_shape(

@@ -81,7 +81,6 @@ def scale_by_polyak(
             "eps": NON_NEGATIVE,
         },
         options=("variant",),
-        elementwise=False,
         source="Loizou et al. 2021, equation (3)",
     )
     return lift(kernel, f_min=f_min, max_learning_rate=max_learning_rate, eps=eps, variant=variant)

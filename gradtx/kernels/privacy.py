@@ -17,12 +17,18 @@ from optax import ScalarOrSchedule
 from optax.contrib import DifferentiallyPrivateAggregateState
 
 from gradtx import trees
-from gradtx.kernel import NON_NEGATIVE, Range, check, check_hyperparameter, check_key
+from gradtx.kernel import (
+    NON_NEGATIVE,
+    POSITIVE_FINITE,
+    Range,
+    check,
+    check_hyperparameter,
+    check_key,
+)
 from gradtx.kernels.arithmetic import clip_factor
 from gradtx.lift import ScheduledState, evaluate
 
 _FINITE = Range("finite and >= 0", lambda value: 0 <= value < math.inf)
-_POSITIVE = Range("finite and > 0", lambda value: 0 < value < math.inf)
 
 
 def per_example_global_norm_clip(grads: Any, l2_norm_clip: ArrayLike) -> tuple[Any, jax.Array]:
@@ -171,7 +177,7 @@ def differentially_private_aggregate(
     check_hyperparameter(owner, "l2_norm_clip", l2_norm_clip, _FINITE)
     check_hyperparameter(owner, "noise_multiplier", noise_multiplier, _FINITE)
     if lot_size is not None:
-        check(owner, "lot_size", lot_size, _POSITIVE)
+        check(owner, "lot_size", lot_size, POSITIVE_FINITE)
     own_key = check_key(owner, key)
     counts = callable(l2_norm_clip) or callable(noise_multiplier)
 

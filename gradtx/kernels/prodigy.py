@@ -7,7 +7,7 @@ from optax import ScalarOrSchedule
 from optax.contrib import ProdigyState
 
 from gradtx import trees
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Scalar, Slot, check
+from gradtx.kernel import DECAY, NON_NEGATIVE, POSITIVE, Kernel, Scalar, Slot, check
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.kernels.dadaptation import (
     ADAM,
@@ -17,7 +17,6 @@ from gradtx.kernels.dadaptation import (
     larger_estimate,
     root,
 )
-from gradtx.kernels.distance import POSITIVE
 from gradtx.lift import lift
 
 
@@ -195,7 +194,6 @@ def prodigy(
         hyperparameters=ADAM | {"beta3": DECAY, "estim_lr_coef": NON_NEGATIVE},
         options=("beta3_is_squared", "bias_correction", "safeguard_warmup"),
         state=ProdigyState,
-        elementwise=False,
         source="Mishchenko & Defazio 2023, Algorithm 4",
     )
     return lift(

@@ -45,3 +45,8 @@ def multiply_along(matrix: jax.Array, x: jax.Array, axis: int) -> jax.Array:
 def matrix_axes_up_to(shape: tuple[int, ...], largest: int) -> list[int]:
     """The axes to keep a square matrix for: those of at most this size; none of a vector."""
     return [axis for axis, size in enumerate(shape) if len(shape) > 1 and size <= largest]
+
+
+def square_shapes(shape: tuple[int, ...], largest: int) -> list[tuple[int, ...]]:
+    """The shapes of these matrices."""
+    return [(shape[axis],) * 2 for axis in matrix_axes_up_to(shape, largest)]

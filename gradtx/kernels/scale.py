@@ -115,7 +115,7 @@ def scale_by_learning_rate(
     return lift(kernel, learning_rate=learning_rate, flip_sign=flip_sign)
 
 
-_WeightDecaySchedule = state_class(optax.add_decayed_weights(lambda count: 0.0 * count))
+WeightDecaySchedule = state_class(optax.add_decayed_weights(lambda count: 0.0 * count))
 
 
 def _add_decayed_weights(g, *, p, weight_decay):
@@ -167,7 +167,7 @@ def add_decayed_weights(
         "add_decayed_weights",
         _add_decayed_weights,
         hyperparameters={"weight_decay": NON_NEGATIVE},
-        scheduled_state=_WeightDecaySchedule,
+        scheduled_state=WeightDecaySchedule,
         source="Loshchilov & Hutter 2019, Algorithm 2",
     )
     mask = decayed_leaves("add_decayed_weights", decay, mask)

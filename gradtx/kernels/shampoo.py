@@ -9,19 +9,18 @@ from jax import lax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import COUNT, DECAY, NON_NEGATIVE, Kernel, Range, Slot, check, check_dtype
-from gradtx.kernels.arithmetic import debias, log_decay
+from gradtx.kernel import COUNT, DECAY, NON_NEGATIVE, SHARE, Kernel, Slot, check, check_dtype
+from gradtx.kernels.arithmetic import debias, sum_of_weights
 from gradtx.kernels.products import (
     adjoint,
     gram_along,
     matrix_axes_up_to,
     multiply_along,
     product,
+    square_shapes,
     squares_along,
 )
 from gradtx.lift import lift
-
-_SHARE = Range("in [0, 1]", lambda value: 0 <= value <= 1)
 
 
 class ShampooState(NamedTuple):
@@ -52,7 +51,7 @@ def _shampoo(g, *, mu, statistics, roots, t, b1, b2, eps, update_interval, max_d
         for axis, old in enumerate(statistics)
     ]
     exponent = -1 / (2 * len(statistics))
-    weight = jnp.where(b2 == 1, 1.0, -jnp.expm1(t * log_decay(b2)))
+    weight = jnp.where(b2 == 1, 1.0, sum_of_weights(b2, t))
 
     def new_roots() -> list[jax.Array]:
         pairs = [jnp.linalg.eigh(statistics[axis] / weight) for axis in matrices]
@@ -143,18 +142,15 @@ def scale_by_shampoo(
         matrices = matrix_axes_up_to(shape, max_dimension)
         return [(n, n) if axis in matrices else (n,) for axis, n in enumerate(shape)]
 
-    def root_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-        return [(shape[axis],) * 2 for axis in matrix_axes_up_to(shape, max_dimension)]
-
     kernel = Kernel(
         owner,
         _shampoo,
         slots=(
             Slot("mu", dtype=check_dtype(owner, "mu_dtype", mu_dtype)),
             Slot("statistics", shape=statistics_shapes),
-            Slot("roots", shape=root_shapes),
+            Slot("roots", shape=lambda shape: square_shapes(shape, max_dimension)),
         ),
-        hyperparameters={"b1": DECAY, "b2": _SHARE, "eps": NON_NEGATIVE},
+        hyperparameters={"b1": DECAY, "b2": SHARE, "eps": NON_NEGATIVE},
         options=("update_interval", "max_dimension"),
         state=ShampooState,
         elementwise=False,

@@ -7,11 +7,9 @@ import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Range, Slot
+from gradtx.kernel import DECAY, NON_NEGATIVE, SHARE, Kernel, Slot
 from gradtx.lift import lift
 from gradtx.trees import abs_squared
-
-_SHARE = Range("in [0, 1]", lambda value: 0 <= value <= 1)
 
 
 def _accumulator_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -85,7 +83,7 @@ def scale_by_sm3(
         "scale_by_sm3",
         _sm3,
         slots=(Slot("mu", real=True, shape=_accumulator_shapes), Slot("nu")),
-        hyperparameters={"b1": DECAY, "b2": _SHARE, "eps": NON_NEGATIVE},
+        hyperparameters={"b1": DECAY, "b2": SHARE, "eps": NON_NEGATIVE},
         state=optax.ScaleBySM3State,
         elementwise=False,
         source="Anil et al. 2019, SM3-II",

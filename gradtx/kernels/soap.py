@@ -19,6 +19,7 @@ from gradtx.kernels.products import (
     matrix_axes_up_to,
     multiply_along,
     product,
+    square_shapes,
 )
 from gradtx.lift import lift
 
@@ -179,7 +180,7 @@ def scale_by_soap(
     check(owner, "max_precond_dim", max_precond_dim, COUNT)
 
     def squares(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-        return [(shape[axis],) * 2 for axis in matrix_axes_up_to(shape, max_precond_dim)]
+        return square_shapes(shape, max_precond_dim)
 
     kernel = Kernel(
         owner,

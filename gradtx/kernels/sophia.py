@@ -16,10 +16,10 @@ from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.kernel import (
     COUNT,
+    COUNT_OR_ZERO,
     DECAY,
     NON_NEGATIVE,
     Kernel,
-    Range,
     Slot,
     check,
     check_dtype,
@@ -31,8 +31,6 @@ from gradtx.kernels.hessian_diagonal import (
     widened,
 )
 from gradtx.lift import evaluate, lift
-
-_WHOLE = Range("a whole number >= 0", lambda value: value >= 0 and float(value).is_integer())
 
 
 class _Momentum(NamedTuple):
@@ -125,7 +123,7 @@ def scale_by_sophia(
     """
     owner = "scale_by_sophia"
     check(owner, "update_interval", update_interval, COUNT)
-    check(owner, "print_win_rate_every_n_steps", print_win_rate_every_n_steps, _WHOLE)
+    check(owner, "print_win_rate_every_n_steps", print_win_rate_every_n_steps, COUNT_OR_ZERO)
     if hessian_diagonal_fn is None:
         hessian_diagonal_fn = hutchinson_estimator_diag_hessian()
     estimator = as_transformation(owner, "hessian_diagonal_fn", hessian_diagonal_fn)

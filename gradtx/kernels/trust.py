@@ -1,6 +1,5 @@
 """Steps whose length follows the size of each leaf's weights: trust ratios and block norms."""
 
-import math
 from typing import Any
 
 import jax
@@ -9,8 +8,9 @@ import optax
 from optax import ScalarOrSchedule
 
 from gradtx import trees
-from gradtx.kernel import NON_NEGATIVE, Kernel, PerLeaf, state_class
-from gradtx.kernels.scale import add_decayed_weights
+from gradtx.kernel import NON_NEGATIVE, Kernel, PerLeaf
+from gradtx.kernels.arithmetic import root_mean_square
+from gradtx.kernels.scale import WeightDecaySchedule
 from gradtx.lift import lift
 
 
@@ -86,10 +86,6 @@ def scale_by_trust_ratio(
     return lift(kernel, min_norm=min_norm, trust_coefficient=trust_coefficient, eps=eps)
 
 
-# optax keeps the class of this state private, so it is read off an abstract value.
-_DecayScheduleState = state_class(add_decayed_weights(lambda count: 0.0 * count))
-
-
 def _local_rate(g, *, p, weight_decay, trust_coefficient, eps, decays, trusts):
     if not decays:
         weight_decay = 0.0
@@ -151,7 +147,7 @@ def scale_by_local_rate(
             "eps": NON_NEGATIVE,
         },
         options=("decays", "trusts"),
-        scheduled_state=_DecayScheduleState,
+        scheduled_state=WeightDecaySchedule,
         elementwise=False,
         source="You et al. 2017, equation (6)",
     )
@@ -203,7 +199,7 @@ def undo_growth(learning_rate: ScalarOrSchedule) -> optax.GradientTransformation
         "fromage",
         _undo_growth,
         hyperparameters={"learning_rate": NON_NEGATIVE},
-        scheduled_state=_DecayScheduleState,
+        scheduled_state=WeightDecaySchedule,
         source="Bernstein et al. 2020, Algorithm 1",
     )
     return lift(kernel, learning_rate=learning_rate)
@@ -254,7 +250,7 @@ def scale_by_param_block_norm(
 
 
 def _param_block_rms(g, *, p, min_scale):
-    return jnp.maximum(trees.norm(p) / math.sqrt(max(p.size, 1)), min_scale) * g
+    return jnp.maximum(root_mean_square(p), min_scale) * g
 
 
 def scale_by_param_block_rms(

@@ -15,7 +15,7 @@ from gradtx.kernels.adopt import fourth_root, scale_by_acprop, scale_by_adopt
 from gradtx.kernels.madgrad import scale_by_madgrad
 from gradtx.kernels.mars import scale_by_mars
 from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
-from gradtx.select import Mask
+from gradtx.select import Decay, Mask
 
 
 def acprop(
@@ -26,6 +26,8 @@ def acprop(
     eps_root: ScalarOrSchedule = 1e-16,
     weight_decay: ScalarOrSchedule = 0.0,
     mask: Mask | None = None,
+    *,
+    decay: Decay = "all",
 ) -> Transformation:
     """ACProp: the gradient over how far those before it deviated from their average.
 
@@ -44,6 +46,7 @@ def acprop(
         weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
+        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
     Returns:
         The chain of `scale_by_acprop`, `add_decayed_weights` and `scale_by_learning_rate`.
@@ -66,7 +69,7 @@ def acprop(
     """
     return chain(
         scale_by_acprop(b1, b2, eps, eps_root),
-        add_decayed_weights(weight_decay, mask),
+        add_decayed_weights(weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )
 
@@ -185,6 +188,8 @@ def mars(
     gamma: ScalarOrSchedule = 0.025,
     weight_decay: ScalarOrSchedule = 0.0,
     mask: Mask | None = None,
+    *,
+    decay: Decay = "all",
 ) -> Transformation:
     """MARS-AdamW: AdamW on gradients with less variance.
 
@@ -202,6 +207,7 @@ def mars(
         weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
+        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
     Returns:
         The chain of `scale_by_mars`, `scale_by_adam`, `add_decayed_weights` and
@@ -227,7 +233,7 @@ def mars(
     return chain(
         scale_by_mars(b1, gamma),
         scale_by_adam(b1, b2, eps),
-        add_decayed_weights(weight_decay, mask),
+        add_decayed_weights(weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )
 
@@ -243,6 +249,7 @@ def adamini(
     mask: Mask | None = None,
     *,
     blocks: Blocks = -1,
+    decay: Decay = "all",
 ) -> Transformation:
     """Adam-mini: AdamW with one second moment for each block of elements.
 
@@ -262,6 +269,7 @@ def adamini(
             one, or a `gradtx.select(...)`; None: all leaves.
         blocks: the axis, or axes, each index of which has a block of its own: by default the
             output neurons of a kernel (..., inputs, outputs); see `scale_by_adamini`.
+        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
     Returns:
         The chain of `scale_by_adamini`, `add_decayed_weights` and `scale_by_learning_rate`.
@@ -283,6 +291,6 @@ def adamini(
     """
     return chain(
         scale_by_adamini(b1, b2, eps, eps_root, mu_dtype, blocks=blocks),
-        add_decayed_weights(weight_decay, mask),
+        add_decayed_weights(weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )

@@ -1,16 +1,12 @@
 """Adan with its proximal weight decay."""
 
-from typing import Any
-
-import jax
 from optax import GradientTransformationExtraArgs as Transformation
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
-from gradtx.kernel import PerLeaf
 from gradtx.kernels.adan import descend_proximally, scale_by_adan
 from gradtx.kernels.scale import add_decayed_weights
-from gradtx.select import Mask, mask_for
+from gradtx.select import Decay, Mask, decayed_leaves, flag_of_each_leaf
 
 
 def adan(
@@ -22,6 +18,8 @@ def adan(
     eps_root: ScalarOrSchedule = 1e-8,
     weight_decay: ScalarOrSchedule = 0.0,
     mask: Mask | None = None,
+    *,
+    decay: Decay = "all",
 ) -> Transformation:
     """Adan: adaptive Nesterov momentum.
 
@@ -42,6 +40,7 @@ def adan(
         weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
+        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
     Returns:
         The chain of `scale_by_adan`, `add_decayed_weights` and the proximal step, with the state
@@ -65,23 +64,9 @@ def adan(
         >>> print(gradtx.apply_updates(params, updates))  # (2 - 0.5) / (1 + 0.5)
         [1.]
     """
+    decays = flag_of_each_leaf("adan", decayed_leaves("adan", decay, mask))
     return chain(
         scale_by_adan(b1, b2, b3, eps, eps_root),
-        add_decayed_weights(weight_decay, mask),
-        descend_proximally(learning_rate, weight_decay, _decays(mask)),
+        add_decayed_weights(weight_decay, mask, decay=decay),
+        descend_proximally(learning_rate, weight_decay, decays),
     )
-
-
-def _decays(mask: Mask | None) -> bool | PerLeaf:
-    """For each leaf whether the mask chooses it."""
-    if mask is None:
-        return True
-
-    def choose(tree: Any) -> Any:
-        return jax.tree.map(
-            lambda flag, part: jax.tree.map(lambda _: bool(flag), part),
-            mask_for("adan", mask, tree),
-            tree,
-        )
-
-    return PerLeaf(choose)

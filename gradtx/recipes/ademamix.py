@@ -7,7 +7,7 @@ from optax import ScalarOrSchedule
 from gradtx.compose.sequence import chain
 from gradtx.kernels.ademamix import scale_by_ademamix, scale_by_simplified_ademamix
 from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
-from gradtx.select import Mask
+from gradtx.select import Decay, Mask
 
 
 def ademamix(
@@ -21,6 +21,8 @@ def ademamix(
     mu_dtype: DTypeLike | None = None,
     weight_decay: ScalarOrSchedule = 0.0,
     mask: Mask | None = None,
+    *,
+    decay: Decay = "all",
 ) -> Transformation:
     """AdEMAMix: AdamW with a slow average of the gradient beside the fast one.
 
@@ -43,6 +45,7 @@ def ademamix(
         weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
+        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
     Returns:
         The chain of `scale_by_ademamix`, `add_decayed_weights` and `scale_by_learning_rate`.
@@ -65,7 +68,7 @@ def ademamix(
     """
     return chain(
         scale_by_ademamix(b1, b2, b3, alpha, eps, eps_root, mu_dtype),
-        add_decayed_weights(weight_decay, mask),
+        add_decayed_weights(weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )
 
@@ -79,6 +82,8 @@ def simplified_ademamix(
     eps_root: ScalarOrSchedule = 0.0,
     weight_decay: ScalarOrSchedule = 0.0,
     mask: Mask | None = None,
+    *,
+    decay: Decay = "all",
 ) -> Transformation:
     """Simplified AdEMAMix: one sum of past gradients beside the gradient of now.
 
@@ -98,6 +103,7 @@ def simplified_ademamix(
         weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
+        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
     Returns:
         The chain of `scale_by_simplified_ademamix`, `add_decayed_weights` and
@@ -121,6 +127,6 @@ def simplified_ademamix(
     """
     return chain(
         scale_by_simplified_ademamix(b1, b2, alpha, eps, eps_root),
-        add_decayed_weights(weight_decay, mask),
+        add_decayed_weights(weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )

@@ -6,9 +6,9 @@ from optax import GradientTransformationExtraArgs as Transformation
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
-from gradtx.kernel import DECAY, NON_NEGATIVE, check_dtype, check_hyperparameter
+from gradtx.kernel import DECAY, NON_NEGATIVE, check, check_dtype, check_hyperparameter
 from gradtx.kernels.clip import clip_by_block_rms
-from gradtx.kernels.factored import scale_by_factored_rms
+from gradtx.kernels.factored import STEP, scale_by_factored_rms
 from gradtx.kernels.momentum import ema
 from gradtx.kernels.scale import add_decayed_weights, scale, scale_by_learning_rate
 from gradtx.kernels.sm3 import scale_by_sm3
@@ -97,6 +97,7 @@ def adafactor(
     ):
         if value is not None:
             check_hyperparameter("adafactor", argument, value, valid)
+    check("adafactor", "decay_offset", decay_offset, STEP)
     check_dtype("adafactor", "dtype_momentum", dtype_momentum)
     parts = [scale_by_factored_rms(factored, decay_rate, decay_offset, min_dim_size_to_factor, eps)]
     if clipping_threshold is not None:

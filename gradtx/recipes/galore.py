@@ -7,9 +7,9 @@ from optax import GradientTransformationExtraArgs as Transformation
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
+from gradtx.kernels.matrices import WeightDimensionNumbers
 from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
-from gradtx.select import Mask
-from gradtx.wrappers.layouts import DimensionNumbers
+from gradtx.select import Decay, Mask
 from gradtx.wrappers.projected import scale_by_galore
 
 
@@ -21,9 +21,10 @@ def galore(
     base_optimizer: optax.GradientTransformation | None = None,
     weight_decay: ScalarOrSchedule = 0.0,
     mask: Mask | None = None,
-    weight_dimension_numbers: DimensionNumbers | None = None,
+    weight_dimension_numbers: WeightDimensionNumbers | None = None,
     *,
     projected_side: Literal["shorter", "longer"] = "shorter",
+    decay: Decay = "all",
 ) -> Transformation:
     """GaLore: Adam, or another optimizer, in a subspace of low rank for each matrix.
 
@@ -45,6 +46,7 @@ def galore(
             one, or a `gradtx.select(...)`; None: all leaves.
         weight_dimension_numbers: which axes are rows and columns, see `scale_by_galore`.
         projected_side: "shorter" as in the paper, or "longer" as in optax.
+        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
     Returns:
         The chain of `scale_by_galore`, `add_decayed_weights` and `scale_by_learning_rate`.
@@ -75,6 +77,6 @@ def galore(
     )
     return chain(
         direction,
-        add_decayed_weights(weight_decay, mask),
+        add_decayed_weights(weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )

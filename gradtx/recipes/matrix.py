@@ -10,13 +10,14 @@ from optax import ScalarOrSchedule
 
 from gradtx.compose.groups import partition
 from gradtx.compose.sequence import chain
+from gradtx.kernel import DECAY, NON_NEGATIVE, check_hyperparameter
 from gradtx.kernels.matrices import WeightDimensionNumbers, spread_numbers
 from gradtx.kernels.muon import scale_by_muon, scale_by_shape
 from gradtx.kernels.normuon import scale_by_normuon
 from gradtx.kernels.orthogonalize import NS_COEFFS, Preconditioning
 from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
 from gradtx.recipes.adam import adamw
-from gradtx.select import Mask
+from gradtx.select import Decay, Mask
 
 
 def muon(
@@ -41,6 +42,7 @@ def muon(
     consistent_rms: ScalarOrSchedule | None = None,
     bias_correction: bool = True,
     ns_dtype: DTypeLike | None = None,
+    decay: Decay = "all",
 ) -> Transformation:
     """Muon: momentum that is made orthogonal, for the matrices; AdamW for everything else.
 
@@ -82,6 +84,8 @@ def muon(
             and weight decay of AdamW; None: the factor above.
         bias_correction: whether to correct M; see `scale_by_muon`.
         ns_dtype: a narrower dtype for the products of the iteration, such as bfloat16.
+        decay: "matrices" in place of a mask, also for AdamW, which has none, or "all" leaves; see
+            `add_decayed_weights`.
 
     Returns:
         The partition of the parameters into "muon" and "adam".
@@ -93,7 +97,9 @@ def muon(
     Source:
         Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; Liu et al.
         2025, "Muon is scalable for LLM training". optax gives arrays of three and more axes to
-        AdamW unless they have dimension numbers.
+        AdamW unless they have dimension numbers. PyTorch's matrices are (output, input),
+        MuonDimensionNumbers(1, 0); its M is not corrected, its eps is a lower bound of the norm,
+        and it iterates in bfloat16.
 
     Example:
         >>> import jax.numpy as jnp
@@ -108,6 +114,7 @@ def muon(
         >>> print(list(state.inner_states))
         ['muon', 'adam']
     """
+    _check_adam("muon", adam_b1, adam_b2, adam_eps_root, adam_weight_decay, adam_learning_rate)
     return _partition_matrices(
         "muon",
         chain(
@@ -125,7 +132,7 @@ def muon(
                 ns_dtype=ns_dtype,
             ),
             scale_by_shape(muon_weight_dimension_numbers, consistent_rms),
-            add_decayed_weights(weight_decay, weight_decay_mask),
+            add_decayed_weights(weight_decay, weight_decay_mask, decay=decay),
             scale_by_learning_rate(learning_rate),
         ),
         adamw(
@@ -137,9 +144,22 @@ def muon(
             mu_dtype,
             adam_weight_decay,
             nesterov=nesterov,
+            decay=decay,
         ),
         muon_weight_dimension_numbers,
     )
+
+
+def _check_adam(owner: str, b1: Any, b2: Any, eps_root: Any, weight_decay: Any, rate: Any) -> None:
+    """Refuse AdamW's arguments by the names that they have here, which are not AdamW's."""
+    for argument, value, valid in (
+        ("adam_b1", b1, DECAY),
+        ("adam_b2", b2, DECAY),
+        ("adam_eps_root", eps_root, NON_NEGATIVE),
+        ("adam_weight_decay", weight_decay, NON_NEGATIVE),
+        ("adam_learning_rate", 0.0 if rate is None else rate, NON_NEGATIVE),
+    ):
+        check_hyperparameter(owner, argument, value, valid)
 
 
 def _partition_matrices(
@@ -178,6 +198,7 @@ def normuon(
     muon_weight_dimension_numbers: WeightDimensionNumbers | None = None,
     consistent_rms: ScalarOrSchedule = 0.2,
     ns_dtype: DTypeLike | None = None,
+    decay: Decay = "all",
 ) -> Transformation:
     """NorMuon: Muon with a learning rate for each neuron; AdamW for what is no matrix.
 
@@ -206,6 +227,8 @@ def normuon(
         muon_weight_dimension_numbers: which arrays are matrices along which axes, as in `muon`.
         consistent_rms: the root mean square of a step's elements, >= 0, times the learning rate.
         ns_dtype: a narrower dtype for the products of the iteration, such as bfloat16.
+        decay: "matrices" in place of a mask, also for AdamW, which has none, or "all" leaves; see
+            `add_decayed_weights`.
 
     Returns:
         The partition of the parameters into "normuon" and "adam".
@@ -227,6 +250,7 @@ def normuon(
         >>> print(f"{jnp.sqrt(jnp.mean(updates['kernel'] ** 2)):.3f}")
         0.020
     """
+    _check_adam("normuon", adam_b1, adam_b2, adam_eps_root, adam_weight_decay, adam_learning_rate)
     return _partition_matrices(
         "normuon",
         chain(
@@ -243,7 +267,7 @@ def normuon(
                 consistent_rms=consistent_rms,
                 ns_dtype=ns_dtype,
             ),
-            add_decayed_weights(weight_decay, weight_decay_mask),
+            add_decayed_weights(weight_decay, weight_decay_mask, decay=decay),
             scale_by_learning_rate(learning_rate),
         ),
         adamw(
@@ -255,6 +279,7 @@ def normuon(
             mu_dtype,
             adam_weight_decay,
             nesterov=nesterov,
+            decay=decay,
         ),
         muon_weight_dimension_numbers,
     )

@@ -5,7 +5,7 @@ from optax import GradientTransformationExtraArgs as Transformation
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
-from gradtx.kernel import COUNT, check
+from gradtx.kernel import COUNT, DECAY, check, check_hyperparameter
 from gradtx.kernels.adaptive import scale_by_rms
 from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
 from gradtx.recipes.descent import sgd
@@ -109,6 +109,7 @@ def schedule_free_adamw(
         >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
         1.500
     """
+    check_hyperparameter("schedule_free_adamw", "b2", b2, DECAY)
     rate = _warmed_up("schedule_free_adamw", learning_rate, warmup_steps)
     base = chain(
         scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),

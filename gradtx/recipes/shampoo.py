@@ -4,11 +4,11 @@ from jax.typing import DTypeLike
 from optax import GradientTransformation, ScalarOrSchedule
 from optax import GradientTransformationExtraArgs as Transformation
 
-from gradtx.compose.sequence import chain
+from gradtx.compose.sequence import as_transformation, chain
 from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
 from gradtx.kernels.shampoo import scale_by_shampoo
 from gradtx.kernels.soap import scale_by_soap
-from gradtx.select import Mask
+from gradtx.select import Decay, Mask
 from gradtx.wrappers.grafting import graft
 
 
@@ -24,6 +24,7 @@ def shampoo(
     update_interval: int = 1,
     max_dimension: int = 1024,
     grafting: GradientTransformation | None = None,
+    decay: Decay = "all",
 ) -> Transformation:
     """Shampoo: the gradient times an inverse root of its second moments along each axis.
 
@@ -46,6 +47,7 @@ def shampoo(
         max_dimension: the longest axis that gets a matrix; longer ones get its diagonal.
         grafting: a transformation whose updates give the length of each array's step, such as
             `scale_by_rss()` or `scale_by_adam()`; None: no grafting.
+        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
     Returns:
         The chain of `scale_by_shampoo`, in a `graft` if asked for, `add_decayed_weights` and
@@ -72,9 +74,11 @@ def shampoo(
     scaled = scale_by_shampoo(
         b1, b2, eps, mu_dtype, update_interval=update_interval, max_dimension=max_dimension
     )
+    if grafting is not None:
+        scaled = graft(as_transformation("shampoo", "grafting", grafting), scaled)
     return chain(
-        scaled if grafting is None else graft(grafting, scaled),
-        add_decayed_weights(weight_decay, mask),
+        scaled,
+        add_decayed_weights(weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )
 
@@ -91,6 +95,7 @@ def soap(
     *,
     precondition_frequency: int = 10,
     max_precond_dim: int = 10000,
+    decay: Decay = "all",
 ) -> Transformation:
     """SOAP: AdamW in the eigenbasis of Shampoo's preconditioners.
 
@@ -114,6 +119,7 @@ def soap(
         mu_dtype: the storage dtype of M; None: the parameter's, at least float32.
         precondition_frequency: after how many steps the bases are brought up to date, >= 1.
         max_precond_dim: the longest axis that gets a basis, >= 1.
+        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
     Returns:
         The chain of `scale_by_soap`, `add_decayed_weights` and `scale_by_learning_rate`.
@@ -144,6 +150,6 @@ def soap(
             precondition_frequency=precondition_frequency,
             max_precond_dim=max_precond_dim,
         ),
-        add_decayed_weights(weight_decay, mask),
+        add_decayed_weights(weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )

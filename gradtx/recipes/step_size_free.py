@@ -14,7 +14,7 @@ from gradtx.kernels.distance import scale_by_dog, scale_by_dowg
 from gradtx.kernels.polyak import scale_by_polyak
 from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
 from gradtx.recipes.descent import sgd
-from gradtx.select import Mask
+from gradtx.select import Decay, Mask
 
 
 def dog(
@@ -23,6 +23,8 @@ def dog(
     eps: ScalarOrSchedule = 1e-8,
     weight_decay: ScalarOrSchedule | None = None,
     mask: Mask | None = None,
+    *,
+    decay: Decay = "all",
 ) -> Transformation:
     """Descent in steps as long as the way travelled so far, over all gradients: DoG.
 
@@ -43,6 +45,7 @@ def dog(
             none.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
+        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
     Returns:
         The chain of `add_decayed_weights` (if there is decay), `scale_by_dog` and
@@ -63,7 +66,7 @@ def dog(
         [0.5]
     """
     return chain(
-        _decay(weight_decay, mask),
+        _decay(weight_decay, mask, decay),
         scale_by_dog(init_step, eps),
         scale_by_learning_rate(learning_rate),
     )
@@ -75,6 +78,8 @@ def dowg(
     eps: ScalarOrSchedule = 1e-4,
     weight_decay: ScalarOrSchedule | None = None,
     mask: Mask | None = None,
+    *,
+    decay: Decay = "all",
 ) -> Transformation:
     """DoG with gradients that count by the distance at which they were met: DoWG.
 
@@ -90,6 +95,7 @@ def dowg(
             none.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
+        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
     Returns:
         The chain of `add_decayed_weights` (if there is decay), `scale_by_dowg` and
@@ -110,14 +116,17 @@ def dowg(
         [0.5]
     """
     return chain(
-        _decay(weight_decay, mask),
+        _decay(weight_decay, mask, decay),
         scale_by_dowg(init_estim_sq_dist, eps),
         scale_by_learning_rate(learning_rate),
     )
 
 
-def _decay(weight_decay: ScalarOrSchedule | None, mask: Mask | None) -> Transformation:
-    return identity() if weight_decay is None else add_decayed_weights(weight_decay, mask)
+def _decay(
+    weight_decay: ScalarOrSchedule | None, mask: Mask | None, decay: Decay
+) -> Transformation:
+    decaying = add_decayed_weights(0.0 if weight_decay is None else weight_decay, mask, decay=decay)
+    return identity() if weight_decay is None else decaying
 
 
 def cocob(
@@ -126,6 +135,8 @@ def cocob(
     eps: ScalarOrSchedule = 1e-8,
     weight_decay: ScalarOrSchedule = 0.0,
     mask: Mask | None = None,
+    *,
+    decay: Decay = "all",
 ) -> Transformation:
     """Bet a share of all rewards so far on the sign of the next gradient: COCOB.
 
@@ -142,6 +153,7 @@ def cocob(
         weight_decay: the multiple of the parameters that is added to the gradient, >= 0.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
+        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
     Returns:
         The chain of `add_decayed_weights`, `scale_by_learning_rate` and `scale_by_cocob`.
@@ -162,7 +174,7 @@ def cocob(
         [0.5]
     """
     return chain(
-        add_decayed_weights(weight_decay, mask),
+        add_decayed_weights(weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate, flip_sign=False),
         scale_by_cocob(alpha, eps),
     )

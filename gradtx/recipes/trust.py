@@ -1,14 +1,11 @@
 """Optimizers whose steps follow the size of each layer: LARS, LAMB, Fromage, NovoGrad."""
 
-from typing import Any
-
-import jax
 from optax import GradientTransformationExtraArgs as Transformation
 from optax import ScalarOrSchedule
 
 from gradtx.compose.groups import masked
 from gradtx.compose.sequence import chain, identity
-from gradtx.kernel import DECAY, NON_NEGATIVE, PerLeaf, check_hyperparameter
+from gradtx.kernel import DECAY, NON_NEGATIVE, check_hyperparameter
 from gradtx.kernels.adam import scale_by_adam
 from gradtx.kernels.momentum import trace
 from gradtx.kernels.novograd import scale_by_novograd
@@ -18,7 +15,7 @@ from gradtx.kernels.trust import (
     scale_by_trust_ratio,
     undo_growth,
 )
-from gradtx.select import Decay, Mask, decayed_leaves, mask_for
+from gradtx.select import Decay, Mask, decayed_leaves, flag_of_each_leaf
 
 
 def lars(
@@ -79,8 +76,10 @@ def lars(
         weight_decay,
         trust_coefficient,
         eps,
-        decays=_flags("weight_decay_mask", decayed_leaves("lars", decay, weight_decay_mask)),
-        trusts=_flags("trust_ratio_mask", trust_ratio_mask),
+        decays=flag_of_each_leaf(
+            "lars: weight_decay_mask", decayed_leaves("lars", decay, weight_decay_mask)
+        ),
+        trusts=flag_of_each_leaf("lars: trust_ratio_mask", trust_ratio_mask),
     )
     return chain(
         # As in optax's chain of decay, trust ratio and rate, whose states the two masks wrap.
@@ -89,19 +88,6 @@ def lars(
         scale_by_learning_rate(learning_rate),
         trace(momentum, nesterov),
     )
-
-
-def _flags(argument: str, mask: Mask) -> PerLeaf:
-    """For each leaf whether the mask chooses it."""
-
-    def choose(tree: Any) -> Any:
-        return jax.tree.map(
-            lambda flag, part: jax.tree.map(lambda _: bool(flag), part),
-            mask_for(f"lars: {argument}", mask, tree),
-            tree,
-        )
-
-    return PerLeaf(choose)
 
 
 def lamb(

@@ -86,4 +86,4 @@ def cautious(
         cautiously, _ = mask.update(proposed, optax.EmptyState(), updates)
         return cautiously, state
 
-    return composed("cautious", (Part("", inner),), inner.init, update)
+    return composed("cautious", (Part("", inner),), inner.init, update, locality="leaf")

@@ -74,9 +74,8 @@ def graft(
         ]
         return treedef.unflatten(grafted), GraftState(magnitude_state, direction_state)
 
-    return composed(
-        owner, (Part("magnitude", magnitude), Part("direction", direction)), init, update
-    )
+    parts = (Part("magnitude", magnitude), Part("direction", direction))
+    return composed(owner, parts, init, update, locality="leaf")
 
 
 @jax.jit

@@ -10,7 +10,7 @@ from jax import lax
 from optax.contrib import SplitRealAndImaginaryState
 
 from gradtx import trees
-from gradtx.compose.parts import Part, composed, owner_of, parts_of
+from gradtx.compose.parts import Part, composed, locality_of, owner_of, parts_of
 from gradtx.compose.sequence import as_transformation
 from gradtx.lift import kernel_of
 
@@ -89,9 +89,10 @@ def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformation
 
 def _check_preserved(tx: optax.GradientTransformation) -> None:
     kernel = kernel_of(tx)
-    if kernel is not None and not kernel.elementwise:
+    if (kernel is not None and not kernel.elementwise) or locality_of(tx) == "leaf":
+        name = owner_of(tx) if kernel is None else kernel.name
         raise ValueError(
-            f"flatten: {kernel.name} depends on the shape of each array, which a vector of all "
+            f"flatten: {name} depends on the shape of each array, which a vector of all "
             "elements does not have; chain it outside of flatten"
         )
     for part in parts_of(tx):
@@ -149,7 +150,9 @@ def _where(has_gradient: np.ndarray, new_state: Any, state: Any) -> Any:
 _to_itself = optax.GradientTransformation(
     lambda params: params, lambda updates, state, params=None: (updates, state)
 )
-_split_state: Any = optax.contrib.split_real_and_imaginary(_to_itself).init(np.complex64())
+_split_state: Any = jax.eval_shape(
+    optax.contrib.split_real_and_imaginary(_to_itself).init, np.complex64()
+)
 _Pair: Any = type(_split_state.inner_state)
 
 

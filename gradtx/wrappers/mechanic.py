@@ -14,12 +14,11 @@ from optax.contrib import MechanicState
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
-from gradtx.kernel import COUNT, NON_NEGATIVE, Range, check, check_hyperparameter
+from gradtx.kernel import COUNT, NON_NEGATIVE, POSITIVE, check, check_hyperparameter
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.lift import evaluate
 
 _OWNER = "mechanize"
-_POSITIVE = Range("> 0", lambda value: value > 0)
 
 
 def mechanize(
@@ -77,8 +76,8 @@ def mechanize(
     """
     inner = as_transformation(_OWNER, "base_optimizer", base_optimizer)
     check_hyperparameter(_OWNER, "weight_decay", weight_decay, NON_NEGATIVE)
-    check(_OWNER, "eps", eps, _POSITIVE)
-    check(_OWNER, "s_init", s_init, _POSITIVE)
+    check(_OWNER, "eps", eps, POSITIVE)
+    check(_OWNER, "s_init", s_init, POSITIVE)
     check(_OWNER, "num_betas", num_betas, COUNT)
     number = int(num_betas)
 
@@ -139,7 +138,7 @@ def mechanize(
         )
         return treedef.unflatten(leaves), new
 
-    return composed(_OWNER, (Part("", inner),), init, update)
+    return composed(_OWNER, (Part("", inner),), init, update, locality="tree")
 
 
 def _start(parameter: Any) -> jax.Array | None:

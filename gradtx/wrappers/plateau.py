@@ -10,15 +10,10 @@ from jax.typing import ArrayLike
 from optax.contrib import ReduceLROnPlateauState
 
 from gradtx import trees
-from gradtx.kernel import COUNT, NON_NEGATIVE, Range, check
+from gradtx.kernel import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, PROPER_SHARE, SHARE, check
 from gradtx.kernels.scale import scale
 
 _OWNER = "reduce_on_plateau"
-_FACTOR = Range("in (0, 1)", lambda value: 0 < value < 1)
-_SHARE = Range("in [0, 1]", lambda value: 0 <= value <= 1)
-_COUNT_OR_ZERO = Range(
-    "a whole number >= 0", lambda value: value >= 0 and float(value).is_integer()
-)
 
 
 def reduce_on_plateau(
@@ -83,11 +78,11 @@ def reduce_on_plateau(
         [0.5]
     """
     for argument, given, valid in (
-        ("factor", factor, _FACTOR),
+        ("factor", factor, PROPER_SHARE),
         ("patience", patience, COUNT),
-        ("rtol", rtol, _SHARE),
+        ("rtol", rtol, SHARE),
         ("atol", atol, NON_NEGATIVE),
-        ("cooldown", cooldown, _COUNT_OR_ZERO),
+        ("cooldown", cooldown, COUNT_OR_ZERO),
         ("accumulation_size", accumulation_size, COUNT),
         ("min_scale", min_scale, NON_NEGATIVE),
     ):

@@ -9,17 +9,22 @@ import numpy as np
 import optax
 from jax import lax
 from optax import ScalarOrSchedule
-from optax.contrib import GaLoreState
+from optax.contrib import GaLoreDimensionNumbers, GaLoreState
 
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.kernel import ANY_NUMBER, COUNT, check, check_hyperparameter
 from gradtx.kernels.adam import scale_by_adam
+from gradtx.kernels.matrices import (
+    MatrixAxes,
+    WeightDimensionNumbers,
+    is_dimension_numbers,
+    named_axes,
+    spread_numbers,
+)
+from gradtx.kernels.products import adjoint, product
 from gradtx.lift import evaluate
-from gradtx.wrappers.layouts import DimensionNumbers, Layout, layouts_of
-
-_matmul = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 def scale_by_galore(
@@ -27,7 +32,7 @@ def scale_by_galore(
     update_proj_gap: int = 200,
     scale: ScalarOrSchedule = 1.0,
     base_optimizer: optax.GradientTransformation | None = None,
-    weight_dimension_numbers: DimensionNumbers | None = None,
+    weight_dimension_numbers: WeightDimensionNumbers | None = None,
     *,
     projected_side: Literal["shorter", "longer"] = "shorter",
 ) -> optax.GradientTransformationExtraArgs:
@@ -97,17 +102,17 @@ def scale_by_galore(
 
     def init(params: Any) -> GaLoreState:
         leaves, treedef = trees.flatten(params)
-        layouts = layouts_of(owner, weight_dimension_numbers, params)
+        axes_of_leaves = _projected_axes(owner, weight_dimension_numbers, params)
         projectors, proxies = list(leaves), list(leaves)
-        for i, (leaf, layout) in enumerate(zip(leaves, layouts, strict=True)):
+        for i, (leaf, axes) in enumerate(zip(leaves, axes_of_leaves, strict=True)):
             if not trees.is_parameter(leaf):
                 projectors[i] = None
                 continue
             dtype = trees.compute_dtype(jnp.result_type(leaf))
-            if layout is None:
+            if axes is None:
                 projectors[i], proxies[i] = jnp.zeros((0, 0), dtype), jnp.zeros_like(leaf)
                 continue
-            shape = layout.matrix_shape(np.shape(leaf))
+            shape = axes.shape_of_matrices(np.shape(leaf))
             side = min(shape[-2:]) if projected_side == "shorter" else max(shape[-2:])
             projectors[i] = jnp.zeros(_projector_shape(shape, side, rank), dtype)
             proxies[i] = jax.tree.map(
@@ -124,35 +129,57 @@ def scale_by_galore(
         )
         known = updates if params is None else params
         parameters = trees.flatten_like(owner, "params", known, "updates", updates)
-        layouts = layouts_of(owner, weight_dimension_numbers, known)
-        projected: list[tuple[int, Layout]] = []
-        for i, (gradient, layout) in enumerate(zip(gradients, layouts, strict=True)):
+        axes_of_leaves = _projected_axes(owner, weight_dimension_numbers, known)
+        projected: list[tuple[int, MatrixAxes]] = []
+        for i, (gradient, axes) in enumerate(zip(gradients, axes_of_leaves, strict=True)):
             if not trees.is_parameter(gradient):
                 continue
             if np.shape(parameters[i]) != np.shape(gradient):
                 trees.refuse_shape(owner, "updates", updates, i, "params", parameters[i])
-            if layout is not None:
-                _check_projector(owner, updates, i, layout, rank, projectors[i])
-                projected.append((i, layout))
+            if axes is not None:
+                _check_projector(owner, updates, i, axes, rank, projectors[i])
+                projected.append((i, axes))
         is_time = state.count % update_proj_gap == 0
         low_rank = list(gradients)
-        for i, layout in projected:
+        for i, axes in projected:
             low_rank[i], projectors[i] = _enter(
-                jnp.asarray(gradients[i]), projectors[i], is_time, layout
+                jnp.asarray(gradients[i]), projectors[i], is_time, axes
             )
         new, base_state = base.update(
             treedef.unflatten(low_rank), state.base_optimizer_state, None, **extra
         )
         results = trees.flatten_like(owner, "the base optimizer's updates", new, "updates", updates)
         factor = jnp.asarray(evaluate(scale, state.count) if callable(scale) else scale)
-        for i, layout in projected:
+        for i, axes in projected:
             like = jnp.asarray(gradients[i])
-            results[i] = _leave(results[i], projectors[i], factor, like, layout)
+            results[i] = _leave(results[i], projectors[i], factor, like, axes)
         count = jnp.asarray(optax.safe_increment(state.count))
         new_state = GaLoreState(count, base_state, treedef.unflatten(projectors))
         return treedef.unflatten(results), new_state
 
-    return composed(owner, (Part("", base),), init, update)
+    return composed(owner, (Part("", base),), init, update, locality="leaf")
+
+
+def _projected_axes(owner: str, choice: WeightDimensionNumbers, tree: Any) -> list[Any]:
+    """For each leaf the axes of its matrices, or None if it is not projected."""
+    if not trees.flatten(tree)[0]:
+        return []  # optax passes a tree without leaves to learn the structure of the state
+    numbers: Any = choice
+    if choice is None:
+        numbers = jax.tree.map(
+            lambda leaf: GaLoreDimensionNumbers() if np.ndim(leaf) == 2 else None, tree
+        )
+    elif is_dimension_numbers(choice):
+        numbers = jax.tree.map(lambda leaf: choice if np.ndim(leaf) >= 2 else None, tree)
+
+    def axes_of(path: Any, leaf: Any, own: Any) -> MatrixAxes | None:
+        if own is None or not trees.is_parameter(leaf) or np.size(leaf) == 0:
+            return None
+        return named_axes(owner, own, path, leaf)
+
+    given = spread_numbers(owner, numbers, tree)
+    chosen = jax.tree_util.tree_map_with_path(axes_of, tree, given)
+    return trees.flatten_like(owner, "weight_dimension_numbers", chosen, "the tree", tree)
 
 
 def _projector_shape(shape: tuple[int, ...], side: int, rank: int) -> tuple[int, ...]:
@@ -160,9 +187,9 @@ def _projector_shape(shape: tuple[int, ...], side: int, rank: int) -> tuple[int,
 
 
 def _check_projector(
-    owner: str, updates: Any, index: int, layout: Layout, rank: int, projector: Any
+    owner: str, updates: Any, index: int, axes: MatrixAxes, rank: int, projector: Any
 ) -> None:
-    shape = layout.matrix_shape(np.shape(trees.flatten(updates)[0][index]))
+    shape = axes.shape_of_matrices(np.shape(trees.flatten(updates)[0][index]))
     expected = {_projector_shape(shape, side, rank) for side in shape[-2:]}
     if projector is None or np.shape(projector) not in expected:
         trees.refuse_shape(owner, "updates", updates, index, "the state's projector", projector)
@@ -173,42 +200,39 @@ def _is_left(matrices: jax.Array, projector: jax.Array) -> bool:
     return projector.shape[-2] == matrices.shape[-2]
 
 
-def _adjoint(matrices: jax.Array) -> jax.Array:
-    return jnp.conj(jnp.swapaxes(matrices, -1, -2))
-
-
 def _project(matrices: jax.Array, projector: jax.Array) -> jax.Array:
     if _is_left(matrices, projector):
-        return _matmul(_adjoint(projector), matrices)
-    return _matmul(matrices, projector)
+        return product(adjoint(projector), matrices)
+    return product(matrices, projector)
 
 
 def _subspace(matrices: jax.Array, projector: jax.Array) -> jax.Array:
     """The leading singular vectors, as many as the projector has."""
     left, _, right = jnp.linalg.svd(matrices, full_matrices=False)
-    vectors = left if _is_left(matrices, projector) else _adjoint(right)
+    vectors = left if _is_left(matrices, projector) else adjoint(right)
     return vectors[..., : projector.shape[-1]].astype(projector.dtype)
 
 
-@functools.partial(jax.jit, static_argnames="layout")
+@functools.partial(jax.jit, static_argnames="axes")
 def _enter(
-    gradient: jax.Array, projector: jax.Array, is_time: jax.Array, layout: Layout
+    gradient: jax.Array, projector: jax.Array, is_time: jax.Array, axes: MatrixAxes
 ) -> tuple[jax.Array, jax.Array]:
     """The gradient in the subspace, and the projector, which is chosen anew when it is time."""
-    matrices = layout.matrices(gradient.astype(trees.compute_dtype(gradient.dtype)))
+    matrices = axes.to_matrices(gradient.astype(trees.compute_dtype(gradient.dtype)))
     projector = lax.cond(is_time, lambda: _subspace(matrices, projector), lambda: projector)
     return _project(matrices, projector.astype(matrices.dtype)), projector
 
 
-@functools.partial(jax.jit, static_argnames="layout")
+@functools.partial(jax.jit, static_argnames="axes")
 def _leave(
-    low_rank: jax.Array, projector: jax.Array, scale: jax.Array, like: jax.Array, layout: Layout
+    low_rank: jax.Array, projector: jax.Array, scale: jax.Array, like: jax.Array, axes: MatrixAxes
 ) -> jax.Array:
     """The update of the array from that in the subspace."""
     projector = projector.astype(low_rank.dtype)
-    shape = layout.matrix_shape(like.shape)
+    shape = axes.shape_of_matrices(like.shape)
     if projector.shape[-2] == shape[-2]:
-        matrices = _matmul(projector, low_rank)
+        matrices = product(projector, low_rank)
     else:
-        matrices = _matmul(low_rank, _adjoint(projector))
-    return layout.array(scale.astype(matrices.dtype) * matrices, like.shape).astype(like.dtype)
+        matrices = product(low_rank, adjoint(projector))
+    scaled = scale.astype(matrices.dtype) * matrices
+    return axes.from_matrices(scaled, like.shape).astype(like.dtype)

@@ -14,7 +14,7 @@ from gradtx.compose.sequence import as_transformation
 from gradtx.kernel import NON_NEGATIVE, Range, check, check_dtype, check_hyperparameter
 from gradtx.lift import evaluate
 
-SHARE = Range("in (0, 1]", lambda value: 0 < value <= 1)
+_POSITIVE_SHARE = Range("in (0, 1]", lambda value: 0 < value <= 1)
 
 
 def schedule_free(
@@ -69,7 +69,7 @@ def schedule_free(
     owner = "schedule_free"
     base = as_transformation(owner, "base_optimizer", base_optimizer)
     check_hyperparameter(owner, "learning_rate", learning_rate, NON_NEGATIVE)
-    check(owner, "b1", b1, SHARE)
+    check(owner, "b1", b1, _POSITIVE_SHARE)
     check(owner, "weight_lr_power", weight_lr_power, NON_NEGATIVE)
     dtype = check_dtype(owner, "state_dtype", state_dtype)
 

@@ -9,12 +9,8 @@ import optax
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
-from gradtx.kernel import Range, check
+from gradtx.kernel import COUNT_OR_ZERO, check
 from gradtx.wrappers.branches import either, zeros_like
-
-_COUNT_OR_ZERO = Range(
-    "a whole number >= 0", lambda value: value >= 0 and float(value).is_integer()
-)
 
 
 def apply_if_finite(
@@ -64,7 +60,7 @@ def apply_if_finite(
     """
     owner = "apply_if_finite"
     inner = as_transformation(owner, "inner", inner)
-    check(owner, "max_consecutive_errors", max_consecutive_errors, _COUNT_OR_ZERO)
+    check(owner, "max_consecutive_errors", max_consecutive_errors, COUNT_OR_ZERO)
 
     def init(params: Any) -> optax.ApplyIfFiniteState:
         return optax.ApplyIfFiniteState(
@@ -89,7 +85,7 @@ def apply_if_finite(
         total = jnp.where(is_finite, total, optax.safe_increment(total))
         return updates, optax.ApplyIfFiniteState(count, is_finite, total, inner_state)
 
-    return composed(owner, (Part("", inner),), init, update)
+    return composed(owner, (Part("", inner),), init, update, locality="tree")
 
 
 def skip_not_finite(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gradtx
-from gradtx.kernels.matrices import as_matrices, from_matrices, to_matrices
+from gradtx.kernels.matrices import as_matrices, named_axes
 from gradtx.testing import check_transformation
 
 HEADS = gradtx.MuonDimensionNumbers(0, 2)
@@ -17,24 +17,24 @@ def sums_of_columns(g, p):
 
 
 @pytest.mark.parametrize(
-    ("axes", "shape", "einsum"),
+    ("numbers", "shape", "einsum"),
     [
-        (((0,), (1,)), (2, 3), "ab->ab"),
-        (((1,), (0,)), (2, 3), "ab->ba"),
-        (((0,), (2,)), (2, 3, 4), "abc->bac"),
-        (((3, 0), (2,)), (2, 3, 4, 5), "abcd->bdac"),
+        ((0, 1), (2, 3), "ab->ab"),
+        ((-1, 0), (2, 3), "ab->ba"),
+        ((0, 2), (2, 3, 4), "abc->bac"),
+        (((3, 0), 2), (2, 3, 4, 5), "abcd->bdac"),
     ],
     ids=["matrix", "transposed", "heads", "two-batches"],
 )
-def test_layout(axes, shape, einsum):
+def test_layout(numbers, shape, einsum):
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     expected = np.einsum(einsum, x)
-    matrices = to_matrices(jnp.asarray(x), axes)
+    axes = named_axes("test", gradtx.MuonDimensionNumbers(*numbers), (), x)
+    matrices = axes.to_matrices(jnp.asarray(x))
     np.testing.assert_array_equal(matrices, expected.reshape(matrices.shape))
-    np.testing.assert_array_equal(from_matrices(matrices, shape, axes), x)
-    batch = len(shape) - len(axes[0]) - len(axes[1])
-    assert matrices.ndim == batch + 2
-    assert matrices.shape[-1] == np.prod([shape[axis] for axis in axes[1]])
+    np.testing.assert_array_equal(axes.from_matrices(matrices, shape), x)
+    assert matrices.ndim == len(shape) - np.size(numbers[0]) - 1 + 2
+    assert matrices.shape[-1] == shape[numbers[1]]
 
 
 def test_updates_and_parameters_are_seen_alike():

@@ -272,9 +272,9 @@ def test_wrong_argument(factory, arguments, name, value):
     ("numbers", "shape", "message"),
     [
         (None, (3,), r"scale_by_muon: 'layer/w' of shape \(3,\) is no matrix"),
-        (gradtx.MuonDimensionNumbers(0, 2), (3, 4), r"'layer/w' of shape \(3, 4\) does not have"),
-        (gradtx.MuonDimensionNumbers(0, -3), (3, 4, 5), "'layer/w' .* different axes"),
-        (gradtx.MuonDimensionNumbers((), 0), (3, 4), "'layer/w' .* different axes"),
+        (gradtx.MuonDimensionNumbers(0, 2), (3, 4), "different axes of 'layer/w'"),
+        (gradtx.MuonDimensionNumbers(0, -3), (3, 4, 5), "different axes of 'layer/w'"),
+        (gradtx.MuonDimensionNumbers((), 0), (3, 4), "different axes of 'layer/w'"),
         ({"other": None}, (3, 4), "prefix of the parameters"),
         ({"layer": (0, 1)}, (3, 4), "prefix of the parameters"),
     ],

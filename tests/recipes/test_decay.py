@@ -51,6 +51,14 @@ def test_matrices_decay_and_vectors_do_not(name):
     np.testing.assert_array_equal(updates["kernel"], first_update(name, **{mask: MASK})["kernel"])
 
 
+@pytest.mark.parametrize("name", ["muon", "normuon"])
+def test_no_vector_decays_in_the_adamw_of_muon(name):
+    updates = first_update(name, adam_weight_decay=0.2, decay="matrices")
+    assert np.all(updates["bias"] == 0)
+    everywhere = first_update(name, adam_weight_decay=0.2)
+    np.testing.assert_allclose(everywhere["bias"], -0.5 * 0.2 * 2.0, rtol=1e-6)
+
+
 def test_all_leaves_decay():
     updates = first_update("adamw", decay="all")
     np.testing.assert_allclose(updates["kernel"], -0.5 * 0.1 * 2.0, rtol=1e-6)
@@ -64,6 +72,11 @@ def test_mask_and_decay_together_are_refused(name):
         first_update(name, decay="matrices", **{mask: MASK})
 
 
-def test_unknown_preset_is_refused():
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("adamw", {"weight_decay": 0.1}), ("adan", {}), ("dog", {})],
+    ids=["adamw", "adan", "dog-without-decay"],
+)
+def test_unknown_preset_is_refused(name, arguments):
     with pytest.raises(ValueError, match="decay must be 'all' or 'matrices', got 'kernels'"):
-        first_update("adamw", decay="kernels")
+        getattr(gradtx, name)(0.5, decay="kernels", **arguments)

@@ -192,6 +192,7 @@ def test_sm3_is_a_descent_along_its_scaled_momentum():
             {"weight_decay_rate": 0.1},
             learning_rate=NON_NEGATIVE,
             decay_rate=NON_NEGATIVE,
+            decay_offset=(-1, 0.5, 2.0**31),
             clipping_threshold=NON_NEGATIVE,
             momentum=DECAY,
             dtype_momentum=("float99", "int32"),

@@ -153,6 +153,8 @@ def test_wrong_recipe_arguments():
         gradtx.schedule_free_sgd(0.1, warmup_steps=0)
     with pytest.raises(ValueError, match="schedule_free_adamw: learning_rate must be a number"):
         gradtx.schedule_free_adamw(lambda count: 0.1, warmup_steps=3)
+    with pytest.raises(ValueError, match=r"schedule_free_adamw: b2 .* got 1\.0"):
+        gradtx.schedule_free_adamw(b2=1.0)
     tx = gradtx.schedule_free_sgd()
     with pytest.raises(ValueError, match="needs the parameters"):
         tx.update(PARAMS, tx.init(PARAMS))
