@@ -12,6 +12,7 @@ import optax
 
 import gradtx
 from gradtx.compose.parts import Locality, locality_of, parts_of
+from gradtx.compose.sequence import as_transformation
 from gradtx.lift import kernel_of
 
 Kind: TypeAlias = Literal["optimizer", "piece", "wrapper"]
@@ -94,9 +95,12 @@ def methods(kind: Kind = "optimizer") -> list[Method]:
         >>> adam.papers, adam.state_bytes, adam.locality
         ('Kingma & Ba 2015', 8.0, 'element')
     """
+    factories: dict[str, Callable[..., Any]] = dict(inspect.getmembers(gradtx, inspect.isfunction))
+    # A class, because it is one in optax.
+    factories["MultiSteps"] = gradtx.MultiSteps
     return [
         _method(name, factory, kind)
-        for name, factory in inspect.getmembers(gradtx, inspect.isfunction)
+        for name, factory in sorted(factories.items(), key=lambda item: item[0].lower())
         if _kind(name, factory) == kind
     ]
 
@@ -113,7 +117,9 @@ def table(kind: Kind = "optimizer") -> str:
 
 def _kind(name: str, factory: Callable[..., Any]) -> Kind | None:
     signature = inspect.signature(factory)
-    returned = signature.return_annotation
+    returned = factory if inspect.isclass(factory) else signature.return_annotation
+    if returned is gradtx.MultiSteps:
+        return "wrapper"
     if "GradientTransformation" not in getattr(returned, "__name__", str(returned)):
         return None
     package = factory.__module__.split(".")[1]
@@ -141,6 +147,7 @@ def _method(name: str, factory: Callable[..., Any], kind: Kind) -> Method:
             and (argument.default is argument.empty or argument.name == "key")
         }
     )
+    tx = as_transformation("catalogue", name, tx)
     document = inspect.getdoc(factory) or ""
     kept = jax.tree.leaves(jax.eval_shape(tx.init, _MATRIX))
     return Method(

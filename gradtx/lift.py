@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from gradtx import trees
-from gradtx.agreement import check_leaf
+from gradtx.agreement import check_leaf, check_left_alone
 from gradtx.kernel import Kernel, PerLeaf, check_hyperparameter, measure_arguments
 from gradtx.leaf import as_scalar, leaf_step_of, scalar_step_of, start_scalar, start_slot
 
@@ -130,6 +130,7 @@ class _Lifted:
     def init(self, params: Any) -> Any:
         """The state before the first step."""
         kernel = self.kernel
+        params = _trained(params)
         leaves, treedef = trees.flatten(params)
         shaping = {name for slot in kernel.slots for name in slot.shape_options}
         own = self.own_options(params, params, len(leaves), shaping)
@@ -155,6 +156,7 @@ class _Lifted:
     def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         """One step: the new updates and the new state."""
         kernel = self.kernel
+        params = _trained(params)
         count, inner = self._unpack(state)
         gradients, treedef = trees.flatten(updates)
         stored = [
@@ -168,15 +170,18 @@ class _Lifted:
             )
             for slot in kernel.slots
         ]
-        slots = [[_as_list(part) for part in parts] for parts in stored]
+        slots = [[trees.as_list(part) for part in parts] for parts in stored]
         parameters = self._parameters(params, updates, len(gradients))
         own = self.own_options(
             updates if params is None else params, updates, len(gradients), self.per_leaf
         )
         active = [i for i, gradient in enumerate(gradients) if trees.is_parameter(gradient)]
-        for i in active:
-            leaf = [gradients[i], parameters[i], *(slot[i] for slot in slots)]
-            check_leaf(kernel, i, leaf, self.static | own[i], updates, inner)
+        for i, gradient in enumerate(gradients):
+            leaf = [gradient, parameters[i], *(slot[i] for slot in slots)]
+            if trees.is_parameter(gradient):
+                check_leaf(kernel, i, leaf, self.static | own[i], updates, inner)
+            else:
+                check_left_alone(kernel, i, leaf, updates)
 
         t = None if count is None else optax.safe_increment(count)
         scalars, new_scalars = self._scalars(
@@ -210,7 +215,7 @@ class _Lifted:
                     slot[i] = value
 
         fields = {
-            slot.name: treedef.unflatten(map(_in_container_of, old, new))
+            slot.name: treedef.unflatten(map(trees.in_container_of, old, new))
             for slot, old, new in zip(kernel.slots, stored, slots, strict=True)
         }
         fields |= new_scalars
@@ -338,7 +343,10 @@ class _Lifted:
                 raise ValueError(
                     f"{kernel.name}: needs {name}; call update(updates, state, params, {name}=...)"
                 )
-            known[name] = as_scalar(jnp.asarray(extra[name]), dtype)
+            value = jnp.asarray(extra[name])
+            if value.ndim:
+                raise ValueError(f"{kernel.name}: {name} must be a scalar, got shape {value.shape}")
+            known[name] = as_scalar(value, dtype)
         if t is not None:
             known["t"] = t.astype(dtype)
         given = known | leaves | self.static
@@ -367,19 +375,9 @@ class _Lifted:
         return new_key, list(jax.random.split(sample_key, number)) if number else []
 
 
-def _is_container(part: Any) -> bool:
-    """Whether a part of a state is a list of arrays in the guise that flax.nnx gives it."""
-    return not (part is None or isinstance(part, list) or jax.tree_util.all_leaves([part]))
-
-
-def _as_list(part: Any) -> Any:
-    return jax.tree.leaves(part) if _is_container(part) else part
-
-
-def _in_container_of(old: Any, new: Any) -> Any:
-    if not _is_container(old):
-        return new
-    return jax.tree.unflatten(jax.tree.structure(old), jax.tree.leaves(new))
+def _trained(params: Any) -> Any:
+    """The parameters that a gradient belongs to: of lookahead's pair, the fast ones."""
+    return params.fast if isinstance(params, optax.LookaheadParams) else params
 
 
 def evaluate(schedule: Callable[[jax.Array], Any], count: jax.Array) -> jax.Array:

@@ -175,9 +175,14 @@ class _Labels:
 _NAME_OF_VECTOR = re.compile(r"(bias|scale|offset)(/value)?$")
 
 
+def is_named_as_vector(path: str) -> bool:
+    """Whether the name of a leaf says that it is a vector, or a stack of vectors."""
+    return _NAME_OF_VECTOR.search(path) is not None
+
+
 def _is_matrix(path: str, leaf: Any) -> bool:
     long_axes = [length for length in np.shape(leaf) if length > 1]
-    return len(long_axes) >= 2 and not _NAME_OF_VECTOR.search(path)
+    return len(long_axes) >= 2 and not is_named_as_vector(path)
 
 
 select.matrices = select(_is_matrix, name="select.matrices")

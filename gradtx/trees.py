@@ -95,15 +95,34 @@ def flatten_like(
     try:
         parts = treedef.flatten_up_to(tree)
     except (ValueError, TypeError, KeyError) as mismatch:
-        raise ValueError(
-            f"{owner}: {_difference(what, tree, reference_name, reference)}"
-        ) from mismatch
+        difference = _difference(what, tree, reference_name, reference, subtrees=subtrees)
+        raise ValueError(f"{owner}: {difference}") from mismatch
     opposite = [part for leaf, part in zip(leaves, parts, strict=True) if leaf is not None]
     if not subtrees and not jax.tree_util.all_leaves(
         [part for part in opposite if part is not None]
     ):
         raise ValueError(f"{owner}: {_difference(what, tree, reference_name, reference)}")
     return parts
+
+
+def _is_container(part: Any) -> bool:
+    """Whether a part of a state is a list of arrays in the guise that flax.nnx gives it."""
+    if part is None or isinstance(part, list) or jax.tree_util.all_leaves([part]):
+        return False
+    named, _ = jax.tree_util.tree_flatten_with_path(part)
+    return [path_name(path) for path, _ in named] == [str(i) for i in range(len(named))]
+
+
+def as_list(part: Any) -> Any:
+    """A list of arrays out of the guise that flax.nnx gives it; anything else as it is."""
+    return jax.tree.leaves(part) if _is_container(part) else part
+
+
+def in_container_of(old: Any, new: Any) -> Any:
+    """The list `new` in the guise of `old`, which `as_list` took it out of."""
+    if not _is_container(old):
+        return new
+    return jax.tree.unflatten(jax.tree.structure(old), jax.tree.leaves(new))
 
 
 def refuse_shape(
@@ -121,14 +140,26 @@ def refuse_shape(
     )
 
 
-def _difference(what: str, tree: Any, reference_name: str, reference: Any) -> str:
+def _difference(
+    what: str, tree: Any, reference_name: str, reference: Any, *, subtrees: bool = False
+) -> str:
     ours, theirs = _leaves_by_path(tree), _leaves_by_path(reference)
+    if subtrees:  # a part stands for all that lies below it
+        ours = {
+            next((above for above in theirs if path.startswith(f"{above}/")), path): leaf
+            for path, leaf in ours.items()
+        }
     free = tuple(path for path, leaf in theirs.items() if leaf is None)
     for path in [*theirs, *ours]:
         if path in free or path.startswith(tuple(f"{above}/" for above in free)):
             continue
         is_in_both = path in ours and path in theirs
-        if not is_in_both or _is_empty_container(ours[path]) != _is_empty_container(theirs[path]):
+        # For a leaf there may be an empty list; for an empty container there may not be an array.
+        is_alike = is_in_both and (
+            _is_empty_container(ours[path]) == _is_empty_container(theirs[path])
+            or (subtrees and _is_empty_container(ours[path]))
+        )
+        if not is_alike:
             return (
                 f"{reference_name} and {what} differ at '{path}': "
                 f"{reference_name} has {_describe(theirs, path)}, "

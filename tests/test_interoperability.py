@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from flax import nnx
 from flax.training.train_state import TrainState
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -208,6 +209,40 @@ def test_flax_train_state_takes_our_transformations():
     assert not np.allclose(state.params["kernel"], variables["params"]["kernel"])
 
 
+OF_LISTS = {
+    "sm3": lambda: gradtx.sm3(0.1),
+    "soap": lambda: gradtx.soap(0.1),
+    "shampoo": lambda: gradtx.shampoo(0.1, grafting=gradtx.scale_by_rss()),
+}
+
+
+@pytest.mark.parametrize("name", OF_LISTS)
+def test_nnx_optimizer_keeps_lists_of_arrays_in_containers_of_its_own(name):
+    tx = OF_LISTS[name]()
+    model = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    params = {"kernel": model.kernel[...], "bias": model.bias[...]}
+    expected, _ = train(tx, params, tx.init(params), 3)
+
+    @nnx.jit
+    def step(model, optimizer, number):
+        now = nnx.state(model, nnx.Param)
+        optimizer.update(model, gradients(now, number))
+
+    for number in range(3):
+        step(model, optimizer, jnp.float32(number))
+    np.testing.assert_allclose(model.kernel[...], expected["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(model.bias[...], expected["bias"], rtol=1e-5)
+
+
+def test_a_state_of_nnx_variables_migrates():
+    params = nnx.state(nnx.Linear(3, 3, rngs=nnx.Rngs(0)), nnx.Param)
+    tx = gradtx.adam(0.1)
+    _, report = gradtx.migrate(tx.init(params), tx, params)
+    assert not report.fresh
+    assert not report.dropped
+
+
 @pytest.mark.parametrize("filtered", [True, False], ids=["arrays", "whole-module"])
 def test_equinox_modules_are_trees_of_parameters(filtered):
     model = eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(0))
@@ -247,6 +282,15 @@ def test_sharded_step_agrees_with_one_device_and_keeps_its_layout():
     chex.assert_trees_all_close((result, state), (expected, expected_state), rtol=1e-6, atol=1e-8)
     for leaf in (result["w"], state[1][0].mu["w"], state[2].ema["w"]):
         assert leaf.sharding.is_equivalent_to(sharding, 2)
+
+
+@pytest.mark.parametrize("name", ["sm3", "shampoo"])
+def test_statistics_of_a_vector_have_its_layout(name):
+    sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), P("data"))
+    state = OF_LISTS[name]().init(jax.device_put(jnp.ones(16), sharding))
+    slots = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (16,)]
+    assert len(slots) >= 2
+    assert all(leaf.sharding.is_equivalent_to(sharding, 1) for leaf in slots)
 
 
 def test_shard_map_clips_by_the_norm_of_the_whole():

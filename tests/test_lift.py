@@ -445,3 +445,14 @@ def test_decay_range_is_half_open():
 def test_count_is_no_hyperparameter_and_takes_no_schedule():
     with pytest.raises(ValueError, match="simple_moving_average: window must be a number"):
         gradtx.simple_moving_average(lambda count: 3)
+
+
+@pytest.mark.parametrize("gradient", [jnp.array([1, 2]), 1, jnp.array([True, False])], ids=str)
+def test_gradients_of_integers_are_refused_where_the_parameter_is_inexact(gradient):
+    params = {"a": [jnp.ones(np.shape(gradient))]}
+    for tx in (gradtx.sgd(0.1), gradtx.adam(0.1)):
+        with pytest.raises(ValueError, match=r"the dtype (int|bool).* at 'a/0'"):
+            tx.update({"a": [gradient]}, tx.init(params), params)
+    # Without parameters the state knows.
+    with pytest.raises(ValueError, match="scale_by_adam: updates has the dtype"):
+        tx.update({"a": [gradient]}, tx.init(params))

@@ -123,6 +123,11 @@ def partition(
         >>> print(updates["body"], updates["head"])
         [-0.1] [-1.]
     """
+    if not isinstance(transforms, Mapping):
+        raise ValueError(
+            "partition: transforms must be a dictionary from labels to transformations, got "
+            f"{type(transforms).__name__}"
+        )
     transforms = {
         label: as_transformation("partition", f"transforms[{label!r}]", tx)
         for label, tx in transforms.items()

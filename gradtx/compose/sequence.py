@@ -160,8 +160,15 @@ def identity() -> ExtraArgs:
         >>> print(tx.update(3.0, tx.init(None))[0])
         3.0
     """
-    identical = optax.with_extra_args_support(optax.identity())
-    return composed("identity", (), identical.init, identical.update)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        del params, extra
+        # A state of another optimizer, whose place in a chain this is, must not be lost.
+        if jax.tree.leaves(state):
+            raise ValueError(f"identity: has no state, got a {type(state).__name__}")
+        return updates, state
+
+    return composed("identity", (), lambda params: optax.EmptyState(), update)
 
 
 def set_to_zero() -> ExtraArgs:

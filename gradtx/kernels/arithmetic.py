@@ -55,4 +55,5 @@ def clip_to_norm(g: jax.Array, norm: jax.Array, max_norm: Any) -> jax.Array:
     # XLA takes subnormal numbers for zero; powers of two are exact.
     is_tiny = factor < 2.0 ** (jnp.finfo(factor.dtype).minexp + 1)
     down, up = jnp.where(is_tiny, 2.0**-32, 1.0), jnp.where(is_tiny, 2.0**32, 1.0)
-    return g * down * jnp.where(is_tiny, max_norm * up / norm, factor)
+    # The quotient that is not taken has a derivative too, which must not overflow.
+    return g * down * jnp.where(is_tiny, max_norm * up / jnp.where(is_tiny, norm, 1.0), factor)

@@ -22,7 +22,7 @@ def apply_every(k: ArrayLike = 1) -> optax.GradientTransformationExtraArgs:
         u = a if t = 0 (mod k), else 0
 
     What stands before it in a chain sees every step. To average gradients and take a whole step
-    of an optimizer every k steps, wrap the optimizer in `optax.MultiSteps` instead.
+    of an optimizer every k steps, wrap the optimizer in `MultiSteps` instead.
 
     Args:
         k: how many updates make one, a whole number >= 1.

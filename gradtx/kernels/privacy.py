@@ -140,7 +140,7 @@ def differentially_private_aggregate(
     Here C is `l2_norm_clip` and ||g_i|| the norm over all leaves. The noise is independent in each
     step, leaf and element, and in the real and the imaginary part. It must be the first of a
     chain: the updates that come in have one axis more, the first, which counts the examples.
-    Averages over micro-batches, such as `optax.MultiSteps`, would add the noise too often.
+    Averages over micro-batches, such as `MultiSteps`, would add the noise too often.
 
     Args:
         l2_norm_clip: the largest norm of one example's gradient, finite and >= 0; a number, a

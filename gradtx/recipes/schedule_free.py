@@ -98,7 +98,8 @@ def schedule_free_adamw(
         ValueError: if an argument lies outside its range.
 
     Source:
-        Defazio et al. 2024, "The road less scheduled", Algorithm 1.
+        Defazio et al. 2024, "The road less scheduled", Algorithm 1. There sqrt(1 - b2^t) stands in
+        the learning rate, and so in weight decay and c too; here, as in optax, it corrects v only.
 
     Example:
         >>> import jax.numpy as jnp

@@ -128,7 +128,9 @@ def soap(
         ValueError: if an argument lies outside its range.
 
     Source:
-        Vyas et al. 2024, "SOAP: improving and stabilizing Shampoo using Adam", Algorithm 3.
+        Vyas et al. 2024, "SOAP: improving and stabilizing Shampoo using Adam", Algorithm 3. While
+        the gradients so far have a low rank, the rest of the basis depends on rounding, so that
+        runs on different devices part until they have full rank.
 
     Example:
         >>> import jax.numpy as jnp

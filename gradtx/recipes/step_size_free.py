@@ -32,7 +32,9 @@ def dog(
         G_t = G_{t-1} + ||g_t||^2
         u_t = -learning_rate * r_t / sqrt(G_t + eps) * g_t
 
-    The average of the parameters, such as `average_params` keeps, converges best.
+    The average of the parameters, such as `average_params` keeps, converges best. The first steps
+    must not be rounded away, or r never grows: parameters in bfloat16 need a larger `init_step`
+    than the default, such as ("heuristic", 1e-2).
 
     Args:
         learning_rate: a factor of the step size, >= 0; a number, a scalar array or a schedule.

@@ -58,7 +58,7 @@ def make_train_step(
             a run resumed from a checkpoint draws the same numbers.
         learning_rate: what to report as the learning rate: a number, or a schedule of the number
             of steps already taken, the same that `tx` was made with. None: the one value named
-            `learning_rate` in the state of `tx` (`optax.inject_hyperparams` and line searches keep
+            `learning_rate` in the state of `tx` (`inject_hyperparams` and line searches keep
             one); if there is none, or several, it is not reported.
         donate: whether a step may reuse the memory of the state that it is given. That state is
             then deleted: continue with the returned one.

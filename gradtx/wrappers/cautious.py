@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from gradtx.compose.parts import Part, composed
+from gradtx.compose.parts import Part, composed, owner_of, parts_of
 from gradtx.compose.sequence import as_transformation
 from gradtx.kernel import NON_NEGATIVE, Kernel, check
-from gradtx.lift import lift
+from gradtx.lift import hyperparameters_of, kernel_of, lift
 
 
 def _agreeing(g, *, p, xi, downhill):
@@ -26,7 +26,7 @@ def cautious(
     tx: optax.GradientTransformation,
     *,
     xi: ArrayLike = 1.0,
-    downhill: bool = True,
+    downhill: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Leave out what goes against the gradient of now: a cautious optimizer.
 
@@ -37,8 +37,8 @@ def cautious(
     the gradient of now is left out, and the rest made longer. The state of `tx` does not notice.
 
     Decoupled weight decay should stay outside, because it is not about the gradient. In
-    `chain(cautious(scale_by_adam(), downhill=False), add_decayed_weights(0.1),
-    scale_by_learning_rate(0.001))` it does; `cautious(adamw(...))` would mask it too.
+    `chain(cautious(scale_by_adam()), add_decayed_weights(0.1), scale_by_learning_rate(0.001))` it
+    does; `cautious(adamw(...))` would mask it too.
 
     Args:
         tx: the transformation whose updates are masked.
@@ -46,7 +46,8 @@ def cautious(
             half of its update; 0 keeps that whole.
         downhill: whether updates of `tx` are added to the parameters as they come, as those of an
             optimizer are. False: they point along the gradient, as those of `scale_by_adam` do
-            before their sign is flipped, and phi is 1 where u * g > 0.
+            before their sign is flipped, and phi is 1 where u * g > 0. None: False if `tx` is made
+            of pieces of this library none of which has a learning rate or flips a sign.
 
     Returns:
         A transformation with the state of `tx`.
@@ -79,7 +80,7 @@ def cautious(
         source="Liang et al. 2024, Algorithm 2",
     )
     # The gradient takes the place of the parameters, which this equation does not mention.
-    mask = lift(kernel, xi=xi, downhill=bool(downhill))
+    mask = lift(kernel, xi=xi, downhill=_flips(inner) if downhill is None else bool(downhill))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         proposed, state = inner.update(updates, state, params, **extra)
@@ -87,3 +88,18 @@ def cautious(
         return cautiously, state
 
     return composed("cautious", (Part("", inner),), inner.init, update, locality="leaf")
+
+
+def _flips(tx: optax.GradientTransformation) -> bool:
+    """Whether a transformation turns a gradient into what is added to the parameters."""
+    kernel, parts = kernel_of(tx), parts_of(tx)
+    if kernel is None:
+        # Of another library's only whole optimizers are expected here.
+        return any(_flips(part.transformation) for part in parts) or not owner_of(tx)
+    factor = hyperparameters_of(tx).get("step_size")
+    is_negative = isinstance(factor, float) and factor < 0
+    return "learning_rate" in kernel.hyperparameters or kernel.name in _SIGNED or is_negative
+
+
+# Their factor is a schedule, which has the sign that it is given.
+_SIGNED = ("scale_by_schedule",)

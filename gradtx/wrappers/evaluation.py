@@ -1,11 +1,13 @@
 """One way to ask for the parameters to evaluate, whatever keeps them."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
+from optax.contrib import SAMState, ScheduleFreeState
 
 from gradtx import trees
 from gradtx.wrappers.average import AverageParamsState, averaged_leaf
@@ -18,6 +20,7 @@ def eval_params(state: Any, params: Any) -> Any:
         average_params:  a / (sum of its weights)
         schedule_free:   x = (y - (1 - b1) * z) / b1
         lookahead:       the slow parameters
+        sam:             those where the climb began, while it climbs
         anything else:   the parameters themselves
 
     Args:
@@ -47,8 +50,15 @@ def eval_params(state: Any, params: Any) -> Any:
     if isinstance(params, optax.LookaheadParams):
         params = params.slow
     leaves, treedef = trees.flatten(params)
+    keepers = _keepers(state)
+    for climb in keepers:
+        if isinstance(climb, SAMState) and climb.cache is not None:
+            for i, leaf in _evaluated_by(climb, leaves, params).items():
+                leaves[i] = leaf
     evaluated: dict[int, Any] = {}
-    for keeper in _keepers(state):
+    for keeper in keepers:
+        if isinstance(keeper, SAMState):
+            continue
         for i, leaf in _evaluated_by(keeper, leaves, params).items():
             if i in evaluated:
                 raise ValueError(
@@ -85,7 +95,7 @@ def schedule_free_eval_params(state: Any, params: Any) -> Any:
         >>> print(gradtx.schedule_free_eval_params(tx.init(params), params))
         [4.]
     """
-    if not any(_is_schedule_free(keeper) for keeper in _keepers(state)):
+    if not any(isinstance(keeper, ScheduleFreeState) for keeper in _keepers(state)):
         raise ValueError(
             f"schedule_free_eval_params: found no ScheduleFreeState in {type(state).__name__}"
         )
@@ -93,40 +103,36 @@ def schedule_free_eval_params(state: Any, params: Any) -> Any:
 
 
 def _keepers(state: Any) -> list[Any]:
-    """The states that keep an average, the outer of two nested ones before the inner."""
+    """The states that keep parameters to evaluate, an outer one before those in it."""
 
     def is_keeper(node: Any) -> bool:
-        return isinstance(node, AverageParamsState) or _is_schedule_free(node)
+        return isinstance(node, AverageParamsState | SAMState | ScheduleFreeState)
 
     found = [node for node in jax.tree.leaves(state, is_leaf=is_keeper) if is_keeper(node)]
-    inner = [
-        node.inner_state if isinstance(node, AverageParamsState) else node.base_optimizer_state
-        for node in found
-    ]
-    return found + [keeper for each in inner for keeper in _keepers(each)]
-
-
-def _is_schedule_free(node: Any) -> bool:
-    return isinstance(node, optax.contrib.ScheduleFreeState)
+    return found + [keeper for node in found for keeper in _keepers(tuple(node))]
 
 
 def _evaluated_by(keeper: Any, leaves: list[Any], params: Any) -> dict[int, Any]:
-    """The averages that a wrapper keeps, by the number of their leaf."""
-    weight = None
-    if _is_schedule_free(keeper):
-        kept = keeper.z
-    else:
-        kept, weight = keeper.average.ema
+    """The parameters that a wrapper has to evaluate, by the number of their leaf."""
+    kept, evaluate_leaf = _rule(keeper)
     parts = trees.flatten_like("eval_params", "the average", kept, "params", params, subtrees=True)
-    # A leaf of another group is a MaskedNode, and what is no parameter has no average.
-    pairs = {
-        i: (leaf, part)
-        for i, (leaf, part) in enumerate(zip(leaves, parts, strict=True))
-        if trees.is_parameter(leaf) and trees.is_parameter(part)
-    }
-    for i, (leaf, part) in pairs.items():
+    evaluated = {}
+    for i, (leaf, part) in enumerate(zip(leaves, parts, strict=True)):
+        # A leaf of another group is a MaskedNode, and what is no parameter has no average.
+        if not (trees.is_parameter(leaf) and trees.is_parameter(part)):
+            continue
         if jnp.shape(leaf) != jnp.shape(part):
             trees.refuse_shape("eval_params", "params", params, i, "the average", part)
-    if _is_schedule_free(keeper):
-        return {i: evaluated_leaf(keeper, leaf, part) for i, (leaf, part) in pairs.items()}
-    return {i: averaged_leaf(leaf, part, weight) for i, (leaf, part) in pairs.items()}
+        evaluated[i] = evaluate_leaf(leaf, part)
+    return evaluated
+
+
+def _rule(keeper: Any) -> tuple[Any, Callable[[Any, Any], jax.Array]]:
+    """What a wrapper keeps, and the function of a parameter and its part of that."""
+    if isinstance(keeper, ScheduleFreeState):
+        return keeper.z, functools.partial(evaluated_leaf, keeper)
+    if isinstance(keeper, SAMState):
+        is_climbing = keeper.steps_since_sync > 0
+        return keeper.cache, lambda p, start: jnp.where(is_climbing, start, p)
+    average, weight = keeper.average.ema
+    return average, lambda p, mean: averaged_leaf(p, mean, weight)

@@ -166,3 +166,13 @@ def test_constant_gradients_move_by_the_inverse_root_of_the_step():
 )
 def test_wrong_argument(factory, arguments, name, value):
     check_refused(factory, arguments, name, value)
+
+
+def test_a_leaf_that_is_missing_is_named_and_no_other():
+    params = {"kernel": jnp.ones((2, 3)), "scale": jnp.float32(1), "vector": jnp.ones(3)}
+    tx = gradtx.scale_by_sm3()
+    state = tx.init(params)
+    for missing in params:
+        updates = {name: leaf for name, leaf in params.items() if name != missing}
+        with pytest.raises(ValueError, match=rf"differ at '{missing}/0': updates has no leaf"):
+            tx.update(updates, state)

@@ -40,7 +40,7 @@ def test_equation(xi):
 
 def test_a_scaling_points_along_the_gradient():
     before = gradtx.chain(
-        gradtx.cautious(gradtx.scale_by_adam(), downhill=False),
+        gradtx.cautious(gradtx.scale_by_adam()),
         gradtx.scale_by_learning_rate(0.5),
     )
     after = gradtx.cautious(gradtx.adam(0.5))
@@ -51,7 +51,7 @@ def test_a_scaling_points_along_the_gradient():
 def test_weight_decay_outside_of_it_is_not_masked():
     decay = gradtx.add_decayed_weights(0.1)
     descend = gradtx.scale_by_learning_rate(0.5)
-    cautious = gradtx.cautious(gradtx.scale_by_adam(), downhill=False)
+    cautious = gradtx.cautious(gradtx.scale_by_adam())
     params = jnp.array([2.0, -3.0])
     tx = gradtx.chain(cautious, decay, descend)
     updates, _ = tx.update(jnp.zeros(2), tx.init(params), params)
@@ -126,3 +126,26 @@ def test_a_cautious_ball_never_rolls_uphill():
 )
 def test_wrong_argument(factory, arguments, name, value):
     check_refused(factory, arguments, name, value)
+
+
+@pytest.mark.parametrize(
+    ("make", "downhill"),
+    [
+        (lambda: gradtx.adamw(0.1), True),
+        (lambda: optax.adam(0.1), True),
+        (gradtx.prodigy, True),
+        (lambda: gradtx.chain(gradtx.trace(0.9), gradtx.scale(-0.1)), True),
+        (lambda: gradtx.chain(gradtx.clip(1.0), gradtx.trace(0.9)), False),
+        (lambda: gradtx.partition({"all": gradtx.scale_by_adam()}, "all"), False),
+        (gradtx.scale_by_lion, False),
+    ],
+    ids=["adamw", "optax", "prodigy", "scale", "chain", "partition", "lion"],
+)
+def test_direction_is_that_of_the_pieces(make, downhill):
+    g, params = jnp.array([1.0, -2.0]), jnp.array([0.5, 0.5])
+    for asked, expected in ((None, 2), (downhill, 2), (not downhill, 0)):
+        tx = gradtx.cautious(make(), downhill=asked)
+        # optax mixes dtypes.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, _ = tx.update(g, tx.init(params), params)
+        assert jnp.count_nonzero(updates) == expected

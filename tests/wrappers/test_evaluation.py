@@ -54,6 +54,22 @@ def test_lookahead_gives_the_slow_parameters():
     check(gradtx.eval_params(tx.init(params), params), PARAMS["body"], PARAMS["head"])
 
 
+@pytest.mark.parametrize("base", ["sgd", "schedule_free"])
+def test_sam_gives_where_its_climb_began(base):
+    inner = gradtx.sgd(1.0)
+    if base == "schedule_free":
+        inner = gradtx.schedule_free(inner, 1.0, b1=0.5)
+    tx = gradtx.sam(inner, gradtx.sgd(0.125))
+    evaluated = []
+    for steps in (1, 2, 3):
+        params, state = after(tx, steps)
+        evaluated.append(gradtx.eval_params(state, params))
+    check(evaluated[0], PARAMS["body"], PARAMS["head"])
+    # One step of the base in the first two calls, and the third climbs again.
+    check(evaluated[1], PARAMS["body"] - 1, PARAMS["head"] - 1)
+    check(evaluated[2], PARAMS["body"] - 1, PARAMS["head"] - 1)
+
+
 def test_each_group_speaks_for_its_leaves():
     tx = gradtx.partition(
         {

@@ -230,3 +230,21 @@ def test_pairs_that_do_not_fit_are_refused():
 )
 def test_wrong_argument(factory, arguments, name, value):
     check_refused(factory, arguments, name, value)
+
+
+def test_it_may_stand_behind_other_pieces_of_a_chain():
+    params = {"w": jnp.array([3.0, 4.0])}
+    pair = gradtx.LookaheadParams.init_synced(params)
+    pieces = (gradtx.clip_by_global_norm(1.0), gradtx.trace(0.5), gradtx.add_decayed_weights(0.1))
+    inner = gradtx.chain(*pieces, gradtx.sgd(0.5))
+    behind = gradtx.chain(*pieces, gradtx.lookahead(gradtx.sgd(0.5), 2, 0.5))
+    around = gradtx.lookahead(inner, 2, 0.5)
+    results = []
+    for tx in (behind, around):
+        state, p = tx.init(pair), pair
+        for _ in range(3):
+            updates, state = tx.update(p.fast, state, p)
+            p = gradtx.apply_updates(p, updates)
+        results.append(p)
+    np.testing.assert_array_equal(results[0].fast["w"], results[1].fast["w"])
+    np.testing.assert_array_equal(results[0].slow["w"], results[1].slow["w"])
