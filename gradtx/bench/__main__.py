@@ -1,12 +1,13 @@
 """Times one training step and its tracing, ours and optax's, in the same process.
 
-    python -m gradtx.bench [--size N] [--leaves N] [--repeats N]
+    python -m gradtx.bench [--size N] [--leaves N] [--width N] [--repeats N]
 
 The step is `chain(clip_by_global_norm(1.0), adamw(1e-3))` with the parameters and the state
 donated. The bound is the time that the same arrays need only to be read and written once:
 gradient, parameters and two moments in, parameters and moments out. "alone" repeats one program,
 whose arrays may then stay in a large cache; "in turn" runs the three one after another, so that
-each finds the cache filled by the others.
+each finds the cache filled by the others. Further methods take their steps on a tree of matrices
+and vectors, in turn with optax's.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 import gradtx
 
@@ -25,18 +27,20 @@ LIBRARIES = {"optax": optax, "gradtx": gradtx}
 
 
 def main() -> None:
-    """Print the benchmark's two tables."""
+    """Print the benchmark's tables."""
     parser = argparse.ArgumentParser(
         prog="python -m gradtx.bench", description="Compare the speed of gradtx and optax."
     )
     parser.add_argument("--size", type=int, default=1 << 24, help="elements of the one large leaf")
     parser.add_argument("--leaves", type=int, default=500, help="leaves of the tree to trace")
+    parser.add_argument("--width", type=int, default=512, help="sides of the methods' matrices")
     parser.add_argument("--repeats", type=int, default=15, help="measurements of each figure")
     arguments = parser.parse_args()
     device = jax.devices()[0]
     print(f"jax {jax.__version__}, optax {optax.__version__}, {device.device_kind}")
     _compare_steps(arguments.size, arguments.repeats)
     _compare_tracing(arguments.leaves, max(3, arguments.repeats // 3))
+    _compare_methods(arguments.width, arguments.repeats)
 
 
 def _transformation(library: Any) -> optax.GradientTransformationExtraArgs:
@@ -115,6 +119,47 @@ def _compare_tracing(leaves: int, repeats: int) -> None:
     print(f"\ntracing the update of {leaves:,} leaves, with empty caches")
     for name, seconds in medians.items():
         print(f"  {name:7} {seconds * 1e3:8.1f} ms   {seconds / medians['optax']:5.2f} of optax")
+
+
+# What the catalogue has most of: methods of elements, of leaves, of the whole tree, of matrices.
+METHODS = ("adafactor", "adan", "lamb", "lion", "muon", "prodigy", "sm3")
+MINI_STEPS = 4
+
+
+def _compare_methods(width: int, repeats: int) -> None:
+    params = {
+        f"layer{i}": {"kernel": jnp.ones((width, width)), "bias": jnp.ones(width)} for i in range(8)
+    }
+    gradient = jax.tree.map(lambda p: jax.random.normal(jax.random.key(2), p.shape), params)
+    print(f"\none step of 8 layers with kernels of {width} by {width}, in turn")
+    for method in (*METHODS, f"MultiSteps({MINI_STEPS}) of muon"):
+        compiled, carried, times = {}, {}, {}
+        for name, library in LIBRARIES.items():
+            tx = _method(library, method)
+            # Copies, because some states of optax share arrays with the parameters.
+            carried[name] = jax.tree.map(jnp.copy, (params, tx.init(params)))
+            times[name] = []
+            compiled[name] = _compile(_step(library, tx), (0, 1), (*carried[name], gradient))
+        for _ in range(repeats + 1):
+            for name, step in compiled.items():
+                start = time.perf_counter()
+                for _ in range(MINI_STEPS):
+                    carried[name] = step(*carried[name], gradient)
+                jax.block_until_ready(carried[name])
+                times[name].append((time.perf_counter() - start) / MINI_STEPS)
+        optax_time, own_time = (statistics.median(values[1:]) for values in times.values())
+        print(
+            f"  {method:22} optax {optax_time * 1e3:8.2f} ms   gradtx {own_time * 1e3:8.2f} ms   "
+            f"{own_time / optax_time:5.2f}"
+        )
+
+
+def _method(library: Any, method: str) -> optax.GradientTransformationExtraArgs:
+    if method.startswith("MultiSteps"):
+        inner = _method(library, "muon")
+        return library.MultiSteps(inner, MINI_STEPS).gradient_transformation()
+    factory = getattr(library, method, None) or getattr(optax.contrib, method)
+    return factory(learning_rate=1e-3)
 
 
 if __name__ == "__main__":

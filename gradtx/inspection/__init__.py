@@ -2,6 +2,7 @@
 
 from gradtx.inspection.explain import Explanation, LeafPlan, explain
 from gradtx.inspection.migrate import Migration, migrate
-from gradtx.inspection.rates import Value
+from gradtx.inspection.rates import WeightDecay
+from gradtx.inspection.values import Value
 
-__all__ = ["Explanation", "LeafPlan", "Migration", "Value", "explain", "migrate"]
+__all__ = ["Explanation", "LeafPlan", "Migration", "Value", "WeightDecay", "explain", "migrate"]

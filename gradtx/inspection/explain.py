@@ -11,10 +11,10 @@ import numpy as np
 import optax
 
 from gradtx import trees
-from gradtx.compose.sequence import as_transformation
+from gradtx.inspection.arguments import checked_params, checked_transformation
 from gradtx.inspection.ownership import entries_of
 from gradtx.inspection.rates import (
-    Value,
+    WeightDecay,
     is_frozen,
     is_known,
     learning_rate,
@@ -22,6 +22,8 @@ from gradtx.inspection.rates import (
     weight_decay,
 )
 from gradtx.inspection.routes import Rule, routes_of
+from gradtx.inspection.values import Value
+from gradtx.kernel import COUNT_OR_ZERO, check
 from gradtx.tables import html_table, text_table
 
 
@@ -36,9 +38,10 @@ class LeafPlan:
         rules: what turns its gradient into its update, one after another.
         kind: "trained", "frozen", or "no parameter" of what no optimizer may touch.
         learning_rate: minus the product of all factors that the update is multiplied by, so that
-            it is negative where the loss would grow; None if it is not known.
-        weight_decay: the weight decay, before it is multiplied by the learning rate; None if
-            there is none, or none that is known.
+            it is negative where the loss would grow; None if it is not known. Of factors before a
+            rule such as Adam's, whose updates do not grow with the gradient, only the sign counts.
+        weight_decay: each weight decay, with where it acts; empty if there is none, or none that
+            is known.
         state_bytes: the memory of its own part of the optimizer state.
         is_known: whether all of its rules are gradtx's own, so that nothing is hidden.
     """
@@ -49,7 +52,7 @@ class LeafPlan:
     rules: tuple[str, ...]
     kind: str
     learning_rate: Value | None
-    weight_decay: Value | None
+    weight_decay: tuple[WeightDecay, ...]
     state_bytes: int
     is_known: bool
 
@@ -74,7 +77,7 @@ def _rate(leaf: LeafPlan) -> str:
 
 def _decay(leaf: LeafPlan) -> str:
     missing = "–" if leaf.is_known else "?"
-    return missing if leaf.weight_decay is None else str(leaf.weight_decay)
+    return " + ".join(map(str, leaf.weight_decay)) or missing
 
 
 # The columns of the table: heading, and the text for a leaf.
@@ -143,13 +146,20 @@ class Explanation:
         return html_table([*_COLUMNS, "updated by"], rows, caption=self.total)
 
 
-def explain(tx: optax.GradientTransformation, params: Any) -> Explanation:
+def explain(tx: optax.GradientTransformation, params: Any, *, step: int = 0) -> Explanation:
     """Tell what an optimizer will do to each parameter, before training.
 
-    For each leaf: the rules that update it, its learning rate and weight decay in the first step,
-    and the memory of its optimizer state; and the totals. A mask that misses its leaves, labels
+    For each leaf: the rules that update it, its learning rate and weight decay in one step, and
+    the memory of its optimizer state; and the totals. A mask that misses its leaves, labels
     in reverse, a bias that decays, or a frozen layer with moments shows here. Nothing is
     calculated and no memory taken: `jax.ShapeDtypeStruct` will do for parameters.
+
+    What the column "weight decay" says, of 0.1:
+
+        0.1                   decoupled, as in AdamW: 0.1 * learning rate of the weights per step
+        0.1 (L2)              an L2 penalty in the gradient, before what adapts or averages
+        0.1 per step          a tenth of the weights, whatever the learning rate
+        -0.1 per step (grows) the same with the wrong sign: the weights grow by a tenth
 
     Transformations that are not gradtx's own are shown by the name of the function that made them,
     and what they do inside is not: of a whole `optax.adamw`, neither learning rate nor decay. A
@@ -158,13 +168,16 @@ def explain(tx: optax.GradientTransformation, params: Any) -> Explanation:
     Args:
         tx: the transformation.
         params: the parameters, a tree of arrays or of their shapes and dtypes.
+        step: the step, counted from 0, at which the values of schedules are shown; a warmup may
+            have a learning rate of 0 in the first.
 
     Returns:
         An `Explanation`: `print` shows it as text, a notebook as a table, and `rows` has it as
         data.
 
     Raises:
-        ValueError: if `tx` is not a transformation, or its masks or labels do not fit `params`.
+        ValueError: if `tx` is not a transformation, its masks or labels do not fit `params`, or
+            `step` is not a whole number >= 0.
 
     Example:
         >>> import jax.numpy as jnp
@@ -184,14 +197,22 @@ def explain(tx: optax.GradientTransformation, params: Any) -> Explanation:
             kernel  3×2    float32  0.001          0.1                    48
         <BLANKLINE>
         8 parameters (2 frozen), 68 bytes of state (4 shared), 8.50 bytes per parameter
+
+        A schedule shows its value at the step that is asked for:
+
+        >>> schedule = gradtx.schedules.warmup_cosine_decay_schedule(0.0, 1e-3, 100, 1000)
+        >>> print(gradtx.explain(gradtx.adam(schedule), params, step=50).rows[0].learning_rate)
+        0.0005 (warmup_cosine_decay_schedule at step 50)
     """
-    tx = as_transformation("explain", "tx", tx)
+    tx = checked_transformation("explain", "tx", tx)
+    checked_params("explain", params)
+    check("explain", "step", step, COUNT_OR_ZERO)
     own_bytes: dict[Any, int] = {}
     for entry in entries_of(tx, _abstract_state(tx, params), params):
         own_bytes[entry.parameter] = own_bytes.get(entry.parameter, 0) + _bytes(entry.leaf)
     named, _ = jax.tree_util.tree_flatten_with_path(params)
     rows = tuple(
-        _plan(path, leaf, route, own_bytes.get(path, 0))
+        _plan(path, leaf, route, own_bytes.get(path, 0), int(step))
         for (path, leaf), route in zip(named, routes_of(tx, params), strict=True)
     )
     return Explanation(rows, own_bytes.get(None, 0))
@@ -216,7 +237,9 @@ def _bytes(leaf: Any) -> int:
     return math.prod(leaf.shape) * leaf.dtype.itemsize
 
 
-def _plan(path: tuple[Any, ...], leaf: Any, route: tuple[Rule, ...], state_bytes: int) -> LeafPlan:
+def _plan(
+    path: tuple[Any, ...], leaf: Any, route: tuple[Rule, ...], state_bytes: int, step: int
+) -> LeafPlan:
     plan = partial(
         LeafPlan,
         path=trees.path_name(path),
@@ -226,13 +249,13 @@ def _plan(path: tuple[Any, ...], leaf: Any, route: tuple[Rule, ...], state_bytes
     )
     if not trees.is_parameter(leaf):
         return plan(
-            rules=(), kind="no parameter", learning_rate=None, weight_decay=None, is_known=True
+            rules=(), kind="no parameter", learning_rate=None, weight_decay=(), is_known=True
         )
     rules = unwrapped(route)
     return plan(
         rules=tuple(map(str, route)),
         kind="frozen" if is_frozen(rules) else "trained",
-        learning_rate=learning_rate(rules),
-        weight_decay=weight_decay(rules),
+        learning_rate=learning_rate(rules, step),
+        weight_decay=weight_decay(rules, step),
         is_known=all(map(is_known, rules)),
     )

@@ -10,13 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gradtx.compose.sequence import as_transformation
+from gradtx.inspection.arguments import (
+    checked_params,
+    checked_transformation,
+    is_transformation,
+)
 from gradtx.inspection.ownership import KeyPath, entries_of
-from gradtx.inspection.places import Place, place_of, possible_places
+from gradtx.inspection.places import SCHEDULES, Place, has_classes, place_of, possible_places
 
 _NO_MATCH = "the old state has nothing of this name and path"
+_TOGETHER = "starts afresh with"
 # Arguments of a transformation that its state repeats: of inject_hyperparams and schedule_free.
 _ARGUMENTS = ("hyperparams", "b1")
+# The wrappers that count the steps beside the schedules of their hyperparameters.
+_COUNTING = ("InjectHyperparamsState", "InjectStatefulHyperparamsState")
+_RESTART = "a schedule's count: the schedule starts again at step 0"
 
 
 @dataclass(frozen=True)
@@ -61,15 +69,19 @@ def migrate(state: Any, new_tx: optax.GradientTransformation, params: Any) -> tu
     carried from the state where these come from. Where they come from states whose numbers
     differ, all of them start afresh, because moments without their count would be corrected for a
     start at zero that they do not have. A count that stands alone, such as a schedule's, is carried
-    from states of the same class; if these are not as many as here, they must agree.
+    from states of the same class; if these are not as many as here, they must agree. Where there
+    is none of that class, a schedule goes on with the count of the schedules of the old state if
+    these agree, wherever it kept them: a schedule may move into `inject_hyperparams` and out of it.
+    If the old state had no schedule, but hyperparameters in it, it goes on with their step. Where
+    a schedule starts again, the report says so.
 
     Hyperparameters that are kept in the state are those of `new_tx`. A parameter that is new has
     moments of zero beside a count that goes on, so that its first steps are not corrected for the
     start at zero: in Adam they may be three times too long.
 
     Args:
-        state: the old state, of gradtx or optax. A checkpoint must have been restored into the
-            classes of the states, whose field names count.
+        state: the old state, of gradtx or optax. A checkpoint had better be restored into the
+            classes of the states; of plain dictionaries, the keys are taken for field names.
         new_tx: the transformation to go on with.
         params: the parameters to go on with.
 
@@ -78,7 +90,7 @@ def migrate(state: Any, new_tx: optax.GradientTransformation, params: Any) -> tu
         `Migration`: print it before you train on.
 
     Raises:
-        ValueError: if `new_tx` is not a transformation.
+        ValueError: if `new_tx` is not a transformation, or `state` or `params` is one.
 
     Example:
         >>> import jax.numpy as jnp
@@ -91,18 +103,22 @@ def migrate(state: Any, new_tx: optax.GradientTransformation, params: Any) -> tu
         carried: 5
             5 from / to /1
         started afresh: 3
-            2/count: its arrays start afresh
+            2/count: its arrays start afresh; ema: the old state has nothing of this name and path
             2/ema/bias: the old state has nothing of this name and path
             2/ema/kernel: the old state has nothing of this name and path
         dropped: 0
     """
-    new_tx = as_transformation("migrate", "new_tx", new_tx)
+    if is_transformation(state):
+        raise ValueError("migrate: state must be an optimizer state, got a transformation")
+    new_tx = checked_transformation("migrate", "new_tx", new_tx)
+    checked_params("migrate", params)
     new_state = new_tx.init(params)
     places = [place_of(new_state, entry) for entry in entries_of(new_tx, new_state, params)]
+    is_plain = not has_classes(state)
     old_places = [
         place
         for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
-        for place in possible_places(state, path, leaf)
+        for place in possible_places(state, path, leaf, is_plain=is_plain)
     ]
     decided = _decide(places, old_places)
     leaves = [
@@ -111,7 +127,12 @@ def migrate(state: Any, new_tx: optax.GradientTransformation, params: Any) -> tu
     ]
     found_for = list(zip(places, decided, strict=True))
     carried = {new.name: old.name for new, old in found_for if isinstance(old, Place)}
-    fresh = {new.name: reason for new, reason in found_for if isinstance(reason, str)}
+    hint = ", and lacks the classes of states" if is_plain and old_places else ""
+    fresh = {
+        new.name: reason.replace(_NO_MATCH, _NO_MATCH + hint)
+        for new, reason in found_for
+        if isinstance(reason, str)
+    }
     used = set(carried.values())
     dropped = tuple(dict.fromkeys(old.name for old in old_places if old.name not in used))
     return jax.tree.structure(new_state).unflatten(leaves), Migration(carried, fresh, dropped)
@@ -134,7 +155,7 @@ def _decide(places: Sequence[Place], old_places: Sequence[Place]) -> list[Place 
         missing = [place.slot[0] for place in arrays if isinstance(decided[place.path], str)]
         for place in arrays:
             if missing and isinstance(decided[place.path], Place):
-                decided[place.path] = f"starts afresh with {missing[0]}"
+                decided[place.path] = f"{_TOGETHER} {missing[0]}"
     for holder in {place.holder for place in owned}:
         arrays = [place for place in owned if place.holder == holder]
         numbers = [
@@ -144,6 +165,9 @@ def _decide(places: Sequence[Place], old_places: Sequence[Place]) -> list[Place 
     alone = [place for place in places if place.path not in decided]
     for new, old in _by_slot(alone, old_places):
         decided |= _matched_alone(new, old)
+    for place in alone:
+        if isinstance(decided[place.path], str) and place.state_class in (*SCHEDULES, *_COUNTING):
+            decided[place.path] = _schedule_count(place, decided[place.path], old_places)
     return [decided[place.path] for place in places]
 
 
@@ -201,7 +225,14 @@ def _with_their_arrays(
     found = [decided[place.path] for place in arrays]
     sources = {match.holder for match in found if isinstance(match, Place)}
     if not sources:
-        return {number.path: "its arrays start afresh" for number in numbers}
+        # The first that starts afresh by itself, and not with another one.
+        slot, why = next(
+            (place.slot[0], reason)
+            for place, reason in zip(arrays, found, strict=True)
+            if isinstance(reason, str) and not reason.startswith(_TOGETHER)
+        )
+        reason = f"its arrays start afresh; {slot}: {why}"
+        return {number.path: reason for number in numbers}
     new: dict[KeyPath, Place | str] = {}
     for number in numbers:
         olds = [old for old in old_places if old.holder in sources and old.slot == number.slot]
@@ -229,6 +260,22 @@ def _matched_alone(new: list[Place], old: list[Place]) -> dict[KeyPath, Place | 
             matches = {place.path: same[0] for place in group}
         decided |= matches
     return decided
+
+
+def _schedule_count(place: Place, reason: Place | str, old_places: Sequence[Place]) -> Place | str:
+    """The count of the old state's schedules or, without any, of its hyperparameters' steps."""
+    for classes in (SCHEDULES, _COUNTING):
+        olds = [
+            old
+            for old in old_places
+            if old.state_class in classes and (old.slot, old.type) == (place.slot, place.type)
+        ]
+        if olds and _all_equal(olds):
+            return olds[0]
+        if olds:
+            reason = f"{', '.join(old.name for old in olds)} differ"
+            break
+    return reason if place.state_class in _COUNTING else f"{_RESTART}; {reason}"
 
 
 def _without_common_end(old: str, new: str) -> tuple[str, str]:

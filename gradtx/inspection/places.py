@@ -9,6 +9,15 @@ import numpy as np
 
 from gradtx import trees
 from gradtx.inspection.ownership import Entry, KeyPath
+from gradtx.kernels.scale import WeightDecaySchedule
+
+# The classes whose count is a schedule's.
+SCHEDULES = (
+    "ScaleByScheduleState",
+    "ScheduledState",
+    "WrappedScheduleState",
+    WeightDecaySchedule.__name__,
+)
 
 
 class Place(NamedTuple):
@@ -58,22 +67,35 @@ def place_of(state: Any, entry: Entry) -> Place:
     return places[-1]._replace(parameter=entry.parameter)
 
 
-def possible_places(state: Any, path: KeyPath, leaf: Any) -> list[Place]:
+def possible_places(state: Any, path: KeyPath, leaf: Any, *, is_plain: bool = False) -> list[Place]:
     """The places that a leaf may have: a field of each record above it, from the outside.
 
     Parameters may have records among them too, so that it is not known which is the last state.
-    The first place is that in no record at all.
+    The first place is that in no record at all. In a plain state, which was restored without its
+    classes, each dictionary may have been a record.
     """
     places = [Place(path, leaf, (), "", ("", trees.path_name(path)), ())]
     node = state
     for depth, key in enumerate(path):
         node = _child(node, path[depth - 1]) if depth else state
         if isinstance(key, jax.tree_util.GetAttrKey):
-            labels = tuple(k.key for k in path[:depth] if isinstance(k, jax.tree_util.DictKey))
-            slot = (key.name, trees.path_name(path[depth + 1 :]))
-            name = type(node).__name__
-            places.append(Place(path, leaf, path[:depth], name, slot, labels))
+            field, name = key.name, type(node).__name__
+        elif is_plain and isinstance(key, jax.tree_util.DictKey):
+            # A count alone is a schedule's.
+            is_schedule = list(node) == ["count"]
+            field, name = str(key.key), SCHEDULES[0] if is_schedule else ""
+        else:
+            continue
+        labels = tuple(k.key for k in path[:depth] if isinstance(k, jax.tree_util.DictKey))
+        slot = (field, trees.path_name(path[depth + 1 :]))
+        places.append(Place(path, leaf, path[:depth], name, slot, labels))
     return places
+
+
+def has_classes(state: Any) -> bool:
+    """Whether the state has any of the classes whose field names tell what its arrays are."""
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
+    return any(isinstance(key, jax.tree_util.GetAttrKey) for path in paths for key in path)
 
 
 def _child(node: Any, key: Any) -> Any:

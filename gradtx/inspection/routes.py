@@ -1,6 +1,5 @@
 """Which rules update a leaf, one after another."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -8,12 +7,16 @@ import jax
 import optax
 
 from gradtx import trees
-from gradtx.compose.parts import owner_of, parts_of
+from gradtx.compose.parts import Part, owner_of, parts_of
+from gradtx.compose.sequence import as_transformation
+from gradtx.inspection.values import closure_of, stateless_schedule
 from gradtx.lift import hyperparameters_of, kernel_of, options_of
 from gradtx.wrappers.accumulate import MultiSteps
 
 # What only puts others together, and so is no rule itself.
 _TRANSPARENT = ("chain", "identity", "masked", "named_chain", "partition")
+# What keeps hyperparameters in the state, so that schedules are not among the rules' arguments.
+_INJECTING = ("inject_hyperparams", "with_hyperparams")
 
 
 class Rule(NamedTuple):
@@ -52,7 +55,7 @@ def _routes(
     if not owner_of(tx):
         return {number: (rule,) for number, rule in _own_rules(tx, tree, numbers).items()}
     routes: list[dict[int, tuple[Rule, ...]]] = []
-    for part in parts_of(tx):
+    for part in _parts(tx):
         seen, seen_numbers = tree, numbers
         if part.choose is not None:
             flags = part.choose(tree)
@@ -64,6 +67,20 @@ def _routes(
         i: (Rule(owner_of(tx), {}, parts=tuple(route.get(i, ()) for route in routes)),)
         for i in reached
     }
+
+
+def _parts(tx: optax.GradientTransformation) -> tuple[Part, ...]:
+    """The parts, those of hyperparameters in the state with the schedules that these come from."""
+    if owner_of(tx) not in _INJECTING:
+        return parts_of(tx)
+    held = closure_of(getattr(tx.update, "function", None))
+    schedules = {name: stateless_schedule(schedule) for name, schedule in held["schedules"].items()}
+    try:
+        inner = as_transformation(owner_of(tx), "the factory's result", held["make"](schedules))
+    except (TypeError, ValueError):
+        # Another library's factory that takes numbers only, which stand in the part.
+        return parts_of(tx)
+    return (Part("", inner),)
 
 
 def _chosen(flags: Any, tree: Any) -> Any:
@@ -85,15 +102,15 @@ def _own_rules(tx: optax.GradientTransformation, tree: Any, numbers: Any) -> dic
 def _name_of(update: Any) -> str:
     """The name of the function that made an update function, with its package if not gradtx."""
     made_by = _maker(update)
-    if made_by == "stateless" and "f" in _closure(update):
-        return _name_of(_closure(update)["f"])
+    if made_by == "stateless" and "f" in closure_of(update):
+        return _name_of(closure_of(update)["f"])
     package = (getattr(update, "__module__", None) or "?").split(".")[0]
     return made_by if package == "gradtx" else f"{package}.{made_by}"
 
 
 def _unadapted(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """What optax's adapter for extra arguments, or an object such as `MultiSteps`, stands for."""
-    hidden = _closure(tx.update).get("tx")
+    hidden = closure_of(tx.update).get("tx")
     if _maker(tx.update) == "with_extra_args_support" and hidden is not None:
         return _unadapted(hidden)
     owner = getattr(tx.update, "__self__", None)
@@ -102,8 +119,3 @@ def _unadapted(tx: optax.GradientTransformation) -> optax.GradientTransformation
 
 def _maker(function: Any) -> str:
     return getattr(function, "__qualname__", type(function).__qualname__).split(".")[0]
-
-
-def _closure(function: Any) -> dict[str, Any]:
-    is_function = inspect.isfunction(function)
-    return dict(inspect.getclosurevars(function).nonlocals) if is_function else {}

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import gradtx
+from gradtx.inspection import Value, WeightDecay
 
 PARAMS = {
     "embedding": jax.ShapeDtypeStruct((10, 4), jnp.float32),
@@ -43,11 +44,11 @@ def test_rules_come_in_their_order_with_what_is_masked():
     )
     before, after = ("clip_by_global_norm", "scale_by_adam"), ("scale_by_learning_rate",)
     assert row_of(tx).rules == (*before, "add_decayed_weights", *after)
-    assert row_of(tx).weight_decay == (0.1, "")
+    assert row_of(tx).weight_decay == (WeightDecay(0.1),)
     assert row_of(tx, "layers/bias").rules == (*before, *after)
-    assert row_of(tx, "layers/bias").weight_decay is None
+    assert row_of(tx, "layers/bias").weight_decay == ()
     # The stacked kernel decays, the stacked bias, a matrix by its shape, does not.
-    assert row_of(tx, "layers/kernel").weight_decay == (0.1, "")
+    assert row_of(tx, "layers/kernel").weight_decay == (WeightDecay(0.1),)
 
 
 def test_groups_inside_of_groups_show_labels_in_reverse():
@@ -61,7 +62,7 @@ def test_groups_inside_of_groups_show_labels_in_reverse():
     # The rule that takes each array of two axes for a matrix is wrong about stacked layers.
     assert row_of(tx, "layers/kernel").rules[0] == "scale_by_adam"
     assert row_of(tx, "layers/bias").rules[0] == "scale_by_lion"
-    assert row_of(tx, "layers/bias").learning_rate == (0.1, "")
+    assert row_of(tx, "layers/bias").learning_rate == Value(0.1)
     assert row_of(tx).rules == ("clip",)
 
 
@@ -76,6 +77,19 @@ RATES = {
         0.25,
     ),
     "path": (gradtx.chain(gradtx.sgd(0.5), gradtx.multiply_learning_rate(len)), 4.5),
+    "factor_of_the_gradient": (
+        gradtx.chain(gradtx.multiply_learning_rate({"embedding": 0.1}), gradtx.adamw(0.5)),
+        0.5,
+    ),
+    "factor_before_signs": (gradtx.chain(gradtx.scale(0.1), gradtx.sign_sgd(0.5)), 0.5),
+    "factor_before_momentum": (
+        gradtx.chain(gradtx.scale(0.1), gradtx.sgd(0.5, momentum=0.9)),
+        0.05,
+    ),
+    "factor_before_trust_ratio": (gradtx.chain(gradtx.scale(0.1), gradtx.lars(0.5)), 0.5),
+    # The second one climbs along the first one's steps.
+    "adam_twice": (gradtx.chain(gradtx.adam(0.25), gradtx.adam(0.5)), -0.5),
+    "up_and_down": (gradtx.chain(gradtx.adam(0.25), gradtx.scale(-1.0), gradtx.adam(0.5)), 0.5),
     "scale_of_the_gradient": (gradtx.chain(gradtx.scale(8.0), gradtx.adam(0.5)), 0.5),
     "two_scales": (gradtx.chain(gradtx.sgd(0.5), gradtx.scale(0.5)), 0.25),
     "wrapped": (gradtx.apply_if_finite(gradtx.adam(0.5), 3), 0.5),
@@ -98,6 +112,8 @@ def test_learning_rate(name):
 UNKNOWN = {
     "optax": optax.adamw(0.5),
     "multiplied_optax": gradtx.chain(optax.sgd(0.5), gradtx.scale(0.5)),
+    "optax_behind_a_factor": gradtx.chain(gradtx.sgd(0.5), optax.scale_by_adam()),
+    "factor_before_a_cube_root": gradtx.chain(gradtx.scale(0.5), gradtx.madgrad(0.5)),
     "direction": gradtx.scale_by_adam(),
     "multiplied_direction": gradtx.multiply_learning_rate({"embedding": 0.5}),
     "nothing": gradtx.identity(),
@@ -109,26 +125,173 @@ def test_unknown_learning_rate_is_none(name):
     assert row_of(UNKNOWN[name]).learning_rate is None
 
 
+MEASURED = {
+    "adam": gradtx.adam(0.5),
+    "adam_twice": gradtx.chain(gradtx.adam(0.25), gradtx.adam(0.5)),
+    "momentum": gradtx.sgd(0.5, momentum=0.9),
+    "normalized": gradtx.chain(gradtx.normalize(), gradtx.sgd(0.5)),
+    "rprop": gradtx.rprop(0.5),
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_a_factor_shows_if_it_has_an_effect_and_the_sign_is_that_of_the_step(name):
+    params, gradients = jnp.ones((2,)), jnp.array([3.0, -4.0])
+
+    def update(tx):
+        return np.asarray(tx.update(gradients, tx.init(params), params)[0])
+
+    def rate(tx):
+        return gradtx.explain(tx, params).rows[0].learning_rate.number
+
+    plain, scaled = MEASURED[name], gradtx.chain(gradtx.scale(0.25), MEASURED[name])
+    np.testing.assert_allclose(update(scaled) / update(plain), rate(scaled) / rate(plain), 1e-5)
+    np.testing.assert_array_equal(np.sign(update(plain)), -np.sign(rate(plain) * gradients))
+
+
+DECAYS = {
+    "decoupled": (gradtx.adamw(0.5, weight_decay=0.1), "0.1"),
+    "lamb": (gradtx.lamb(0.5, weight_decay=0.1), "0.1"),
+    "plain": (gradtx.chain(gradtx.add_decayed_weights(0.1), gradtx.sgd(0.5)), "0.1"),
+    "in_the_gradient": (
+        gradtx.chain(gradtx.add_decayed_weights(0.1), gradtx.adam(0.5)),
+        "0.1 (L2)",
+    ),
+    "in_a_gradient_that_is_scaled": (
+        gradtx.chain(gradtx.scale(0.5), gradtx.add_decayed_weights(0.1), gradtx.adam(0.5)),
+        "0.2 (L2)",
+    ),
+    "in_the_momentum": (
+        gradtx.chain(gradtx.add_decayed_weights(0.1), gradtx.sgd(0.5, momentum=0.9)),
+        "0.1 (L2)",
+    ),
+    "twice": (
+        gradtx.chain(gradtx.add_decayed_weights(0.1), gradtx.adamw(0.5, weight_decay=0.2)),
+        "0.1 (L2) + 0.2",
+    ),
+    "behind_the_step": (
+        gradtx.chain(gradtx.adam(0.5), gradtx.add_decayed_weights(0.1)),
+        "-0.1 per step (grows)",
+    ),
+    "independent": (
+        gradtx.chain(
+            gradtx.scale_by_adam(),
+            gradtx.scale(0.5),
+            gradtx.add_decayed_weights(0.1),
+            gradtx.scale(-1.0),
+        ),
+        "0.1 per step",
+    ),
+    "ascent": (
+        gradtx.chain(gradtx.adamw(0.5, weight_decay=0.1), gradtx.scale(-1.0)),
+        "0.1 (grows)",
+    ),
+    "hidden": (gradtx.chain(gradtx.add_decayed_weights(0.1), optax.adam(0.5)), "0.1 (?)"),
+    "adan": (gradtx.adan(0.5, weight_decay=0.1), "0.1"),
+}
+
+
+@pytest.mark.parametrize("name", DECAYS)
+def test_weight_decay_says_where_it_acts(name):
+    tx, expected = DECAYS[name]
+    params = {"w": jax.ShapeDtypeStruct((3, 3), jnp.float32)}
+    (row,) = gradtx.explain(tx, params).rows
+    assert " + ".join(map(str, row.weight_decay)) == expected
+
+
+def test_weights_change_by_the_share_that_is_shown():
+    params, zeros = jnp.array([2.0, -3.0]), jnp.zeros(2)
+    for name in ("decoupled", "behind_the_step", "independent", "ascent", "plain"):
+        tx, _ = DECAYS[name]
+        (row,) = gradtx.explain(tx, params).rows
+        (decay,) = row.weight_decay
+        share = decay.number * (1.0 if decay.kind == "per step" else row.learning_rate.number)
+        update, _ = tx.update(zeros, tx.init(params), params)
+        np.testing.assert_allclose(update, -share * params, rtol=1e-6)
+        assert decay.grows == (share < 0)
+
+
 def halved(count):
     return 0.5 / (1 + count)
 
 
+def make_schedule():
+    def schedule(count):
+        return 0.5 / (1 + count)
+
+    return schedule
+
+
+def in_a_function():
+    def own_name(count):
+        return 0.5 / (1 + count)
+
+    return own_name
+
+
+schedules = gradtx.schedules
 SCHEDULES = {
     "halved": halved,
-    "cosine_decay_schedule": gradtx.schedules.cosine_decay_schedule(0.5, 10),
+    "make_schedule": make_schedule(),
+    "own_name": in_a_function(),
     "schedule": lambda count: 0.5 + 0 * count,
+    "constant_schedule": schedules.constant_schedule(0.5),
+    "cosine_decay_schedule": schedules.cosine_decay_schedule(0.5, 10),
+    "exponential_decay": schedules.exponential_decay(0.5, 10, 0.5),
+    "linear_schedule": schedules.linear_schedule(0.5, 0.0, 10),
+    "polynomial_schedule": schedules.polynomial_schedule(0.5, 0.0, 2, 10),
+    "warmup_cosine_decay_schedule": schedules.warmup_cosine_decay_schedule(0.5, 1.0, 5, 10),
+    "warmup_exponential_decay_schedule": schedules.warmup_exponential_decay_schedule(
+        0.5, 1.0, 5, 10, 0.5
+    ),
+    "sgdr_schedule": schedules.sgdr_schedule(
+        [{"init_value": 0.5, "peak_value": 1.0, "warmup_steps": 2, "decay_steps": 9}] * 2
+    ),
+    "join_schedules": schedules.join_schedules([halved, halved], [5]),
 }
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_schedules_are_named_with_their_first_value(name):
+def test_schedules_are_named_with_their_value(name):
     tx = gradtx.chain(
         gradtx.adamw(SCHEDULES[name], weight_decay=SCHEDULES[name]),
         gradtx.multiply_learning_rate({"embedding": 0.5}),
     )
-    assert row_of(tx).learning_rate == (0.25, name)
-    assert row_of(tx).weight_decay == (0.5, name)
-    assert f"0.25 ({name})" in str(gradtx.explain(tx, PARAMS))
+    assert row_of(tx).learning_rate == (0.25, name, 0)
+    assert row_of(tx).weight_decay == (WeightDecay(0.5, name),)
+    assert f"0.25 ({name} at step 0)" in str(gradtx.explain(tx, PARAMS))
+
+
+WITH_A_SCHEDULE = {
+    "plain": gradtx.adamw(halved, weight_decay=0.1),
+    "injected": gradtx.inject_hyperparams(gradtx.adamw)(halved, weight_decay=0.1),
+    "kept": gradtx.with_hyperparams(gradtx.adamw, halved, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("name", WITH_A_SCHEDULE)
+def test_values_are_those_of_the_step(name):
+    (row, *_) = gradtx.explain(WITH_A_SCHEDULE[name], PARAMS, step=4).rows
+    assert row.learning_rate == (pytest.approx(0.1), "halved", 4)
+    assert row.weight_decay == (WeightDecay(0.1),)
+
+
+def test_stateful_schedules_are_known_at_the_first_step_only():
+    class Falling(optax.schedules.StatefulSchedule):
+        def init(self):
+            return jnp.float32(0.5)
+
+        def update(self, state, **extra_args):
+            return 0.5 * state
+
+        def __call__(self, state, **extra_args):
+            return state
+
+    tx = gradtx.with_hyperparams(gradtx.sgd, Falling())
+    assert row_of(tx).learning_rate.number == 0.5
+    rate = gradtx.explain(tx, PARAMS, step=1).rows[0].learning_rate
+    assert np.isnan(rate.number)
+    assert "Falling" in rate.schedule
 
 
 def test_frozen_leaves():
@@ -233,6 +396,12 @@ def test_mistakes_are_those_of_init():
         gradtx.explain(gradtx.masked(gradtx.sgd(0.1), gradtx.select("decoder")), PARAMS)
     with pytest.raises(ValueError, match="tx must be a gradient transformation"):
         gradtx.explain(gradtx.adam, PARAMS)
+    with pytest.raises(ValueError, match="tx must be a gradient transformation, got a dict"):
+        gradtx.explain(PARAMS, gradtx.adam(0.1))
+    with pytest.raises(ValueError, match="params must be the parameters, got a transformation"):
+        gradtx.explain(gradtx.adam(0.1), gradtx.adam(0.1))
+    with pytest.raises(ValueError, match="step must be a whole number >= 0, got -1"):
+        gradtx.explain(gradtx.adam(0.1), PARAMS, step=-1)
 
 
 def many():

@@ -1,5 +1,6 @@
 """Going on with an optimizer state in another optimizer."""
 
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,7 +145,8 @@ def test_moments_of_one_parameter_go_together():
     # Lion has no second moment; with its first one and its count Adam's steps would be huge.
     assert report.carried == {}
     assert report.fresh["0/mu/head"] == "starts afresh with nu"
-    assert report.fresh["0/count"] == "its arrays start afresh"
+    why = "nu: the old state has nothing of this name and path"
+    assert report.fresh["0/count"] == f"its arrays start afresh; {why}"
     assert int(migrated[0].count) == 0
 
 
@@ -209,6 +211,59 @@ def test_counts_of_other_classes_are_not_taken():
     params, state = trained(gradtx.adam(0.1))
     _, report = gradtx.migrate(state, gradtx.sgd(halving), params)
     assert set(report.fresh) == {"1/count"}
+    assert "a schedule's count: the schedule starts again at step 0" in str(report)
+
+
+PLACES_OF_A_SCHEDULE = {
+    "plain": lambda: gradtx.adamw(halving),
+    "optax_injected": lambda: optax.inject_hyperparams(optax.adamw)(halving),
+    "kept": lambda: gradtx.with_hyperparams(gradtx.adamw, halving),
+    "decay_too": lambda: gradtx.adamw(halving, weight_decay=halving),
+    "groups": lambda: groups(gradtx.adamw(halving), gradtx.adamw(halving)),
+}
+
+
+@pytest.mark.parametrize("old", PLACES_OF_A_SCHEDULE)
+@pytest.mark.parametrize("new", PLACES_OF_A_SCHEDULE)
+def test_a_schedule_goes_on_wherever_its_count_is(old, new):
+    state = PLACES_OF_A_SCHEDULE[old]().init(PARAMS)
+    state = jax.tree.map(lambda x: x + 7 if x.dtype == jnp.int32 else x, state)
+    migrated, report = gradtx.migrate(state, PLACES_OF_A_SCHEDULE[new](), PARAMS)
+    counts = [leaf for leaf in jax.tree.leaves(migrated) if leaf.dtype == jnp.int32]
+    assert [int(count) for count in counts] == [7] * len(counts)
+    assert len(counts) >= 2
+    assert not [path for path in report.fresh if path.endswith("count")]
+
+
+def test_a_new_schedule_goes_on_with_the_step_of_the_hyperparameters():
+    state = gradtx.inject_hyperparams(gradtx.sgd)(0.1).init(PARAMS)
+    state = state._replace(count=jnp.int32(7))
+    migrated, _ = gradtx.migrate(state, gradtx.sgd(halving), PARAMS)
+    assert int(migrated[1].count) == 7
+
+
+def test_schedules_whose_counts_differ_start_again():
+    state = groups(gradtx.sgd(halving), gradtx.sgd(halving)).init(PARAMS)
+    rest = state.inner_states["rest"].inner_state
+    changed = rest[1]._replace(count=jnp.int32(7))
+    state.inner_states["rest"] = optax.MaskedState((rest[0], changed))
+    new = gradtx.with_hyperparams(gradtx.sgd, halving)
+    migrated, report = gradtx.migrate(state, new, PARAMS)
+    reason = report.fresh["hyperparams_states/learning_rate/count"]
+    assert reason.startswith("a schedule's count: the schedule starts again at step 0; ")
+    assert reason.endswith("differ")
+    assert int(migrated.count) == 0
+
+
+def test_keys_of_plain_dictionaries_are_field_names():
+    params, state = trained(gradtx.adamw(halving))
+    restored = flax.serialization.to_state_dict(state)
+    migrated, report = gradtx.migrate(restored, gradtx.adamw(halving), params)
+    for a, b in zip(values(state), values(migrated), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (report.fresh, report.dropped) == ({}, ())
+    _, report = gradtx.migrate({"momentum": state[0].mu}, gradtx.trace(0.9), params)
+    assert "lacks the classes of states" in report.fresh["trace/head"]
 
 
 def test_hyperparameters_are_those_of_the_new_transformation():
@@ -256,3 +311,27 @@ def test_one_array_and_records_among_the_parameters():
 def test_wrong_transformation_is_refused():
     with pytest.raises(ValueError, match="new_tx must be a gradient transformation"):
         gradtx.migrate((), gradtx.adam, PARAMS)
+
+
+ADAMW = gradtx.adamw(0.1)
+MISTAKEN = {
+    "transformation_for_state": (
+        (ADAMW, ADAMW, PARAMS),
+        "state must be an optimizer state, got a transformation",
+    ),
+    "parameters_for_transformation": (
+        (ADAMW.init(PARAMS), PARAMS, ADAMW),
+        "new_tx must be a gradient transformation, got a dict",
+    ),
+    "transformation_for_parameters": (
+        (ADAMW.init(PARAMS), ADAMW, ADAMW),
+        "params must be the parameters, got a transformation",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKEN)
+def test_messages_about_swapped_arguments_are_short(name):
+    arguments, message = MISTAKEN[name]
+    with pytest.raises(ValueError, match=f"^migrate: {message}$"):
+        gradtx.migrate(*arguments)
