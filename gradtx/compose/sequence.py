@@ -42,7 +42,9 @@ def as_transformation(owner: str, argument: str, tx: Any) -> ExtraArgs:
     """`tx` with support for extra arguments, or a ValueError that says which argument is wrong."""
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
         hint = "; did you forget to call it?" if callable(tx) else ""
-        raise ValueError(f"{owner}: {argument} must be a gradient transformation, got {tx!r:.200}{hint}")
+        raise ValueError(
+            f"{owner}: {argument} must be a gradient transformation, got {tx!r:.200}{hint}"
+        )
     if isinstance(tx, ExtraArgs):
         return tx
     if isinstance(tx, Transformation):
