@@ -33,3 +33,8 @@ def assert_distributed(assert_moments: Callable[[Any, Any], None]) -> Callable[[
         assert stats.kstest(values, law.cdf).pvalue > 1e-3
 
     return check
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly(quick_compilation):
+    """Nothing here depends on how well a program is compiled."""
