@@ -199,12 +199,27 @@ def norm(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
         x: an array of at least 32 bits.
         axis: the axes to sum over; None: all.
     """
-    largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0.0))
-    # XLA may multiply by the inverse of the unit, which must not be subnormal.
-    largest = jnp.minimum(largest, 2.0 ** (jnp.finfo(largest.dtype).maxexp - 8))
-    unit = jnp.where(largest > 0, largest, 1.0)
-    total = jnp.sum(abs_squared(x / unit.astype(x.dtype)), axis=axis, keepdims=True)
-    return unit * _safe_sqrt(total)
+    squares = jnp.sum(abs_squared(x), axis=axis, keepdims=True)
+
+    def rescaled() -> jax.Array:
+        largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0.0))
+        # XLA may multiply by the inverse of the unit, which must not be subnormal.
+        largest = jnp.minimum(largest, 2.0 ** (jnp.finfo(largest.dtype).maxexp - 8))
+        unit = jnp.where(largest > 0, largest, 1.0)
+        total = jnp.sum(abs_squared(x / unit.astype(x.dtype)), axis=axis, keepdims=True)
+        return unit * _safe_sqrt(total)
+
+    # One pass is enough where the sums of squares are ordinary numbers.
+    is_ordinary = jnp.all(_is_ordinary(squares))
+    if isinstance(is_ordinary, Tracer):
+        return lax.cond(is_ordinary, lambda: _safe_sqrt(squares), rescaled)
+    return _safe_sqrt(squares) if is_ordinary else rescaled()
+
+
+def _is_ordinary(squares: jax.Array) -> jax.Array:
+    """Whether a sum of squares neither overflowed nor lost what counts to underflow."""
+    ordinary = 2.0 ** (jnp.finfo(squares.dtype).maxexp * 9 // 16)
+    return (squares > 1 / ordinary) & (squares < ordinary)
 
 
 def global_norm(
@@ -271,7 +286,6 @@ def norm_of_leaves(
     # One pass is enough where the sum of squares is an ordinary number. Elsewhere a second pass
     # scales by a power of two, which is exact, and leaves room for 2^32 elements.
     exponent = jnp.finfo(dtype).maxexp
-    ordinary = 2.0 ** (exponent * 9 // 16)
     squares = total(_sum_of_squares)
 
     def rescaled() -> jax.Array:
@@ -279,7 +293,7 @@ def norm_of_leaves(
         factor = factor.astype(dtype)
         return _safe_sqrt(total(_sum_of_scaled_squares, factor)) / factor
 
-    is_ordinary = (squares > 1 / ordinary) & (squares < ordinary)
+    is_ordinary = _is_ordinary(squares)
     if isinstance(is_ordinary, Tracer):
         result = lax.cond(is_ordinary, lambda: _safe_sqrt(squares), rescaled)
     else:
