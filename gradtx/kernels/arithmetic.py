@@ -42,6 +42,13 @@ def root_mean_square(x: jax.Array, axis: int | None = None) -> jax.Array:
     return trees.norm(x, axis) / math.sqrt(max(number, 1))
 
 
+def direction(g: jax.Array, norm: jax.Array) -> jax.Array:
+    """Divide g by its norm; g itself where that is 0."""
+    # XLA may multiply by the inverse of the norm, which must not be subnormal.
+    unit = jnp.where(norm > 2.0 ** (jnp.finfo(norm.dtype).maxexp - 8), 2.0**-8, 1.0)
+    return g * unit / jnp.where(norm == 0, 1.0, norm * unit)
+
+
 def clip_factor(norm: jax.Array, max_norm: Any) -> jax.Array:
     """min(1, max_norm / norm), also where the norm is 0; NaN where it is NaN."""
     is_within = norm <= max_norm

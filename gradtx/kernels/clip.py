@@ -9,7 +9,7 @@ from optax import ScalarOrSchedule
 
 from gradtx import trees
 from gradtx.kernel import NON_NEGATIVE, Kernel, Slot
-from gradtx.kernels.arithmetic import clip_to_norm, root_mean_square
+from gradtx.kernels.arithmetic import clip_to_norm, direction, root_mean_square
 from gradtx.kernels.unitwise import unit_axes
 from gradtx.lift import lift
 
@@ -94,9 +94,7 @@ def clip_by_global_norm(
 
 
 def _normalize_by_update_norm(g, *, norm, scale_factor, eps):
-    # Not by the inverse of the norm, which is too small for its dtype where the norm is large.
-    unit = jnp.where(norm > 2.0 ** (jnp.finfo(norm.dtype).maxexp - 8), 2.0**-8, 1.0)
-    return g * unit / (norm * unit + eps * unit) * scale_factor
+    return direction(g, norm + eps) * scale_factor
 
 
 def normalize_by_update_norm(

@@ -7,7 +7,7 @@ import optax
 
 from gradtx import trees
 from gradtx.kernel import Kernel
-from gradtx.kernels.trust import direction
+from gradtx.kernels.arithmetic import direction
 from gradtx.lift import lift
 
 

@@ -9,7 +9,7 @@ from optax import ScalarOrSchedule
 from gradtx import trees
 from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
 from gradtx.kernels.adan import change_of
-from gradtx.kernels.arithmetic import clip_factor
+from gradtx.kernels.arithmetic import clip_to_norm
 from gradtx.lift import lift
 
 
@@ -27,7 +27,7 @@ class ScaleByMarsState(NamedTuple):
 
 def _mars(g, *, previous_gradient, t, b1, gamma, max_norm):
     c = g + gamma * b1 / (1 - b1) * change_of(g, previous_gradient, t)
-    return c * clip_factor(trees.norm(c), max_norm), g
+    return clip_to_norm(c, trees.norm(c), max_norm), g
 
 
 def scale_by_mars(

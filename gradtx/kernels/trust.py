@@ -9,16 +9,9 @@ from optax import ScalarOrSchedule
 
 from gradtx import trees
 from gradtx.kernel import NON_NEGATIVE, Kernel, PerLeaf
-from gradtx.kernels.arithmetic import root_mean_square
+from gradtx.kernels.arithmetic import direction, root_mean_square
 from gradtx.kernels.scale import WeightDecaySchedule
 from gradtx.lift import lift
-
-
-def direction(g: jax.Array, norm: jax.Array) -> jax.Array:
-    """Divide g by its norm; g itself where that is 0."""
-    # XLA may multiply by the inverse of the norm, which must not be subnormal.
-    unit = jnp.where(norm > 2.0 ** (jnp.finfo(norm.dtype).maxexp - 8), 2.0**-8, 1.0)
-    return g * unit / jnp.where(norm == 0, 1.0, norm * unit)
 
 
 def _with_length(g: jax.Array, from_norm: jax.Array, to_norm: jax.Array, factor: Any) -> jax.Array:
