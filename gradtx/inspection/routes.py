@@ -12,11 +12,11 @@ from gradtx.compose.sequence import as_transformation
 from gradtx.inspection.values import closure_of, stateless_schedule
 from gradtx.lift import hyperparameters_of, kernel_of, options_of
 from gradtx.wrappers.accumulate import MultiSteps
+from gradtx.wrappers.hyperparameters import Injected
 
 # What only puts others together, and so is no rule itself.
 _TRANSPARENT = ("chain", "identity", "masked", "named_chain", "partition")
 # What keeps hyperparameters in the state, so that schedules are not among the rules' arguments.
-_INJECTING = ("inject_hyperparams", "with_hyperparams")
 
 
 class Rule(NamedTuple):
@@ -71,12 +71,13 @@ def _routes(
 
 def _parts(tx: optax.GradientTransformation) -> tuple[Part, ...]:
     """The parts, those of hyperparameters in the state with the schedules that these come from."""
-    if owner_of(tx) not in _INJECTING:
+    if not isinstance(tx.update, Injected):
         return parts_of(tx)
-    held = closure_of(getattr(tx.update, "function", None))
-    schedules = {name: stateless_schedule(schedule) for name, schedule in held["schedules"].items()}
+    schedules = {
+        name: stateless_schedule(schedule) for name, schedule in tx.update.schedules.items()
+    }
     try:
-        inner = as_transformation(owner_of(tx), "the factory's result", held["make"](schedules))
+        inner = as_transformation(owner_of(tx), "the factory's result", tx.update.make(schedules))
     except (TypeError, ValueError):
         # Another library's factory that takes numbers only, which stand in the part.
         return parts_of(tx)

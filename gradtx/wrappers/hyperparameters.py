@@ -2,7 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,12 +14,25 @@ from jax.typing import ArrayLike, DTypeLike
 from optax.schedules import StatefulSchedule, WrappedSchedule
 
 from gradtx import trees
-from gradtx.compose.parts import Part, composed
+from gradtx.compose.parts import Composed, Part
 from gradtx.compose.sequence import ExtraArgs, as_transformation
 from gradtx.kernel import check_dtype
 from gradtx.wrappers.factory import Factory
 
 _State = optax.InjectStatefulHyperparamsState
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Injected(Composed):
+    """An update function whose transformation is made anew from the hyperparameters of each step.
+
+    Attributes:
+        make: the function from hyperparameters by name to the transformation.
+        schedules: those of the hyperparameters that are schedules.
+    """
+
+    make: Callable[[dict[str, Any]], ExtraArgs]
+    schedules: Mapping[str, StatefulSchedule]
 
 
 def inject_hyperparams(
@@ -222,7 +236,8 @@ def _injected(
         )
 
     # Wrong values are refused here, not in the first step.
-    return composed(owner, (Part("", make(numbers | at_start())),), init, update)
+    parts = (Part("", make(numbers | at_start())),)
+    return ExtraArgs(init, Injected(owner, parts, update, make=make, schedules=schedules))
 
 
 def _check_state(owner: str, state: Any, given: dict[str, Any]) -> None:
