@@ -1,0 +1,93 @@
+"""What a message says about names and values: enough to act on, however large the tree is."""
+
+import difflib
+import re
+import reprlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+_NAMES = 10
+_CHARACTERS_OF_A_NAME = 100
+_CHARACTERS_OF_A_VALUE = 200
+
+
+def listed(names: Iterable[object], limit: int = _NAMES, *, near: str | None = None) -> str:
+    """Names for a message: at most `limit` of them, and how many more there are.
+
+    Args:
+        names: paths, labels or other short things; strings are shown in quotes.
+        limit: how many to show.
+        near: what was looked for in vain, a name or a regular expression. The names that have
+            most of its words come first, and words that none of them has get a suggestion.
+
+    Example:
+        >>> from gradtx.messages import listed
+        >>> listed(["encoder/kernel", "encoder/bias", "head/kernel"], 2, near="head/.*kernal")
+        "['head/kernel', 'encoder/kernel'] and 1 more; did you mean 'kernel'?"
+    """
+    names = list(names)
+    hint = ""
+    if near is not None:
+        words, suggestions = _words_of(near, [str(name) for name in names])
+        names.sort(key=lambda name: -sum(word in str(name) for word in words))
+        hint = f"; did you mean {' and '.join(map(repr, suggestions))}?" if suggestions else ""
+    texts = [
+        _cut(repr(name) if isinstance(name, str) else str(name), _CHARACTERS_OF_A_NAME)
+        for name in names[:limit]
+    ]
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return f"[{', '.join(texts)}]{more}{hint}"
+
+
+def shown(value: object) -> str:
+    """A value for a message: one line, arrays as their dtype and shape, long ones cut.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from gradtx.messages import shown
+        >>> shown({"kernel": jnp.ones((2, 3)), "bias": [0.5, None]})
+        "{'bias': [0.5, None], 'kernel': float32[2,3]}"
+    """
+    return _cut(" ".join(_BRIEF.repr(value).split()), _CHARACTERS_OF_A_VALUE)
+
+
+class _Brief(reprlib.Repr):
+    """`repr` that reads the elements neither of arrays nor of long containers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = _NAMES
+        self.maxstring = self.maxother = _CHARACTERS_OF_A_VALUE
+
+    def repr1(self, x: Any, level: int) -> str:
+        if hasattr(x, "dtype") and np.size(x) > 1:
+            return f"{x.dtype}[{','.join(map(str, np.shape(x)))}]"
+        if isinstance(x, tuple) and hasattr(x, "_fields"):
+            fields = [f"{k}={self.repr1(v, level - 1)}" for k, v in zip(x._fields, x, strict=True)]
+            return f"{type(x).__name__}({', '.join(fields)})"
+        return super().repr1(x, level)
+
+
+_BRIEF = _Brief()
+
+
+def _cut(text: str, width: int) -> str:
+    """The text, with dots in place of its middle if it is longer than `width`."""
+    if len(text) <= width:
+        return text
+    end = (width - 3) // 2
+    return f"{text[: width - 3 - end]}...{text[-end:]}"
+
+
+def _words_of(pattern: str, names: list[str]) -> tuple[list[str], list[str]]:
+    """The words of a pattern that names have, and those nearest to its other words."""
+    found, suggestions = [], []
+    parts = list(dict.fromkeys(part for name in names for part in name.split("/")))
+    for word in re.findall(r"\w+", re.sub(r"\\.", " ", pattern)):
+        if any(word in name for name in names):
+            found.append(word)
+        else:
+            suggestions += difflib.get_close_matches(word, parts, n=1)
+    return found + suggestions, list(dict.fromkeys(suggestions))
