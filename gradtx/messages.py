@@ -64,8 +64,9 @@ class _Brief(reprlib.Repr):
     def repr1(self, x: Any, level: int) -> str:
         if hasattr(x, "dtype") and np.size(x) > 1:
             return f"{x.dtype}[{','.join(map(str, np.shape(x)))}]"
-        if isinstance(x, tuple) and hasattr(x, "_fields"):
-            fields = [f"{k}={self.repr1(v, level - 1)}" for k, v in zip(x._fields, x, strict=True)]
+        names = getattr(x, "_fields", None)
+        if isinstance(x, tuple) and names is not None:
+            fields = [f"{k}={self.repr1(v, level - 1)}" for k, v in zip(names, x, strict=True)]
             return f"{type(x).__name__}({', '.join(fields)})"
         return super().repr1(x, level)
 
