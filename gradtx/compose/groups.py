@@ -18,6 +18,10 @@ def masked(
 ) -> ExtraArgs:
     """Transform only the leaves that a mask chooses; the others pass unchanged.
 
+    The gradient of a leaf that passes is its update, so that `masked(adam(1e-3), mask)` alone adds
+    whole gradients to the parameters it leaves out. To keep those as they are, use
+    `selective_transform`.
+
     Args:
         inner: the transformation of the chosen leaves.
         mask: a tree of booleans (or a prefix of one), a function of the parameters that returns
@@ -96,6 +100,9 @@ def partition(
     mask_compatible_extra_args: bool = False,
 ) -> ExtraArgs:
     """Transform each group of leaves in its own way.
+
+    A group owns the state of its own leaves only, and a norm inside its transformation is the norm
+    of this group. `set_to_zero()` freezes a group.
 
     Args:
         transforms: label -> transformation.
@@ -184,6 +191,11 @@ def partition(
 def freeze(mask: Mask) -> ExtraArgs:
     """Set the updates of the chosen leaves to zero.
 
+    What stands before it in a chain does not know of it: an optimizer still keeps state for the
+    frozen leaves, and a clipping by the global norm still counts their gradients, which shortens
+    the steps of the others. `selective_transform` around the whole optimizer has neither fault,
+    and is what to use for fine-tuning.
+
     Args:
         mask: the leaves to freeze: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`.
@@ -206,23 +218,31 @@ def freeze(mask: Mask) -> ExtraArgs:
 def selective_transform(optimizer: Transformation, *, freeze_mask: Mask) -> ExtraArgs:
     """Train some leaves and freeze the others, which own no optimizer state.
 
+    The optimizer sees only the leaves that are trained: a frozen leaf has no moments, counts in no
+    global norm and does not decay, and `explain` shows it as frozen. So give it everything that
+    belongs to the optimizer, the clipping too.
+
     Args:
-        optimizer: the transformation of the leaves that are trained.
+        optimizer: the whole transformation of the leaves that are trained.
         freeze_mask: the leaves to freeze, as in `freeze`.
 
     Returns:
         A transformation with the state `PartitionState` of the groups "train" and "freeze".
 
     Example:
+        >>> import jax
         >>> import jax.numpy as jnp
         >>> import gradtx
-        >>> tx = gradtx.selective_transform(
-        ...     gradtx.sgd(0.5), freeze_mask=gradtx.select("body")
+        >>> optimizer = gradtx.chain(
+        ...     gradtx.clip_by_global_norm(1.0), gradtx.sgd(0.5, momentum=0.9)
         ... )
-        >>> params = {"body": jnp.ones(1), "head": jnp.ones(1)}
-        >>> updates, _ = tx.update(params, tx.init(params))
+        >>> tx = gradtx.selective_transform(optimizer, freeze_mask=gradtx.select("body"))
+        >>> gradients = {"body": jnp.full(3, 1000.0), "head": jnp.ones(1)}
+        >>> updates, state = tx.update(gradients, tx.init(gradients))
         >>> print(updates["body"], updates["head"])
-        [0.] [-0.5]
+        [0. 0. 0.] [-0.5]
+        >>> [momentum.shape for momentum in jax.tree.leaves(state)]
+        [(1,)]
     """
 
     def labels(tree: Any) -> Any:

@@ -100,3 +100,25 @@ def test_frozen_leaves_do_not_move_and_own_no_state():
         assert float(updates["head"][0]) < 0
     moments = [leaf for leaf in jax.tree.leaves(selective.init(PARAMS)) if leaf.ndim]
     assert [leaf.shape for leaf in moments] == [(1,), (1,)]
+
+
+def test_frozen_gradients_do_not_shorten_the_steps_of_the_others():
+    optimizer = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.sgd(1.0, momentum=0.9))
+    tx = gradtx.selective_transform(optimizer, freeze_mask=gradtx.select("body"))
+    gradients = {"body": {"w": jnp.array([600.0, 800.0])}, "head": jnp.array([1.0])}
+    updates, state = step(tx, gradients)
+    np.testing.assert_array_equal(updates["body"]["w"], [0.0, 0.0])
+    np.testing.assert_array_equal(updates["head"], [-1.0])
+    assert [leaf.shape for leaf in jax.tree.leaves(state)] == [(1,)]
+    # A chain with the same transformations sees all gradients, and clips to a norm of 1 of 1000.
+    after = gradtx.chain(optimizer, gradtx.freeze(gradtx.select("body")))
+    np.testing.assert_allclose(step(after, gradients)[0]["head"], [-1e-3], rtol=1e-5)
+
+
+def test_frozen_leaves_do_not_decay():
+    tx = gradtx.selective_transform(gradtx.adamw(0.5), freeze_mask=gradtx.select("body"))
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    updates, _ = step(tx, zeros)
+    np.testing.assert_array_equal(updates["body"]["w"], [0.0, 0.0])
+    # adamw's default decay of 1e-4.
+    np.testing.assert_allclose(updates["head"], [-0.5 * 1e-4 * 3.0], rtol=1e-6)
