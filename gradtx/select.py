@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from gradtx.kernel import PerLeaf
+from gradtx.roles import layer_shapes
 from gradtx.trees import path_name
 
 Specification: TypeAlias = Any
@@ -33,10 +34,13 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
     arrays.
 
     `select.matrices` is the choice of the leaves that act as matrices: kernels and embeddings,
-    which have at least two axes longer than 1. Layers that are stacked for a scan give their
-    vectors such axes too, so that a leaf whose name ends in bias, scale or offset is none. Where
-    neither the shape nor the name tells (the stacked `weight` of a norm, say), choose yourself:
-    `select.matrices & ~select("norm")`.
+    which have at least two axes longer than 1. Layers that are stacked for a scan, and heads of
+    attention, give biases and scales such axes too. Those are known by their names (`bias`, `b`,
+    `offset`, `beta`, `scale`, `gamma`, ...), by their module if that is a norm by its class or its
+    name, and by the bias beside them, whose leading axes count the layers of a stack;
+    `gradtx.roles` has the rule word for word. Where none of these tells, choose yourself:
+    `select.matrices & ~select("thresholds")`. Leaves that are hidden tell nothing: the choice is
+    for the whole tree.
 
     Args:
         specification: see above.
@@ -171,21 +175,13 @@ class _Labels:
         self.labels = labels
 
 
-# flax.nnx has a last step `value` in its paths.
-_NAME_OF_VECTOR = re.compile(r"(bias|scale|offset)(/value)?$")
+def _matrices(tree: Any) -> Any:
+    return jax.tree.structure(tree).unflatten(
+        sum(length > 1 for length in shape) >= 2 for shape in layer_shapes(tree)
+    )
 
 
-def is_named_as_vector(path: str) -> bool:
-    """Whether the name of a leaf says that it is a vector, or a stack of vectors."""
-    return _NAME_OF_VECTOR.search(path) is not None
-
-
-def _is_matrix(path: str, leaf: Any) -> bool:
-    long_axes = [length for length in np.shape(leaf) if length > 1]
-    return len(long_axes) >= 2 and not is_named_as_vector(path)
-
-
-select.matrices = select(_is_matrix, name="select.matrices")
+select.matrices = select(_matrices, name="select.matrices")
 
 
 def decayed_leaves(owner: str, decay: Decay, mask: Mask) -> Mask:

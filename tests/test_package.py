@@ -16,7 +16,7 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 # Each part may import the parts before it. The rest of the library uses public names only.
 LAYERS = [
     ("messages.py", "trees.py", "kernel.py", "updates.py", "tables.py"),
-    ("select.py",),
+    ("roles.py", "select.py"),
     ("compose/",),
     ("lift.py", "leaf.py", "agreement.py"),
     ("kernels/",),

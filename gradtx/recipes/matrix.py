@@ -3,12 +3,10 @@
 from typing import Any
 
 import jax
-import numpy as np
 from jax.typing import DTypeLike
 from optax import GradientTransformationExtraArgs as Transformation
 from optax import ScalarOrSchedule
 
-from gradtx import trees
 from gradtx.compose.groups import partition
 from gradtx.compose.sequence import chain
 from gradtx.kernel import DECAY, NON_NEGATIVE, check_hyperparameter
@@ -18,7 +16,8 @@ from gradtx.kernels.normuon import scale_by_normuon
 from gradtx.kernels.orthogonalize import NS_COEFFS, Preconditioning
 from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
 from gradtx.recipes.adam import adamw
-from gradtx.select import Decay, Mask, is_named_as_vector
+from gradtx.roles import layer_shapes
+from gradtx.select import Decay, Mask
 
 
 def muon(
@@ -55,8 +54,9 @@ def muon(
     consistent_rms * sqrt(max(fan_in, fan_out)).
 
     An array of three and more axes is a batch of matrices in the last two, such as layers that are
-    stacked for a scan; a leaf whose name ends in bias, scale or offset is a stack of vectors, which
-    go to AdamW. Say by dimension numbers where that is not so: for convolutions in the
+    stacked for a scan. Vectors and stacks of them, which have two axes and more, go to AdamW: they
+    are told apart by the rule of `select.matrices`, but for axes of length 1, which count here. Say
+    by dimension numbers where that is not so: for convolutions in the
     layout (height, width, inputs, outputs) MuonDimensionNumbers((0, 1, 2), 3), for attention heads
     (width, heads, size) that are matrices of their own MuonDimensionNumbers(0, 2), and None for
     embeddings and output layers, which go to AdamW.
@@ -81,8 +81,7 @@ def muon(
         adam_learning_rate: AdamW's step size; None: `learning_rate`.
         muon_weight_dimension_numbers: a tree of `MuonDimensionNumbers`, and of None for what goes
             to AdamW, or a prefix of one, or a function of the parameters that returns it; None:
-            all arrays of two and more axes are matrices in the last two, but for those whose name
-            ends in bias, scale or offset.
+            all arrays of two and more axes are matrices in the last two, but for stacks of vectors.
         consistent_rms: the root mean square of the elements of O, >= 0; 0.2 suits learning rates
             and weight decay of AdamW; None: the factor above.
         bias_correction: whether to correct M; see `scale_by_muon`.
@@ -171,13 +170,12 @@ def _partition_matrices(
     of_others: Transformation,
     numbers: WeightDimensionNumbers | None,
 ) -> Transformation:
-    def label(path: tuple[Any, ...], leaf: Any) -> str:
-        is_matrix = np.ndim(leaf) >= 2 and not is_named_as_vector(trees.path_name(path))
-        return name if is_matrix else "adam"
-
     def labels(params: Any) -> Any:
         if numbers is None:
-            return jax.tree_util.tree_map_with_path(label, params)
+            shapes = layer_shapes(params)
+            return jax.tree.structure(params).unflatten(
+                name if len(shape) >= 2 else "adam" for shape in shapes
+            )
         own = spread_numbers(name, numbers, params)
         return jax.tree.map(lambda _, given: name if given else "adam", params, own)
 
