@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from gradtx.kernel import PerLeaf
+from gradtx.messages import listed, shown
 from gradtx.roles import layer_shapes
 from gradtx.trees import path_name
 
@@ -48,7 +49,7 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
 
     Raises:
         ValueError: when built, if the specification is none of these; when called, if an
-            expression matches no leaf (the message lists the paths).
+            expression matches no leaf (the message lists the nearest paths).
 
     Example:
         >>> import jax.numpy as jnp
@@ -64,20 +65,20 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
 
     def __init__(self, specification: Specification, *, name: str | None = None) -> None:
         self.specification = specification
-        self._name = name or f"select({specification!r})"
+        self._name = name or f"select({shown(specification)})"
         is_rule = callable(specification) or isinstance(specification, str | re.Pattern)
         flags = jax.tree.leaves(specification)
         if not is_rule and not (flags and all(map(_is_boolean, flags))):
             raise ValueError(
                 "select: the specification must be a pattern, a predicate, a type, a mask or a "
-                f"function, got {specification!r}"
+                f"function, got {shown(specification)}"
             )
         if isinstance(specification, str):
             try:
                 re.compile(specification)
             except re.error as error:
                 raise ValueError(
-                    f"select: {specification!r} is not a regular expression: {error}"
+                    f"select: {shown(specification)} is not a regular expression: {error}"
                 ) from error
 
     def __call__(self, tree: Any) -> Any:
@@ -155,10 +156,12 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
             named, _ = jax.tree_util.tree_flatten_with_path(found)
             twice = [(path_name(path), hit.labels) for path, hit in named if len(hit.labels) > 1]
             if twice:
-                raise ValueError(f"select.groups: leaves in more than one group: {twice}")
+                raise ValueError(f"select.groups: leaves in more than one group: {listed(twice)}")
             nowhere = [path_name(path) for path, hit in named if not hit.labels]
             if nowhere and rest is None:
-                raise ValueError(f"select.groups: leaves in no group, and no rest: {nowhere}")
+                raise ValueError(
+                    f"select.groups: leaves in no group, and no rest: {listed(nowhere)}"
+                )
             return jax.tree.map(lambda hit: hit.labels[0] if hit.labels else rest, found)
 
         return label_tree
@@ -196,11 +199,13 @@ def decayed_leaves(owner: str, decay: Decay, mask: Mask) -> Mask:
         ValueError: if `decay` is neither, or both choose.
     """
     if decay not in ("all", "matrices"):
-        raise ValueError(f"{owner}: decay must be 'all' or 'matrices', got {decay!r}")
+        raise ValueError(f"{owner}: decay must be 'all' or 'matrices', got {shown(decay)}")
     if decay == "all":
         return mask
     if mask is not None and mask is not True:
-        raise ValueError(f"{owner}: give decay or a mask, got decay={decay!r} and mask={mask!r}")
+        raise ValueError(
+            f"{owner}: give decay or a mask, got decay={decay!r} and mask={shown(mask)}"
+        )
     return select.matrices
 
 
@@ -265,7 +270,7 @@ def _matching(pattern: re.Pattern[str], tree: Any) -> Any:
     if flags and not any(flags):
         named, _ = jax.tree_util.tree_flatten_with_path(tree)
         raise ValueError(
-            f"select: {pattern.pattern!r} matches none of the paths "
-            f"{[path_name(path) for path, _ in named]}"
+            f"select: {shown(pattern.pattern)} matches none of the paths "
+            f"{listed((path_name(path) for path, _ in named), near=pattern.pattern)}"
         )
     return mask
