@@ -1,7 +1,13 @@
 """Tables for people: aligned text, and HTML for notebooks."""
 
 import html
-from collections.abc import Collection, Sequence
+import itertools
+import re
+from collections.abc import Collection, Hashable, Sequence
+from typing import TypeAlias
+
+# For each number in a name those that it stands for, and the rows of all their combinations.
+_Box: TypeAlias = tuple[list[set[str]], list[int]]
 
 
 def text_table(
@@ -51,3 +57,60 @@ def html_table(
         f"<table><caption>{html.escape(caption)}</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
+
+
+def collapsed(rows: Sequence[tuple[str, Hashable]]) -> list[tuple[str, list[int]]]:
+    """Put rows together whose names differ in their numbers only, such as those of layers.
+
+    Args:
+        rows: the name of each row, and what else it says; only rows that say the same go together.
+
+    Returns:
+        In the order of their first rows, the common names and the indices of their rows. A common
+        name stands for all names that its ranges make, and for no other.
+
+    Example:
+        >>> from gradtx.tables import collapsed
+        >>> collapsed([(f"layers/{i}/kernel", "adam") for i in (0, 1, 2, 4)] + [("head", "adam")])
+        [('layers/[0-2,4]/kernel', [0, 1, 2, 3]), ('head', [4])]
+    """
+    groups: dict[tuple[tuple[str, ...], Hashable], list[_Box]] = {}
+    for index, (name, content) in enumerate(rows):
+        texts, numbers = re.split(r"\d+", name), re.findall(r"\d+", name)
+        boxes = groups.setdefault((tuple(texts), content), [])
+        boxes.append(([{number} for number in numbers], [index]))
+    found = []
+    for (texts, _), boxes in groups.items():
+        for position in reversed(range(len(texts) - 1)):
+            boxes = _merged(boxes, position)
+        for numbers, indices in boxes:
+            ends = [_range(values) for values in numbers]
+            name = "".join(text + end for text, end in zip(texts, [*ends, ""], strict=True))
+            found.append((name, sorted(indices)))
+    return sorted(found, key=lambda row: row[1])
+
+
+def _merged(boxes: list[_Box], position: int) -> list[_Box]:
+    """The boxes, those as one that differ in the numbers of one position only."""
+    merged: dict[Hashable, _Box] = {}
+    for numbers, indices in boxes:
+        others = tuple(frozenset(values) for i, values in enumerate(numbers) if i != position)
+        if others in merged:
+            merged[others][0][position].update(numbers[position])
+            merged[others][1].extend(indices)
+        else:
+            merged[others] = (numbers, indices)
+    return list(merged.values())
+
+
+def _range(numbers: Collection[str]) -> str:
+    """A number, or several as [0-3,7]."""
+    in_order = sorted(numbers, key=lambda number: (int(number), number))
+    if len(in_order) == 1:
+        return in_order[0]
+    places = enumerate(in_order)
+    runs = [
+        [number for _, number in run]
+        for _, run in itertools.groupby(places, key=lambda place: int(place[1]) - place[0])
+    ]
+    return f"[{','.join(run[0] if len(run) == 1 else f'{run[0]}-{run[-1]}' for run in runs)}]"

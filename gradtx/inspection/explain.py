@@ -24,7 +24,7 @@ from gradtx.inspection.rates import (
 from gradtx.inspection.routes import Rule, routes_of
 from gradtx.inspection.values import Value
 from gradtx.kernel import COUNT_OR_ZERO, check
-from gradtx.tables import html_table, text_table
+from gradtx.tables import collapsed, html_table, text_table
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,20 @@ _COLUMNS: dict[str, Callable[[LeafPlan], str]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """What an optimizer will do to each parameter; made by `explain`.
 
     Attributes:
         rows: one for each leaf, in the order of `jax.tree.leaves(params)`.
         shared_bytes: the memory of what belongs to no leaf alone, such as counts.
+        all_leaves: whether the text and the table have a line for each leaf, or one line for layers
+            that are treated alike.
     """
 
     rows: tuple[LeafPlan, ...]
     shared_bytes: int
+    all_leaves: bool = False
 
     @property
     def parameters(self) -> int:
@@ -130,23 +133,48 @@ class Explanation:
 
     def __str__(self) -> str:
         # One section for each route, so that a leaf in the wrong group strikes the eye.
-        texts = [[column(row) for column in _COLUMNS.values()] for row in self.rows]
+        found = self._lines()
+        texts = [cells for _, _, cells in found]
         heading, *lines = text_table(list(_COLUMNS), texts, numeric={len(_COLUMNS) - 1})
         sections: dict[str, list[str]] = {}
-        for row, line in zip(self.rows, lines, strict=True):
-            sections.setdefault(row.route, []).append(line)
+        numbers: dict[str, int] = {}
+        for (route, number, _), line in zip(found, lines, strict=True):
+            sections.setdefault(route, []).append(line)
+            numbers[route] = numbers.get(route, 0) + number
         parts = [
-            "\n".join([f"{route}  [{len(lines)}]", *(f"    {line}" for line in [heading, *lines])])
-            for route, lines in sections.items()
+            "\n".join(
+                [f"{route}  [{numbers[route]}]", *(f"    {line}" for line in [heading, *own])]
+            )
+            for route, own in sections.items()
         ]
         return "\n\n".join([*parts, self.total])
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
-        rows = [[*(column(row) for column in _COLUMNS.values()), row.route] for row in self.rows]
+        rows = [[*cells, route] for route, _, cells in self._lines()]
         return html_table([*_COLUMNS, "updated by"], rows, caption=self.total)
 
+    def _lines(self) -> list[tuple[str, int, list[str]]]:
+        """For each line its route, the number of leaves that it stands for, and its cells."""
+        texts = [[column(row) for column in _COLUMNS.values()] for row in self.rows]
+        if self.all_leaves:
+            return [(row.route, 1, cells) for row, cells in zip(self.rows, texts, strict=True)]
+        named = [
+            (path, (*cells, row.route))
+            for row, (path, *cells) in zip(self.rows, texts, strict=True)
+        ]
+        lines = []
+        for path, indices in collapsed(named):
+            _, *cells, memory = texts[indices[0]]
+            repeated = f"{len(indices)} × {memory}" if len(indices) > 1 else memory
+            lines.append((self.rows[indices[0]].route, len(indices), [path, *cells, repeated]))
+        return lines
 
-def explain(tx: optax.GradientTransformation, params: Any, *, step: int = 0) -> Explanation:
+
+def explain(
+    tx: optax.GradientTransformation, params: Any, *, step: int = 0, all_leaves: bool = False
+) -> Explanation:
     """Tell what an optimizer will do to each parameter, before training.
 
     For each leaf: the rules that update it, its learning rate and weight decay in one step, and
@@ -170,6 +198,9 @@ def explain(tx: optax.GradientTransformation, params: Any, *, step: int = 0) -> 
         params: the parameters, a tree of arrays or of their shapes and dtypes.
         step: the step, counted from 0, at which the values of schedules are shown; a warmup may
             have a learning rate of 0 in the first.
+        all_leaves: whether to print a line for each leaf. Otherwise leaves that are treated alike,
+            and whose paths differ in their numbers only, share one: "layers/[0-11]/kernel", with
+            "12 × 4,096" bytes of state.
 
     Returns:
         An `Explanation`: `print` shows it as text, a notebook as a table, and `rows` has it as
@@ -215,7 +246,7 @@ def explain(tx: optax.GradientTransformation, params: Any, *, step: int = 0) -> 
         _plan(path, leaf, route, own_bytes.get(path, 0), int(step))
         for (path, leaf), route in zip(named, routes_of(tx, params), strict=True)
     )
-    return Explanation(rows, own_bytes.get(None, 0))
+    return Explanation(rows, own_bytes.get(None, 0), all_leaves)
 
 
 def _abstract_state(tx: optax.GradientTransformation, params: Any) -> Any:

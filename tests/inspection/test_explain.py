@@ -404,13 +404,13 @@ def test_mistakes_are_those_of_init():
         gradtx.explain(gradtx.adam(0.1), PARAMS, step=-1)
 
 
-def many():
+def many(**options):
     params = {f"layer_{i}": {"kernel": PARAMS["embedding"], "bias": 0.0} for i in range(100)}
-    return gradtx.explain(gradtx.adamw(0.1, decay="matrices"), params)
+    return gradtx.explain(gradtx.adamw(0.1, decay="matrices"), params, **options)
 
 
 def test_text_of_many_leaves_is_aligned_and_in_sections():
-    text = str(many())
+    text = str(many(all_leaves=True))
     decayed, plain, total = text.split("\n\n")
     assert plain.splitlines()[0].endswith("[100]")
     assert decayed.count("add_decayed_weights") + plain.count("add_decayed_weights") == 1
@@ -437,4 +437,31 @@ def test_notebooks_show_a_table_with_escaped_names():
     assert "<b>" not in page
     assert "<b>&" in parser.cells
     assert "scale_by_adam -> scale_by_learning_rate" in parser.cells
-    assert many()._repr_html_().count("<tr>") == 201
+    assert many(all_leaves=True)._repr_html_().count("<tr>") == 201
+    page = many()._repr_html_()
+    assert page.count("<tr>") == 3
+    assert "layer_[0-99]/kernel" in page
+
+
+def test_layers_that_are_treated_alike_share_a_line():
+    params = {f"layer_{i}": {"kernel": PARAMS["embedding"], "bias": 0.0} for i in range(100)}
+    params["layer_7"]["kernel"] = params["layer_7"]["kernel"].update(shape=(4, 4))
+    tx = gradtx.chain(
+        gradtx.adamw(0.1, decay="matrices"), gradtx.freeze(gradtx.select("layer_12/kernel"))
+    )
+    explanation = gradtx.explain(tx, params)
+    assert repr(explanation) == str(explanation)
+    assert len(explanation.rows) == 200
+    cells = [line.split() for line in str(explanation).splitlines() if "layer_" in line]
+    # Two moments of four bytes for each element: 10 × 4, 4 × 4 and 1 of them.
+    assert sorted((path, "".join(memory)) for path, _, _, _, _, *memory in cells) == [
+        ("layer_12/kernel", "320"),
+        ("layer_7/kernel", "128"),
+        ("layer_[0-6,8-11,13-99]/kernel", "98×320"),
+        ("layer_[0-99]/bias", "100×8"),
+    ]
+    assert [line.partition("  ")[2] for line in str(explanation).splitlines() if "->" in line] == [
+        "[100]",
+        "[99]",
+        "[1]",
+    ]
