@@ -17,6 +17,7 @@ from gradtx.inspection.arguments import (
 )
 from gradtx.inspection.ownership import KeyPath, entries_of
 from gradtx.inspection.places import SCHEDULES, Place, has_classes, place_of, possible_places
+from gradtx.tables import collapsed
 
 _NO_MATCH = "the old state has nothing of this name and path"
 _TOGETHER = "starts afresh with"
@@ -24,12 +25,16 @@ _TOGETHER = "starts afresh with"
 _ARGUMENTS = ("hyperparams", "b1")
 # The wrappers that count the steps beside the schedules of their hyperparameters.
 _COUNTING = ("InjectHyperparamsState", "InjectStatefulHyperparamsState")
+# How many lines of a report stand for each of what it tells.
+_LINES = 10
 _RESTART = "a schedule's count: the schedule starts again at step 0"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Migration:
     """What became of an optimizer state; made by `migrate`.
+
+    As text it has one line for layers that fare alike, and at most ten lines for each attribute.
 
     Attributes:
         carried: path in the new state -> path in the old state that its numbers come from.
@@ -45,14 +50,33 @@ class Migration:
         moves: dict[tuple[str, str], int] = defaultdict(int)
         for new, old in self.carried.items():
             moves[_without_common_end(old, new)] += 1
-        lines = [f"carried: {len(self.carried)}"]
-        for (old, new), number in moves.items():
-            lines.append(f"    {number} {'as before' if old == new else f'from {old} to {new}'}")
-        lines.append(f"started afresh: {len(self.fresh)}")
-        lines += [f"    {path}: {reason}" for path, reason in self.fresh.items()]
-        lines.append(f"dropped: {len(self.dropped)}")
-        lines += [f"    {path}" for path in self.dropped]
+        carried = [
+            (f"{number} {'as before' if old == new else f'from {old} to {new}'}", number)
+            for (old, new), number in moves.items()
+        ]
+        reasons = list(self.fresh.values())
+        fresh = [
+            (f"{path}: {reasons[indices[0]]}", len(indices))
+            for path, indices in collapsed(list(self.fresh.items()))
+        ]
+        dropped = [
+            (path, len(indices)) for path, indices in collapsed([(p, "") for p in self.dropped])
+        ]
+        lines = [
+            *_section(f"carried: {len(self.carried)}", carried),
+            *_section(f"started afresh: {len(self.fresh)}", fresh),
+            *_section(f"dropped: {len(self.dropped)}", dropped),
+        ]
         return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def _section(heading: str, lines: list[tuple[str, int]]) -> list[str]:
+    """A heading, the first lines below it, and for how many leaves the others stand."""
+    left = sum(number for _, number in lines[_LINES:])
+    more = [f"    and {left:,} more"] if left else []
+    return [heading, *(f"    {text}" for text, _ in lines[:_LINES]), *more]
 
 
 def migrate(state: Any, new_tx: optax.GradientTransformation, params: Any) -> tuple[Any, Migration]:

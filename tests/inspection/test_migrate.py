@@ -118,6 +118,25 @@ def test_report_of_an_added_average():
     assert jax.tree.structure(migrated) == jax.tree.structure(new.init(params))
 
 
+def test_report_of_many_leaves_is_short():
+    layers = {f"layer_{i}": np.zeros(2, np.float32) for i in range(1_000)}
+    others = {"".join(chr(97 + int(c)) for c in str(i)): np.zeros(3, np.float32) for i in range(50)}
+    old = optax.TraceState(trace=layers)
+    _, report = gradtx.migrate(old, gradtx.ema(0.9, debias=False), layers | others)
+    text = "the old state has nothing of this name and path"
+    assert str(report).splitlines() == [
+        "carried: 0",
+        "started afresh: 1051",
+        f"    count: its arrays start afresh; ema: {text}",
+        *(f"    ema/{name}: {text}" for name in sorted(others)[:9]),
+        "    and 1,041 more",
+        "dropped: 1000",
+        "    trace/layer_[0-999]",
+    ]
+    assert repr(report) == str(report)
+    assert len(report.fresh) == 1_051
+
+
 def test_renamed_and_resized_layers():
     params, state = trained(gradtx.adam(0.1))
     new_params = {"encoder": params["dense"], "head": jnp.ones(5), "dense": {"bias": jnp.ones(3)}}
