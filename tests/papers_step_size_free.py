@@ -213,7 +213,8 @@ def truncated(alpha, growth, rho, average, product, norm, lb, lower_bound, adapt
     if adapt:
         cap = growth * average + product
         if cap < growth * rho * lb:
-            lb = max(cap / (2 * growth * rho), lower_bound)
+            # The paper halves: a negative cap too, above which the bound then lies.
+            lb = max((cap - abs(cap) / 2) / (growth * rho), lower_bound)
     gap = max(growth * (average - rho * lb) + product, 0)
     tau = min(alpha / rho, gap / norm)
     if adapt:

@@ -59,8 +59,9 @@ def length_and_bound(
     growth = 1 + _penalty(learning_rate, weight_decay)
     model = growth * average + product
     if adapt_lower_bound:
-        halved = jnp.maximum(model / (2 * growth * weights), lower_bound)
-        lb = jnp.where(model < growth * weights * lb, halved, lb)
+        # Half of a negative value would lie above it again, and end all steps.
+        below = (model - jnp.abs(model) / 2) / (growth * weights)
+        lb = jnp.where(model < growth * weights * lb, jnp.maximum(below, lower_bound), lb)
     gap = jnp.maximum(model - growth * weights * lb, 0)
     is_zero = squares == 0
     length = jnp.minimum(learning_rate / weights, gap / jnp.where(is_zero, 1.0, squares))
@@ -148,11 +149,12 @@ def momo(
     The averages start with the first values. With adapt_lower_bound moreover, with
     h = f_avg - gamma + <d, p>,
 
-        before tau:  lb <- max((c * (f_avg - gamma) + <d, p>) / (2 * c), lower_bound),
-                     if that bracket is less than c * lb
-        behind tau:  lb <- max(h - tau * ||d||^2 / 2, lower_bound)
+        before tau:  lb <- max((b - |b| / 2) / c, lower_bound)    if b < c * lb,
+                     with b = c * (f_avg - gamma) + <d, p>
+        after tau:   lb <- max(h - tau * ||d||^2 / 2, lower_bound)
 
-    Products and norms are those of the whole tree.
+    where the authors, and optax, take b / (2 * c): the same while the loss is positive, but above a
+    negative one. Products and norms are those of the whole tree.
 
     Args:
         learning_rate: the largest step size, >= 0; a number, a scalar array or a schedule.

@@ -32,20 +32,22 @@ def reduce_on_plateau(
     where scale starts at 1. `value`, the loss, is averaged over `accumulation_size` steps. An
     average a that improves on the best one,
 
-        a < (1 - rtol) * best - atol,
+        a < best - rtol * |best| - atol,
 
-    becomes the best. After `patience` averages in a row that did not improve,
+    becomes the best, whatever the sign of the loss. After `patience` averages in a row that did
+    not improve,
 
         scale <- max(factor * scale, min_scale);
 
     the next `cooldown` averages are then not counted. The step that learns of it is scaled
-    already. Chain it behind the optimizer, and give its update the loss: `update(updates, state,
+    already. Chain it after the optimizer, and give its update the loss: `update(updates, state,
     params, value=loss)`.
 
     Args:
         factor: what the scale is multiplied with, in (0, 1).
         patience: how many averages in a row may not improve until the scale falls, >= 1.
-        rtol: the share of the best average that counts as an improvement, in [0, 1].
+        rtol: the share of the best average's size that counts as an improvement, in [0, 1].
+            (optax and PyTorch take (1 - rtol) * best, which lies above a negative best.)
         atol: the difference that counts as an improvement, >= 0; one of the two must be positive.
         cooldown: how many averages are not counted after the scale fell, >= 0.
         accumulation_size: how many values make one average, >= 1: 1 for a test loss, more for the
@@ -107,8 +109,10 @@ def reduce_on_plateau(
         """The state after one average."""
         old_scale, best = jnp.asarray(state.scale), jnp.asarray(state.best_value)
         dtype = best.dtype
+        # In this form positive losses give optax's numbers to the last bit.
+        shrunk = (1 - jnp.sign(best) * _as(rtol, dtype)) * best
         # (1 - rtol) * inf is not a number for rtol = 1.
-        target = jnp.where(jnp.isinf(best), best, (1 - _as(rtol, dtype)) * best - _as(atol, dtype))
+        target = jnp.where(jnp.isinf(best), best, shrunk - _as(atol, dtype))
         has_improved = average < target
         bad = jnp.where(has_improved, 0, optax.safe_increment(state.plateau_count))
         is_cooling = jnp.asarray(state.cooldown_count) > 0

@@ -66,6 +66,11 @@ CASES = {
         {"learning_rate": 0.5, "beta": 0.75, "weight_decay": 0.25, "lower_bound": 1.0},
     ),
     "momo-adapt": (gradtx.momo, papers.momo, {"beta": 0.5, "adapt_lower_bound": True}),
+    "momo-negative": (
+        gradtx.momo,
+        papers.momo,
+        {"beta": 0.5, "lower_bound": -64.0, "weight_decay": 0.25, "adapt_lower_bound": True},
+    ),
     "momo_adam": (
         gradtx.momo_adam,
         papers.momo_adam,
@@ -82,6 +87,11 @@ CASES = {
         gradtx.momo_adam,
         papers.momo_adam,
         {"learning_rate": 0.5, "adapt_lower_bound": True},
+    ),
+    "momo_adam-negative": (
+        gradtx.momo_adam,
+        papers.momo_adam,
+        {"learning_rate": 0.5, "lower_bound": -64.0, "adapt_lower_bound": True},
     ),
 }
 NOT_SCHEDULED = ("init_step", "init_estim_sq_dist", "estim_lr0", "lower_bound")
@@ -257,6 +267,25 @@ def test_momo_divides_the_whole_step_by_the_growth_of_the_penalty():
     updates, _ = tx.update(2 * params, tx.init(params), params, value=14.0)
     tau = (1.1 * (14 - 28) + 28) / 56
     np.testing.assert_allclose(params + updates, np.array([1, 2, 3]) * (1 - 2 * tau) / 1.1, 1e-6)
+
+
+@pytest.mark.parametrize("shift", [0.0, -40.0, -99.0])
+@pytest.mark.parametrize("make", [gradtx.momo, gradtx.momo_adam], ids=["momo", "momo_adam"])
+def test_momo_finds_a_bound_below_a_negative_loss(make, shift):
+    # A bound above the loss leaves no gap and ends the descent, at half of the shift or higher.
+    tx = make(0.5, lower_bound=shift - 50, adapt_lower_bound=True)
+
+    def above(x):
+        return jnp.sum(jnp.array([1.0, 10.0]) * x**2)
+
+    def step(carry, _):
+        x, state = carry
+        updates, state = tx.update(jax.grad(above)(x), state, x, value=above(x) + shift)
+        return (x + updates, state), None
+
+    x = jnp.array([3.0, 4.0])
+    (x, _), _ = jax.lax.scan(step, (x, tx.init(x)), length=300)
+    assert above(x) < 1
 
 
 @pytest.mark.parametrize("size", [1e-9, 1e-15])

@@ -39,7 +39,8 @@ def rule(
         group.append(loss)
         if len(group) == accumulation_size:
             average, group = np.mean(group), []
-            improved = average < best if best == np.inf else average < (1 - rtol) * best - atol
+            margin = 0.0 if best == np.inf else rtol * abs(best) + atol
+            improved = average < best - margin
             best = average if improved else best
             if rest:
                 rest, bad = rest - 1, 0
@@ -75,6 +76,32 @@ def test_a_constant_loss_lowers_the_scale_once_in_a_while():
 
 def test_a_falling_loss_does_not():
     assert scales(0.9 ** np.arange(40), gradtx.reduce_on_plateau(patience=1)) == [1.0] * 40
+
+
+@pytest.mark.parametrize("shift", [-1.0, -4.0, -250.0])
+def test_the_rule_holds_for_losses_of_either_sign(shift):
+    arguments = {"factor": 0.5, "patience": 2, "rtol": 0.05, "cooldown": 1}
+    found = scales(LOSSES + shift, gradtx.reduce_on_plateau(**arguments))
+    np.testing.assert_allclose(found, list(rule(LOSSES + shift, **arguments)), rtol=1e-5)
+    assert len(set(found)) > 2
+
+
+@pytest.mark.parametrize("loss", [-1e-3, -1.0, -250.0])
+def test_a_negative_loss_that_stands_still_is_a_plateau(loss):
+    found = scales(np.full(13, loss), gradtx.reduce_on_plateau(0.5, patience=3))
+    np.testing.assert_allclose(found, 0.5 ** (np.arange(13) // 3))
+
+
+def test_a_negative_loss_is_a_plateau_until_it_falls_by_its_margin():
+    tx = gradtx.reduce_on_plateau(0.5, patience=1, rtol=0.1)
+    # The best is -10, so that the margin is 1: worse, not better by enough, better by enough.
+    assert scales([-10.0, -9.5, -10.5, -11.5], tx) == [1.0, 0.5, 0.25, 0.25]
+    assert scales(-(1.2 ** np.arange(40)), tx) == [1.0] * 40
+
+
+def test_a_loss_of_minus_infinity_is_not_improved_upon():
+    found = scales([1.0, -np.inf, -np.inf, 0.0], gradtx.reduce_on_plateau(0.5, patience=1))
+    assert found == [1.0, 1.0, 0.5, 0.25]
 
 
 def test_it_removes_the_oscillation_of_too_large_steps():
