@@ -28,7 +28,7 @@ class ShampooState(NamedTuple):
 
     Attributes:
         count: how many steps were taken, int32.
-        mu: the average of the gradients.
+        mu: the average of the gradients; for each parameter an empty list if there is none.
         statistics: for each parameter a list with the second moments along each axis: a matrix or
             its diagonal; of a vector or a scalar, those of its elements.
         roots: for each parameter the list of the inverse roots of those that are matrices.
@@ -40,10 +40,13 @@ class ShampooState(NamedTuple):
     roots: Any
 
 
-def _shampoo(g, *, mu, statistics, roots, t, b1, b2, eps, update_interval, max_dimension):
-    mu = b1 * mu + (1 - b1) * g
+def _shampoo(g, *, mu, statistics, roots, t, b1, b2, eps, averages, update_interval, max_dimension):
+    u = g
+    if averages:
+        mu = b1 * mu + (1 - b1) * g
+        u = debias(mu, b1, t)
     if not g.size:
-        return g, mu, statistics, roots
+        return g, statistics, roots, mu
     matrices = matrix_axes_up_to(g.shape, max_dimension)
     share = jnp.where(b2 == 1, 1.0, 1 - b2)
     statistics = [
@@ -62,14 +65,13 @@ def _shampoo(g, *, mu, statistics, roots, t, b1, b2, eps, update_interval, max_d
 
     is_due = (t - 1) % update_interval == 0
     roots = lax.cond(is_due, new_roots, lambda: roots) if matrices else roots
-    u = debias(mu, b1, t)
     for axis, root in zip(matrices, roots, strict=True):
         u = multiply_along(root, u, axis)
     for axis, squares in enumerate(statistics):
         if axis not in matrices:
             factors = _power(jnp.real(squares) / weight, exponent, eps)
             u = u * jnp.expand_dims(factors, [other for other in range(g.ndim) if other != axis])
-    return u, mu, statistics, roots
+    return u, statistics, roots, mu
 
 
 def _power(values: jax.Array, exponent: float, eps: Any) -> jax.Array:
@@ -80,7 +82,7 @@ def _power(values: jax.Array, exponent: float, eps: Any) -> jax.Array:
 
 
 def scale_by_shampoo(
-    b1: ScalarOrSchedule = 0.9,
+    b1: ScalarOrSchedule | None = 0.9,
     b2: ScalarOrSchedule = 1.0,
     eps: ScalarOrSchedule = 1e-6,
     mu_dtype: DTypeLike | None = None,
@@ -102,7 +104,8 @@ def scale_by_shampoo(
     has only its diagonal; so vectors get the steps of AdaGrad, or for b2 < 1 of RMSProp.
 
     Args:
-        b1: the share of M that is kept, in [0, 1); a number, a scalar array or a schedule.
+        b1: the share of M that is kept, in [0, 1); a number, a scalar array or a schedule. None:
+            G itself stands for M_hat, and nothing is stored for it.
         b2: the share of L and R that is kept, in [0, 1]; 1 adds up all gradients.
         eps: added to the eigenvalues relative to the largest one, >= 0.
         mu_dtype: the storage dtype of M; None: the parameter's, at least float32.
@@ -146,12 +149,17 @@ def scale_by_shampoo(
         owner,
         _shampoo,
         slots=(
-            Slot("mu", dtype=check_dtype(owner, "mu_dtype", mu_dtype)),
             Slot("statistics", shape=statistics_shapes),
             Slot("roots", shape=lambda shape: square_shapes(shape, max_dimension)),
+            # Last, because a tree of empty lists cannot say where it does not fit.
+            Slot(
+                "mu",
+                dtype=check_dtype(owner, "mu_dtype", mu_dtype),
+                shape=lambda shape, averages: shape if averages else [],
+            ),
         ),
         hyperparameters={"b1": DECAY, "b2": SHARE, "eps": NON_NEGATIVE},
-        options=("update_interval", "max_dimension"),
+        options=("averages", "update_interval", "max_dimension"),
         state=ShampooState,
         elementwise=False,
         stacked=True,
@@ -159,9 +167,10 @@ def scale_by_shampoo(
     )
     return lift(
         kernel,
-        b1=b1,
+        b1=0.0 if b1 is None else b1,
         b2=b2,
         eps=eps,
+        averages=b1 is not None,
         update_interval=int(update_interval),
         max_dimension=int(max_dimension),
     )

@@ -5,6 +5,7 @@ from optax import GradientTransformation, ScalarOrSchedule
 from optax import GradientTransformationExtraArgs as Transformation
 
 from gradtx.compose.sequence import as_transformation, chain
+from gradtx.kernels.momentum import ema
 from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
 from gradtx.kernels.shampoo import scale_by_shampoo
 from gradtx.kernels.soap import scale_by_soap
@@ -14,7 +15,7 @@ from gradtx.wrappers.grafting import graft
 
 def shampoo(
     learning_rate: ScalarOrSchedule,
-    b1: ScalarOrSchedule = 0.9,
+    b1: ScalarOrSchedule | None = 0.9,
     b2: ScalarOrSchedule = 1.0,
     eps: ScalarOrSchedule = 1e-6,
     weight_decay: ScalarOrSchedule = 0.0,
@@ -32,11 +33,20 @@ def shampoo(
         L <- b2 * L + (1 - b2) * G G^T,    R <- b2 * R + (1 - b2) * G^T G
         u = -learning_rate * (L_hat^(-1/4) M_hat R_hat^(-1/4) + weight_decay * p)
 
-    with sums in place of L_hat and R_hat for b2 = 1; see `scale_by_shampoo`.
+    with sums in place of L_hat and R_hat for b2 = 1; see `scale_by_shampoo`. With grafting each
+    gradient's own step D gets its length, and the average is taken of what results:
+
+        D = L_hat^(-1/4) G R_hat^(-1/4),    D <- ||grafting(G)|| / ||D|| * D
+        M <- b1 * M + (1 - b1) * D,    M_hat = M / (1 - b1^t)
+        u = -learning_rate * (M_hat + weight_decay * p)
+
+    so that the average shortens steps that contradict each other. A length of grafting(G) for a
+    direction that is averaged already would undo that: without any signal, at b1 = 0.9, these
+    steps are sqrt((1 + b1) / (1 - b1)) = 4.4 times as long.
 
     Args:
         learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
-        b1: the share of M that is kept, in [0, 1).
+        b1: the share of M that is kept, in [0, 1); None: no average.
         b2: the share of L and R that is kept, in [0, 1]; 1 adds up all gradients.
         eps: added to the eigenvalues of L and R relative to the largest one, >= 0.
         weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
@@ -46,12 +56,13 @@ def shampoo(
         update_interval: after how many steps the roots are calculated anew, >= 1.
         max_dimension: the longest axis that gets a matrix; longer ones get its diagonal.
         grafting: a transformation whose updates give the length of each array's step, such as
-            `scale_by_rss()` or `scale_by_adam()`; None: no grafting.
+            `identity()`, `scale_by_rss()` or `scale_by_rms()`; None: no grafting. It should not
+            average gradients itself: b1 does that for both.
         decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
     Returns:
-        The chain of `scale_by_shampoo`, in a `graft` if asked for, `add_decayed_weights` and
-        `scale_by_learning_rate`.
+        The chain of `scale_by_shampoo`, `add_decayed_weights` and `scale_by_learning_rate`. With
+        grafting its first part is `graft(grafting, scale_by_shampoo(None, ...))` and `ema(b1)`.
 
     Raises:
         ValueError: if an argument lies outside its range.
@@ -59,7 +70,8 @@ def shampoo(
     Source:
         Gupta, Koren & Singer 2018, "Shampoo: preconditioned stochastic tensor optimization",
         Algorithms 1 and 2; Anil et al. 2020, "Scalable second order optimization for deep
-        learning" (grafting).
+        learning", for grafting. Their program adds up steps in place of averaging them, and the
+        decayed weights are among these.
 
     Example:
         >>> import jax.numpy as jnp
@@ -72,12 +84,20 @@ def shampoo(
          [ 0.  -0.5]]
     """
     scaled = scale_by_shampoo(
-        b1, b2, eps, mu_dtype, update_interval=update_interval, max_dimension=max_dimension
+        b1 if grafting is None else None,
+        b2,
+        eps,
+        mu_dtype,
+        update_interval=update_interval,
+        max_dimension=max_dimension,
     )
+    pieces = [scaled]
     if grafting is not None:
-        scaled = graft(as_transformation("shampoo", "grafting", grafting), scaled)
+        pieces = [graft(as_transformation("shampoo", "grafting", grafting), scaled)]
+        if b1 is not None:
+            pieces.append(ema(b1, accumulator_dtype=mu_dtype))
     return chain(
-        scaled,
+        *pieces,
         add_decayed_weights(weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )

@@ -33,6 +33,11 @@ def graft(
 
     and u = 0 where d = 0. A learning rate that was tuned for the one so fits the other.
 
+    Both see the same gradient, but what they average is up to them. Where only `direction` does,
+    its noise averages out and is then stretched to the full length again: at a decay of 0.9 by up
+    to sqrt(1.9 / 0.1) = 4.4. Average in both, or in neither and afterwards, as `shampoo` does:
+    `chain(graft(scale_by_rss(), scale_by_shampoo(None)), ema(0.9))`.
+
     Args:
         magnitude: the transformation whose updates give the lengths.
         direction: the transformation whose updates give the directions.

@@ -27,6 +27,9 @@ EXPORTS = {
     "scale_by_muon": Export(lambda: gradtx.scale_by_muon(ns_steps=2), params=MATRICES),
     "scale_by_normuon": Export(lambda: gradtx.scale_by_normuon(ns_steps=2), params=MATRICES),
     "scale_by_shampoo": Export(gradtx.scale_by_shampoo, params=FULL_RANK),
+    "scale_by_shampoo-no_average": Export(
+        lambda: gradtx.scale_by_shampoo(None, 0.9), params=FULL_RANK
+    ),
     "scale_by_soap": Export(gradtx.scale_by_soap, params=FULL_RANK),
     "shampoo": Export(
         lambda: gradtx.shampoo(0.1, grafting=gradtx.scale_by_rss()), params=FULL_RANK
