@@ -178,7 +178,7 @@ from gradtx.kernels.privacy import (
     per_example_global_norm_clip,
     per_example_layer_norm_clip,
 )
-from gradtx.kernels.prodigy import prodigy
+from gradtx.kernels.prodigy import ProdigyGrowthState, prodigy
 from gradtx.kernels.scale import (
     add_decayed_weights,
     add_noise,
@@ -311,6 +311,7 @@ __all__ = [
     "OptState",
     "Params",
     "PartitionState",
+    "ProdigyGrowthState",
     "ProdigyState",
     "ReduceLROnPlateauState",
     "SAMState",

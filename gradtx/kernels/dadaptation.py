@@ -15,6 +15,7 @@ from gradtx.kernel import (
     NON_NEGATIVE,
     POSITIVE,
     Kernel,
+    Range,
     Scalar,
     Slot,
     check,
@@ -31,6 +32,7 @@ ADAM = {
     "estim_lr0": POSITIVE,
     "weight_decay": NON_NEGATIVE,
 }
+GROWTH = Range(">= 1", lambda value: value >= 1)
 
 
 def root(decay: Any) -> Any:
@@ -39,7 +41,7 @@ def root(decay: Any) -> Any:
 
 
 def check_betas(owner: str, betas: tuple[ScalarOrSchedule, ScalarOrSchedule]) -> None:
-    """Refuse what is no pair of decays, naming the part."""
+    """Refuse what is not a pair of decays, naming the part."""
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         raise ValueError(f"{owner}: betas must be a pair of numbers, got {betas!r}")
     for i, decay in enumerate(betas):
@@ -86,14 +88,26 @@ def _dadapt_l1_norm(g, grad_sum, estim_lr, learning_rate, t, b1, b2, bias_correc
 
 
 def _dadapt_scalars(
-    *, estim_lr, numerator_weighted, product, l1_norm, learning_rate, t, b1, b2, bias_correction
+    *,
+    estim_lr,
+    numerator_weighted,
+    product,
+    l1_norm,
+    learning_rate,
+    t,
+    b1,
+    b2,
+    growth_rate,
+    bias_correction,
 ):
     keep, share = _dadapt_weights(b2)
     rate = adam_rate(estim_lr, learning_rate, t, b1, b2, bias_correction)
     numerator = keep * numerator_weighted + share * rate * product
     return {
         "numerator_weighted": numerator,
-        "estim_lr": larger_estimate(estim_lr, numerator, share * l1_norm),
+        "estim_lr": jnp.minimum(
+            larger_estimate(estim_lr, numerator, share * l1_norm), growth_rate * estim_lr
+        ),
         "rate": rate,
     }
 
@@ -115,6 +129,7 @@ def dadapt_adamw(
     weight_decay: ScalarOrSchedule = 0.0,
     *,
     bias_correction: bool = False,
+    growth_rate: ScalarOrSchedule = math.inf,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW with the distance to the solution, estimated from below, for a step size.
 
@@ -124,7 +139,7 @@ def dadapt_adamw(
         v <- b2 * v + (1 - b2) * g^2
         s <- c * s + (1 - c) * rate * g
         u = -(m / (sqrt(v) + eps) + weight_decay * rate * p)
-        d <- max(d, r / ((1 - c) * sum(|s|))),    d_0 = estim_lr0
+        d <- max(d, min(r / ((1 - c) * sum(|s|)), growth_rate * d)),    d_0 = estim_lr0
 
     Sums are those over the whole tree. No theorem bounds d from above in the metric of Adam: on
     |p - 3| it ends at five times the distance, with bias_correction at about twice.
@@ -137,6 +152,8 @@ def dadapt_adamw(
         weight_decay: the share of the parameters that decays, >= 0, times the step size.
         bias_correction: whether the rate is also multiplied by sqrt(1 - b2^t) / (1 - b1^t), as
             optax does, and the paper does not.
+        growth_rate: the largest factor by which d may grow in one step, >= 1; infinity: no limit,
+            as in the paper. 1.02, say, acts like a warm-up of the learning rate.
 
     Returns:
         The transformation, with the state `DAdaptAdamWState(exp_avg, exp_avg_sq, grad_sum,
@@ -148,7 +165,8 @@ def dadapt_adamw(
 
     Source:
         Defazio & Mishchenko 2023, "Learning-rate-free learning by D-Adaptation", Algorithm 5.
-        r is updated with the v that scaled the last step, as by the authors' own program.
+        r is updated with the v that scaled the last step, as in the authors' program, which has
+        `growth_rate` too. There an L2 penalty is the default, and decoupled decay an option.
 
     Example:
         >>> import jax.numpy as jnp
@@ -168,7 +186,7 @@ def dadapt_adamw(
         scalar_step=_dadapt_scalars,
         factors=("rate",),
         measures={"product": _dadapt_product, "l1_norm": _dadapt_l1_norm},
-        hyperparameters=ADAM,
+        hyperparameters=ADAM | {"growth_rate": GROWTH},
         options=("bias_correction",),
         state=DAdaptAdamWState,
         source="Defazio & Mishchenko 2023, Algorithm 5",
@@ -181,5 +199,6 @@ def dadapt_adamw(
         eps=eps,
         estim_lr0=estim_lr0,
         weight_decay=weight_decay,
+        growth_rate=growth_rate,
         bias_correction=bool(bias_correction),
     )

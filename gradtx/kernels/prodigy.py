@@ -1,5 +1,10 @@
 """D-Adaptation with an estimate that grows faster: Prodigy."""
 
+import math
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
@@ -11,6 +16,7 @@ from gradtx.kernel import DECAY, NON_NEGATIVE, POSITIVE, Kernel, Scalar, Slot, c
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.kernels.dadaptation import (
     ADAM,
+    GROWTH,
     adam_rate,
     check_betas,
     l1_norm_of_sum,
@@ -18,6 +24,30 @@ from gradtx.kernels.dadaptation import (
     root,
 )
 from gradtx.lift import lift
+
+
+class ProdigyGrowthState(NamedTuple):
+    """The state of `prodigy` with a limit on the growth of its estimate: that of optax, and d_max.
+
+    Attributes:
+        exp_avg: the average m of the gradients.
+        exp_avg_sq: the average v of their squares.
+        grad_sum: the weighted sum s of the gradients.
+        params0: the parameters at the start.
+        estim_lr: the estimate d that is in use.
+        numerator_weighted: the numerator r of the estimates.
+        count: how many steps were taken, int32.
+        estim_lr_max: the largest estimate so far, which d grows towards.
+    """
+
+    exp_avg: Any
+    exp_avg_sq: Any
+    grad_sum: Any
+    params0: Any
+    estim_lr: jax.Array
+    numerator_weighted: jax.Array
+    count: jax.Array
+    estim_lr_max: jax.Array
 
 
 def _decay(beta3, is_squared):
@@ -93,6 +123,47 @@ def _prodigy_scalars(
     }
 
 
+def _limited_scalars(
+    *,
+    estim_lr,
+    estim_lr_max,
+    numerator_weighted,
+    product,
+    l1_norm,
+    estim_lr0,
+    estim_lr_coef,
+    learning_rate,
+    t,
+    b1,
+    b2,
+    beta3,
+    beta3_is_squared,
+    growth_rate,
+    bias_correction,
+    safeguard_warmup,
+):
+    new = _prodigy_scalars(
+        estim_lr=estim_lr,
+        numerator_weighted=numerator_weighted,
+        product=product,
+        l1_norm=l1_norm,
+        estim_lr0=estim_lr0,
+        estim_lr_coef=estim_lr_coef,
+        learning_rate=learning_rate,
+        t=t,
+        b1=b1,
+        b2=b2,
+        beta3=beta3,
+        beta3_is_squared=beta3_is_squared,
+        bias_correction=bias_correction,
+        safeguard_warmup=safeguard_warmup,
+    )
+    largest = jnp.maximum(estim_lr_max, new["estim_lr"])
+    # estim_lr0 is a guess, which there is no reason to grow slowly from.
+    grown = jnp.where(estim_lr == estim_lr0, largest, growth_rate * estim_lr)
+    return new | {"estim_lr": jnp.minimum(largest, grown), "estim_lr_max": largest}
+
+
 def _prodigy(
     g,
     *,
@@ -118,6 +189,33 @@ def _prodigy(
     return -rate * step, exp_avg, exp_avg_sq, grad_sum, params0
 
 
+_PRODIGY = Kernel(
+    "prodigy",
+    _prodigy,
+    slots=(
+        Slot("exp_avg"),
+        Slot("exp_avg_sq", real=True),
+        Slot("grad_sum"),
+        Slot("params0", fill="p"),
+    ),
+    scalars=(Scalar("estim_lr", fill="estim_lr0"), Scalar("numerator_weighted")),
+    scalar_step=_prodigy_scalars,
+    factors=("rate", "distance", "weight"),
+    measures={"product": _prodigy_product, "l1_norm": _prodigy_l1_norm},
+    hyperparameters=ADAM | {"beta3": DECAY, "estim_lr_coef": NON_NEGATIVE},
+    options=("beta3_is_squared", "bias_correction", "safeguard_warmup"),
+    state=ProdigyState,
+    source="Mishchenko & Defazio 2023, Algorithm 4",
+)
+_LIMITED = replace(
+    _PRODIGY,
+    scalars=(*_PRODIGY.scalars, Scalar("estim_lr_max", fill="estim_lr0")),
+    scalar_step=_limited_scalars,
+    hyperparameters={**_PRODIGY.hyperparameters, "growth_rate": GROWTH},
+    state=ProdigyGrowthState,
+)
+
+
 def prodigy(
     learning_rate: ScalarOrSchedule = 1.0,
     betas: tuple[ScalarOrSchedule, ScalarOrSchedule] = (0.9, 0.999),
@@ -129,6 +227,7 @@ def prodigy(
     safeguard_warmup: bool = False,
     *,
     bias_correction: bool = False,
+    growth_rate: ScalarOrSchedule = math.inf,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW with an estimate of the distance to the solution that grows faster: Prodigy.
 
@@ -140,8 +239,11 @@ def prodigy(
         u = -rate * (m / (sqrt(v) + d * eps) + weight_decay * p)
         d <- max(d, estim_lr_coef * r / sum(|s|)),    d_0 = estim_lr0
 
-    Sums are those over the whole tree. In u stands the d of before. (optax takes the new one in
-    d * eps.)
+    Sums are those over the whole tree. In u stands the old d, also beside eps. With a finite
+    growth_rate the last line is
+
+        d_max <- max(d_max, estim_lr_coef * r / sum(|s|))
+        d <- min(d_max, growth_rate * d),    d_max where d still is d_0
 
     Args:
         learning_rate: a factor of the step size, >= 0: 1, or a schedule that ends at 0.
@@ -155,18 +257,25 @@ def prodigy(
             rate does not let the estimate grow.
         bias_correction: whether the rate is also multiplied by sqrt(1 - b2^t) / (1 - b1^t), as
             optax does, and the paper does not.
+        growth_rate: the largest factor by which d may grow in one step, >= 1; infinity: no limit,
+            as in the paper. 1.02, say, acts like a warm-up of the learning rate.
 
     Returns:
         The transformation, with the state `ProdigyState(exp_avg, exp_avg_sq, grad_sum, params0,
-        estim_lr, numerator_weighted, count)`, which are m, v, s, p_0, d and r; its update needs
-        `params`.
+        estim_lr, numerator_weighted, count)`, which are m, v, s, p_0, d and r, or, unless
+        `growth_rate` is the number infinity, `ProdigyGrowthState`, which has d_max too; its update
+        needs `params`.
 
     Raises:
         ValueError: if an argument lies outside its range.
 
     Source:
         Mishchenko & Defazio 2023, "Prodigy: an expeditiously adaptive parameter-free learner",
-        Algorithm 4, with r and s divided by (1 - sqrt(b2)) * d_0, which cancels.
+        Algorithm 4, with r and s divided by (1 - sqrt(b2)) * d_0, which cancels. The authors'
+        program, where `growth_rate` comes from, and optax have the new d beside eps, which shortens
+        the steps while d grows: the parameters come to differ by about 1000 * eps / |g| of their
+        size, 1e-5 at eps = 1e-8 for gradients of size 1 and 1e-3 for those of size 0.01. The
+        authors' program also skips steps whose learning rate is 0.
 
     Example:
         >>> import jax.numpy as jnp
@@ -178,26 +287,10 @@ def prodigy(
     """
     check_betas("prodigy", betas)
     check("prodigy", "estim_lr0", estim_lr0, POSITIVE)
-    kernel = Kernel(
-        "prodigy",
-        _prodigy,
-        slots=(
-            Slot("exp_avg"),
-            Slot("exp_avg_sq", real=True),
-            Slot("grad_sum"),
-            Slot("params0", fill="p"),
-        ),
-        scalars=(Scalar("estim_lr", fill="estim_lr0"), Scalar("numerator_weighted")),
-        scalar_step=_prodigy_scalars,
-        factors=("rate", "distance", "weight"),
-        measures={"product": _prodigy_product, "l1_norm": _prodigy_l1_norm},
-        hyperparameters=ADAM | {"beta3": DECAY, "estim_lr_coef": NON_NEGATIVE},
-        options=("beta3_is_squared", "bias_correction", "safeguard_warmup"),
-        state=ProdigyState,
-        source="Mishchenko & Defazio 2023, Algorithm 4",
-    )
+    is_limited = not (isinstance(growth_rate, float) and growth_rate == math.inf)
+    limit = {"growth_rate": growth_rate} if is_limited else {}
     return lift(
-        kernel,
+        _LIMITED if is_limited else _PRODIGY,
         learning_rate=learning_rate,
         b1=betas[0],
         b2=betas[1],
@@ -209,4 +302,5 @@ def prodigy(
         weight_decay=weight_decay,
         bias_correction=bool(bias_correction),
         safeguard_warmup=bool(safeguard_warmup),
+        **limit,
     )

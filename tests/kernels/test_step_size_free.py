@@ -313,6 +313,8 @@ MINUS = (-1.0, float("nan"), "high")
         *wrong(gradtx.dadapt_adamw, {}, betas=(0.9, (0.9,)), estim_lr0=POSITIVE),
         *wrong(gradtx.dadapt_adamw, {}, learning_rate=MINUS, eps=MINUS, weight_decay=MINUS),
         *wrong(gradtx.prodigy, {}, betas=(None,), beta3=DECAY[:2], estim_lr_coef=MINUS),
+        *wrong(gradtx.prodigy, {}, growth_rate=(0.5, *MINUS)),
+        *wrong(gradtx.dadapt_adamw, {}, growth_rate=(0.5, *MINUS)),
         *wrong(gradtx.scale_by_polyak, {}, f_min=ANY_NUMBER, max_learning_rate=MINUS),
         *wrong(gradtx.polyak_sgd, {}, variant=("SPS", None), scaling=MINUS, eps=MINUS),
         *wrong(gradtx.momo, {}, learning_rate=MINUS, beta=DECAY[:2], lower_bound=ANY_NUMBER),

@@ -11,7 +11,7 @@ def with_value(params):
 
 EXPORTS = {
     "cocob": Export(lambda: gradtx.cocob(weight_decay=0.1, mask=matrices)),
-    "dadapt_adamw": Export(lambda: gradtx.dadapt_adamw(weight_decay=0.1)),
+    "dadapt_adamw": Export(lambda: gradtx.dadapt_adamw(weight_decay=0.1, growth_rate=1.5)),
     "dog": Export(lambda: gradtx.dog(halved, weight_decay=0.1)),
     "dowg": Export(lambda: gradtx.dowg(weight_decay=0.1, mask=matrices)),
     "mechanize": Export(lambda: gradtx.mechanize(gradtx.adam(halved))),
@@ -19,6 +19,7 @@ EXPORTS = {
     "momo_adam": Export(lambda: gradtx.momo_adam(halved, weight_decay=0.1), with_value),
     "polyak_sgd": Export(lambda: gradtx.polyak_sgd(scaling=halved), with_value),
     "prodigy": Export(lambda: gradtx.prodigy(safeguard_warmup=True)),
+    "prodigy-growth_rate": Export(lambda: gradtx.prodigy(growth_rate=1.5)),
     "scale_by_cocob": Export(gradtx.scale_by_cocob),
     "scale_by_distance_over_gradients": Export(
         lambda: gradtx.scale_by_distance_over_gradients(global_scale=halved)
