@@ -20,6 +20,8 @@ def schedule_free_sgd(
     weight_decay: ScalarOrSchedule | None = None,
     weight_lr_power: ArrayLike = 2.0,
     state_dtype: DTypeLike | None = None,
+    *,
+    r: ArrayLike = 0.0,
 ) -> Transformation:
     """Gradient descent with an average of the iterates in place of a schedule.
 
@@ -31,11 +33,13 @@ def schedule_free_sgd(
 
     Args:
         learning_rate: the step size after the warmup, >= 0; without warmup it may be a schedule.
-        warmup_steps: the number of steps in which it grows from 0, >= 1; None: no warmup.
+        warmup_steps: n, in how many steps it grows, >= 1; in step t it is the share (t - 1) / n of
+            its full value, 0 in the first; None: no warmup.
         b1: the share of x in y, in (0, 1].
         weight_decay: the share of the parameters that decays, >= 0; None: no decay.
         weight_lr_power: the power of the largest learning rate so far that weighs z, >= 0.
         state_dtype: the storage dtype of z; None: the parameter's, at least float32.
+        r: the power of the step's number that weighs z.
 
     Returns:
         A transformation with the state `ScheduleFreeState`.
@@ -44,7 +48,9 @@ def schedule_free_sgd(
         ValueError: if an argument lies outside its range.
 
     Source:
-        Defazio et al. 2024, "The road less scheduled", equations (3) to (5).
+        Defazio et al. 2024, "The road less scheduled", equations (3) to (5). The authors' program
+        warms up by t / n, for which pass `linear_schedule(rate / n, rate, n - 1)` in place of
+        `warmup_steps`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -59,7 +65,7 @@ def schedule_free_sgd(
     base = sgd(rate)
     if weight_decay is not None:
         base = chain(add_decayed_weights(weight_decay), base)
-    return schedule_free(base, rate, b1, weight_lr_power, state_dtype)
+    return schedule_free(base, rate, b1, weight_lr_power, state_dtype, r=r)
 
 
 def schedule_free_adamw(
@@ -71,6 +77,8 @@ def schedule_free_adamw(
     weight_decay: ScalarOrSchedule = 0.0,
     weight_lr_power: ArrayLike = 2.0,
     state_dtype: DTypeLike | None = None,
+    *,
+    r: ArrayLike = 0.0,
 ) -> Transformation:
     """AdamW with an average of the iterates in place of a schedule and of its first moment.
 
@@ -83,13 +91,15 @@ def schedule_free_adamw(
 
     Args:
         learning_rate: the step size after the warmup, >= 0; without warmup it may be a schedule.
-        warmup_steps: the number of steps in which it grows from 0, >= 1; None: no warmup.
+        warmup_steps: n, in how many steps it grows, >= 1; in step t it is the share (t - 1) / n of
+            its full value, 0 in the first; None: no warmup.
         b1: the share of x in y, in (0, 1].
         b2: decay of the second moment, in [0, 1).
         eps: added to the root in the denominator, >= 0.
         weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
         weight_lr_power: the power of the largest learning rate so far that weighs z, >= 0.
         state_dtype: the storage dtype of z; None: the parameter's, at least float32.
+        r: the power of the step's number that weighs z.
 
     Returns:
         A transformation with the state `ScheduleFreeState`.
@@ -99,7 +109,10 @@ def schedule_free_adamw(
 
     Source:
         Defazio et al. 2024, "The road less scheduled", Algorithm 1. There sqrt(1 - b2^t) stands in
-        the learning rate, and so in weight decay and c too; here, as in optax, it corrects v only.
+        the learning rate, and so in weight decay and c too; here it corrects v only, as in optax
+        and, since version 1.3, in the authors' program, which keeps the other form as
+        AdamWScheduleFreePaper. That program takes the same steps as this, but warms up by t / n,
+        for which pass `linear_schedule(rate / n, rate, n - 1)` in place of `warmup_steps`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -117,7 +130,7 @@ def schedule_free_adamw(
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(rate),
     )
-    return schedule_free(base, rate, b1, weight_lr_power, state_dtype)
+    return schedule_free(base, rate, b1, weight_lr_power, state_dtype, r=r)
 
 
 def _warmed_up(

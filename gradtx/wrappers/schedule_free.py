@@ -11,7 +11,14 @@ from jax.typing import ArrayLike, DTypeLike
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
-from gradtx.kernel import NON_NEGATIVE, Range, check, check_dtype, check_hyperparameter
+from gradtx.kernel import (
+    ANY_NUMBER,
+    NON_NEGATIVE,
+    Range,
+    check,
+    check_dtype,
+    check_hyperparameter,
+)
 from gradtx.lift import evaluate
 
 _POSITIVE_SHARE = Range("in (0, 1]", lambda value: 0 < value <= 1)
@@ -23,11 +30,13 @@ def schedule_free(
     b1: ArrayLike = 0.9,
     weight_lr_power: ArrayLike = 2.0,
     state_dtype: DTypeLike | None = None,
+    *,
+    r: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Average the iterates of any optimizer as they come, instead of lowering its learning rate.
 
         z <- z + u_base(g),    g the gradient at y
-        w = max_{i <= t} learning_rate_i ^ weight_lr_power,    c = w / (sum of all w so far)
+        w = t^r * max_{i <= t} learning_rate_i ^ weight_lr_power,    c = w / (sum of all w so far)
         x <- (1 - c) * x + c * z
         y <- (1 - b1) * z + b1 * x
 
@@ -43,6 +52,8 @@ def schedule_free(
         b1: the share of x in y, in (0, 1].
         weight_lr_power: the power of the largest learning rate so far that weighs z, >= 0.
         state_dtype: the storage dtype of z; None: the parameter's, at least float32.
+        r: the power of the step's number t that weighs z; with 1, say, the second half of a run
+            counts three times as much as the first.
 
     Returns:
         A transformation with the state `ScheduleFreeState(b1, weight_sum, step_count, max_lr,
@@ -53,7 +64,8 @@ def schedule_free(
         ValueError: if a number lies outside its range; in `update`, if `params` is missing.
 
     Source:
-        Defazio et al. 2024, "The road less scheduled", equations (3) to (5) and section 2.2.
+        Defazio et al. 2024, "The road less scheduled", equations (3) to (5) and section 2.2;
+        `r` is from the authors' program, which has the same weights.
 
     Example:
         >>> import jax.numpy as jnp
@@ -71,6 +83,7 @@ def schedule_free(
     check_hyperparameter(owner, "learning_rate", learning_rate, NON_NEGATIVE)
     check(owner, "b1", b1, _POSITIVE_SHARE)
     check(owner, "weight_lr_power", weight_lr_power, NON_NEGATIVE)
+    check(owner, "r", r, ANY_NUMBER)
     dtype = check_dtype(owner, "state_dtype", state_dtype)
 
     def init(params: Any) -> optax.contrib.ScheduleFreeState:
@@ -103,6 +116,7 @@ def schedule_free(
             rate = evaluate(rate, state.step_count - 1)
         max_lr = jnp.maximum(state.max_lr, jnp.asarray(rate, real))
         weight = max_lr ** jnp.asarray(weight_lr_power, real)
+        weight *= state.step_count.astype(real) ** jnp.asarray(r, real)
         weight_sum = state.weight_sum + weight
         # Where all rates were zero so far, there is nothing to average yet.
         c = jnp.where(weight_sum == 0, 0.0, weight / jnp.where(weight_sum == 0, 1.0, weight_sum))

@@ -139,9 +139,10 @@ def test_z_of_half_precision_parameters_is_kept_in_float32_unless_asked_otherwis
         ({"b1": 0.0}, "b1 must be in"),
         ({"learning_rate": -1.0}, "learning_rate"),
         ({"weight_lr_power": -1.0}, "weight_lr_power"),
+        ({"r": float("nan")}, r"\br must be a number"),
         ({"state_dtype": jnp.int8}, "state_dtype"),
     ],
-    ids=["b1", "learning_rate", "weight_lr_power", "state_dtype"],
+    ids=["b1", "learning_rate", "weight_lr_power", "r", "state_dtype"],
 )
 def test_wrong_arguments(arguments, match):
     with pytest.raises(ValueError, match=match):
