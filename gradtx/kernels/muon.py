@@ -157,9 +157,14 @@ def _scale_by_shape(g, *, axes, consistent_rms):
     return math.sqrt(max(fan_in, fan_out)) * consistent_rms * g
 
 
+def factor_of_width(fan_in: int, fan_out: int) -> float:
+    """sqrt(max(1, fan_out / fan_in)): Muon's length of a matrix in units of an orthogonal one's."""
+    return math.sqrt(max(1.0, fan_out / max(fan_in, 1)))
+
+
 def _scale_by_width(g, *, axes):
     *_, fan_in, fan_out = axes.shape_of_matrices(g.shape)
-    return math.sqrt(max(1.0, fan_out / max(fan_in, 1))) * g
+    return factor_of_width(fan_in, fan_out) * g
 
 
 def scale_by_shape(

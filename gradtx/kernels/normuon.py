@@ -14,6 +14,7 @@ from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Scalar, Slot, check_dtype
 from gradtx.kernels.adam import first_moment
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.kernels.matrices import WeightDimensionNumbers, as_matrices
+from gradtx.kernels.muon import factor_of_width
 from gradtx.kernels.orthogonalize import (
     NS_COEFFS,
     Preconditioning,
@@ -39,6 +40,19 @@ class NorMuonState(NamedTuple):
     ns_coeffs: jax.Array
 
 
+def _evened(g, mu, nu, ns_coeffs, beta, b2, eps, nesterov, iteration):
+    """O, N / ||N||_F, M and v."""
+    mu = beta * mu + (1 - beta) * g
+    ahead = first_moment(g, mu, None, beta, nesterov, bias_correction=False)
+    o = newton_schulz(ahead, ns_coeffs, eps, **iteration)
+    rows = max(g.shape[-2], 1)
+    nu = b2 * nu + (1 - b2) * jnp.sum(trees.abs_squared(o), axis=-2) / rows
+    denominator = jnp.sqrt(nu)[..., None, :] + eps
+    n = safe_divide(o, jnp.broadcast_to(denominator, o.shape))
+    length = jnp.broadcast_to(trees.norm(n, axis=(-2, -1)), n.shape)
+    return o, safe_divide(n, length), mu, nu
+
+
 def _normuon(
     g,
     *,
@@ -54,22 +68,17 @@ def _normuon(
     preconditioning,
     ns_dtype,
 ):
-    mu = beta * mu + (1 - beta) * g
-    o = newton_schulz(
-        first_moment(g, mu, None, beta, nesterov, bias_correction=False),
-        ns_coeffs,
-        eps,
-        ns_steps=ns_steps,
-        preconditioning=preconditioning,
-        ns_dtype=ns_dtype,
-    )
-    rows = max(g.shape[-2], 1)
-    nu = b2 * nu + (1 - b2) * jnp.sum(trees.abs_squared(o), axis=-2) / rows
-    denominator = jnp.sqrt(nu)[..., None, :] + eps
-    u = safe_divide(o, jnp.broadcast_to(denominator, o.shape))
-    length = jnp.broadcast_to(trees.norm(u, axis=(-2, -1)), u.shape)
-    scale = consistent_rms * math.sqrt(g.shape[-2] * g.shape[-1])
-    return safe_divide(u, length) * scale, mu, nu
+    iteration = {"ns_steps": ns_steps, "preconditioning": preconditioning, "ns_dtype": ns_dtype}
+    _, unit, mu, nu = _evened(g, mu, nu, ns_coeffs, beta, b2, eps, nesterov, iteration)
+    return consistent_rms * math.sqrt(g.shape[-2] * g.shape[-1]) * unit, mu, nu
+
+
+def _normuon_as_long_as_muon(
+    g, *, mu, nu, ns_coeffs, beta, b2, eps, nesterov, ns_steps, preconditioning, ns_dtype
+):
+    iteration = {"ns_steps": ns_steps, "preconditioning": preconditioning, "ns_dtype": ns_dtype}
+    o, unit, mu, nu = _evened(g, mu, nu, ns_coeffs, beta, b2, eps, nesterov, iteration)
+    return factor_of_width(*g.shape[-2:]) * trees.norm(o, axis=(-2, -1)) * unit, mu, nu
 
 
 def scale_by_normuon(
@@ -83,7 +92,7 @@ def scale_by_normuon(
     nesterov: bool = False,
     preconditioning: Preconditioning = "frobenius",
     weight_dimension_numbers: WeightDimensionNumbers | None = None,
-    consistent_rms: ScalarOrSchedule = 0.2,
+    consistent_rms: ScalarOrSchedule | None = 0.2,
     ns_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Make momentum orthogonal, and even out the lengths of its columns: NorMuon's scaling.
@@ -94,8 +103,13 @@ def scale_by_normuon(
         N_ij = O_ij / (sqrt(v_j) + eps)
         U = consistent_rms * sqrt(m * n) / ||N||_F * N
 
-    A column j of a kernel of shape (inputs, outputs) is a neuron; so each neuron gets a learning
-    rate of its own. The root mean square of the elements of U is `consistent_rms`.
+    A column j of a kernel of shape (m, n) = (inputs, outputs) is a neuron; so each neuron gets a
+    learning rate of its own. The root mean square of the elements of U is `consistent_rms`. With
+    `consistent_rms=None` U is as long as O is in Muon,
+
+        U = sqrt(max(1, n / m)) * ||O||_F / ||N||_F * N
+
+    With nesterov NewtonSchulz takes beta * M + (1 - beta) * G.
 
     Args:
         ns_coeffs: the coefficients of the iteration as in `scale_by_muon`.
@@ -104,10 +118,10 @@ def scale_by_normuon(
         b2: the share of v that is kept, in [0, 1).
         eps: added to the norm of M and to the root of v, >= 0.
         mu_dtype: the storage dtype of M; None: the parameter's, at least float32.
-        nesterov: whether to look one step ahead.
+        nesterov: whether to look one step ahead; not in the paper.
         preconditioning: the scaling before the first iteration as in `scale_by_muon`.
         weight_dimension_numbers: the axes of the matrices as in `scale_by_muon`.
-        consistent_rms: the root mean square of the elements of U, >= 0.
+        consistent_rms: the root mean square of the elements of U, >= 0; None: the length of O.
         ns_dtype: the dtype of the iteration's factors as in `scale_by_muon`.
 
     Returns:
@@ -120,7 +134,9 @@ def scale_by_normuon(
 
     Source:
         Li et al. 2025, "NorMuon: making Muon more efficient and scalable", Algorithm 1, whose
-        matrices are transposed: rows are neurons there.
+        matrices are transposed: rows are neurons there. The authors' program is the case
+        `nesterov=True, consistent_rms=None`, with 1e-7 for eps in the iteration, which runs in
+        bfloat16, and 1e-10 beside the root of v.
 
     Example:
         >>> import jax.numpy as jnp
@@ -134,20 +150,17 @@ def scale_by_normuon(
     coefficients, options = newton_schulz_options(
         owner, ns_coeffs, ns_steps, preconditioning, ns_dtype
     )
+    hyperparameters = {"beta": DECAY, "b2": DECAY, "eps": NON_NEGATIVE}
+    length = {} if consistent_rms is None else {"consistent_rms": consistent_rms}
     kernel = Kernel(
         owner,
-        _normuon,
+        _normuon if length else _normuon_as_long_as_muon,
         slots=(
             Slot("mu", dtype=check_dtype(owner, "mu_dtype", mu_dtype)),
             Slot("nu", real=True, shape=lambda shape: (*shape[:-2], shape[-1])),
         ),
         scalars=(Scalar("ns_coeffs", fill=lambda parameters: coefficients),),
-        hyperparameters={
-            "beta": DECAY,
-            "b2": DECAY,
-            "eps": NON_NEGATIVE,
-            "consistent_rms": NON_NEGATIVE,
-        },
+        hyperparameters=hyperparameters | dict.fromkeys(length, NON_NEGATIVE),
         options=("nesterov", *options),
         state=NorMuonState,
         elementwise=False,
@@ -159,8 +172,8 @@ def scale_by_normuon(
         beta=beta,
         b2=b2,
         eps=eps,
-        consistent_rms=consistent_rms,
         nesterov=bool(nesterov),
+        **length,
         **options,
     )
     return as_matrices(tx, weight_dimension_numbers)

@@ -201,7 +201,7 @@ def normuon(
     adam_weight_decay: ScalarOrSchedule = 0.0,
     adam_learning_rate: ScalarOrSchedule | None = None,
     muon_weight_dimension_numbers: WeightDimensionNumbers | None = None,
-    consistent_rms: ScalarOrSchedule = 0.2,
+    consistent_rms: ScalarOrSchedule | None = 0.2,
     ns_dtype: DTypeLike | None = None,
     decay: Decay = "all",
 ) -> Transformation:
@@ -210,6 +210,9 @@ def normuon(
         M <- beta * M + (1 - beta) * G,    O = NewtonSchulz(M)
         v_j <- b2 * v_j + (1 - b2) * mean_i(O_ij^2),    N_ij = O_ij / (sqrt(v_j) + eps)
         u = -learning_rate * (consistent_rms * sqrt(m * n) / ||N||_F * N + weight_decay * p)
+
+    With `consistent_rms=None` the factor is sqrt(max(1, n / m)) * ||O||_F, the length of a step of
+    Muon, where m is the number of inputs and n that of outputs.
 
     Args:
         learning_rate: the step size, >= 0; a number, a scalar array or a schedule. With the default
@@ -222,7 +225,7 @@ def normuon(
         weight_decay: the share of the matrices that decays, >= 0, times the learning rate.
         weight_decay_mask: the matrices to decay as in `muon`; None: all of them.
         mu_dtype: the storage dtype of first moments; None: the parameter's, at least float32.
-        nesterov: whether to look one step ahead, also in AdamW.
+        nesterov: whether to look one step ahead, also in AdamW; not in the paper.
         preconditioning: the scaling before the first iteration, see `scale_by_muon`.
         adam_b1: AdamW's decay of the first moment, in [0, 1).
         adam_b2: AdamW's decay of the second moment, in [0, 1).
@@ -230,7 +233,8 @@ def normuon(
         adam_weight_decay: AdamW's weight decay, >= 0.
         adam_learning_rate: AdamW's step size; None: `learning_rate`.
         muon_weight_dimension_numbers: which arrays are matrices along which axes, as in `muon`.
-        consistent_rms: the root mean square of a step's elements, >= 0, times the learning rate.
+        consistent_rms: the root mean square of a step's elements, >= 0, times the learning rate;
+            None: the length of a step of Muon, which suits Muon's learning rates.
         ns_dtype: a narrower dtype for the products of the iteration, such as bfloat16.
         decay: "matrices" in place of a mask, also for AdamW, which has none, or "all" leaves; see
             `add_decayed_weights`.
@@ -243,7 +247,8 @@ def normuon(
             not fit the parameters.
 
     Source:
-        Li et al. 2025, "NorMuon: making Muon more efficient and scalable", Algorithm 1.
+        Li et al. 2025, "NorMuon: making Muon more efficient and scalable", Algorithm 1. The
+        authors' program is the case `nesterov=True, consistent_rms=None`; see `scale_by_normuon`.
 
     Example:
         >>> import jax.numpy as jnp

@@ -23,7 +23,7 @@ EXPORTS = {
     "muon": Export(
         lambda: gradtx.muon(halved, ns_steps=2, weight_decay=0.1, weight_decay_mask=matrices)
     ),
-    "normuon": Export(lambda: gradtx.normuon(0.1, ns_steps=2)),
+    "normuon": Export(lambda: gradtx.normuon(0.1, ns_steps=2, consistent_rms=None)),
     "scale_by_muon": Export(lambda: gradtx.scale_by_muon(ns_steps=2), params=MATRICES),
     "scale_by_normuon": Export(lambda: gradtx.scale_by_normuon(ns_steps=2), params=MATRICES),
     "scale_by_shampoo": Export(gradtx.scale_by_shampoo, params=FULL_RANK),
