@@ -112,8 +112,11 @@ def scale_by_adamini(
 
     Source:
         Zhang et al. 2024, "Adam-mini: use fewer learning rates to gain more", Algorithm 1, with
-        the blocks of its section 2.3. (The authors' code leaves embedding and output layer to
-        Adam itself.)
+        the blocks of its section 2.3. The authors' program has since version 1.1.0 one number for
+        each token of the embedding (0 here, for an array (tokens, features)) and of the output
+        layer (-1, for (features, tokens)), for each head of queries and keys, and for each output
+        neuron of all other matrices; the parameters of a normalization are one block, and a bias
+        has a number for each element (0, which a function may return for it).
 
     Example:
         >>> import jax.numpy as jnp

@@ -69,7 +69,7 @@ def scale_by_adopt(
         The transformation, with the state `ScaleByAdamState(count, mu, nu)`.
 
     Raises:
-        ValueError: if an argument lies outside its range, or `clip_value_fn` is no function.
+        ValueError: if an argument lies outside its range, or `clip_value_fn` is not a function.
 
     Source:
         Taniguchi et al. 2024, "ADOPT: modified Adam can converge with any beta_2 with the optimal
@@ -131,7 +131,7 @@ def scale_by_acprop(
 ) -> optax.GradientTransformationExtraArgs:
     """Divide the gradient by how far those before it deviated from their average: ACProp's scaling.
 
-        u = g / (sqrt(s_hat) + eps),    s_hat = s / (1 - b2^(t-1)),    1 at the first step
+        u = g / (sqrt(s_hat) + eps),    s_hat = s / (1 - b2^(t-1)),    1 in the first step
         m <- b1 * m + (1 - b1) * g
         s <- b2 * s + (1 - b2) * (g - m)^2 + eps_root
 
@@ -150,9 +150,11 @@ def scale_by_acprop(
 
     Source:
         Zhuang et al. 2021, "Momentum centering and asynchronous update for adaptive gradient
-        methods", Algorithm 2. The first step is the plain gradient, as in optax, where the
-        paper's s_0 = 0 would make it as long as 1 / eps. optax's s has the deviation from m as it
-        was before this gradient, which is larger by the factor 1 / b1.
+        methods", Algorithm 2. The first step is g / (1 + eps), as in optax, where the paper's
+        s_0 = 0 would make it g / eps; that of the authors' program is g. Its other steps are these
+        with rectify=False and eps_root = eps; by default it rectifies them, and averages the first
+        of them, as RAdam does. optax's s has the deviation from m as it was before this gradient,
+        which is larger by the factor 1 / b1.
 
     Example:
         >>> import jax.numpy as jnp

@@ -163,7 +163,8 @@ def scale_by_soap(
     Source:
         Vyas et al. 2024, "SOAP: improving and stabilizing Shampoo using Adam", Algorithms 3 and 4,
         with Adam's bias correction, and the order of the columns and the first step as in the
-        authors' code.
+        authors' program. That adds eps to the root of V and corrects their sum, so that its eps is
+        eps / sqrt(1 - b2^s) here: 4.5 times as large in its first step.
 
     Example:
         >>> import jax.numpy as jnp

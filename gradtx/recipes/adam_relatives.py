@@ -35,7 +35,7 @@ def acprop(
         m <- b1 * m + (1 - b1) * g
         s <- b2 * s + (1 - b2) * (g - m)^2 + eps_root,    s_hat = s / (1 - b2^t) at the next step
 
-    The first step is the plain gradient's: s_hat = 1.
+    In the first step s_hat = 1, so that the gradient is divided by 1 + eps.
 
     Args:
         learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
@@ -56,7 +56,8 @@ def acprop(
 
     Source:
         Zhuang et al. 2021, "Momentum centering and asynchronous update for adaptive gradient
-        methods", Algorithm 2; see `scale_by_acprop` for where optax differs.
+        methods", Algorithm 2; see `scale_by_acprop` for where optax and the authors' program
+        differ.
 
     Example:
         >>> import jax.numpy as jnp
@@ -278,7 +279,9 @@ def adamini(
         ValueError: if an argument lies outside its range.
 
     Source:
-        Zhang et al. 2024, "Adam-mini: use fewer learning rates to gain more", Algorithm 1.
+        Zhang et al. 2024, "Adam-mini: use fewer learning rates to gain more", Algorithm 1; see
+        `scale_by_adamini` for the blocks of the authors' program, which decays neither biases nor
+        the parameters of normalization.
 
     Example:
         >>> import jax.numpy as jnp

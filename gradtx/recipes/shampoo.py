@@ -148,7 +148,10 @@ def soap(
         ValueError: if an argument lies outside its range.
 
     Source:
-        Vyas et al. 2024, "SOAP: improving and stabilizing Shampoo using Adam", Algorithm 3. While
+        Vyas et al. 2024, "SOAP: improving and stabilizing Shampoo using Adam", Algorithm 3. The
+        authors' program does not decay the weights in its first step, and in all others decays them
+        after the step, p <- (1 - learning_rate * weight_decay) * (p - learning_rate * U); for its
+        eps see `scale_by_soap`. While
         the gradients so far have a low rank, the rest of the basis depends on rounding, so that
         runs on different devices part until they have full rank.
 
