@@ -50,6 +50,11 @@ TOLERANCE = 8e-6
 
 WARMUP = optax.linear_schedule(0.0, 0.1, 5)
 
+
+def centralize_as_optax(lib):
+    return lib.centralize() if lib is optax else lib.centralize(layout="torch")
+
+
 SHARED = {
     "sgd": lambda lib: lib.sgd(0.1),
     "sgd-momentum": lambda lib: lib.sgd(0.1, momentum=0.9),
@@ -84,7 +89,7 @@ SHARED = {
         lib.adaptive_grad_clip(0.2),
         lib.clip_by_global_norm(0.3),
         lib.zero_nans(),
-        lib.centralize(),
+        centralize_as_optax(lib),
         lib.normalize_by_update_norm(),
         lib.ema(0.9),
         lib.add_decayed_weights(WARMUP),

@@ -1,7 +1,6 @@
 """Limits on the size of updates: by element, by norm, by block, and of NaNs."""
 
 import functools
-from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -10,7 +9,7 @@ from optax import ScalarOrSchedule
 from gradtx import trees
 from gradtx.kernel import NON_NEGATIVE, Kernel, Slot
 from gradtx.kernels.arithmetic import clip_to_norm, direction, root_mean_square
-from gradtx.kernels.unitwise import unit_axes
+from gradtx.kernels.unitwise import as_axes, unit_axes
 from gradtx.lift import lift
 
 
@@ -239,14 +238,8 @@ def adaptive_grad_clip(
         elementwise=False,
         source="Brock et al. 2021, equation (3)",
     )
-    if axis is not None and not all(isinstance(a, int) for a in _as_tuple(axis)):
-        raise ValueError(f"adaptive_grad_clip: axis must be integers, got {axis!r}")
-    axis = None if axis is None else _as_tuple(axis)
-    return lift(kernel, clipping=clipping, eps=eps, axis=axis)
-
-
-def _as_tuple(axis: Any) -> tuple[Any, ...]:
-    return tuple(axis) if isinstance(axis, tuple | list) else (axis,)
+    axes = as_axes("adaptive_grad_clip", axis)
+    return lift(kernel, clipping=clipping, eps=eps, axis=axes)
 
 
 def _zero_nans(g, *, found_nan):

@@ -1,5 +1,7 @@
 """Scaling and shifting: learning rates, weight decay, noise, centring."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -7,6 +9,7 @@ from optax import ScalarOrSchedule
 
 from gradtx.compose import identity, masked
 from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, check_key, state_class
+from gradtx.kernels.unitwise import as_axes
 from gradtx.lift import lift
 from gradtx.select import Decay, Mask, decayed_leaves
 
@@ -221,19 +224,46 @@ def add_noise(
     return lift(kernel, key=check_key("add_noise", key), eta=eta, gamma=gamma)
 
 
-def _centralize(g):
-    return g - jnp.mean(g, axis=tuple(range(1, g.ndim)), keepdims=True) if g.ndim > 1 else g
+_LAYOUTS = ("jax", "torch")
 
 
-def centralize() -> optax.GradientTransformationExtraArgs:
-    """Subtract from the gradient of each matrix or kernel its mean over all axes but the first.
+def _centralize(g, *, axis, layout):
+    if g.ndim < 2:
+        return g
+    if axis is None:
+        axis = tuple(range(g.ndim - 1)) if layout == "jax" else tuple(range(1, g.ndim))
+    if not all(-g.ndim <= a < g.ndim for a in axis):
+        raise ValueError(f"centralize: axis {axis} does not fit an array of shape {g.shape}")
+    # The mean of a single weight is that weight, which would never learn anything.
+    is_single = math.prod(g.shape[a] for a in axis) <= 1
+    return g if is_single else g - jnp.mean(g, axis=axis, keepdims=True)
 
-        u_i = g_i - mean_j(g_ij)
 
-    Vectors and scalars pass unchanged.
+def centralize(
+    *, axis: int | tuple[int, ...] | None = None, layout: str = "jax"
+) -> optax.GradientTransformationExtraArgs:
+    """Subtract from the gradient of each unit's weights their mean.
+
+        u_i = g_i - mean(g_i)
+
+    where g_i belongs to all weights into the output i: a column of a matrix of shape (in, out), or
+    g[..., i] of a kernel of shape (height, width, in, out). So each unit's weights keep their sum.
+    Vectors and scalars pass unchanged, and so does the weight of a unit that has but one, such as
+    those of an array of shape (1, out).
+
+    Args:
+        axis: the axes that a unit's mean is taken over, of arrays of two and more axes; None:
+            those of `layout`.
+        layout: where the outputs are: "jax", on the last axis, as flax and haiku have them; or
+            "torch", on the first, as in the authors' program, equinox, and optax, whose
+            `centralize()` so averages a JAX kernel over its outputs.
 
     Returns:
         The transformation; its state is empty.
+
+    Raises:
+        ValueError: if `axis` is not of integers or `layout` is unknown; in `update`, if an array
+            of two and more axes does not have that `axis`.
 
     Source:
         Yong et al. 2020, "Gradient centralization", equation (1).
@@ -242,16 +272,18 @@ def centralize() -> optax.GradientTransformationExtraArgs:
         >>> import jax.numpy as jnp
         >>> import gradtx
         >>> tx = gradtx.centralize()
-        >>> updates, _ = tx.update(jnp.array([[1.0, 3.0], [5.0, 5.0]]), tx.init(()))
+        >>> updates, _ = tx.update(jnp.array([[1.0, 5.0], [3.0, 5.0]]), tx.init(()))
         >>> print(updates)
-        [[-1.  1.]
-         [ 0.  0.]]
+        [[-1.  0.]
+         [ 1.  0.]]
     """
-    return lift(
-        Kernel(
-            "centralize",
-            _centralize,
-            elementwise=False,
-            source="Yong et al. 2020, equation (1)",
-        )
+    if layout not in _LAYOUTS:
+        raise ValueError(f"centralize: layout must be one of {_LAYOUTS}, got {layout!r}")
+    kernel = Kernel(
+        "centralize",
+        _centralize,
+        options=("axis", "layout"),
+        elementwise=False,
+        source="Yong et al. 2020, equation (1)",
     )
+    return lift(kernel, axis=as_axes("centralize", axis), layout=layout)

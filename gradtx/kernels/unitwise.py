@@ -1,5 +1,7 @@
 """Norms and clipping unit by unit: by the weights that feed one neuron or output channel."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,20 @@ def unit_axes(owner: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
             "feed one unit"
         )
     return (0,) if rank <= 3 else tuple(range(rank - 1))
+
+
+def as_axes(owner: str, axis: Any) -> tuple[int, ...] | None:
+    """The argument `axis` as a tuple, None as it is.
+
+    Raises:
+        ValueError: if it is neither an integer nor several.
+    """
+    if axis is None:
+        return None
+    axes = tuple(axis) if isinstance(axis, tuple | list) else (axis,)
+    if not all(isinstance(a, int) for a in axes):
+        raise ValueError(f"{owner}: axis must be integers, got {axis!r}")
+    return axes
 
 
 def unitwise_norm(x: ArrayLike, axis: int | tuple[int, ...] | None = None) -> jax.Array:

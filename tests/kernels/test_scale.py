@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 
@@ -34,8 +35,10 @@ def decayed(t, g, p, old, *, weight_decay=0.0):
     return g + weight_decay * p, {}
 
 
-def centred(t, g, p, old):
-    return (g - np.mean(g, axis=1, keepdims=True) if g.ndim == 2 else g), {}
+def centred(t, g, p, old, *, layout="jax"):
+    # A matrix into as many outputs as it has columns, or rows.
+    axis = 0 if layout == "jax" else 1
+    return (g - np.mean(g, axis=axis, keepdims=True) if g.ndim == 2 else g), {}
 
 
 def warmup(count):
@@ -53,11 +56,11 @@ CASES = [
         {"learning_rate": 3.0, "flip_sign": False},
     ),
     *cases(gradtx.add_decayed_weights, decayed, {}, {"weight_decay": 0.3}),
-    *cases(gradtx.centralize, centred, {}),
+    *cases(gradtx.centralize, centred, {"layout": "torch"}, {}),
 ]
 
 
-@pytest.mark.parametrize(("check", "case"), equation_tests(CASES))
+@pytest.mark.parametrize(("check", "case"), equation_tests(CASES, unlike_optax=[gradtx.centralize]))
 def test_equation(check, case):
     check(case)
 
@@ -87,13 +90,76 @@ def test_weights_outside_the_mask_do_not_decay(mask, weight_decay):
     np.testing.assert_array_equal(updates["bias"], np.zeros(2))
 
 
-@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2), (3, 2, 2, 5)])
-def test_centralized_kernels_have_mean_zero_for_each_first_index(shape):
-    g = np.random.default_rng(0).normal(size=shape) + 1
-    tx = gradtx.centralize()
-    updates = np.asarray(tx.update(jnp.asarray(g), tx.init(g))[0])
-    for row, original in zip(updates, g, strict=True):
-        np.testing.assert_allclose(row, original - original.mean(), rtol=1e-5, atol=1e-6)
+def centralized(g, **arguments):
+    tx = gradtx.centralize(**arguments)
+    return np.asarray(tx.update(jnp.asarray(g), tx.init(g))[0])
+
+
+@pytest.mark.parametrize("layout", ["jax", "torch"])
+@pytest.mark.parametrize("shape", [(4, 3), (4, 1, 3), (4, 3, 2), (3, 2, 2, 5), (2, 1, 3, 2, 2, 3)])
+def test_each_unit_of_a_centralized_kernel_has_mean_zero(shape, layout):
+    g = np.float32(np.random.default_rng(0).normal(size=shape) + 1)
+    outputs = -1 if layout == "jax" else 0
+    by_unit = zip(
+        np.moveaxis(centralized(g, layout=layout), outputs, 0),
+        np.moveaxis(np.float64(g), outputs, 0),
+        strict=True,
+    )
+    for unit, original in by_unit:
+        np.testing.assert_allclose(unit, original - original.mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_centralized_steps_keep_the_sum_of_the_weights_into_each_output():
+    # The paper's projection, on a dense layer: the outputs for a constant input do not move.
+    def loss(kernel):
+        return jnp.sum(jnp.tanh(jnp.array([[0.3, -1.0, 2.0]]) @ kernel))
+
+    kernel = jnp.float32(np.random.default_rng(1).normal(size=(3, 4)))
+    moved = kernel - 0.1 * centralized(jax.grad(loss)(kernel))
+    np.testing.assert_allclose(jnp.ones(3) @ moved, jnp.ones(3) @ kernel, atol=1e-6)
+    assert np.max(np.abs(moved - kernel)) > 0.01
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1, (0, 2), (-2, 0), [1]], ids=str)
+def test_centralized_along_given_axes(axis):
+    g = np.float32(np.random.default_rng(2).normal(size=(4, 3, 2)) + 1)
+    axes = tuple(axis) if isinstance(axis, list) else axis
+    expected = g - np.mean(np.float64(g), axis=axes, keepdims=True)
+    np.testing.assert_allclose(centralized(g, axis=axis), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(centralized(g[:, 0, 0], axis=axis), g[:, 0, 0])
+
+
+def test_the_layout_of_torch_is_that_of_optax():
+    rng = np.random.default_rng(3)
+    shapes = {"dense": (4, 3), "convolution": (5, 2, 3, 3), "bias": (4,), "scalar": ()}
+    g = {name: jnp.float32(rng.normal(size=shape)) for name, shape in shapes.items()}
+    found = {name: centralized(leaf, layout="torch") for name, leaf in g.items()}
+    tx = optax.centralize()
+    for name, expected in tx.update(g, tx.init(g))[0].items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("shape", "arguments"),
+    [
+        ((3,), {"axis": 0}),
+        ((), {}),
+        ((1, 3), {}),
+        ((1, 1, 3), {}),
+        ((3, 1), {"layout": "torch"}),
+        ((3, 1, 2), {"axis": 1}),
+        ((0, 2), {}),
+    ],
+    ids=str,
+)
+def test_a_single_weight_is_not_its_own_mean(shape, arguments):
+    g = np.float32(np.random.default_rng(4).normal(size=shape))
+    np.testing.assert_array_equal(centralized(g, **arguments), g)
+
+
+def test_centralize_refuses_an_axis_that_is_not_there():
+    with pytest.raises(ValueError, match=r"^centralize: axis \(2,\) .*\(4, 3\)"):
+        centralized(np.ones((4, 3), np.float32), axis=2)
 
 
 def noise(eta, gamma, key, *, steps=20, size=5):
@@ -160,6 +226,9 @@ def test_noise_is_added_to_the_gradient():
         *wrong_arguments(gradtx.scale, {}, step_size=ANY_NUMBER),
         *wrong_arguments(gradtx.scale_by_schedule, {}, step_size_fn=(0.1, "high", None)),
         *wrong_arguments(gradtx.scale_by_learning_rate, {}, learning_rate=NON_NEGATIVE),
+        *wrong_arguments(
+            gradtx.centralize, {}, axis=(0.5, "in", (0, None)), layout=("numpy", None)
+        ),
         *wrong_arguments(gradtx.add_decayed_weights, {}, weight_decay=NON_NEGATIVE),
         *wrong_arguments(
             gradtx.add_noise,

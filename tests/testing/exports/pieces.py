@@ -12,6 +12,7 @@ EXPORTS = {
     "add_decayed_weights-schedule": Export(lambda: gradtx.add_decayed_weights(halved)),
     "add_noise": Export(lambda: gradtx.add_noise(0.1, 0.55, jax.random.key(0))),
     "centralize": Export(gradtx.centralize),
+    "centralize-torch": Export(lambda: gradtx.centralize(layout="torch")),
     "clip": Export(lambda: gradtx.clip(0.5)),
     "clip_by_block_rms": Export(lambda: gradtx.clip_by_block_rms(0.5)),
     "clip_by_global_norm": Export(lambda: gradtx.clip_by_global_norm(1.0)),
