@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gradtx import trees
@@ -55,27 +54,4 @@ def check_leaf(
         raise ValueError(
             f"{kernel.name}: needs the parameter at '{trees.paths(updates)[index]}', "
             f"where updates has shape {shape}; params has {parameter!r}"
-        )
-
-
-def check_left_alone(kernel: Kernel, index: int, leaf: Sequence[Any], updates: Any) -> None:
-    """Refuse a gradient of integers for a parameter of real numbers, which would pass unchanged.
-
-    Args:
-        kernel: the declarations.
-        index: the number of the leaf in `trees.flatten(updates)`.
-        leaf: its update, which is no inexact array, its parameter and its slots.
-        updates: the whole tree of updates, for the message.
-
-    Raises:
-        ValueError: naming the transformation, the path and the dtype.
-    """
-    gradient, *others = leaf
-    dtype = getattr(gradient, "dtype", type(gradient))
-    counts = jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)
-    if counts and any(trees.is_parameter(other) for other in others):
-        raise ValueError(
-            f"{kernel.name}: updates has the dtype {np.dtype(dtype)} at "
-            f"'{trees.paths(updates)[index]}', where the parameter has inexact numbers; a gradient "
-            "must have them too"
         )

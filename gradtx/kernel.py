@@ -50,6 +50,8 @@ class Range(NamedTuple):
 
 
 ANY_NUMBER = Range("a number, not NaN", lambda value: not math.isnan(value))
+# The share of a sum that is kept: 1 is a running sum, and negative momentum damps games.
+KEPT = Range("in [-1, 1]", lambda value: -1 <= value <= 1)
 NON_NEGATIVE = Range(">= 0 and not NaN", lambda value: value >= 0)
 POSITIVE = Range("> 0", lambda value: value > 0)
 POSITIVE_FINITE = Range("> 0 and finite", lambda value: 0 < value < math.inf)
@@ -60,34 +62,53 @@ COUNT = Range("a whole number >= 1", lambda value: value >= 1 and value.is_integ
 COUNT_OR_ZERO = Range("a whole number >= 0", lambda value: value >= 0 and value.is_integer())
 
 
-def check(owner: str, argument: str, value: Any, valid: Range) -> None:
-    """Refuse a concrete value outside its range; tracers pass through.
+def check(owner: str, argument: str, value: Any, valid: Range) -> Any:
+    """Refuse a concrete value that the equation would read wrongly; tracers pass through.
+
+    An input is refused only if it would be read wrongly; whatever has one well-defined meaning
+    works. So an array of one element is the number in it, and a factor or a learning rate may be
+    negative; but a decay of 2 is not the decay of any average.
 
     Args:
         owner: name of the function that was called, which opens the message.
         argument: name of the argument.
-        value: a number or a scalar array; a tracer's value is unknown and accepted.
+        value: a number or an array of one element; a tracer's value is unknown and accepted.
         valid: the range that it must lie in.
 
+    Returns:
+        The value; of an array a scalar array.
+
     Raises:
-        ValueError: if the value is not a real scalar, or lies outside `valid`.
+        ValueError: if the value is not a single real number, or lies outside `valid`.
     """
     if isinstance(value, bool | np.bool_) or not isinstance(
         value, int | float | np.ndarray | np.generic | jax.Array
     ):
         raise ValueError(f"{owner}: {argument} must be a number, got {value!r}")
-    if np.ndim(value) != 0:
-        raise ValueError(f"{owner}: {argument} must be a scalar, got shape {np.shape(value)}")
+    value = squeezed(f"{owner}: {argument}", value)
     if isinstance(value, Tracer):
-        return
+        return value
     if not np.isrealobj(value) or not valid.contains(float(value)):
         raise ValueError(f"{owner}: {argument} must be {valid.description}, got {value}")
+    return value
 
 
-def check_hyperparameter(owner: str, argument: str, value: Any, valid: Range) -> None:
+def check_hyperparameter(owner: str, argument: str, value: Any, valid: Range) -> Any:
     """`check`, but for a schedule, which is any function and whose values are unknown."""
-    if not callable(value):
-        check(owner, argument, value, valid)
+    return value if callable(value) else check(owner, argument, value, valid)
+
+
+def squeezed(what: str, value: Any) -> Any:
+    """A number as it is, and an array of one element as a scalar array.
+
+    Raises:
+        ValueError: if there are several elements, or none.
+    """
+    if np.ndim(value) == 0:
+        return value
+    if np.size(value) != 1:
+        raise ValueError(f"{what} must be a scalar, got shape {np.shape(value)}")
+    return value.reshape(())
 
 
 def check_dtype(owner: str, argument: str, dtype: DTypeLike | None) -> np.dtype | None:
@@ -144,6 +165,8 @@ class Slot:
         shape: the slot's shape from its parameter's, and from the options that it asks for by
             name; a list of shapes makes the slot a list of arrays; None: the same.
         argument: the argument of the step; "": the name.
+        is_read: whether an equation reads what the slot held. One that is only written, such as a
+            report about the last gradient, need not be in the state that `update` is given.
     """
 
     name: str
@@ -152,6 +175,7 @@ class Slot:
     real: bool = False
     shape: Callable[..., tuple[int, ...] | list[tuple[int, ...]]] | None = None
     argument: str = ""
+    is_read: bool = True
 
     @property
     def read_as(self) -> str:
@@ -246,7 +270,7 @@ class Kernel:
     def __post_init__(self) -> None:
         gradient, *arguments = _parameters_of(self.step)
         kept = {part.name for part in (*self.slots, *self.scalars)}
-        slots = {slot.read_as for slot in self.slots}
+        slots = {slot.read_as for slot in self.slots if slot.is_read}
         fills = {part.fill for part in (*self.slots, *self.scalars) if isinstance(part.fill, str)}
         fills -= {"p"}
         scalars = {scalar.name for scalar in self.scalars}

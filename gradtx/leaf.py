@@ -74,6 +74,9 @@ def leaf_step_of(
 ) -> Callable[..., tuple[jax.Array, tuple[jax.Array, ...]]]:
     """The compiled step on one leaf, shared by all transformations with the same numbers.
 
+    `slots_read` has for each slot the argument, "" if the step only writes it, and whether it is
+    real.
+
     With `stacked` the step of several leaves of one type, which all arrays but the scalars and
     the counter have along their first axis.
     """
@@ -89,6 +92,7 @@ def leaf_step_of(
                 functools.partial(to_compute, dtype=real if is_real else dtype), slot
             )
             for (name, is_real), slot in zip(slots_read, slots, strict=True)
+            if name
         }
         if p is not None:
             given["p"] = jnp.asarray(p).astype(dtype)
@@ -103,8 +107,8 @@ def leaf_step_of(
         results = result if isinstance(result, tuple) else (result,)
         expected = {"an update": g.shape}
         expected |= {
-            f"a {slot_name}": jax.tree.map(jnp.shape, slot)
-            for (slot_name, _), slot in zip(slots_read, slots, strict=True)
+            f"a {name or f'slot {number}'}": jax.tree.map(jnp.shape, slot)
+            for number, ((name, _), slot) in enumerate(zip(slots_read, slots, strict=True))
         }
         if len(results) != len(expected):
             raise ValueError(

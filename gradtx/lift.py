@@ -15,8 +15,17 @@ import numpy as np
 import optax
 
 from gradtx import trees
-from gradtx.agreement import check_leaf, check_left_alone
-from gradtx.kernel import Kernel, PerLeaf, check_hyperparameter, measure_arguments
+from gradtx.agreement import check_leaf
+from gradtx.inputs import (
+    as_gradient,
+    check_state,
+    has_fields,
+    is_exact,
+    known_parameters,
+    trained,
+    with_fields,
+)
+from gradtx.kernel import Kernel, PerLeaf, check_hyperparameter, measure_arguments, squeezed
 from gradtx.leaf import as_scalar, leaf_step_of, scalar_step_of, start_scalar, start_slot
 
 
@@ -90,7 +99,10 @@ def options_of(transformation: optax.GradientTransformation, tree: Any) -> list[
 
 
 class _Lifted:
-    """A kernel with its arguments sorted by how they reach the step."""
+    """A kernel with its arguments sorted by how they reach the step.
+
+    Nothing in it changes after it is built, so that a copy of it is itself.
+    """
 
     def __init__(self, kernel: Kernel, key: Any, arguments: dict[str, Any]) -> None:
         expected = {*kernel.hyperparameters, *kernel.options}
@@ -114,8 +126,7 @@ class _Lifted:
         }
         self.traced: tuple[str, ...] = ()
         for name, valid in kernel.hyperparameters.items():
-            value = arguments[name]
-            check_hyperparameter(kernel.name, name, value, valid)
+            value = check_hyperparameter(kernel.name, name, arguments[name], valid)
             if callable(value):
                 self.schedules[name] = value
             else:
@@ -126,11 +137,18 @@ class _Lifted:
             elif name in kernel.arguments | kernel.tree_arguments:
                 self.traced += (name,)
         self.counts_for_schedules = bool(self.schedules) and not kernel.counts
+        written = {slot.name for slot in kernel.slots if not slot.is_read}
+        # A piece that reads nothing of its state accepts any.
+        self.fields = kernel.state._fields
+        self.reads_state = self.counts_for_schedules or bool({*kernel.state._fields} - written)
+
+    def __deepcopy__(self, memo: Any) -> "_Lifted":
+        return self
 
     def init(self, params: Any) -> Any:
         """The state before the first step."""
         kernel = self.kernel
-        params = _trained(params)
+        params = trained(params)
         leaves, treedef = trees.flatten(params)
         shaping = {name for slot in kernel.slots for name in slot.shape_options}
         own = self.own_options(params, params, len(leaves), shaping)
@@ -156,8 +174,8 @@ class _Lifted:
     def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         """One step: the new updates and the new state."""
         kernel = self.kernel
-        params = _trained(params)
-        count, inner = self._unpack(state)
+        params = trained(params)
+        count, inner = self._unpack(state, updates)
         gradients, treedef = trees.flatten(updates)
         stored = [
             trees.flatten_like(
@@ -172,6 +190,9 @@ class _Lifted:
         ]
         slots = [[trees.as_list(part) for part in parts] for parts in stored]
         parameters = self._parameters(params, updates, len(gradients))
+        if any(map(is_exact, gradients)):
+            gradients = self._promoted(gradients, slots, known_parameters(treedef, params))
+            updates = treedef.unflatten(gradients)
         own = self.own_options(
             updates if params is None else params, updates, len(gradients), self.per_leaf
         )
@@ -180,8 +201,6 @@ class _Lifted:
             leaf = [gradient, parameters[i], *(slot[i] for slot in slots)]
             if trees.is_parameter(gradient):
                 check_leaf(kernel, i, leaf, self.static | own[i], updates, inner)
-            else:
-                check_left_alone(kernel, i, leaf, updates)
 
         t = None if count is None else optax.safe_increment(count)
         scalars, new_scalars = self._scalars(
@@ -222,7 +241,7 @@ class _Lifted:
         fields |= {name: optax.safe_increment(getattr(inner, name)) for name in kernel.counts}
         if new_key is not None:
             fields["rng_key"] = new_key
-        return treedef.unflatten(gradients), self._pack(t, kernel.state(**fields))
+        return treedef.unflatten(gradients), self._renewed(t, state, inner, fields)
 
     def _number(self, fill: Any) -> Any:
         """A value at the start; a name stands for that hyperparameter's."""
@@ -238,30 +257,48 @@ class _Lifted:
             return self.kernel.scheduled_state(count)
         return ScheduledState(count, inner)
 
-    def _unpack(self, state: Any) -> tuple[Any, Any]:
+    def _unpack(self, state: Any, updates: Any) -> tuple[Any, Any]:
         """The counter, if there is one, and the state that holds the slots."""
-        expected = self.kernel.state
-        if self.counts_for_schedules:
-            expected = ScheduledState if expected._fields else self.kernel.scheduled_state
-        if getattr(state, "_fields", None) != expected._fields:
-            raise ValueError(
-                f"{self.kernel.name}: expected a state with the fields {expected._fields}, got "
-                f"{type(state).__name__} {getattr(state, '_fields', '')}; was it made by the init "
-                "of this transformation?"
-            )
-        if expected is ScheduledState:
+        own = self.kernel.state
+        if not self.reads_state:
+            return None, state if has_fields(state, own._fields) else self.init(updates)
+        if self.counts_for_schedules and own._fields:
+            check_state(self.kernel.name, state, ScheduledState._fields)
+            check_state(self.kernel.name, state.inner_state, own._fields)
             return state.count, state.inner_state
         counters = ("count",) if self.counts_for_schedules else self.kernel.counts
+        check_state(self.kernel.name, state, own._fields or counters)
         return (getattr(state, counters[0]) if counters else None), state
 
+    def _renewed(self, t: Any, state: Any, inner: Any, fields: dict[str, Any]) -> Any:
+        """The new state, in the guise of the old one."""
+        own = self.kernel.state
+        if not self.counts_for_schedules:
+            # What is not read comes back as it was.
+            return with_fields(own, inner, fields) if own._fields else state
+        if not own._fields:
+            return with_fields(self.kernel.scheduled_state, state, {"count": t})
+        new = {"count": t, "inner_state": with_fields(own, inner, fields)}
+        return with_fields(ScheduledState, state, new)
+
     def _parameters(self, params: Any, updates: Any, number: int) -> Sequence[Any]:
-        if params is not None:
-            return trees.flatten_like(self.kernel.name, "params", params, "updates", updates)
-        if self.kernel.needs_parameters:
+        if not self.kernel.needs_parameters:
+            return [None] * number
+        if params is None:
             raise ValueError(
                 f"{self.kernel.name}: needs the parameters; call update(updates, state, params)"
             )
-        return [None] * number
+        return trees.flatten_like(self.kernel.name, "params", params, "updates", updates)
+
+    def _promoted(
+        self, gradients: list[Any], slots: list[list[Any]], parameters: list[Any] | None
+    ) -> list[Any]:
+        """The gradients, those of integers as what they are for the parameter and slots there."""
+        columns = [*slots] if parameters is None else [parameters, *slots]
+        return [
+            as_gradient(gradient, [column[i] for column in columns])
+            for i, gradient in enumerate(gradients)
+        ]
 
     def own_options(
         self, tree: Any, updates: Any, number: int, names: Iterable[str]
@@ -288,7 +325,7 @@ class _Lifted:
         step = leaf_step_of(
             kernel.name,
             kernel.step,
-            tuple((slot.read_as, slot.real) for slot in kernel.slots),
+            tuple((slot.read_as if slot.is_read else "", slot.real) for slot in kernel.slots),
             tuple(static.items()),
             stacked=len(arguments) > 1,
         )
@@ -343,9 +380,7 @@ class _Lifted:
                 raise ValueError(
                     f"{kernel.name}: needs {name}; call update(updates, state, params, {name}=...)"
                 )
-            value = jnp.asarray(extra[name])
-            if value.ndim:
-                raise ValueError(f"{kernel.name}: {name} must be a scalar, got shape {value.shape}")
+            value = squeezed(f"{kernel.name}: {name}", jnp.asarray(extra[name]))
             known[name] = as_scalar(value, dtype)
         if t is not None:
             known["t"] = t.astype(dtype)
@@ -375,16 +410,8 @@ class _Lifted:
         return new_key, list(jax.random.split(sample_key, number)) if number else []
 
 
-def _trained(params: Any) -> Any:
-    """The parameters that a gradient belongs to: of lookahead's pair, the fast ones."""
-    return params.fast if isinstance(params, optax.LookaheadParams) else params
-
-
 def evaluate(schedule: Callable[[jax.Array], Any], count: jax.Array) -> jax.Array:
     """The value of a schedule at a step, as a scalar array."""
     # optax's schedules mix integers and floats, which strict promotion would refuse.
     with jax.numpy_dtype_promotion("standard"):
-        value = jnp.asarray(schedule(count))
-    if value.ndim:
-        raise ValueError(f"a schedule must return a scalar, got shape {value.shape}")
-    return value
+        return squeezed("a schedule's value", jnp.asarray(schedule(count)))

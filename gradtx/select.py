@@ -1,5 +1,6 @@
 """Choosing leaves: one notion for masks, labels, frozen layers and weight decay."""
 
+import contextlib
 import inspect
 import re
 from collections.abc import Callable, Hashable, Mapping
@@ -11,7 +12,7 @@ import numpy as np
 from gradtx.kernel import PerLeaf
 from gradtx.messages import listed, shown
 from gradtx.roles import layer_shapes
-from gradtx.trees import path_name
+from gradtx.trees import describe_difference, flatten, path_name
 
 Specification: TypeAlias = Any
 Mask: TypeAlias = Any
@@ -229,37 +230,79 @@ def is_function_of_tree(mask: Any) -> bool:
     return len(required) <= 1
 
 
-def mask_for(owner: str, mask: Mask, tree: Any) -> Any:
-    """The tree of booleans, possibly a prefix of `tree`, that a mask argument stands for.
+def mask_for(owner: str, mask: Mask, tree: Any, argument: str = "mask") -> Any:
+    """The tree of booleans that a mask argument stands for, one for each leaf of `tree`.
+
+    Args:
+        owner: name of the function that was called, which opens the message.
+        mask: a tree of booleans, or of the numbers 0 and 1, or a prefix of one; or a function of
+            the tree that returns it.
+        tree: the updates or parameters.
+        argument: what the mask is called in the message.
 
     Raises:
-        ValueError: if it has leaves that are not booleans.
+        ValueError: if it has other leaves, or does not fit the tree, naming the key path.
     """
     if isinstance(mask, str):
-        raise ValueError(f"{owner}: a mask is no string; did you mean select({mask!r})?")
+        raise ValueError(
+            f"{owner}: {argument} must not be a string; did you mean select({mask!r})?"
+        )
     flags = mask(tree) if is_function_of_tree(mask) else mask
     wrong = [flag for flag in jax.tree.leaves(flags) if not _is_boolean(flag)]
     if wrong:
-        raise ValueError(f"{owner}: a mask has single booleans for leaves, got {wrong[0]!r}")
-    return flags
-
-
-def flag_of_each_leaf(owner: str, mask: Mask) -> PerLeaf:
-    """Whether a mask chooses a leaf, as an option of a kernel; None and True choose all."""
-
-    def choose(tree: Any) -> Any:
-        flags = True if mask is None else mask_for(owner, mask, tree)
-        return jax.tree.map(
-            lambda flag, part: jax.tree.map(lambda _: bool(flag), part), flags, tree
+        raise ValueError(
+            f"{owner}: {argument} must have single booleans for leaves, got {wrong[0]!r:.200}"
         )
+    return fitted(owner, argument, jax.tree.map(bool, flags), tree)
 
-    return PerLeaf(choose)
+
+def fitted(owner: str, argument: str, chosen: Any, tree: Any) -> Any:
+    """What is chosen for each leaf of a tree: flags, labels.
+
+    A prefix stands for all leaves below it. What was made from a tree of other containers, such
+    as an `nnx.State` for the pure dictionary that is made of it, fits if the paths are the same.
+    Where the tree has None, anything may be chosen.
+
+    Raises:
+        ValueError: if the structures differ, naming the first path that only one of them has.
+    """
+    structure = jax.tree.structure(tree)
+    choices, own_structure = jax.tree.flatten(chosen)
+    if own_structure == structure:
+        return chosen
+    try:
+        return jax.tree.map(lambda choice, part: jax.tree.map(lambda _: choice, part), chosen, tree)
+    except (ValueError, TypeError, KeyError) as mismatch:
+        if len(choices) == structure.num_leaves and _plain_paths(chosen) == _plain_paths(tree):
+            return structure.unflatten(choices)
+        leaves, treedef = flatten(tree)
+        if None in leaves:
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                parts = treedef.flatten_up_to(chosen)
+                pairs = list(zip(leaves, parts, strict=True))
+                if jax.tree_util.all_leaves([p for leaf, p in pairs if leaf is not None]):
+                    return treedef.unflatten(None if leaf is None else p for leaf, p in pairs)
+        difference = describe_difference("the tree", tree, argument, chosen, subtrees=True)
+        raise ValueError(f"{owner}: {difference}") from mismatch
+
+
+def _plain_paths(tree: Any) -> list[str]:
+    """The paths without the last step that flax.nnx puts between a variable and its value."""
+    named, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [path_name(path).removesuffix("/value") for path, _ in named]
+
+
+def flag_of_each_leaf(owner: str, mask: Mask, argument: str = "mask") -> PerLeaf:
+    """Whether a mask chooses a leaf, as an option of a kernel; None and True choose all."""
+    return PerLeaf(lambda tree: mask_for(owner, True if mask is None else mask, tree, argument))
 
 
 def _is_boolean(flag: Any) -> bool:
-    return isinstance(flag, bool) or (
-        getattr(flag, "dtype", None) == np.bool_ and np.ndim(flag) == 0
-    )
+    """Whether a leaf says yes or no: a boolean, or the number 0 or 1."""
+    if isinstance(flag, bool):
+        return True
+    is_number = isinstance(flag, int | float) or hasattr(flag, "dtype")
+    return is_number and np.ndim(flag) == 0 and bool(flag == 0 or flag == 1)
 
 
 def _matching(pattern: re.Pattern[str], tree: Any) -> Any:

@@ -95,13 +95,13 @@ def flatten_like(
     try:
         parts = treedef.flatten_up_to(tree)
     except (ValueError, TypeError, KeyError) as mismatch:
-        difference = _difference(what, tree, reference_name, reference, subtrees=subtrees)
+        difference = describe_difference(what, tree, reference_name, reference, subtrees=subtrees)
         raise ValueError(f"{owner}: {difference}") from mismatch
     opposite = [part for leaf, part in zip(leaves, parts, strict=True) if leaf is not None]
     if not subtrees and not jax.tree_util.all_leaves(
         [part for part in opposite if part is not None]
     ):
-        raise ValueError(f"{owner}: {_difference(what, tree, reference_name, reference)}")
+        raise ValueError(f"{owner}: {describe_difference(what, tree, reference_name, reference)}")
     return parts
 
 
@@ -140,9 +140,10 @@ def refuse_shape(
     )
 
 
-def _difference(
+def describe_difference(
     what: str, tree: Any, reference_name: str, reference: Any, *, subtrees: bool = False
 ) -> str:
+    """Where two trees part: the first path that only one of them has."""
     ours, theirs = _leaves_by_path(tree), _leaves_by_path(reference)
     if subtrees:  # a part stands for all that lies below it
         ours = {

@@ -9,6 +9,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from gradtx import trees
+from gradtx.inputs import is_exact
 from gradtx.kernel import COUNT, SHARE, check
 
 
@@ -19,14 +20,16 @@ def apply_updates(params: Any, updates: Any) -> Any:
 
     Args:
         params: a tree of parameters.
-        updates: a tree of the same structure and shapes; where it has None the parameter stays.
+        updates: a tree of the same structure and shapes; where it has None, or the float0 that is
+            JAX's gradient of an integer, the parameter stays.
 
     Returns:
-        The new parameters, in their own dtypes; the sum is formed in at least float32. Leaves
-        that are not inexact arrays stay as they are.
+        The new parameters, in their own dtypes; the sum is formed in at least float32. An integer
+        parameter takes an integer update. Leaves that are not numbers stay as they are.
 
     Raises:
-        ValueError: if structures or shapes differ, naming the path.
+        ValueError: if structures or shapes differ, or an integer parameter has an update that is
+            not one of integers, naming the path.
 
     Example:
         >>> import jax.numpy as jnp
@@ -39,19 +42,39 @@ def apply_updates(params: Any, updates: Any) -> Any:
     changes = trees.flatten_like("apply_updates", "updates", updates, "params", params)
     new = []
     for i, (parameter, change) in enumerate(zip(leaves, changes, strict=True)):
-        if change is None or not trees.is_parameter(parameter):
+        if not (trees.is_parameter(parameter) or is_exact(parameter)) or not (
+            trees.is_parameter(change) or is_exact(change)
+        ):
             new.append(parameter)
             continue
         if np.shape(parameter) != np.shape(change):
             trees.refuse_shape("apply_updates", "params", params, i, "updates", change)
-        new.append(_add(parameter, change))
+        if is_exact(parameter):
+            new.append(_add_exactly(parameter, change, params, i))
+        else:
+            new.append(_add(parameter, change))
     return treedef.unflatten(new)
+
+
+def _add_exactly(parameter: Any, change: Any, params: Any, index: int) -> Any:
+    """The sum of integers; of booleans, whether one of the two holds."""
+    own, other = (np.dtype(getattr(x, "dtype", type(x))) for x in (parameter, change))
+    if not is_exact(change) or (own == np.bool_) != (other == np.bool_):
+        raise ValueError(
+            f"apply_updates: the parameter at '{trees.paths(params)[index]}' is of {own}, its "
+            f"update of {other}, which would be rounded; leave such a parameter out with None, or "
+            "make it an inexact one"
+        )
+    if own == np.bool_:
+        return parameter | change
+    return parameter + change if isinstance(parameter, int) else _add(parameter, change)
 
 
 @jax.jit
 def _add(parameter: jax.Array, change: jax.Array) -> jax.Array:
     parameter, change = jnp.asarray(parameter), jnp.asarray(change)
-    dtype = trees.compute_dtype(parameter.dtype)
+    is_inexact = jnp.issubdtype(parameter.dtype, jnp.inexact)
+    dtype = trees.compute_dtype(parameter.dtype) if is_inexact else parameter.dtype
     return (parameter.astype(dtype) + change.astype(dtype)).astype(parameter.dtype)
 
 
@@ -82,7 +105,7 @@ def incremental_update(new_tensors: Any, old_tensors: Any, step_size: ArrayLike)
         [1.]
     """
     owner = "incremental_update"
-    check(owner, "step_size", step_size, SHARE)
+    step_size = check(owner, "step_size", step_size, SHARE)
     targets, treedef = trees.flatten(new_tensors)
     starts = trees.flatten_like(owner, "old_tensors", old_tensors, "new_tensors", new_tensors)
 
@@ -136,6 +159,6 @@ def periodic_update(
         >>> print(gradtx.periodic_update(jnp.ones(1), jnp.zeros(1), 20, update_period=10))
         [1.]
     """
-    check("periodic_update", "update_period", update_period, COUNT)
+    update_period = check("periodic_update", "update_period", update_period, COUNT)
     is_due = jnp.mod(jnp.asarray(steps), jnp.asarray(update_period)) == 0
     return lax.cond(is_due, lambda: new_tensors, lambda: old_tensors)

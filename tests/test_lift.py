@@ -330,10 +330,17 @@ def test_mismatch_is_found_behind_a_missing_gradient():
         tx.update({"a": None, "b": jnp.ones(3), "c": jnp.ones(1)}, tx.init(params))
 
 
-def test_wrong_parameters_are_refused_even_where_they_are_not_needed():
-    tx = gradtx.scale(2.0)
-    with pytest.raises(ValueError, match=r"scale: .*\(2,\).*\(3,\)"):
-        tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(3))
+def test_parameters_are_checked_only_where_an_equation_reads_them():
+    per_example, params = jnp.array([[3.0, -4.0], [0.5, 2.0]]), jnp.ones(2)
+    for tx, expected in [
+        (gradtx.scale(2.0), 2 * per_example),
+        (gradtx.clip(1.0), [[1, -1], [0.5, 1]]),
+    ]:
+        updates, _ = tx.update(per_example, tx.init(params), params)
+        np.testing.assert_array_equal(updates, expected)
+    decay = gradtx.add_decayed_weights(0.1)
+    with pytest.raises(ValueError, match=r"add_decayed_weights: .*\(2, 2\).*\(2,\)"):
+        decay.update(per_example, decay.init(params), params)
 
 
 def test_missing_parameters_are_asked_for():
@@ -448,11 +455,47 @@ def test_count_is_no_hyperparameter_and_takes_no_schedule():
 
 
 @pytest.mark.parametrize("gradient", [jnp.array([1, 2]), 1, jnp.array([True, False])], ids=str)
-def test_gradients_of_integers_are_refused_where_the_parameter_is_inexact(gradient):
-    params = {"a": [jnp.ones(np.shape(gradient))]}
-    for tx in (gradtx.sgd(0.1), gradtx.adam(0.1)):
-        with pytest.raises(ValueError, match=r"the dtype (int|bool).* at 'a/0'"):
-            tx.update({"a": [gradient]}, tx.init(params), params)
-    # Without parameters the state knows.
-    with pytest.raises(ValueError, match="scale_by_adam: updates has the dtype"):
-        tx.update({"a": [gradient]}, tx.init(params))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "lion"])
+def test_a_gradient_of_integers_for_a_parameter_of_floats_is_promoted(gradient, dtype, name):
+    params = {"a": [jnp.ones(np.shape(gradient), dtype)]}
+    tx = getattr(gradtx, name)(0.25)
+    expected, _ = tx.update({"a": [jnp.asarray(gradient, dtype)]}, tx.init(params), params)
+    for given in (params, None) if name != "lion" else (params,):
+        updates, state = jax.jit(tx.update)({"a": [gradient]}, tx.init(params), given)
+        # Without parameters the state alone tells that it is one, and in which dtype not.
+        np.testing.assert_allclose(
+            *(np.asarray(tree["a"][0], np.float32) for tree in (updates, expected)), rtol=1e-6
+        )
+        assert given is None or updates["a"][0].dtype == dtype
+        assert jax.tree.map(jnp.result_type, state) == jax.tree.map(
+            jnp.result_type, tx.init(params)
+        )
+
+
+def test_an_integer_leaf_does_not_get_its_own_gradient_as_its_update():
+    params = {"w": jnp.ones(2), "steps": jnp.int32(7), "size": 3, "flag": jnp.array(True)}
+    gradients = {"w": jnp.ones(2), "steps": jnp.int32(5), "size": 2, "flag": jnp.array(True)}
+    for tx in (
+        gradtx.sgd(0.5),
+        gradtx.adamw(0.5),
+        gradtx.apply_if_finite(gradtx.adam(0.5), 3),
+        gradtx.MultiSteps(gradtx.sgd(0.5), 1).gradient_transformation(),
+        gradtx.inject_hyperparams(gradtx.scale)(-0.5),
+        gradtx.masked(gradtx.sgd(0.5), gradtx.select("")),
+        gradtx.flatten(gradtx.sgd(0.5)),
+    ):
+        updates, _ = tx.update(gradients, tx.init(params), params)
+        new = gradtx.apply_updates(params, updates)
+        assert (new["steps"], new["size"], new["flag"]) == (7, 3, True)
+        assert float(new["w"][0]) < 1
+
+
+def test_a_gradient_of_integers_is_promoted_without_parameters_too():
+    updates, _ = gradtx.scale(-0.1).update({"a": 3, "b": jnp.arange(2)}, None)
+    np.testing.assert_allclose(updates["a"], -0.3, rtol=1e-6)
+    np.testing.assert_allclose(updates["b"], [0.0, -0.1], rtol=1e-6)
+    updates, _ = gradtx.inject_hyperparams(gradtx.scale)(0.5).update(
+        jnp.array([3]), gradtx.inject_hyperparams(gradtx.scale)(0.5).init(jnp.ones(1))
+    )
+    np.testing.assert_array_equal(updates, [1.5])

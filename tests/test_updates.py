@@ -61,12 +61,31 @@ def test_apply_updates_of_complex_parameters():
 
 def test_apply_updates_leaves_alone_what_has_no_update():
     params = {"w": jnp.ones(2), "frozen": jnp.ones(1), "steps": jnp.int32(7), "name": "net"}
-    updates = {"w": jnp.ones(2), "frozen": None, "steps": jnp.int32(1), "name": None}
+    no_gradient = np.zeros((), jax.dtypes.float0)
+    updates = {"w": jnp.ones(2), "frozen": None, "steps": no_gradient, "name": None}
     new = gradtx.apply_updates(params, updates)
     np.testing.assert_array_equal(new["w"], [2, 2])
     assert new["frozen"] is params["frozen"]
     assert new["steps"] == 7
     assert new["name"] == "net"
+
+
+def test_an_integer_parameter_takes_an_exact_update_and_no_other():
+    params = {"n": jnp.array([7, -2], jnp.int8), "size": 3, "flag": jnp.array([True, False])}
+    updates = {"n": jnp.array([1, 2]), "size": 2, "flag": jnp.array([False, True])}
+    new = jax.jit(gradtx.apply_updates)(params, updates)
+    np.testing.assert_array_equal(new["n"], [8, 0])
+    assert new["n"].dtype == jnp.int8
+    assert new["size"] == 5
+    np.testing.assert_array_equal(new["flag"], [True, True])
+    assert gradtx.apply_updates({"size": 3}, {"size": 2})["size"] == 5
+    for name, fraction in (
+        ("n", jnp.array([0.5, 0.0])),
+        ("size", 0.5),
+        ("flag", jnp.array([1, 0])),
+    ):
+        with pytest.raises(ValueError, match=rf"apply_updates: the parameter at '{name}' is of"):
+            gradtx.apply_updates(params, {**updates, name: fraction})
 
 
 def test_apply_updates_keeps_empty_places_empty():

@@ -276,6 +276,7 @@ def assert_close(tree: Any, expected: Any, tolerance: float, what: str) -> None:
 # Wrong values of an argument that must be ...
 ANY_NUMBER = (float("nan"), 1j, True, "high", [0.5, 0.5])
 NON_NEGATIVE = (-1.0, *ANY_NUMBER)
+KEPT = (1.5, -1.5, *ANY_NUMBER)
 DECAY = (1.0, 1.5, *NON_NEGATIVE)
 COUNT = (0, 1.5, *NON_NEGATIVE)
 

@@ -44,9 +44,7 @@ def conditionally_transform(
         forward_extra_args,
         "conditionally_transform",
         otherwise=lambda updates: updates,
-        make_state=lambda inner_state, step: optax.transforms.ConditionallyTransformState(
-            inner_state=inner_state, step=step
-        ),
+        state_class=optax.transforms.ConditionallyTransformState,
     )
 
 
@@ -83,9 +81,7 @@ def conditionally_mask(
         forward_extra_args,
         "conditionally_mask",
         otherwise=lambda updates: zero.update(updates, optax.EmptyState())[0],
-        make_state=lambda inner_state, step: optax.transforms.ConditionallyMaskState(
-            inner_state=inner_state, step=step
-        ),
+        state_class=optax.transforms.ConditionallyMaskState,
     )
 
 
@@ -95,7 +91,7 @@ def _conditional(
     forward_extra_args: bool,
     owner: str,
     otherwise: Callable[[Any], Any],
-    make_state: Callable[[Any, Any], Any],
+    state_class: Any,
 ) -> ExtraArgs:
     inner = as_transformation(owner, "inner", inner)
     if not callable(should_transform_fn):
@@ -105,7 +101,7 @@ def _conditional(
         )
 
     def init(params: Any) -> Any:
-        return make_state(inner.init(params), jnp.zeros([], jnp.int32))
+        return state_class(step=jnp.zeros([], jnp.int32), inner_state=inner.init(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         condition = should_transform_fn(state.step, **(extra if forward_extra_args else {}))
@@ -124,7 +120,7 @@ def _conditional(
         )
         numbers = iter(numbers)
         merged = [next(numbers) if trees.is_number(leaf) else leaf for leaf in leaves]
-        new_state = make_state(inner_state, optax.safe_increment(state.step))
+        new_state = state_class(step=optax.safe_increment(state.step), inner_state=inner_state)
         return treedef.unflatten(merged), new_state
 
-    return composed(owner, (Part("", inner),), init, update)
+    return composed(owner, (Part("", inner),), init, update, state=state_class)

@@ -1,5 +1,6 @@
 """Different transformations for different leaves."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
@@ -10,7 +11,8 @@ import optax
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import ExtraArgs, Transformation, as_transformation, set_to_zero
-from gradtx.select import Mask, is_function_of_tree, mask_for
+from gradtx.inputs import check_state, describe_state
+from gradtx.select import Mask, fitted, is_function_of_tree, mask_for
 
 
 def masked(
@@ -46,48 +48,82 @@ def masked(
         >>> print(updates["kernel"], updates["bias"])
         [-1. -1.] [1. 1.]
     """
-    inner = as_transformation("masked", "inner", inner)
+    return masked_for(
+        "masked", "mask", inner, mask, mask_compatible_extra_args=mask_compatible_extra_args
+    )
 
-    def hide(tree: Any, flags: Any) -> Any:
-        try:
-            return jax.tree.map(
-                lambda flag, part: part if flag else optax.MaskedNode(), flags, tree
-            )
-        except (ValueError, TypeError, KeyError) as mismatch:
-            raise ValueError(
-                "masked: the mask is no prefix of the tree: "
-                f"{jax.tree.structure(flags)} against {jax.tree.structure(tree)}"
-            ) from mismatch
+
+def masked_for(
+    owner: str,
+    argument: str,
+    inner: Transformation,
+    mask: Mask,
+    *,
+    mask_compatible_extra_args: bool = False,
+) -> ExtraArgs:
+    """`masked`, whose messages name the function that was called and its argument."""
+    inner = as_transformation(owner, "inner", inner)
+    flags_of = functools.partial(mask_for, owner, mask, argument=argument)
 
     def init(params: Any) -> Any:
         # A tree without leaves has nothing to hide; optax passes one to learn the layout.
         if not jax.tree.leaves(params):
             return optax.MaskedState(inner.init(params))
-        return optax.MaskedState(inner.init(hide(params, mask_for("masked", mask, params))))
+        return optax.MaskedState(inner.init(_hidden(params, flags_of(params))))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        # A function of the parameters is asked about the parameters wherever they are known.
-        flags = mask_for("masked", mask, _known("masked", updates, params))
-        if mask_compatible_extra_args:
-            structure = jax.tree.structure(updates)
-            extra = {
-                name: hide(value, flags) if jax.tree.structure(value) == structure else value
-                for name, value in extra.items()
-            }
-        hidden_params = None if params is None else hide(params, flags)
-        new, inner_state = inner.update(
-            hide(updates, flags), state.inner_state, hidden_params, **extra
+        flags = flags_of(_asked(owner, mask, updates, params))
+        return _update_masked(
+            owner, inner, flags, updates, state, params, extra, mask_compatible_extra_args
         )
-        merged = jax.tree.map(lambda flag, a, b: a if flag else b, flags, new, updates)
-        return merged, optax.MaskedState(inner_state)
 
-    part = Part("", inner, functools.partial(mask_for, "masked", mask))
-    return composed("masked", (part,), init, update)
+    return composed(
+        "masked",
+        (Part("", inner, flags_of),),
+        init,
+        update,
+        state=optax.MaskedState,
+        only_hands_on=True,
+    )
 
 
-def _known(owner: str, updates: Any, params: Any) -> Any:
-    """The parameters, which must agree with the updates; without them the updates."""
-    if params is None:
+def _hidden(tree: Any, flags: Any) -> Any:
+    """The tree with nothing in place of what is not chosen."""
+    return jax.tree.map(lambda flag, part: part if flag else optax.MaskedNode(), flags, tree)
+
+
+def _update_masked(
+    owner: str,
+    inner: ExtraArgs,
+    flags: Any,
+    updates: Any,
+    state: Any,
+    params: Any,
+    extra: dict[str, Any],
+    mask_compatible_extra_args: bool,
+) -> tuple[Any, Any]:
+    """The updates of the chosen leaves, among the others as they were, and the new state."""
+    own = fitted(owner, "the mask", flags, updates)
+    if mask_compatible_extra_args:
+        structure = jax.tree.structure(updates)
+        extra = {
+            name: _hidden(value, own) if jax.tree.structure(value) == structure else value
+            for name, value in extra.items()
+        }
+    hidden_params = params
+    # Parameters that do not fit are refused by whatever reads them.
+    with contextlib.suppress(ValueError):
+        hidden_params = _hidden(params, fitted(owner, "the mask", flags, params))
+    new, inner_state = inner.update(
+        _hidden(updates, own), state.inner_state, hidden_params, **extra
+    )
+    merged = jax.tree.map(lambda flag, a, b: a if flag else b, own, new, updates)
+    return merged, optax.MaskedState(inner_state)
+
+
+def _asked(owner: str, choice: Any, updates: Any, params: Any) -> Any:
+    """The tree that a choice is for: of a function the parameters, where they are given."""
+    if params is None or not is_function_of_tree(choice):
         return updates
     trees.flatten_like(owner, "params", params, "updates", updates)
     return params
@@ -141,51 +177,69 @@ def partition(
     }
 
     def labels_of(tree: Any) -> Any:
-        return param_labels(tree) if is_function_of_tree(param_labels) else param_labels
-
-    def chosen_by(label: Hashable, labels: Any) -> Any:
-        return jax.tree.map(lambda own: own == label, labels)
-
-    def groups(tree: Any) -> dict[Hashable, ExtraArgs]:
-        labels = labels_of(tree)
+        labels = param_labels(tree) if is_function_of_tree(param_labels) else param_labels
+        labels = fitted("partition", "param_labels", labels, tree)
         unknown = set(jax.tree.leaves(labels)) - set(transforms)
         if unknown:
             raise ValueError(
                 f"partition: no transformation for the labels {sorted(map(str, unknown))}; there "
                 f"are {sorted(map(str, transforms))}"
             )
-        return {
-            label: masked(
-                tx,
-                chosen_by(label, labels),
-                mask_compatible_extra_args=mask_compatible_extra_args,
-            )
-            for label, tx in transforms.items()
-        }
+        return labels
 
     def init(params: Any) -> Any:
         # A tree without leaves has no labels; optax passes one to learn the layout.
-        if not jax.tree.leaves(params):
-            inner_states = {
-                label: optax.MaskedState(tx.init(params)) for label, tx in transforms.items()
+        is_empty = not jax.tree.leaves(params)
+        labels = params if is_empty else labels_of(params)
+        return optax.transforms.PartitionState(
+            {
+                label: optax.MaskedState(
+                    tx.init(params if is_empty else _hidden(params, _chosen_by(label, labels)))
+                )
+                for label, tx in transforms.items()
             }
-        else:
-            inner_states = {label: tx.init(params) for label, tx in groups(params).items()}
-        return optax.transforms.PartitionState(inner_states)
+        )
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        labels = labels_of(_asked("partition", param_labels, updates, params))
         new_states = {}
-        for label, tx in groups(_known("partition", updates, params)).items():
-            updates, new_states[label] = tx.update(
-                updates, state.inner_states[label], params, **extra
+        for label, tx in transforms.items():
+            if not isinstance(state.inner_states, Mapping) or label not in state.inner_states:
+                raise ValueError(
+                    f"partition: the state has nothing for the label {label!r}, but "
+                    f"{describe_state(state.inner_states)}"
+                )
+            inner_state = state.inner_states[label]
+            check_state(f"partition: {label}", inner_state, optax.MaskedState._fields)
+            flags = _chosen_by(label, labels)
+            updates, new_states[label] = _update_masked(
+                "partition",
+                tx,
+                flags,
+                updates,
+                inner_state,
+                params,
+                extra,
+                mask_compatible_extra_args,
             )
         return updates, optax.transforms.PartitionState(new_states)
 
     parts = tuple(
-        Part(str(label), tx, lambda tree, label=label: chosen_by(label, labels_of(tree)))
+        Part(str(label), tx, lambda tree, label=label: _chosen_by(label, labels_of(tree)))
         for label, tx in transforms.items()
     )
-    return composed("partition", parts, init, update)
+    return composed(
+        "partition",
+        parts,
+        init,
+        update,
+        state=optax.transforms.PartitionState,
+        only_hands_on=True,
+    )
+
+
+def _chosen_by(label: Hashable, labels: Any) -> Any:
+    return jax.tree.map(lambda own: own == label, labels)
 
 
 def freeze(mask: Mask) -> ExtraArgs:
@@ -212,7 +266,7 @@ def freeze(mask: Mask) -> ExtraArgs:
         >>> print(updates["body"], updates["head"])
         [0.] [-1.]
     """
-    return masked(set_to_zero(), mask)
+    return masked_for("freeze", "mask", set_to_zero(), mask)
 
 
 def selective_transform(optimizer: Transformation, *, freeze_mask: Mask) -> ExtraArgs:
@@ -246,7 +300,7 @@ def selective_transform(optimizer: Transformation, *, freeze_mask: Mask) -> Extr
     """
 
     def labels(tree: Any) -> Any:
-        flags = mask_for("selective_transform", freeze_mask, tree)
+        flags = mask_for("selective_transform", freeze_mask, tree, "freeze_mask")
         return jax.tree.map(lambda flag: "freeze" if flag else "train", flags)
 
     return partition({"train": optimizer, "freeze": set_to_zero()}, labels)

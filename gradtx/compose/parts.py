@@ -4,7 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import jax
 import optax
+
+from gradtx.inputs import as_gradients, check_state, has_fields
 
 Locality: TypeAlias = Literal["element", "leaf", "tree"]
 
@@ -34,18 +37,36 @@ class Composed:
         function: the update function itself.
         locality: what an element's update depends on, beside what the parts make it depend on:
             that "element" alone, its whole "leaf", or the whole "tree".
+        fields: what the function reads of its state; it may be of any class that has them.
+        only_hands_on: whether the function leaves it to its parts to look at the updates.
+        reads_state: whether the function reads its state; if not, it accepts any.
     """
 
     owner: str
     parts: tuple[Part, ...]
     function: Callable[..., tuple[Any, Any]]
     locality: Locality = "element"
+    fields: tuple[str, ...] = ()
+    only_hands_on: bool = False
+    reads_state: bool = True
 
     def __call__(
         self, updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, Any]:
         """The update of the whole."""
+        check_state(self.owner, state, self.fields)
+        if not self.only_hands_on:
+            updates = as_gradients(updates, params)
         return self.function(updates, state, params, **extra)
+
+    @property
+    def __name__(self) -> str:
+        """The name that a function has, which compiled programs are called by."""
+        return "update"
+
+    def __deepcopy__(self, memo: Any) -> "Composed":
+        # Nothing in it changes after it is built, so that a copy of it is itself.
+        return self
 
 
 def composed(
@@ -55,9 +76,34 @@ def composed(
     update: Callable[..., tuple[Any, Any]],
     *,
     locality: Locality = "element",
+    state: Any = None,
+    only_hands_on: bool = False,
+    reads_state: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    """A transformation of optax's type whose parts `parts_of` finds again."""
-    return optax.GradientTransformationExtraArgs(init, Composed(owner, parts, update, locality))
+    """A transformation of optax's type whose parts `parts_of` finds again.
+
+    Args:
+        owner: the public name of what put the parts together.
+        parts: in the order in which they act.
+        init: the init function.
+        update: the update function.
+        locality: see `Composed`.
+        state: the class of the state, whose fields the update reads; None: it looks at the state
+            itself, or has none.
+        only_hands_on: see `Composed`.
+        reads_state: see `Composed`.
+    """
+    fields = getattr(state, "_fields", ())
+    whole = Composed(owner, parts, update, locality, fields, only_hands_on, reads_state)
+    return optax.GradientTransformationExtraArgs(init, whole)
+
+
+def would_lose(tx: optax.GradientTransformation, state: Any) -> bool:
+    """Whether a state that an update does not read is that of another transformation."""
+    update: Any = getattr(tx.update, "__self__", tx.update)
+    if getattr(update, "reads_state", True) or not jax.tree.leaves(state):
+        return False
+    return not (update.fields and has_fields(state, update.fields))
 
 
 def parts_of(tx: optax.GradientTransformation) -> tuple[Part, ...]:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from gradtx import trees
-from gradtx.compose.parts import Part, composed
+from gradtx.compose.parts import Part, composed, would_lose
+from gradtx.inputs import describe_state
 
 Transformation = optax.GradientTransformation
 ExtraArgs = optax.GradientTransformationExtraArgs
@@ -73,7 +74,8 @@ def chain(*args: Transformation) -> ExtraArgs:
 
     Raises:
         ValueError: if an argument is not a gradient transformation; in `update`, if the state
-            belongs to a chain of another length.
+            belongs to another chain. The place of a piece without a state may hold anything that
+            is empty, such as None.
 
     Example:
         >>> import jax.numpy as jnp
@@ -92,16 +94,34 @@ def chain(*args: Transformation) -> ExtraArgs:
         if not isinstance(state, tuple | list) or len(state) != len(transformations):
             raise ValueError(
                 f"chain: expected the states of {len(transformations)} transformations, got "
-                f"{state!r:.200}"
+                f"{describe_state(state)}; gradtx.migrate carries the state of another "
+                "transformation over"
             )
         new_states = []
-        for tx, inner in zip(transformations, state, strict=True):
+        for i, (tx, inner) in enumerate(zip(transformations, state, strict=True)):
+            _refuse_loss("chain", f"place {i}", tx, inner)
             updates, new = tx.update(updates, inner, params, **extra)
             new_states.append(new)
-        return updates, tuple(new_states)
+        return updates, _in_container_of(state, new_states)
 
     parts = tuple(Part("", tx) for tx in transformations)
-    return composed("chain", parts, init, update)
+    return composed("chain", parts, init, update, only_hands_on=True)
+
+
+def _in_container_of(state: Any, new_states: list[Any]) -> Any:
+    """The states in the container that they came in, so that a loop can carry a restored list."""
+    if isinstance(state, list):
+        return new_states
+    return type(state)(*new_states) if hasattr(state, "_fields") else tuple(new_states)
+
+
+def _refuse_loss(owner: str, place: str, tx: Transformation, state: Any) -> None:
+    """Refuse a state at the place of a piece that would not read it."""
+    if would_lose(tx, state):
+        raise ValueError(
+            f"{owner}: {place} has no state, got {describe_state(state)}; gradtx.migrate carries "
+            "the state of another transformation over"
+        )
 
 
 def named_chain(*args: tuple[str, Transformation]) -> ExtraArgs:
@@ -137,15 +157,19 @@ def named_chain(*args: tuple[str, Transformation]) -> ExtraArgs:
         return OrderedDict((name, tx.init(params)) for name, tx in transformations)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        if list(state) != names:
-            raise ValueError(f"named_chain: expected the states of {names}, got {list(state)}")
-        new_state = OrderedDict()
+        if not isinstance(state, Mapping) or set(state) != set(names):
+            raise ValueError(
+                f"named_chain: expected the states of {names}, got {describe_state(state)}"
+            )
+        new_states = {}
         for name, tx in transformations:
-            updates, new_state[name] = tx.update(updates, state[name], params, **extra)
-        return updates, new_state
+            _refuse_loss("named_chain", repr(name), tx, state[name])
+            updates, new_states[name] = tx.update(updates, state[name], params, **extra)
+        # A plain dictionary comes back as one, so that a loop can carry it.
+        return updates, new_states if type(state) is dict else OrderedDict(new_states)
 
     parts = tuple(Part(name, tx) for name, tx in transformations)
-    return composed("named_chain", parts, init, update)
+    return composed("named_chain", parts, init, update, only_hands_on=True)
 
 
 def identity() -> ExtraArgs:
@@ -165,12 +189,16 @@ def identity() -> ExtraArgs:
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         del params, extra
-        # A state of another optimizer, whose place in a chain this is, must not be lost.
-        if jax.tree.leaves(state):
-            raise ValueError(f"identity: has no state, got a {type(state).__name__}")
         return updates, state
 
-    return composed("identity", (), lambda params: optax.EmptyState(), update)
+    return composed(
+        "identity",
+        (),
+        lambda params: optax.EmptyState(),
+        update,
+        only_hands_on=True,
+        reads_state=False,
+    )
 
 
 def set_to_zero() -> ExtraArgs:
@@ -194,7 +222,9 @@ def set_to_zero() -> ExtraArgs:
         return jnp.zeros_like(update) if trees.is_number(update) else update
 
     zeros = stateless(lambda updates, params: jax.tree.map(zero, updates))
-    return composed("set_to_zero", (), zeros.init, zeros.update)
+    return composed(
+        "set_to_zero", (), zeros.init, zeros.update, only_hands_on=True, reads_state=False
+    )
 
 
 def stateless(f: Callable[[Any, Any], Any]) -> ExtraArgs:
@@ -218,8 +248,8 @@ def stateless(f: Callable[[Any, Any], Any]) -> ExtraArgs:
     """
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        del state, extra
-        return f(updates, params), optax.EmptyState()
+        del extra
+        return f(updates, params), state
 
     return ExtraArgs(lambda params: optax.EmptyState(), update)
 

@@ -74,7 +74,7 @@ def sharpness(
         >>> print(f"{sharpness(valley, {'x': jnp.array(1.0), 'y': jnp.array(1.0)}):.3f}")
         6.000
     """
-    check("sharpness", "iterations", iterations, COUNT)
+    iterations = check("sharpness", "iterations", iterations, COUNT)
     loss, x = _as_function_of_vector("sharpness", loss_fn, params, args)
     _, hessian_product = jax.linearize(jax.grad(loss), x)
     start = jax.random.normal(jax.random.key(0) if key is None else key, x.shape, x.dtype)

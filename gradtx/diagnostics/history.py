@@ -89,8 +89,8 @@ def record_history(
         raise ValueError(
             f"{_OWNER}: measures must map at least one name to a function, got {measures!r}"
         )
-    check(_OWNER, "length", length, COUNT)
-    check(_OWNER, "every", every, COUNT)
+    length = check(_OWNER, "length", length, COUNT)
+    every = check(_OWNER, "every", every, COUNT)
     functions = {name: (measures[name], _wanted(name, measures[name])) for name in measures}
     length, every = int(length), int(every)
 

@@ -179,7 +179,7 @@ def connecting_path(
         (True, True)
     """
     owner = "connecting_path"
-    check(owner, "steps", steps, COUNT)
+    steps = check(owner, "steps", steps, COUNT)
     transformation = as_transformation(owner, "tx", adam(1e-2) if tx is None else tx)
     ends = [_parameters(start), _like(owner, "end", end, start)]
     draws = callable(batches)
@@ -228,7 +228,7 @@ def _along(
     args: tuple[Any, ...],
     points: int,
 ) -> tuple[jax.Array, Any]:
-    check(owner, "points", points, _POINTS)
+    points = check(owner, "points", points, _POINTS)
 
     # The anchors and the batch are arguments: as constants they would slow down the compiler.
     @jax.jit

@@ -157,10 +157,12 @@ def learning_rate_range(
     for name, function in (("loss_fn", loss_fn), ("tx_factory", tx_factory)):
         if not callable(function):
             raise ValueError(f"{_OWNER}: {name} must be a function, got {function!r}")
-    check(_OWNER, "low", low, POSITIVE_FINITE)
-    check(_OWNER, "high", high, Range(f"finite and > low, {low}", lambda v: low < v < math.inf))
-    check(_OWNER, "steps", steps, _STEPS)
-    check(_OWNER, "smoothing", smoothing, DECAY)
+    low = check(_OWNER, "low", low, POSITIVE_FINITE)
+    high = check(
+        _OWNER, "high", high, Range(f"finite and > low, {low}", lambda v: low < v < math.inf)
+    )
+    steps = check(_OWNER, "steps", steps, _STEPS)
+    smoothing = check(_OWNER, "smoothing", smoothing, DECAY)
     number = first_axis_size(_OWNER, "batch", batch) if stacked else 1
     rates = np.geomspace(float(low), float(high), int(steps))
     table = jnp.asarray(rates, dtype=float)

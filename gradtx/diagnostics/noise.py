@@ -90,7 +90,7 @@ def gradient_noise_scale(
     """
     if not callable(loss_fn):
         raise ValueError(f"{_OWNER}: loss_fn must be a function, got {loss_fn!r}")
-    check(_OWNER, "small_batch_size", small_batch_size, COUNT)
+    small_batch_size = check(_OWNER, "small_batch_size", small_batch_size, COUNT)
     size = first_axis_size(_OWNER, "batch", batch)
     small = int(small_batch_size)
     if size % small or size < 2 * small:

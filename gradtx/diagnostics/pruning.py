@@ -73,7 +73,7 @@ def prune_by_magnitude(
          [False False]]
     """
     owner = "prune_by_magnitude"
-    check(owner, "fraction", fraction, SHARE)
+    fraction = check(owner, "fraction", fraction, SHARE)
     if scope not in _SCOPES:
         raise ValueError(f"{owner}: scope must be one of {_SCOPES}, got {scope!r}")
     chosen = _chosen(owner, params, select)

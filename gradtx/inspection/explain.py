@@ -237,7 +237,7 @@ def explain(
     """
     tx = checked_transformation("explain", "tx", tx)
     checked_params("explain", params)
-    check("explain", "step", step, COUNT_OR_ZERO)
+    step = check("explain", "step", step, COUNT_OR_ZERO)
     own_bytes: dict[Any, int] = {}
     for entry in entries_of(tx, _abstract_state(tx, params), params):
         own_bytes[entry.parameter] = own_bytes.get(entry.parameter, 0) + _bytes(entry.leaf)

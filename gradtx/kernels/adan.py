@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, PerLeaf, Slot
+from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, PerLeaf, Slot
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
 from gradtx.trees import abs_squared
@@ -114,7 +114,7 @@ def descend_proximally(
     the minimum of <r, x> + ||x - p||^2 / (2 * learning_rate) + weight_decay / 2 * ||x||^2 over x.
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         weight_decay: the strength of the decay that has been added, >= 0.
         decays: whether it was added to a leaf; elsewhere weight_decay is 0.
 
@@ -139,7 +139,7 @@ def descend_proximally(
     kernel = Kernel(
         "adan",
         _descend_proximally,
-        hyperparameters=dict.fromkeys(arguments, NON_NEGATIVE),
+        hyperparameters={"learning_rate": ANY_NUMBER, "weight_decay": NON_NEGATIVE},
         options=("decays",),
         source="Xie et al. 2022, Algorithm 1",
     )

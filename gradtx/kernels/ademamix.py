@@ -6,7 +6,7 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 from optax.contrib import ScaleByAdemamixState, ScaleBySimplifiedAdEMAMixState
 
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, check_dtype
+from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Slot, check_dtype
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
 from gradtx.trees import abs_squared
@@ -78,7 +78,7 @@ def scale_by_ademamix(
             "b1": DECAY,
             "b2": DECAY,
             "b3": DECAY,
-            "alpha": NON_NEGATIVE,
+            "alpha": ANY_NUMBER,
             "eps": NON_NEGATIVE,
             "eps_root": NON_NEGATIVE,
         },
@@ -142,7 +142,7 @@ def scale_by_simplified_ademamix(
         hyperparameters={
             "b1": DECAY,
             "b2": DECAY,
-            "alpha": NON_NEGATIVE,
+            "alpha": ANY_NUMBER,
             "eps": NON_NEGATIVE,
             "eps_root": NON_NEGATIVE,
         },

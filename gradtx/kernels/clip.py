@@ -7,7 +7,7 @@ import optax
 from optax import ScalarOrSchedule
 
 from gradtx import trees
-from gradtx.kernel import NON_NEGATIVE, Kernel, Slot
+from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, Slot
 from gradtx.kernels.arithmetic import clip_to_norm, direction, root_mean_square
 from gradtx.kernels.unitwise import as_axes, unit_axes
 from gradtx.lift import lift
@@ -133,7 +133,7 @@ def normalize_by_update_norm(
     kernel = Kernel(
         owner,
         _normalize_by_update_norm,
-        hyperparameters={"scale_factor": NON_NEGATIVE, "eps": NON_NEGATIVE},
+        hyperparameters={"scale_factor": ANY_NUMBER, "eps": NON_NEGATIVE},
         measures={"norm": _global_norm(owner, axis_name, axis_reduction)},
         source="Hazan et al. 2015, Algorithm 1",
     )
@@ -242,8 +242,7 @@ def adaptive_grad_clip(
     return lift(kernel, clipping=clipping, eps=eps, axis=axes)
 
 
-def _zero_nans(g, *, found_nan):
-    del found_nan
+def _zero_nans(g):
     is_nan = jnp.isnan(g)
     return jnp.where(is_nan, 0.0, g), jnp.any(is_nan)
 
@@ -265,7 +264,7 @@ def zero_nans() -> optax.GradientTransformationExtraArgs:
         >>> print(updates, state.found_nan)
         [0. 2.] True
     """
-    found = Slot("found_nan", fill=False, dtype=bool, shape=lambda shape: ())
+    found = Slot("found_nan", fill=False, dtype=bool, shape=lambda shape: (), is_read=False)
     kernel = Kernel(
         "zero_nans",
         _zero_nans,

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from optax import ScalarOrSchedule
 
 from gradtx import trees
+from gradtx.inputs import as_gradients, check_state
 from gradtx.kernel import COUNT, NON_NEGATIVE, check, check_hyperparameter
 from gradtx.kernels.objective import Loss, loss_of_moving
 from gradtx.lift import evaluate
@@ -60,10 +61,10 @@ def scale_by_newton(
     owner = "scale_by_newton"
     if solver not in ("dense", "cg"):
         raise ValueError(f"{owner}: solver must be 'dense' or 'cg', got {solver!r}")
-    check_hyperparameter(owner, "damping", damping, NON_NEGATIVE)
-    check(owner, "tolerance", tolerance, NON_NEGATIVE)
+    damping = check_hyperparameter(owner, "damping", damping, NON_NEGATIVE)
+    tolerance = check(owner, "tolerance", tolerance, NON_NEGATIVE)
     if max_iterations is not None:
-        check(owner, "max_iterations", max_iterations, COUNT)
+        max_iterations = check(owner, "max_iterations", max_iterations, COUNT)
 
     def update(
         updates: Any,
@@ -74,8 +75,11 @@ def scale_by_newton(
         **extra: Any,
     ) -> Any:
         del extra
+        updates = as_gradients(updates, params)
         moving, parameters, value = loss_of_moving(owner, "value_fn", value_fn, updates, params)
         gradients, treedef = trees.flatten(updates)
+        if callable(damping):
+            check_state(owner, state, optax.ScaleByScheduleState._fields)
         shift, state = _damping_now(damping, state)
         if not moving:
             return updates, state

@@ -11,6 +11,7 @@ from optax.contrib import DAdaptAdamWState
 
 from gradtx import trees
 from gradtx.kernel import (
+    ANY_NUMBER,
     DECAY,
     NON_NEGATIVE,
     POSITIVE,
@@ -25,7 +26,7 @@ from gradtx.kernels.arithmetic import safe_divide, sum_of_weights
 from gradtx.lift import lift
 
 ADAM = {
-    "learning_rate": NON_NEGATIVE,
+    "learning_rate": ANY_NUMBER,
     "b1": DECAY,
     "b2": DECAY,
     "eps": NON_NEGATIVE,
@@ -177,7 +178,7 @@ def dadapt_adamw(
         [-0.5]
     """
     check_betas("dadapt_adamw", betas)
-    check("dadapt_adamw", "estim_lr0", estim_lr0, POSITIVE)
+    estim_lr0 = check("dadapt_adamw", "estim_lr0", estim_lr0, POSITIVE)
     kernel = Kernel(
         "dadapt_adamw",
         _dadapt,

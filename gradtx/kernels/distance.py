@@ -254,7 +254,7 @@ def scale_by_distance_over_gradients(
         [-0.5]
     """
     owner = "scale_by_distance_over_gradients"
-    check(owner, "reps_rel", reps_rel, POSITIVE)
+    reps_rel = check(owner, "reps_rel", reps_rel, POSITIVE)
     kernel = Kernel(
         owner,
         _layer_distance,

@@ -47,7 +47,7 @@ def apply_every(k: ArrayLike = 1) -> optax.GradientTransformationExtraArgs:
         [0.]
         [7.]
     """
-    check("apply_every", "k", k, COUNT)
+    k = check("apply_every", "k", k, COUNT)
     kernel = Kernel(
         "apply_every",
         _apply_every,

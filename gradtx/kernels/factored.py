@@ -169,9 +169,11 @@ def scale_by_factored_rms(
         (2,) (3,) (1,)
     """
     owner = "scale_by_factored_rms"
-    check_hyperparameter(owner, "decay_rate", decay_rate, NON_NEGATIVE)
-    check(owner, "step_offset", step_offset, STEP)
-    check(owner, "min_dim_size_to_factor", min_dim_size_to_factor, COUNT_OR_ZERO)
+    decay_rate = check_hyperparameter(owner, "decay_rate", decay_rate, NON_NEGATIVE)
+    step_offset = check(owner, "step_offset", step_offset, STEP)
+    min_dim_size_to_factor = check(
+        owner, "min_dim_size_to_factor", min_dim_size_to_factor, COUNT_OR_ZERO
+    )
     if not callable(decay_rate_fn):
         raise ValueError(f"{owner}: decay_rate_fn must be a function, got {decay_rate_fn!r}")
     options = {"factored": bool(factored), "min_dim_size_to_factor": int(min_dim_size_to_factor)}

@@ -9,6 +9,7 @@ import optax
 from optax.contrib import HutchinsonState
 
 from gradtx import trees
+from gradtx.inputs import as_gradients, check_state
 from gradtx.kernels.objective import Loss, loss_of_moving
 
 
@@ -81,6 +82,8 @@ def hutchinson_estimator_diag_hessian(
             owner, "obj_fn", obj_fn or value_fn, updates, params
         )
         refuse_complex(owner, updates)
+        check_state(owner, state, HutchinsonState._fields)
+        updates = as_gradients(updates, params)
         leaves, treedef = trees.flatten(updates)
         new_key, subkey = jax.random.split(state.key)
         at = [widened(parameter) for parameter in parameters]

@@ -7,7 +7,7 @@ import optax
 from optax import ScalarOrSchedule
 
 from gradtx import trees
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
+from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Slot
 from gradtx.kernels.adan import change_of
 from gradtx.kernels.arithmetic import clip_to_norm
 from gradtx.lift import lift
@@ -77,7 +77,7 @@ def scale_by_mars(
         "scale_by_mars",
         _mars,
         slots=(Slot("previous_gradient"),),
-        hyperparameters={"b1": DECAY, "gamma": NON_NEGATIVE, "max_norm": NON_NEGATIVE},
+        hyperparameters={"b1": DECAY, "gamma": ANY_NUMBER, "max_norm": NON_NEGATIVE},
         state=ScaleByMarsState,
         elementwise=False,
         source="Yuan et al. 2024, Algorithm 1",

@@ -8,7 +8,7 @@ import optax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import COUNT, DECAY, Kernel, Slot, check, check_dtype
+from gradtx.kernel import COUNT, DECAY, KEPT, Kernel, Slot, check, check_dtype
 from gradtx.kernels.arithmetic import debias as debiased
 from gradtx.lift import lift
 
@@ -35,7 +35,8 @@ def trace(
     v <- decay * v + (1 - decay) * g.
 
     Args:
-        decay: the share of v that is kept, in [0, 1); a number, a scalar array or a schedule.
+        decay: the share of v that is kept, in [-1, 1]; a number, a scalar array or a schedule. 1
+            makes v a running sum.
         nesterov: whether to look one step ahead.
         accumulator_dtype: the storage dtype of v; None: the parameter's, at least float32.
         dampening: the share of the gradient that is left out, in [0, 1).
@@ -44,7 +45,7 @@ def trace(
         The transformation, with the state `TraceState(trace)`.
 
     Raises:
-        ValueError: if `decay` or `dampening` is not in [0, 1).
+        ValueError: if `decay` is not in [-1, 1], or `dampening` not in [0, 1).
 
     Source:
         Polyak 1964, equation (9); Sutskever et al. 2013, "On the importance of initialization
@@ -66,7 +67,7 @@ def trace(
         "trace",
         _trace,
         slots=(Slot("trace", dtype=dtype),),
-        hyperparameters={"decay": DECAY, "dampening": DECAY},
+        hyperparameters={"decay": KEPT, "dampening": DECAY},
         options=("nesterov",),
         state=optax.TraceState,
         source="Polyak 1964, equation (9)",
@@ -174,7 +175,7 @@ def simple_moving_average(window: int) -> optax.GradientTransformationExtraArgs:
         [1.5]
         [4.]
     """
-    check("simple_moving_average", "window", window, COUNT)
+    window = check("simple_moving_average", "window", window, COUNT)
     length = int(window)
     history = Slot("history", shape=lambda shape: (length, *shape))
     kernel = Kernel(

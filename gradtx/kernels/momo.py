@@ -185,7 +185,7 @@ def momo(
         >>> print(tx.update(gradient, tx.init(params), params, value=value)[0])
         [-1.5 -2. ]
     """
-    check("momo", "lower_bound", lower_bound, ANY_NUMBER)
+    lower_bound = check("momo", "lower_bound", lower_bound, ANY_NUMBER)
     kernel = Kernel(
         "momo",
         _momo,

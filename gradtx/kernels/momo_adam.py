@@ -131,7 +131,7 @@ def momo_adam(
         >>> print(tx.update(gradient, tx.init(params), params, value=value)[0])
         [-0.5]
     """
-    check("momo_adam", "lower_bound", lower_bound, ANY_NUMBER)
+    lower_bound = check("momo_adam", "lower_bound", lower_bound, ANY_NUMBER)
     hyperparameters: dict[str, Range] = {
         "learning_rate": NON_NEGATIVE,
         "b1": DECAY,

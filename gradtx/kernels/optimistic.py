@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import NON_NEGATIVE, Kernel, Scalar, Slot, state_class
+from gradtx.kernel import ANY_NUMBER, Kernel, Scalar, Slot, state_class
 from gradtx.lift import lift
 
 # optax keeps the class of this state private, so it is read off an abstract value.
@@ -60,7 +60,7 @@ def scale_by_optimistic_gradient(
         scalars=(Scalar("is_initial_step", fill=True, dtype=bool),),
         scalar_step=_no_longer_initial,
         factors=("starts",),
-        hyperparameters={"alpha": NON_NEGATIVE, "beta": NON_NEGATIVE},
+        hyperparameters={"alpha": ANY_NUMBER, "beta": ANY_NUMBER},
         state=_State,
         source="Mokhtari et al. 2020, section 3",
     )

@@ -17,6 +17,7 @@ from optax import ScalarOrSchedule
 from optax.contrib import DifferentiallyPrivateAggregateState
 
 from gradtx import trees
+from gradtx.inputs import as_gradients, check_state
 from gradtx.kernel import (
     NON_NEGATIVE,
     POSITIVE_FINITE,
@@ -63,7 +64,7 @@ def per_example_global_norm_clip(grads: Any, l2_norm_clip: ArrayLike) -> tuple[A
         [2.5 2. ] 1
     """
     owner = "per_example_global_norm_clip"
-    check(owner, "l2_norm_clip", l2_norm_clip, NON_NEGATIVE)
+    l2_norm_clip = check(owner, "l2_norm_clip", l2_norm_clip, NON_NEGATIVE)
     leaves, treedef = trees.flatten(grads)
     numbers = [i for i, leaf in enumerate(leaves) if trees.is_number(leaf)]
     examples = [_inexact(leaves[i]) for i in numbers]
@@ -112,7 +113,7 @@ def per_example_layer_norm_clip(
         [4.0825, 0.6]
     """
     owner = "per_example_layer_norm_clip"
-    check(owner, "global_l2_norm_clip", global_l2_norm_clip, NON_NEGATIVE)
+    global_l2_norm_clip = check(owner, "global_l2_norm_clip", global_l2_norm_clip, NON_NEGATIVE)
     leaves, treedef = trees.flatten(grads)
     numbers = [i for i, leaf in enumerate(leaves) if trees.is_number(leaf)]
     _number_of_examples(owner, grads, numbers)
@@ -174,10 +175,10 @@ def differentially_private_aggregate(
         [0.3  0.65]
     """
     owner = "differentially_private_aggregate"
-    check_hyperparameter(owner, "l2_norm_clip", l2_norm_clip, _FINITE)
-    check_hyperparameter(owner, "noise_multiplier", noise_multiplier, _FINITE)
+    l2_norm_clip = check_hyperparameter(owner, "l2_norm_clip", l2_norm_clip, _FINITE)
+    noise_multiplier = check_hyperparameter(owner, "noise_multiplier", noise_multiplier, _FINITE)
     if lot_size is not None:
-        check(owner, "lot_size", lot_size, POSITIVE_FINITE)
+        lot_size = check(owner, "lot_size", lot_size, POSITIVE_FINITE)
     own_key = check_key(owner, key)
     counts = callable(l2_norm_clip) or callable(noise_multiplier)
 
@@ -189,11 +190,13 @@ def differentially_private_aggregate(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         del extra
+        check_state(owner, state, ScheduledState._fields if counts else ("rng_key",))
         inner = state.inner_state if counts else state
 
         def now(value: Any) -> Any:
             return evaluate(value, state.count) if callable(value) else value
 
+        updates = as_gradients(updates, params)
         leaves, treedef = trees.flatten(updates)
         active = [i for i, leaf in enumerate(leaves) if trees.is_parameter(leaf)]
         number = _number_of_examples(owner, updates, active)

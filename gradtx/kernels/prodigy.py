@@ -286,7 +286,7 @@ def prodigy(
         [-0.5]
     """
     check_betas("prodigy", betas)
-    check("prodigy", "estim_lr0", estim_lr0, POSITIVE)
+    estim_lr0 = check("prodigy", "estim_lr0", estim_lr0, POSITIVE)
     is_limited = not (isinstance(growth_rate, float) and growth_rate == math.inf)
     limit = {"growth_rate": growth_rate} if is_limited else {}
     return lift(

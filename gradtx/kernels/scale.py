@@ -7,8 +7,16 @@ import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule
 
-from gradtx.compose import identity, masked
-from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, check_key, state_class
+from gradtx.compose.groups import masked_for
+from gradtx.compose.sequence import identity
+from gradtx.kernel import (
+    ANY_NUMBER,
+    NON_NEGATIVE,
+    Kernel,
+    check_hyperparameter,
+    check_key,
+    state_class,
+)
 from gradtx.kernels.unitwise import as_axes
 from gradtx.lift import lift
 from gradtx.select import Decay, Mask, decayed_leaves
@@ -89,15 +97,15 @@ def scale_by_learning_rate(
         u = -learning_rate * g
 
     Args:
-        learning_rate: a number >= 0, a scalar array or a schedule; None leaves the updates as
-            they are.
+        learning_rate: a number, a scalar array or a schedule; a negative one ascends. None leaves
+            the updates as they are.
         flip_sign: whether to multiply by -1 too, which turns ascent into descent.
 
     Returns:
         The transformation; its state is empty, or counts steps for a schedule.
 
     Raises:
-        ValueError: if `learning_rate` is negative, NaN or not a scalar.
+        ValueError: if `learning_rate` is NaN or not a scalar.
 
     Example:
         >>> import jax.numpy as jnp
@@ -112,7 +120,7 @@ def scale_by_learning_rate(
     kernel = Kernel(
         "scale_by_learning_rate",
         _descend,
-        hyperparameters={"learning_rate": NON_NEGATIVE},
+        hyperparameters={"learning_rate": ANY_NUMBER},
         options=("flip_sign",),
     )
     return lift(kernel, learning_rate=learning_rate, flip_sign=flip_sign)
@@ -139,7 +147,8 @@ def add_decayed_weights(
     preconditioner it is the gradient of weight_decay / 2 * ||p||^2.
 
     Args:
-        weight_decay: a number >= 0, a scalar array or a schedule.
+        weight_decay: a number, a scalar array or a schedule; after a negative scale it must be
+            negative to decay.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
         decay: "matrices" decays what `select.matrices` chooses, kernels and embeddings but neither
@@ -150,8 +159,8 @@ def add_decayed_weights(
         schedule, in a `MaskedState` if there is a mask.
 
     Raises:
-        ValueError: if `weight_decay` is negative, NaN or not a scalar, `decay` is neither of its
-            values, or there is a mask beside "matrices".
+        ValueError: if `weight_decay` is NaN or not a scalar, `decay` is neither of its values, or
+            there is a mask beside "matrices"; in `init` and `update`, if the mask does not fit.
 
     Source:
         Loshchilov & Hutter 2019, "Decoupled weight decay regularization", Algorithm 2, line 12.
@@ -166,16 +175,56 @@ def add_decayed_weights(
         >>> print(updates["kernel"], updates["bias"])
         [0.2] [0.]
     """
+    return _decayed("add_decayed_weights", weight_decay, "mask", mask, decay)
+
+
+def weight_decay_of(
+    owner: str,
+    weight_decay: ScalarOrSchedule,
+    mask: Mask | None = None,
+    *,
+    decay: Decay = "all",
+    argument: str = "mask",
+) -> optax.GradientTransformationExtraArgs:
+    """`add_decayed_weights` inside of an optimizer, where a negative decay would let weights grow.
+
+    Args:
+        owner: the optimizer, which opens the messages.
+        weight_decay: a number >= 0, a scalar array or a schedule.
+        mask: see `add_decayed_weights`.
+        decay: see `add_decayed_weights`.
+        argument: what the optimizer calls the mask.
+
+    Returns:
+        The transformation.
+
+    Raises:
+        ValueError: as `add_decayed_weights` does, and if `weight_decay` is negative.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from gradtx.kernels.scale import weight_decay_of
+        >>> tx = weight_decay_of("adamw", 0.5)
+        >>> print(tx.update(jnp.zeros(1), tx.init(jnp.ones(1)), jnp.ones(1))[0])
+        [0.5]
+    """
+    weight_decay = check_hyperparameter(owner, "weight_decay", weight_decay, NON_NEGATIVE)
+    return _decayed(owner, weight_decay, argument, mask, decay)
+
+
+def _decayed(
+    owner: str, weight_decay: ScalarOrSchedule, argument: str, mask: Mask | None, decay: Decay
+) -> optax.GradientTransformationExtraArgs:
     kernel = Kernel(
         "add_decayed_weights",
         _add_decayed_weights,
-        hyperparameters={"weight_decay": NON_NEGATIVE},
+        hyperparameters={"weight_decay": ANY_NUMBER},
         scheduled_state=WeightDecaySchedule,
         source="Loshchilov & Hutter 2019, Algorithm 2",
     )
-    mask = decayed_leaves("add_decayed_weights", decay, mask)
+    mask = decayed_leaves(owner, decay, mask)
     tx = lift(kernel, weight_decay=weight_decay)
-    return tx if mask is None else masked(tx, mask)
+    return tx if mask is None else masked_for(owner, argument, tx, mask)
 
 
 def _add_noise(g, *, key, t, eta, gamma):

@@ -136,8 +136,8 @@ def scale_by_shampoo(
          [ 0. -1.]]
     """
     owner = "scale_by_shampoo"
-    check(owner, "update_interval", update_interval, COUNT)
-    check(owner, "max_dimension", max_dimension, COUNT)
+    update_interval = check(owner, "update_interval", update_interval, COUNT)
+    max_dimension = check(owner, "max_dimension", max_dimension, COUNT)
 
     def statistics_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
         if len(shape) < 2:

@@ -177,8 +177,8 @@ def scale_by_soap(
         0.60 0.80
     """
     owner = "scale_by_soap"
-    check(owner, "precondition_frequency", precondition_frequency, COUNT)
-    check(owner, "max_precond_dim", max_precond_dim, COUNT)
+    precondition_frequency = check(owner, "precondition_frequency", precondition_frequency, COUNT)
+    max_precond_dim = check(owner, "max_precond_dim", max_precond_dim, COUNT)
 
     def squares(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
         return square_shapes(shape, max_precond_dim)

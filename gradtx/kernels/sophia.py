@@ -122,8 +122,10 @@ def scale_by_sophia(
         [3. 4.]
     """
     owner = "scale_by_sophia"
-    check(owner, "update_interval", update_interval, COUNT)
-    check(owner, "print_win_rate_every_n_steps", print_win_rate_every_n_steps, COUNT_OR_ZERO)
+    update_interval = check(owner, "update_interval", update_interval, COUNT)
+    print_win_rate_every_n_steps = check(
+        owner, "print_win_rate_every_n_steps", print_win_rate_every_n_steps, COUNT_OR_ZERO
+    )
     if hessian_diagonal_fn is None:
         hessian_diagonal_fn = hutchinson_estimator_diag_hessian()
     estimator = as_transformation(owner, "hessian_diagonal_fn", hessian_diagonal_fn)
@@ -184,7 +186,8 @@ def scale_by_sophia(
             _print_win_rate(new_updates, limit_now, new.count, print_win_rate_every_n_steps)
         return new_updates, SophiaState(*new, hessian_fn_state=inner)
 
-    return composed(owner, (Part("hessian_diagonal_fn", estimator),), init, update)
+    part = Part("hessian_diagonal_fn", estimator)
+    return composed(owner, (part,), init, update, state=SophiaState)
 
 
 def _print_win_rate(updates: Any, limit: Any, count: jax.Array, every: int) -> None:

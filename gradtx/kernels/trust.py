@@ -8,7 +8,7 @@ import optax
 from optax import ScalarOrSchedule
 
 from gradtx import trees
-from gradtx.kernel import NON_NEGATIVE, Kernel, PerLeaf
+from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, PerLeaf
 from gradtx.kernels.arithmetic import direction, root_mean_square
 from gradtx.kernels.scale import WeightDecaySchedule
 from gradtx.lift import lift
@@ -70,7 +70,7 @@ def scale_by_trust_ratio(
         _trust_ratio,
         hyperparameters={
             "min_norm": NON_NEGATIVE,
-            "trust_coefficient": NON_NEGATIVE,
+            "trust_coefficient": ANY_NUMBER,
             "eps": NON_NEGATIVE,
         },
         elementwise=False,
@@ -136,7 +136,7 @@ def scale_by_local_rate(
         _local_rate,
         hyperparameters={
             "weight_decay": NON_NEGATIVE,
-            "trust_coefficient": NON_NEGATIVE,
+            "trust_coefficient": ANY_NUMBER,
             "eps": NON_NEGATIVE,
         },
         options=("decays", "trusts"),
@@ -191,7 +191,7 @@ def undo_growth(learning_rate: ScalarOrSchedule) -> optax.GradientTransformation
     kernel = Kernel(
         "fromage",
         _undo_growth,
-        hyperparameters={"learning_rate": NON_NEGATIVE},
+        hyperparameters={"learning_rate": ANY_NUMBER},
         scheduled_state=WeightDecaySchedule,
         source="Bernstein et al. 2020, Algorithm 1",
     )

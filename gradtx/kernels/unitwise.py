@@ -105,7 +105,7 @@ def unitwise_clip(
         >>> print(gradtx.unitwise_clip(gradtx.unitwise_norm(g), jnp.full(2, 2.5), g))
         [1.5 2. ]
     """
-    check("unitwise_clip", "div_eps", div_eps, NON_NEGATIVE)
+    div_eps = check("unitwise_clip", "div_eps", div_eps, NON_NEGATIVE)
     for name, other in (("g_norm", g_norm), ("max_norm", max_norm)):
         if np.shape(other) != np.shape(grad):
             raise ValueError(

@@ -6,7 +6,7 @@ from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
 from gradtx.kernels.adam import scale_by_adam, scale_by_adamax, scale_by_amsgrad
-from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
+from gradtx.kernels.scale import scale_by_learning_rate, weight_decay_of
 from gradtx.select import Decay, Mask
 
 
@@ -28,7 +28,7 @@ def adam(
         u = -learning_rate * m_hat / (sqrt(v_hat + eps_root) + eps)
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: decay of the first moment, in [0, 1).
         b2: decay of the second moment, in [0, 1).
         eps: added to the root in the denominator, >= 0.
@@ -84,7 +84,7 @@ def adamw(
         u = -learning_rate * (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * p)
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: decay of the first moment, in [0, 1).
         b2: decay of the second moment, in [0, 1).
         eps: added to the root in the denominator, >= 0.
@@ -119,7 +119,7 @@ def adamw(
         scale_by_adam(
             b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, bias_correction=bias_correction
         ),
-        add_decayed_weights(weight_decay, mask, decay=decay),
+        weight_decay_of("adamw", weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )
 
@@ -141,7 +141,7 @@ def nadam(
         u = -learning_rate * m_hat / (sqrt(v_hat + eps_root) + eps)
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: decay of the first moment, in [0, 1).
         b2: decay of the second moment, in [0, 1).
         eps: added to the root in the denominator, >= 0.
@@ -207,7 +207,7 @@ def nadamw(
         u = -learning_rate * (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * p)
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: decay of the first moment, in [0, 1).
         b2: decay of the second moment, in [0, 1).
         eps: added to the root in the denominator, >= 0.
@@ -273,7 +273,7 @@ def amsgrad(
         u = -learning_rate * m_hat / (sqrt(v_max + eps_root) + eps)
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: decay of the first moment, in [0, 1).
         b2: decay of the second moment, in [0, 1).
         eps: added to the root in the denominator, >= 0.
@@ -321,7 +321,7 @@ def adamax(
         u = -learning_rate * m / (1 - b1^t) / w
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: decay of the first moment, in [0, 1).
         b2: decay of the maximum, in [0, 1).
         eps: keeps the maximum away from zero, >= 0.
@@ -363,7 +363,7 @@ def adamaxw(
         u = -learning_rate * (m / (1 - b1^t) / w + weight_decay * p)
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: decay of the first moment, in [0, 1).
         b2: decay of the maximum, in [0, 1).
         eps: keeps the maximum away from zero, >= 0.
@@ -393,6 +393,6 @@ def adamaxw(
     """
     return chain(
         scale_by_adamax(b1, b2, eps),
-        add_decayed_weights(weight_decay, mask, decay=decay),
+        weight_decay_of("adamaxw", weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )

@@ -14,7 +14,7 @@ from gradtx.kernels.adam_mini import Blocks, scale_by_adamini
 from gradtx.kernels.adopt import fourth_root, scale_by_acprop, scale_by_adopt
 from gradtx.kernels.madgrad import scale_by_madgrad
 from gradtx.kernels.mars import scale_by_mars
-from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
+from gradtx.kernels.scale import scale_by_learning_rate, weight_decay_of
 from gradtx.select import Decay, Mask
 
 
@@ -38,7 +38,7 @@ def acprop(
     In the first step s_hat = 1, so that the gradient is divided by 1 + eps.
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: decay of the average, in [0, 1).
         b2: decay of the squared deviation, in [0, 1).
         eps: added outside the root, >= 0.
@@ -70,7 +70,7 @@ def acprop(
     """
     return chain(
         scale_by_acprop(b1, b2, eps, eps_root),
-        add_decayed_weights(weight_decay, mask, decay=decay),
+        weight_decay_of("acprop", weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )
 
@@ -96,7 +96,7 @@ def adopt(
     The first gradient only sets v = g^2; its update is zero.
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: decay of the first moment, in [0, 1).
         b2: decay of the second moment, in [0, 1).
         eps: the smallest divisor, >= 0.
@@ -178,7 +178,9 @@ def madgrad(
         >>> print(f"{gradtx.apply_updates(params, updates):.3f}")  # z = 2 - 0.125 / cbrt(0.125)
         1.875
     """
-    return chain(add_decayed_weights(weight_decay), scale_by_madgrad(learning_rate, momentum, eps))
+    return chain(
+        weight_decay_of("madgrad", weight_decay), scale_by_madgrad(learning_rate, momentum, eps)
+    )
 
 
 def mars(
@@ -200,7 +202,7 @@ def mars(
         u = -learning_rate * (m_hat / (sqrt(v_hat) + eps) + weight_decay * p)
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: decay of the first moment, in [0, 1).
         b2: decay of the second moment, in [0, 1).
         eps: added to the root in the denominator, >= 0.
@@ -234,7 +236,7 @@ def mars(
     return chain(
         scale_by_mars(b1, gamma),
         scale_by_adam(b1, b2, eps),
-        add_decayed_weights(weight_decay, mask, decay=decay),
+        weight_decay_of("mars", weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )
 
@@ -259,7 +261,7 @@ def adamini(
         u = -learning_rate * (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * p)
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: decay of the first moment, in [0, 1).
         b2: decay of the second moment, in [0, 1).
         eps: added to the root in the denominator, >= 0.
@@ -294,6 +296,6 @@ def adamini(
     """
     return chain(
         scale_by_adamini(b1, b2, eps, eps_root, mu_dtype, blocks=blocks),
-        add_decayed_weights(weight_decay, mask, decay=decay),
+        weight_decay_of("adamini", weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )

@@ -24,7 +24,7 @@ def adabelief(
         u = -learning_rate * m_hat / (sqrt(s_hat) + eps)
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: decay of the first moment, in [0, 1).
         b2: decay of the squared deviation, in [0, 1).
         eps: added outside the root, >= 0.
@@ -68,7 +68,7 @@ def yogi(
         u = -learning_rate * m_hat / (sqrt(v_hat) + eps)
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: decay of the first moment, in [0, 1).
         b2: 1 minus the rate at which v changes, in [0, 1).
         eps: added to the root in the denominator, >= 0.
@@ -113,7 +113,7 @@ def radam(
     with m_hat, v_hat, rho_t and r_t as in `scale_by_radam`.
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: decay of the first moment, in [0, 1).
         b2: decay of the second moment, in [0, 1).
         eps: added to the root in the denominator, >= 0.

@@ -5,7 +5,7 @@ from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
 from gradtx.kernels.adan import descend_proximally, scale_by_adan
-from gradtx.kernels.scale import add_decayed_weights
+from gradtx.kernels.scale import weight_decay_of
 from gradtx.select import Decay, Mask, decayed_leaves, flag_of_each_leaf
 
 
@@ -31,7 +31,7 @@ def adan(
         p + u = (p - learning_rate * r) / (1 + learning_rate * weight_decay)
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: decay of the average of gradients, in [0, 1).
         b2: decay of the average of their changes, and the weight of these, in [0, 1).
         b3: decay of the second moment, in [0, 1).
@@ -67,6 +67,6 @@ def adan(
     decays = flag_of_each_leaf("adan", decayed_leaves("adan", decay, mask))
     return chain(
         scale_by_adan(b1, b2, b3, eps, eps_root),
-        add_decayed_weights(weight_decay, mask, decay=decay),
+        weight_decay_of("adan", weight_decay, mask, decay=decay),
         descend_proximally(learning_rate, weight_decay, decays),
     )

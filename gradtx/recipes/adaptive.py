@@ -4,7 +4,7 @@ from optax import GradientTransformationExtraArgs as Transformation
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain, identity
-from gradtx.kernel import DECAY, check_hyperparameter
+from gradtx.kernel import KEPT, check_hyperparameter
 from gradtx.kernels.adaptive import (
     scale_by_adadelta,
     scale_by_rms,
@@ -13,7 +13,7 @@ from gradtx.kernels.adaptive import (
     scale_by_stddev,
 )
 from gradtx.kernels.momentum import trace
-from gradtx.kernels.scale import add_decayed_weights, scale, scale_by_learning_rate
+from gradtx.kernels.scale import scale, scale_by_learning_rate, weight_decay_of
 from gradtx.select import Decay, Mask
 
 
@@ -28,7 +28,7 @@ def adagrad(
         u = -learning_rate * g / sqrt(s + eps)
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         initial_accumulator_value: s at the start, >= 0.
         eps: keeps the root away from zero, >= 0.
 
@@ -77,7 +77,7 @@ def rmsprop(
         u = -learning_rate * g / sqrt(v + eps)
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         decay: the share of the averages that is kept, in [0, 1).
         eps: keeps the quotient finite, >= 0.
         initial_scale: v at the start, >= 0.
@@ -111,7 +111,7 @@ def rmsprop(
         1.000
     """
     if momentum is not None:
-        check_hyperparameter("rmsprop", "momentum", momentum, DECAY)
+        momentum = check_hyperparameter("rmsprop", "momentum", momentum, KEPT)
     scaling = scale_by_stddev if centered else scale_by_rms
     return chain(
         scaling(decay, eps, initial_scale, eps_in_sqrt, bias_correction),
@@ -165,7 +165,9 @@ def adadelta(
         1.750
     """
     return chain(
-        add_decayed_weights(weight_decay, weight_decay_mask, decay=decay),
+        weight_decay_of(
+            "adadelta", weight_decay, weight_decay_mask, decay=decay, argument="weight_decay_mask"
+        ),
         scale_by_adadelta(rho, eps),
         scale_by_learning_rate(learning_rate),
     )

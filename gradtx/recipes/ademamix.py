@@ -6,7 +6,7 @@ from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
 from gradtx.kernels.ademamix import scale_by_ademamix, scale_by_simplified_ademamix
-from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
+from gradtx.kernels.scale import scale_by_learning_rate, weight_decay_of
 from gradtx.select import Decay, Mask
 
 
@@ -33,7 +33,7 @@ def ademamix(
         u = -learning_rate * (r + weight_decay * p)
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: decay of the fast average, in [0, 1).
         b2: decay of the second moment, in [0, 1).
         b3: decay of the slow average, in [0, 1). The paper raises it from b1 by a schedule.
@@ -68,7 +68,7 @@ def ademamix(
     """
     return chain(
         scale_by_ademamix(b1, b2, b3, alpha, eps, eps_root, mu_dtype),
-        add_decayed_weights(weight_decay, mask, decay=decay),
+        weight_decay_of("ademamix", weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )
 
@@ -94,7 +94,7 @@ def simplified_ademamix(
     Its steps are up to 1 / (1 - b1) times as long as Adam's; choose a smaller learning rate.
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: the share of the sum that is kept, in [0, 1).
         b2: decay of the second moment, in [0, 1).
         alpha: weight of the gradient of now, >= 0.
@@ -127,6 +127,6 @@ def simplified_ademamix(
     """
     return chain(
         scale_by_simplified_ademamix(b1, b2, alpha, eps, eps_root),
-        add_decayed_weights(weight_decay, mask, decay=decay),
+        weight_decay_of("simplified_ademamix", weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )

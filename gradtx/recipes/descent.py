@@ -7,10 +7,10 @@ from optax import GradientTransformationExtraArgs as Transformation
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain, identity
-from gradtx.kernel import DECAY, Range, check_hyperparameter
+from gradtx.kernel import DECAY, KEPT, Range, check_hyperparameter
 from gradtx.kernels.curvature import scale_by_newton
 from gradtx.kernels.momentum import ema, trace
-from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
+from gradtx.kernels.scale import scale_by_learning_rate, weight_decay_of
 from gradtx.kernels.sign import scale_by_lion, scale_by_sign
 from gradtx.select import Decay, Mask
 
@@ -33,8 +33,8 @@ def sgd(
         u = -learning_rate * (momentum * v + (1 - dampening) * g)
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
-        momentum: the share of v that is kept, in [0, 1); None: no momentum and no state.
+        learning_rate: the step size; a number, a scalar array or a schedule.
+        momentum: the share of v that is kept, in [-1, 1]; None: no momentum and no state.
         nesterov: whether to look one step ahead.
         accumulator_dtype: the storage dtype of v; None: the parameter's, at least float32.
         dampening: the share of the gradient that is left out of v, in [0, 1); equal to momentum it
@@ -66,8 +66,8 @@ def sgd(
         )
         direction = identity()
     else:
-        check_hyperparameter("sgd", "momentum", momentum, DECAY)
-        direction = trace(momentum, nesterov, accumulator_dtype, dampening=dampening)
+        kept = check_hyperparameter("sgd", "momentum", momentum, KEPT)
+        direction = trace(kept, nesterov, accumulator_dtype, dampening=dampening)
     return chain(direction, scale_by_learning_rate(learning_rate))
 
 
@@ -79,7 +79,7 @@ def sign_sgd(
         u = -learning_rate * sign(g)
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
 
     Returns:
         The chain of `scale_by_sign` and `scale_by_learning_rate`.
@@ -114,7 +114,7 @@ def signum(
         u = -learning_rate * sign(m)
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         beta: the share of m that is kept, in [0, 1).
         accumulator_dtype: the storage dtype of m; None: the parameter's, at least float32.
 
@@ -137,7 +137,7 @@ def signum(
         >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
         1.500
     """
-    check_hyperparameter("signum", "beta", beta, DECAY)
+    beta = check_hyperparameter("signum", "beta", beta, DECAY)
     return chain(
         ema(beta, debias=False, accumulator_dtype=accumulator_dtype),
         scale_by_sign(),
@@ -162,7 +162,7 @@ def lion(
         u = -learning_rate * (sign(c) + weight_decay * p)
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: the share of the momentum in the direction, in [0, 1).
         b2: the share of the momentum that is kept, in [0, 1).
         mu_dtype: the storage dtype of m; None: the parameter's, at least float32.
@@ -191,7 +191,7 @@ def lion(
     """
     return chain(
         scale_by_lion(b1, b2, mu_dtype),
-        add_decayed_weights(weight_decay, mask, decay=decay),
+        weight_decay_of("lion", weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )
 
@@ -209,7 +209,7 @@ def newton(
         u = -learning_rate * (H + damping * I)^-1 g
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule. At 1 a
+        learning_rate: the step size; a number, a scalar array or a schedule. At 1 a
             quadratic is solved in one step.
         solver: "dense" forms the Hessian H; "cg" runs conjugate gradients on Hessian-vector
             products, never forms H, and needs H + damping * I to be positive definite.

@@ -10,7 +10,7 @@ from gradtx.kernel import DECAY, NON_NEGATIVE, check, check_dtype, check_hyperpa
 from gradtx.kernels.clip import clip_by_block_rms
 from gradtx.kernels.factored import STEP, scale_by_factored_rms
 from gradtx.kernels.momentum import ema
-from gradtx.kernels.scale import add_decayed_weights, scale, scale_by_learning_rate
+from gradtx.kernels.scale import scale, scale_by_learning_rate, weight_decay_of
 from gradtx.kernels.sm3 import scale_by_sm3
 from gradtx.kernels.trust import scale_by_param_block_rms
 from gradtx.select import Decay, Mask
@@ -97,7 +97,7 @@ def adafactor(
     ):
         if value is not None:
             check_hyperparameter("adafactor", argument, value, valid)
-    check("adafactor", "decay_offset", decay_offset, STEP)
+    decay_offset = check("adafactor", "decay_offset", decay_offset, STEP)
     check_dtype("adafactor", "dtype_momentum", dtype_momentum)
     parts = [scale_by_factored_rms(factored, decay_rate, decay_offset, min_dim_size_to_factor, eps)]
     if clipping_threshold is not None:
@@ -109,7 +109,15 @@ def adafactor(
     if momentum is not None:
         parts.append(ema(momentum, debias=False, accumulator_dtype=dtype_momentum))
     if weight_decay_rate is not None:
-        parts.append(add_decayed_weights(weight_decay_rate, weight_decay_mask, decay=decay))
+        parts.append(
+            weight_decay_of(
+                "adafactor",
+                weight_decay_rate,
+                weight_decay_mask,
+                decay=decay,
+                argument="weight_decay_mask",
+            )
+        )
     return chain(*parts, scale(-1))
 
 
@@ -122,7 +130,7 @@ def sm3(learning_rate: ScalarOrSchedule, momentum: ScalarOrSchedule = 0.9) -> Tr
         u = -learning_rate * m
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         momentum: the share of m that is kept, in [0, 1).
 
     Returns:
@@ -144,5 +152,5 @@ def sm3(learning_rate: ScalarOrSchedule, momentum: ScalarOrSchedule = 0.9) -> Tr
         [[0.5 0.5]
          [0.5 0.5]]
     """
-    check_hyperparameter("sm3", "momentum", momentum, DECAY)
+    momentum = check_hyperparameter("sm3", "momentum", momentum, DECAY)
     return chain(scale_by_sm3(momentum), scale_by_learning_rate(learning_rate))

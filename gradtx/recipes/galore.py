@@ -8,7 +8,7 @@ from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
 from gradtx.kernels.matrices import WeightDimensionNumbers
-from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
+from gradtx.kernels.scale import scale_by_learning_rate, weight_decay_of
 from gradtx.select import Decay, Mask
 from gradtx.wrappers.projected import scale_by_galore
 
@@ -35,7 +35,7 @@ def galore(
     the paper.
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         rank: the largest rank of the subspace.
         update_proj_gap: T, after how many steps it is chosen anew.
         scale: what the updates of matrices are multiplied by; 0.25 in the paper.
@@ -77,6 +77,6 @@ def galore(
     )
     return chain(
         direction,
-        add_decayed_weights(weight_decay, mask, decay=decay),
+        weight_decay_of("galore", weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )

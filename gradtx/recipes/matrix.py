@@ -9,12 +9,12 @@ from optax import ScalarOrSchedule
 
 from gradtx.compose.groups import partition
 from gradtx.compose.sequence import chain
-from gradtx.kernel import DECAY, NON_NEGATIVE, check_hyperparameter
+from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, check_hyperparameter
 from gradtx.kernels.matrices import WeightDimensionNumbers, spread_numbers
 from gradtx.kernels.muon import scale_by_muon, scale_by_shape
 from gradtx.kernels.normuon import scale_by_normuon
 from gradtx.kernels.orthogonalize import NS_COEFFS, Preconditioning
-from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
+from gradtx.kernels.scale import scale_by_learning_rate, weight_decay_of
 from gradtx.recipes.adam import adamw
 from gradtx.roles import layer_shapes
 from gradtx.select import Decay, Mask
@@ -62,7 +62,7 @@ def muon(
     embeddings and output layers, which go to AdamW.
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         ns_coeffs: coefficients of the iteration, see `scale_by_muon`.
         ns_steps: number of iterations, >= 1.
         beta: the share of M that is kept, in [0, 1).
@@ -134,7 +134,9 @@ def muon(
                 ns_dtype=ns_dtype,
             ),
             scale_by_shape(muon_weight_dimension_numbers, consistent_rms),
-            add_decayed_weights(weight_decay, weight_decay_mask, decay=decay),
+            weight_decay_of(
+                "muon", weight_decay, weight_decay_mask, decay=decay, argument="weight_decay_mask"
+            ),
             scale_by_learning_rate(learning_rate),
         ),
         adamw(
@@ -159,7 +161,7 @@ def _check_adam(owner: str, b1: Any, b2: Any, eps_root: Any, weight_decay: Any, 
         ("adam_b2", b2, DECAY),
         ("adam_eps_root", eps_root, NON_NEGATIVE),
         ("adam_weight_decay", weight_decay, NON_NEGATIVE),
-        ("adam_learning_rate", 0.0 if rate is None else rate, NON_NEGATIVE),
+        ("adam_learning_rate", 0.0 if rate is None else rate, ANY_NUMBER),
     ):
         check_hyperparameter(owner, argument, value, valid)
 
@@ -215,7 +217,7 @@ def normuon(
     Muon, where m is the number of inputs and n that of outputs.
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule. With the default
+        learning_rate: the step size; a number, a scalar array or a schedule. With the default
             `consistent_rms` those of AdamW are a good start.
         ns_coeffs: coefficients of the iteration, see `scale_by_muon`.
         ns_steps: number of iterations, >= 1.
@@ -277,7 +279,13 @@ def normuon(
                 consistent_rms=consistent_rms,
                 ns_dtype=ns_dtype,
             ),
-            add_decayed_weights(weight_decay, weight_decay_mask, decay=decay),
+            weight_decay_of(
+                "normuon",
+                weight_decay,
+                weight_decay_mask,
+                decay=decay,
+                argument="weight_decay_mask",
+            ),
             scale_by_learning_rate(learning_rate),
         ),
         adamw(

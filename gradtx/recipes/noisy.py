@@ -19,7 +19,7 @@ def noisy_sgd(
         u_t = -learning_rate * (g_t + N(0, eta / t^gamma)),    t = 1, 2, ...
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         eta: variance of the noise at the first step, >= 0.
         gamma: how fast the variance decays, >= 0.
         key: a PRNG key, or an integer seed; it must be given.

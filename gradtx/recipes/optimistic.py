@@ -5,7 +5,7 @@ from optax import GradientTransformationExtraArgs as Transformation
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
-from gradtx.kernel import NON_NEGATIVE, check_hyperparameter
+from gradtx.kernel import ANY_NUMBER, check_hyperparameter
 from gradtx.kernels.adam import scale_by_adam
 from gradtx.kernels.optimistic import scale_by_optimistic_gradient
 from gradtx.kernels.scale import scale_by_learning_rate
@@ -21,7 +21,7 @@ def optimistic_gradient_descent(
         u_t = -learning_rate * ((alpha + beta) * g_t - beta * g_{t-1}),    g_0 = g_1
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         alpha: the weight of the gradient, >= 0.
         beta: the weight of its change since the last step, >= 0.
 
@@ -69,8 +69,8 @@ def optimistic_adam(
     relative to the learning rate.
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
-        optimism: the weight of the change of r, >= 0; None: the learning rate.
+        learning_rate: the step size; a number, a scalar array or a schedule.
+        optimism: the weight of the change of r; None: the learning rate.
         b1: decay of the first moment, in [0, 1).
         b2: decay of the second moment, in [0, 1).
         eps: added to the root in the denominator, >= 0.
@@ -97,12 +97,14 @@ def optimistic_adam(
         >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
         1.500
     """
-    check_hyperparameter("optimistic_adam", "learning_rate", learning_rate, NON_NEGATIVE)
+    learning_rate = check_hyperparameter(
+        "optimistic_adam", "learning_rate", learning_rate, ANY_NUMBER
+    )
     optimism = learning_rate if optimism is None else optimism
-    check_hyperparameter("optimistic_adam", "optimism", optimism, NON_NEGATIVE)
+    change = check_hyperparameter("optimistic_adam", "optimism", optimism, ANY_NUMBER)
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
-        scale_by_optimistic_gradient(learning_rate, optimism),
+        scale_by_optimistic_gradient(learning_rate, change),
         scale_by_learning_rate(1.0),
     )
 
@@ -127,7 +129,7 @@ def optimistic_adam_v2(
     with m_hat and v_hat as in `adam`.
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         alpha: the weight of r, >= 0.
         beta: the weight of its change since the last step, >= 0.
         b1: decay of the first moment, in [0, 1).

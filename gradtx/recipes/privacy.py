@@ -5,7 +5,7 @@ from optax import GradientTransformationExtraArgs as Transformation
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain, identity
-from gradtx.kernel import DECAY, check_hyperparameter
+from gradtx.kernel import KEPT, check_hyperparameter
 from gradtx.kernels.momentum import trace
 from gradtx.kernels.privacy import differentially_private_aggregate
 from gradtx.kernels.scale import scale_by_learning_rate
@@ -30,7 +30,7 @@ def dpsgd(
     examples: `jax.vmap(jax.grad(loss), in_axes=(None, 0))(params, batch)`.
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         l2_norm_clip: C, the largest norm of one example's gradient, finite and >= 0.
         noise_multiplier: the noise's standard deviation in units of C, finite and >= 0.
         seed: an integer seed, or a PRNG key.
@@ -62,7 +62,7 @@ def dpsgd(
         [0.3  0.65]
     """
     if momentum is not None:
-        check_hyperparameter("dpsgd", "momentum", momentum, DECAY)
+        momentum = check_hyperparameter("dpsgd", "momentum", momentum, KEPT)
     return chain(
         differentially_private_aggregate(l2_norm_clip, noise_multiplier, seed, lot_size=lot_size),
         identity() if momentum is None else trace(momentum, nesterov),

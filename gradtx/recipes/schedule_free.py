@@ -7,7 +7,7 @@ from optax import ScalarOrSchedule
 from gradtx.compose.sequence import chain
 from gradtx.kernel import COUNT, DECAY, check, check_hyperparameter
 from gradtx.kernels.adaptive import scale_by_rms
-from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
+from gradtx.kernels.scale import scale_by_learning_rate, weight_decay_of
 from gradtx.recipes.descent import sgd
 from gradtx.schedules import warmup_constant_schedule
 from gradtx.wrappers.schedule_free import schedule_free
@@ -64,7 +64,7 @@ def schedule_free_sgd(
     rate = _warmed_up("schedule_free_sgd", learning_rate, warmup_steps)
     base = sgd(rate)
     if weight_decay is not None:
-        base = chain(add_decayed_weights(weight_decay), base)
+        base = chain(weight_decay_of("schedule_free_sgd", weight_decay), base)
     return schedule_free(base, rate, b1, weight_lr_power, state_dtype, r=r)
 
 
@@ -123,11 +123,11 @@ def schedule_free_adamw(
         >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
         1.500
     """
-    check_hyperparameter("schedule_free_adamw", "b2", b2, DECAY)
+    b2 = check_hyperparameter("schedule_free_adamw", "b2", b2, DECAY)
     rate = _warmed_up("schedule_free_adamw", learning_rate, warmup_steps)
     base = chain(
         scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
-        add_decayed_weights(weight_decay),
+        weight_decay_of("schedule_free_adamw", weight_decay),
         scale_by_learning_rate(rate),
     )
     return schedule_free(base, rate, b1, weight_lr_power, state_dtype, r=r)
@@ -138,10 +138,10 @@ def _warmed_up(
 ) -> ScalarOrSchedule:
     if warmup_steps is None:
         return learning_rate
-    check(owner, "warmup_steps", warmup_steps, COUNT)
+    length = check(owner, "warmup_steps", warmup_steps, COUNT)
     if callable(learning_rate):
         raise ValueError(
             f"{owner}: learning_rate must be a number where there are warmup_steps, got "
             f"{learning_rate!r}"
         )
-    return warmup_constant_schedule(0.0, learning_rate, warmup_steps)
+    return warmup_constant_schedule(0.0, learning_rate, length)

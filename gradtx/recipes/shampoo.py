@@ -6,7 +6,7 @@ from optax import GradientTransformationExtraArgs as Transformation
 
 from gradtx.compose.sequence import as_transformation, chain
 from gradtx.kernels.momentum import ema
-from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
+from gradtx.kernels.scale import scale_by_learning_rate, weight_decay_of
 from gradtx.kernels.shampoo import scale_by_shampoo
 from gradtx.kernels.soap import scale_by_soap
 from gradtx.select import Decay, Mask
@@ -45,7 +45,7 @@ def shampoo(
     steps are sqrt((1 + b1) / (1 - b1)) = 4.4 times as long.
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: the share of M that is kept, in [0, 1); None: no average.
         b2: the share of L and R that is kept, in [0, 1]; 1 adds up all gradients.
         eps: added to the eigenvalues of L and R relative to the largest one, >= 0.
@@ -98,7 +98,7 @@ def shampoo(
             pieces.append(ema(b1, accumulator_dtype=mu_dtype))
     return chain(
         *pieces,
-        add_decayed_weights(weight_decay, mask, decay=decay),
+        weight_decay_of("shampoo", weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )
 
@@ -128,7 +128,7 @@ def soap(
     `scale_by_soap`. The first step starts these, and only decays the weights.
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: the share of M that is kept, in [0, 1).
         b2: the share of V that is kept, in [0, 1).
         shampoo_beta: the share of the averages of G G^T and G^T G that is kept; None: b2.
@@ -175,6 +175,6 @@ def soap(
             precondition_frequency=precondition_frequency,
             max_precond_dim=max_precond_dim,
         ),
-        add_decayed_weights(weight_decay, mask, decay=decay),
+        weight_decay_of("soap", weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate),
     )

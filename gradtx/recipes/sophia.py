@@ -7,7 +7,7 @@ from optax import GradientTransformationExtraArgs as Transformation
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
-from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
+from gradtx.kernels.scale import scale_by_learning_rate, weight_decay_of
 from gradtx.kernels.sophia import scale_by_sophia
 from gradtx.select import Decay, Mask
 
@@ -40,7 +40,7 @@ def sophia(
     not follow the paper.
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: decay of the momentum, in [0, 1).
         b2: decay of h, in [0, 1).
         eps: the smallest divisor, >= 0.
@@ -95,6 +95,8 @@ def sophia(
     )
     return chain(
         direction,
-        add_decayed_weights(weight_decay, weight_decay_mask, decay=decay),
+        weight_decay_of(
+            "sophia", weight_decay, weight_decay_mask, decay=decay, argument="weight_decay_mask"
+        ),
         scale_by_learning_rate(learning_rate),
     )

@@ -8,11 +8,12 @@ from optax import ScalarOrSchedule
 
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import chain, identity
-from gradtx.kernel import NON_NEGATIVE, check_hyperparameter
+from gradtx.inputs import describe_state
+from gradtx.kernel import ANY_NUMBER, check_hyperparameter
 from gradtx.kernels.coin_betting import scale_by_cocob
 from gradtx.kernels.distance import scale_by_dog, scale_by_dowg
 from gradtx.kernels.polyak import scale_by_polyak
-from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
+from gradtx.kernels.scale import scale_by_learning_rate, weight_decay_of
 from gradtx.recipes.descent import sgd
 from gradtx.select import Decay, Mask
 
@@ -68,7 +69,7 @@ def dog(
         [0.5]
     """
     return chain(
-        _decay(weight_decay, mask, decay),
+        _decay("dog", weight_decay, mask, decay),
         scale_by_dog(init_step, eps),
         scale_by_learning_rate(learning_rate),
     )
@@ -118,16 +119,18 @@ def dowg(
         [0.5]
     """
     return chain(
-        _decay(weight_decay, mask, decay),
+        _decay("dowg", weight_decay, mask, decay),
         scale_by_dowg(init_estim_sq_dist, eps),
         scale_by_learning_rate(learning_rate),
     )
 
 
 def _decay(
-    weight_decay: ScalarOrSchedule | None, mask: Mask | None, decay: Decay
+    owner: str, weight_decay: ScalarOrSchedule | None, mask: Mask | None, decay: Decay
 ) -> Transformation:
-    decaying = add_decayed_weights(0.0 if weight_decay is None else weight_decay, mask, decay=decay)
+    decaying = weight_decay_of(
+        owner, 0.0 if weight_decay is None else weight_decay, mask, decay=decay
+    )
     return identity() if weight_decay is None else decaying
 
 
@@ -176,7 +179,7 @@ def cocob(
         [0.5]
     """
     return chain(
-        add_decayed_weights(weight_decay, mask, decay=decay),
+        weight_decay_of("cocob", weight_decay, mask, decay=decay),
         scale_by_learning_rate(learning_rate, flip_sign=False),
         scale_by_cocob(alpha, eps),
     )
@@ -223,7 +226,7 @@ def polyak_sgd(
         >>> print(tx.update(gradient, tx.init(params), params, value=value)[0])
         [-1.5 -2. ]
     """
-    check_hyperparameter("polyak_sgd", "scaling", scaling, NON_NEGATIVE)
+    scaling = check_hyperparameter("polyak_sgd", "scaling", scaling, ANY_NUMBER)
     polyak = scale_by_polyak(f_min, max_learning_rate, eps, variant)
     descent = sgd(scaling)
 
@@ -231,6 +234,11 @@ def polyak_sgd(
         return descent.init(params), polyak.init(params)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        if not isinstance(state, tuple | list) or len(state) != 2:
+            raise ValueError(
+                f"polyak_sgd: expected the states of sgd and scale_by_polyak, got "
+                f"{describe_state(state)}; gradtx.migrate carries another state over"
+            )
         descent_state, polyak_state = state
         updates, polyak_state = polyak.update(updates, polyak_state, params, **extra)
         updates, descent_state = descent.update(updates, descent_state, params, **extra)

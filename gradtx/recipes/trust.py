@@ -5,11 +5,11 @@ from optax import ScalarOrSchedule
 
 from gradtx.compose.groups import masked
 from gradtx.compose.sequence import chain, identity
-from gradtx.kernel import DECAY, NON_NEGATIVE, check_hyperparameter
+from gradtx.kernel import ANY_NUMBER, KEPT, check_hyperparameter
 from gradtx.kernels.adam import scale_by_adam
 from gradtx.kernels.momentum import trace
 from gradtx.kernels.novograd import scale_by_novograd
-from gradtx.kernels.scale import add_decayed_weights, scale_by_learning_rate
+from gradtx.kernels.scale import scale_by_learning_rate, weight_decay_of
 from gradtx.kernels.trust import (
     scale_by_local_rate,
     scale_by_trust_ratio,
@@ -39,7 +39,7 @@ def lars(
     The rate is 1 where ||p|| or the denominator is 0.
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         weight_decay: the share of the weights that is added to the gradient, >= 0.
         weight_decay_mask: the leaves to decay: a boolean for all, a tree of booleans, a function
             of the parameters that returns one, or a `gradtx.select(...)`.
@@ -71,15 +71,15 @@ def lars(
         >>> print(tx.update(jnp.array([3.0, 4.0]), tx.init(params), params)[0])
         [-1.5 -2. ]
     """
-    check_hyperparameter("lars", "momentum", momentum, DECAY)
+    momentum = check_hyperparameter("lars", "momentum", momentum, KEPT)
     step = scale_by_local_rate(
         weight_decay,
         trust_coefficient,
         eps,
         decays=flag_of_each_leaf(
-            "lars: weight_decay_mask", decayed_leaves("lars", decay, weight_decay_mask)
+            "lars", decayed_leaves("lars", decay, weight_decay_mask), "weight_decay_mask"
         ),
-        trusts=flag_of_each_leaf("lars: trust_ratio_mask", trust_ratio_mask),
+        trusts=flag_of_each_leaf("lars", trust_ratio_mask, "trust_ratio_mask"),
     )
     return chain(
         # As in optax's chain of decay, trust ratio and rate, whose states the two masks wrap.
@@ -142,7 +142,7 @@ def lamb(
     """
     return chain(
         scale_by_adam(b1, b2, eps, eps_root),
-        add_decayed_weights(weight_decay, mask, decay=decay),
+        weight_decay_of("lamb", weight_decay, mask, decay=decay),
         scale_by_trust_ratio(),
         scale_by_learning_rate(learning_rate),
     )
@@ -179,7 +179,7 @@ def fromage(learning_rate: ScalarOrSchedule, min_norm: ScalarOrSchedule = 1e-6) 
         >>> print(params + updates)
         [3.2 2.4]
     """
-    check_hyperparameter("fromage", "learning_rate", learning_rate, NON_NEGATIVE)
+    learning_rate = check_hyperparameter("fromage", "learning_rate", learning_rate, ANY_NUMBER)
     return chain(
         scale_by_trust_ratio(min_norm),
         scale_by_learning_rate(learning_rate),
@@ -202,7 +202,7 @@ def novograd(
         u = -learning_rate * m
 
     Args:
-        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: the step size; a number, a scalar array or a schedule.
         b1: the share of m that is kept, in [0, 1).
         b2: the share of v that is kept, in [0, 1).
         eps: added to the root in the denominator, >= 0.

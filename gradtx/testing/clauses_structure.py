@@ -110,7 +110,10 @@ def check_empty_trees(case: Case) -> None:
 
 @clause("non_parameters")
 def check_non_parameters(case: Case) -> None:
-    """Integers, booleans, float0 gradients and functions come back as they went in.
+    """Float0 gradients and functions come back as they went in; integers are left alone.
+
+    An array of integers that stands for the gradient of a parameter of integers must not become
+    its update: that is zero, or None.
 
     Example:
         >>> import gradtx
@@ -136,7 +139,12 @@ def check_non_parameters(case: Case) -> None:
         expect_same_structure("the updates", gradients, updates)
         given, found = dict(flatten(gradients)[0]), dict(flatten(updates)[0])
         for path, leaf in given.items():
-            if leaf is gradient:
+            if leaf is not gradient:
+                continue
+            if isinstance(leaf, jax.Array):
+                zero = None if found[path] is None else jnp.zeros_like(leaf)
+                expect_same("the update of an integer", {path: zero}, {path: found[path]})
+            else:
                 expect_same("an update that is no number", {path: leaf}, {path: found[path]})
 
 

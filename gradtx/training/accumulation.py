@@ -52,7 +52,7 @@ def accumulate_grads(
         >>> print(loss, gradient["slope"])
         9.0 11.0
     """
-    check(_OWNER, "micro_batches", micro_batches, COUNT)
+    micro_batches = check(_OWNER, "micro_batches", micro_batches, COUNT)
     if not callable(loss_fn):
         raise ValueError(f"{_OWNER}: loss_fn must be a function, got {loss_fn!r}")
     number = int(micro_batches)

@@ -58,9 +58,9 @@ def minibatches(
         (1, 8, 8) 1
     """
     owner = "minibatches"
-    check(owner, "batch_size", batch_size, COUNT)
+    batch_size = check(owner, "batch_size", batch_size, COUNT)
     if epochs is not None:
-        check(owner, "epochs", epochs, COUNT)
+        epochs = check(owner, "epochs", epochs, COUNT)
     number = _number_of_samples(owner, data)
     if drop_remainder and batch_size > number:
         raise ValueError(

@@ -9,7 +9,7 @@ import optax
 
 from gradtx import trees
 from gradtx.compose.sequence import as_transformation
-from gradtx.kernel import NON_NEGATIVE, check_hyperparameter
+from gradtx.kernel import ANY_NUMBER, check_hyperparameter
 from gradtx.lift import evaluate
 from gradtx.training.state import TrainState
 from gradtx.updates import apply_updates
@@ -106,7 +106,7 @@ def make_train_step(
         raise ValueError(f"{_OWNER}: loss_fn must be a function, got {loss_fn!r}")
     transformation = as_transformation(_OWNER, "tx", tx)
     if learning_rate is not None:
-        check_hyperparameter(_OWNER, "learning_rate", learning_rate, NON_NEGATIVE)
+        learning_rate = check_hyperparameter(_OWNER, "learning_rate", learning_rate, ANY_NUMBER)
 
     def loss_of(params: Any, state: TrainState, batch: Any) -> tuple[jax.Array, tuple[Any, Any]]:
         """The loss with its two by-products, whichever of them the loss function has."""

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
+from gradtx.inputs import as_gradients, check_state
 from gradtx.kernel import COUNT, check_dtype, check_hyperparameter
 from gradtx.lift import evaluate
 from gradtx.wrappers.branches import either, zeros_like
@@ -73,7 +74,7 @@ class MultiSteps:
         accumulator_dtype: DTypeLike | None = None,
     ) -> None:
         self._opt = as_transformation(_OWNER, "opt", opt)
-        check_hyperparameter(_OWNER, "every_k_schedule", every_k_schedule, COUNT)
+        every_k_schedule = check_hyperparameter(_OWNER, "every_k_schedule", every_k_schedule, COUNT)
         self._every_k_schedule = every_k_schedule
         self._use_grad_mean = use_grad_mean
         if should_skip_update_fn is not None and not callable(should_skip_update_fn):
@@ -118,6 +119,8 @@ class MultiSteps:
         Raises:
             ValueError: if gradient and state do not fit together.
         """
+        check_state(_OWNER, state, optax.MultiStepsState._fields)
+        updates = as_gradients(updates, params)
         skip, skip_state = self._should_skip(updates, state.gradient_step, params)
         mini_step = jnp.asarray(state.mini_step)
         is_last = mini_step + 1 >= self._number_of_mini_steps(state.gradient_step)
@@ -166,7 +169,14 @@ class MultiSteps:
 
     def gradient_transformation(self) -> optax.GradientTransformationExtraArgs:
         """The same as optax's pair of functions, for a chain."""
-        return composed(_OWNER, (Part("", self._opt),), self.init, self.update)
+        # Functions, because a copy of a bound method would be one of a copy of this object.
+        return composed(
+            _OWNER,
+            (Part("", self._opt),),
+            lambda params: self.init(params),
+            lambda *arguments, **extra: self.update(*arguments, **extra),
+            state=optax.MultiStepsState,
+        )
 
     def _start(self, parameter: Any) -> jax.Array | None:
         if not trees.is_parameter(parameter):

@@ -72,7 +72,7 @@ def average_params(
         [2.] [2.3]
     """
     inner = as_transformation("average_params", "tx", tx)
-    check_hyperparameter("average_params", "decay", decay, DECAY)
+    decay = check_hyperparameter("average_params", "decay", decay, DECAY)
     average = ema(decay, debias=False)
 
     def observed(params: Any) -> Any:
@@ -90,7 +90,7 @@ def average_params(
         _, new = average.update(observed(apply_updates(params, updates)), state.average)
         return updates, AverageParamsState(new, inner_state)
 
-    return composed("average_params", (Part("", inner),), init, update)
+    return composed("average_params", (Part("", inner),), init, update, state=AverageParamsState)
 
 
 def averaged_params(state: Any, params: Any = None) -> Any:

@@ -70,7 +70,7 @@ def cautious(
         [ 0. -6.]
     """
     inner = as_transformation("cautious", "tx", tx)
-    check("cautious", "xi", xi, NON_NEGATIVE)
+    xi = check("cautious", "xi", xi, NON_NEGATIVE)
     kernel = Kernel(
         "cautious",
         _agreeing,

@@ -80,7 +80,7 @@ def graft(
         return treedef.unflatten(grafted), GraftState(magnitude_state, direction_state)
 
     parts = (Part("magnitude", magnitude), Part("direction", direction))
-    return composed(owner, parts, init, update, locality="leaf")
+    return composed(owner, parts, init, update, locality="leaf", state=GraftState)
 
 
 @jax.jit

@@ -16,6 +16,7 @@ from optax.schedules import StatefulSchedule, WrappedSchedule
 from gradtx import trees
 from gradtx.compose.parts import Composed, Part
 from gradtx.compose.sequence import ExtraArgs, as_transformation
+from gradtx.inputs import check_state
 from gradtx.kernel import check_dtype
 from gradtx.wrappers.factory import Factory
 
@@ -241,12 +242,7 @@ def _injected(
 
 
 def _check_state(owner: str, state: Any, given: dict[str, Any]) -> None:
-    if getattr(state, "_fields", None) != _State._fields:
-        raise ValueError(
-            f"{owner}: expected a state with the fields {_State._fields}, got "
-            f"{type(state).__name__} {getattr(state, '_fields', '')}; was it made by the init of "
-            "this transformation?"
-        )
+    check_state(owner, state, _State._fields)
     if state.hyperparams.keys() != given.keys():
         raise ValueError(
             f"{owner}: the state has the hyperparameters {sorted(state.hyperparams)}, expected "

@@ -195,7 +195,13 @@ def split_real_and_imaginary(
         merged = jax.tree.map(_merge, new, is_leaf=lambda node: isinstance(node, _Pair))
         return merged, SplitRealAndImaginaryState(inner_state)
 
-    return composed("split_real_and_imaginary", (Part("", inner),), init, update)
+    return composed(
+        "split_real_and_imaginary",
+        (Part("", inner),),
+        init,
+        update,
+        state=SplitRealAndImaginaryState,
+    )
 
 
 def _split(leaf: Any) -> Any:

@@ -67,8 +67,8 @@ def lookahead(
         [3.] [3.]
     """
     inner = as_transformation(_OWNER, "fast_optimizer", fast_optimizer)
-    check(_OWNER, "sync_period", sync_period, COUNT)
-    check(_OWNER, "slow_step_size", slow_step_size, NON_NEGATIVE)
+    sync_period = check(_OWNER, "sync_period", sync_period, COUNT)
+    slow_step_size = check(_OWNER, "slow_step_size", slow_step_size, NON_NEGATIVE)
 
     def init(params: Any) -> optax.LookaheadState:
         fast = params.fast if isinstance(params, optax.LookaheadParams) else params
@@ -95,7 +95,7 @@ def lookahead(
             )
         return new, optax.LookaheadState(fast_state, jnp.where(is_sync, 0, number))
 
-    return composed(_OWNER, (Part("", inner),), init, update)
+    return composed(_OWNER, (Part("", inner),), init, update, state=optax.LookaheadState)
 
 
 def _pulled_back(

@@ -75,10 +75,10 @@ def mechanize(
         [-0.5]
     """
     inner = as_transformation(_OWNER, "base_optimizer", base_optimizer)
-    check_hyperparameter(_OWNER, "weight_decay", weight_decay, NON_NEGATIVE)
-    check(_OWNER, "eps", eps, POSITIVE)
-    check(_OWNER, "s_init", s_init, POSITIVE)
-    check(_OWNER, "num_betas", num_betas, COUNT)
+    weight_decay = check_hyperparameter(_OWNER, "weight_decay", weight_decay, NON_NEGATIVE)
+    eps = check(_OWNER, "eps", eps, POSITIVE)
+    s_init = check(_OWNER, "s_init", s_init, POSITIVE)
+    num_betas = check(_OWNER, "num_betas", num_betas, COUNT)
     number = int(num_betas)
 
     def init(params: Any) -> MechanicState:
@@ -138,7 +138,7 @@ def mechanize(
         )
         return treedef.unflatten(leaves), new
 
-    return composed(_OWNER, (Part("", inner),), init, update, locality="tree")
+    return composed(_OWNER, (Part("", inner),), init, update, locality="tree", state=MechanicState)
 
 
 def _start(parameter: Any) -> jax.Array | None:

@@ -104,7 +104,7 @@ def with_metrics(tx: optax.GradientTransformation) -> optax.GradientTransformati
         count = jnp.asarray(optax.safe_increment(state.count))
         return new, MetricsState(count, measurements, inner_state)
 
-    return composed(owner, (Part("", inner),), init, update)
+    return composed(owner, (Part("", inner),), init, update, state=MetricsState)
 
 
 _NORMS = ("gradient_norm", "update_norm", "update_ratio")

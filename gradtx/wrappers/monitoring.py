@@ -12,6 +12,7 @@ from optax.transforms import MonitorState, SnapshotState
 
 from gradtx import trees
 from gradtx.compose.sequence import ExtraArgs, as_transformation, stateless
+from gradtx.inputs import check_state
 from gradtx.kernels.momentum import ema
 
 Measure = Callable[[Any], Any]
@@ -55,6 +56,7 @@ def snapshot(measure_name: str, measure: Measure) -> optax.GradientTransformatio
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         del params, extra
+        check_state(owner, state, SnapshotState._fields)
         value = measure(_parameters(updates))
         old = state.measurement.get(measure_name)
         return updates, SnapshotState({measure_name: _typed(owner, measure_name, value, old)})
@@ -122,6 +124,7 @@ def monitor(
         return MonitorState(measurements, tuple(states))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        check_state(owner, state, MonitorState._fields)
         if len(state.measure_states) != len(transformations):
             raise ValueError(
                 f"{owner}: the state is that of {len(state.measure_states)} measures, not of "

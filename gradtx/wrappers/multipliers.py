@@ -9,7 +9,7 @@ from optax import ScalarOrSchedule
 
 from gradtx import trees
 from gradtx.compose.groups import partition
-from gradtx.kernel import NON_NEGATIVE, Kernel, PerLeaf, check, check_hyperparameter
+from gradtx.kernel import ANY_NUMBER, Kernel, PerLeaf, check, check_hyperparameter
 from gradtx.lift import lift
 from gradtx.select import select
 
@@ -37,8 +37,8 @@ def multiply_learning_rate(
 
     Args:
         factors: pattern -> factor, where a pattern is searched for in the key path, as in
-            `gradtx.select`, and a factor is a number >= 0, a scalar array or a schedule; or a
-            function from the key path to a number >= 0.
+            `gradtx.select`, and a factor is a number, a scalar array or a schedule; or a
+            function from the key path to a number.
         rest: the factor of the leaves that no pattern takes; None: there must be none.
 
     Returns:
@@ -46,7 +46,7 @@ def multiply_learning_rate(
         of schedules only; of a function the state is empty.
 
     Raises:
-        ValueError: if a factor is negative, NaN or not a scalar; in `init` and `update`, if a
+        ValueError: if a factor is NaN or not a scalar; in `init` and `update`, if a
             pattern matches no leaf, a leaf is in two patterns or, without `rest`, in none; the
             message lists the paths.
 
@@ -73,8 +73,8 @@ def multiply_learning_rate(
     if rest is not None:
         by_label[_REST] = rest
     for label, factor in by_label.items():
-        check_hyperparameter(_OWNER, f"the factor of {label!r}", factor, NON_NEGATIVE)
-    kernel = Kernel(_OWNER, _multiplied, hyperparameters={"factor": NON_NEGATIVE})
+        check_hyperparameter(_OWNER, f"the factor of {label!r}", factor, ANY_NUMBER)
+    kernel = Kernel(_OWNER, _multiplied, hyperparameters={"factor": ANY_NUMBER})
     return partition(
         {label: lift(kernel, factor=factor) for label, factor in by_label.items()},
         select.groups({pattern: pattern for pattern in factors}, None if rest is None else _REST),
@@ -91,8 +91,7 @@ def _by_function(factor_of: Callable[[str], float]) -> Transformation:
     def factor_at(path: tuple[Any, ...], _: Any) -> float:
         name = trees.path_name(path)
         factor = factor_of(name)
-        check(_OWNER, f"the factor of {name!r}", factor, NON_NEGATIVE)
-        return float(factor)
+        return float(check(_OWNER, f"the factor of {name!r}", factor, ANY_NUMBER))
 
     def factors(tree: Any) -> Any:
         return jax.tree_util.tree_map_with_path(factor_at, tree)

@@ -4,13 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike
 from optax.contrib import ReduceLROnPlateauState
 
 from gradtx import trees
-from gradtx.kernel import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, PROPER_SHARE, SHARE, check
+from gradtx.inputs import as_gradients, check_state
+from gradtx.kernel import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, PROPER_SHARE, SHARE, check, squeezed
 from gradtx.kernels.scale import scale
 
 _OWNER = "reduce_on_plateau"
@@ -79,16 +79,13 @@ def reduce_on_plateau(
         [1.]
         [0.5]
     """
-    for argument, given, valid in (
-        ("factor", factor, PROPER_SHARE),
-        ("patience", patience, COUNT),
-        ("rtol", rtol, SHARE),
-        ("atol", atol, NON_NEGATIVE),
-        ("cooldown", cooldown, COUNT_OR_ZERO),
-        ("accumulation_size", accumulation_size, COUNT),
-        ("min_scale", min_scale, NON_NEGATIVE),
-    ):
-        check(_OWNER, argument, given, valid)
+    factor = check(_OWNER, "factor", factor, PROPER_SHARE)
+    patience = check(_OWNER, "patience", patience, COUNT)
+    rtol = check(_OWNER, "rtol", rtol, SHARE)
+    atol = check(_OWNER, "atol", atol, NON_NEGATIVE)
+    cooldown = check(_OWNER, "cooldown", cooldown, COUNT_OR_ZERO)
+    accumulation_size = check(_OWNER, "accumulation_size", accumulation_size, COUNT)
+    min_scale = check(_OWNER, "min_scale", min_scale, NON_NEGATIVE)
     if not isinstance(rtol, jax.Array) and not isinstance(atol, jax.Array) and rtol == atol == 0:
         raise ValueError(f"{_OWNER}: rtol or atol must be positive, got {rtol} and {atol}")
 
@@ -134,7 +131,9 @@ def reduce_on_plateau(
     def update(
         updates: Any, state: Any, params: Any = None, *, value: Any = None, **extra: Any
     ) -> Any:
-        del params, extra
+        del extra
+        updates = as_gradients(updates, params)
+        check_state(_OWNER, state, ReduceLROnPlateauState._fields)
         count = optax.safe_increment(state.count)
         dtype = state.avg_value.dtype
         total = _as(state.count, dtype) * state.avg_value + _as(_real_scalar(value), dtype)
@@ -145,7 +144,7 @@ def reduce_on_plateau(
             judged(state, average),
             state._replace(count=count, avg_value=average),
         )
-        updates, _ = scale(new_state.scale).update(updates, optax.EmptyState())
+        updates, _ = scale(new_state.scale).update(updates, optax.EmptyState(), params)
         return updates, new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -160,9 +159,7 @@ def _real_scalar(value: Any) -> jax.Array:
         raise ValueError(
             f"{_OWNER}: needs the loss; call update(updates, state, params, value=loss)"
         )
-    if np.shape(value) != () or jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
-        raise ValueError(
-            f"{_OWNER}: value must be a real scalar, got {jnp.result_type(value)} of shape "
-            f"{np.shape(value)}"
-        )
-    return jnp.asarray(value)
+    value = squeezed(f"{_OWNER}: value", jnp.asarray(value))
+    if jnp.iscomplexobj(value):
+        raise ValueError(f"{_OWNER}: value must be real, got {value.dtype}")
+    return value

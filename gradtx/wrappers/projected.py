@@ -90,9 +90,9 @@ def scale_by_galore(
     owner = "scale_by_galore"
     if not isinstance(rank, int):
         raise ValueError(f"{owner}: rank must be an int, got {rank!r}")
-    check(owner, "rank", rank, COUNT)
-    check(owner, "update_proj_gap", update_proj_gap, COUNT)
-    check_hyperparameter(owner, "scale", scale, ANY_NUMBER)
+    rank = check(owner, "rank", rank, COUNT)
+    update_proj_gap = check(owner, "update_proj_gap", update_proj_gap, COUNT)
+    scale = check_hyperparameter(owner, "scale", scale, ANY_NUMBER)
     if projected_side not in ("shorter", "longer"):
         raise ValueError(
             f"{owner}: projected_side must be 'shorter' or 'longer', got {projected_side!r}"
@@ -157,7 +157,7 @@ def scale_by_galore(
         new_state = GaLoreState(count, base_state, treedef.unflatten(projectors))
         return treedef.unflatten(results), new_state
 
-    return composed(owner, (Part("", base),), init, update, locality="leaf")
+    return composed(owner, (Part("", base),), init, update, locality="leaf", state=GaLoreState)
 
 
 def _projected_axes(owner: str, choice: WeightDimensionNumbers, tree: Any) -> list[Any]:

@@ -80,10 +80,10 @@ def schedule_free(
     """
     owner = "schedule_free"
     base = as_transformation(owner, "base_optimizer", base_optimizer)
-    check_hyperparameter(owner, "learning_rate", learning_rate, NON_NEGATIVE)
-    check(owner, "b1", b1, _POSITIVE_SHARE)
-    check(owner, "weight_lr_power", weight_lr_power, NON_NEGATIVE)
-    check(owner, "r", r, ANY_NUMBER)
+    learning_rate = check_hyperparameter(owner, "learning_rate", learning_rate, NON_NEGATIVE)
+    b1 = check(owner, "b1", b1, _POSITIVE_SHARE)
+    weight_lr_power = check(owner, "weight_lr_power", weight_lr_power, NON_NEGATIVE)
+    r = check(owner, "r", r, ANY_NUMBER)
     dtype = check_dtype(owner, "state_dtype", state_dtype)
 
     def init(params: Any) -> optax.contrib.ScheduleFreeState:
@@ -146,7 +146,7 @@ def schedule_free(
             z=treedef.unflatten(means),
         )
 
-    return composed(owner, (Part("", base),), init, update)
+    return composed(owner, (Part("", base),), init, update, state=optax.contrib.ScheduleFreeState)
 
 
 @jax.jit

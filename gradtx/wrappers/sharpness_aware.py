@@ -82,7 +82,7 @@ def sam(
     """
     outer = as_transformation(_OWNER, "optimizer", optimizer)
     climb = as_transformation(_OWNER, "adv_optimizer", adv_optimizer)
-    check(_OWNER, "sync_period", sync_period, COUNT)
+    sync_period = check(_OWNER, "sync_period", sync_period, COUNT)
 
     def init(params: Any) -> Any:
         return SAMState(
@@ -143,7 +143,8 @@ def sam(
         return new, SAMState(jnp.zeros([], jnp.int32), opt_state, adv_state, None)
 
     parts = (Part("optimizer", outer), Part("adv_optimizer", climb))
-    return composed(_OWNER, parts, init, opaque if opaque_mode else transparent)
+    update = opaque if opaque_mode else transparent
+    return composed(_OWNER, parts, init, update, state=SAMState)
 
 
 def _check_params(params: Any, updates: Any) -> None:

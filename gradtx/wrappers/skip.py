@@ -60,7 +60,9 @@ def apply_if_finite(
     """
     owner = "apply_if_finite"
     inner = as_transformation(owner, "inner", inner)
-    check(owner, "max_consecutive_errors", max_consecutive_errors, COUNT_OR_ZERO)
+    max_consecutive_errors = check(
+        owner, "max_consecutive_errors", max_consecutive_errors, COUNT_OR_ZERO
+    )
 
     def init(params: Any) -> optax.ApplyIfFiniteState:
         return optax.ApplyIfFiniteState(
@@ -85,7 +87,9 @@ def apply_if_finite(
         total = jnp.where(is_finite, total, optax.safe_increment(total))
         return updates, optax.ApplyIfFiniteState(count, is_finite, total, inner_state)
 
-    return composed(owner, (Part("", inner),), init, update, locality="tree")
+    return composed(
+        owner, (Part("", inner),), init, update, locality="tree", state=optax.ApplyIfFiniteState
+    )
 
 
 def skip_not_finite(

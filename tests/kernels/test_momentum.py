@@ -11,6 +11,7 @@ from .. import papers
 from ..trajectory import (
     COUNT,
     DECAY,
+    KEPT,
     cases,
     check_refused,
     complex_gradients,
@@ -120,7 +121,7 @@ def test_storage_dtype_of_the_accumulator(factory):
         *wrong_arguments(
             gradtx.trace,
             {"decay": 0.9},
-            decay=DECAY,
+            decay=KEPT,
             dampening=DECAY,
             accumulator_dtype=("float99",),
         ),

@@ -9,6 +9,7 @@ import gradtx
 
 from .. import papers
 from ..trajectory import (
+    ANY_NUMBER,
     DECAY,
     NON_NEGATIVE,
     cases,
@@ -104,7 +105,7 @@ def test_first_step_is_the_learning_rate_against_the_sign(factory):
     np.testing.assert_allclose(updates, [-0.25, 0.25, 0, -0.25], rtol=1e-6)
 
 
-MOMENTS = {"learning_rate": NON_NEGATIVE, "b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE}
+MOMENTS = {"learning_rate": ANY_NUMBER, "b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE}
 ROOT = {"eps_root": NON_NEGATIVE, "mu_dtype": ("float99",)}
 WEIGHTS = {"weight_decay": NON_NEGATIVE}
 VALID = {"learning_rate": 0.1}

@@ -15,6 +15,7 @@ from gradtx.testing.comparison import expect_same_types
 from .. import papers_adam_relatives as papers
 from ..papers import descend
 from ..trajectory import (
+    ANY_NUMBER,
     DECAY,
     NON_NEGATIVE,
     STEPS,
@@ -123,7 +124,7 @@ def test_mars_descends_at_the_rate_of_its_linear_recurrence():
 
 
 VALID = {"learning_rate": 0.1}
-MOMENTS = {"learning_rate": NON_NEGATIVE, "b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE}
+MOMENTS = {"learning_rate": ANY_NUMBER, "b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE}
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ MOMENTS = {"learning_rate": NON_NEGATIVE, "b1": DECAY, "b2": DECAY, "eps": NON_N
             eps=NON_NEGATIVE,
         ),
         *wrong_arguments(
-            gradtx.mars, VALID, **MOMENTS, gamma=NON_NEGATIVE, weight_decay=NON_NEGATIVE
+            gradtx.mars, VALID, **MOMENTS, gamma=ANY_NUMBER, weight_decay=NON_NEGATIVE
         ),
         *wrong_arguments(
             gradtx.adamini, VALID, **MOMENTS, weight_decay=NON_NEGATIVE, blocks=("last",)

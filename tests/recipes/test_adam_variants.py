@@ -6,6 +6,7 @@ import gradtx
 
 from .. import papers
 from ..trajectory import (
+    ANY_NUMBER,
     DECAY,
     NON_NEGATIVE,
     Case,
@@ -56,7 +57,7 @@ def test_radam_stays_accurate_across_its_threshold(b2):
     check_equation(Case(gradtx.radam, papers.descend(papers.radam), arguments, steps=48))
 
 
-MOMENTS = {"learning_rate": NON_NEGATIVE, "b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE}
+MOMENTS = {"learning_rate": ANY_NUMBER, "b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE}
 VALID = {"learning_rate": 0.1}
 
 

@@ -9,7 +9,9 @@ import gradtx
 
 from .. import papers
 from ..trajectory import (
+    ANY_NUMBER,
     DECAY,
+    KEPT,
     NON_NEGATIVE,
     cases,
     check_refused,
@@ -121,23 +123,23 @@ VALID = {"learning_rate": 0.1}
         *wrong_arguments(
             gradtx.adagrad,
             VALID,
-            learning_rate=NON_NEGATIVE,
+            learning_rate=ANY_NUMBER,
             initial_accumulator_value=NON_NEGATIVE,
             eps=NON_NEGATIVE,
         ),
         *wrong_arguments(
             gradtx.rmsprop,
             VALID,
-            learning_rate=NON_NEGATIVE,
+            learning_rate=ANY_NUMBER,
             decay=DECAY,
             eps=NON_NEGATIVE,
             initial_scale=NON_NEGATIVE,
-            momentum=DECAY,
+            momentum=KEPT,
         ),
         *wrong_arguments(
             gradtx.adadelta,
             VALID,
-            learning_rate=NON_NEGATIVE,
+            learning_rate=ANY_NUMBER,
             rho=DECAY,
             eps=NON_NEGATIVE,
             weight_decay=NON_NEGATIVE,

@@ -8,7 +8,15 @@ import gradtx
 
 from .. import papers_adam_relatives as papers
 from ..papers import descend
-from ..trajectory import DECAY, NON_NEGATIVE, cases, check_refused, double, wrong_arguments
+from ..trajectory import (
+    ANY_NUMBER,
+    DECAY,
+    NON_NEGATIVE,
+    cases,
+    check_refused,
+    double,
+    wrong_arguments,
+)
 from ..wrappers.changing_hands import check_changes_hands
 
 
@@ -58,10 +66,10 @@ def test_a_run_changes_hands(name):
 
 
 SHARED = {
-    "learning_rate": NON_NEGATIVE,
+    "learning_rate": ANY_NUMBER,
     "b1": DECAY,
     "b2": DECAY,
-    "alpha": NON_NEGATIVE,
+    "alpha": ANY_NUMBER,
     "eps": NON_NEGATIVE,
     "eps_root": NON_NEGATIVE,
     "weight_decay": NON_NEGATIVE,

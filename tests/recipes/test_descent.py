@@ -9,8 +9,10 @@ import gradtx
 
 from .. import papers
 from ..trajectory import (
+    ANY_NUMBER,
     COUNT,
     DECAY,
+    KEPT,
     NON_NEGATIVE,
     cases,
     check_refused,
@@ -218,26 +220,26 @@ VALID = {"learning_rate": 0.1}
 @pytest.mark.parametrize(
     ("factory", "arguments", "name", "value"),
     [
-        *wrong_arguments(gradtx.sgd, VALID, learning_rate=NON_NEGATIVE),
+        *wrong_arguments(gradtx.sgd, VALID, learning_rate=ANY_NUMBER),
         *wrong_arguments(
             gradtx.sgd,
             VALID | {"momentum": 0.9},
-            momentum=DECAY,
+            momentum=KEPT,
             dampening=DECAY,
             accumulator_dtype=("float99",),
         ),
-        *wrong_arguments(gradtx.sign_sgd, VALID, learning_rate=NON_NEGATIVE),
+        *wrong_arguments(gradtx.sign_sgd, VALID, learning_rate=ANY_NUMBER),
         *wrong_arguments(
             gradtx.signum,
             VALID,
-            learning_rate=NON_NEGATIVE,
+            learning_rate=ANY_NUMBER,
             beta=DECAY,
             accumulator_dtype=("float99",),
         ),
         *wrong_arguments(
             gradtx.lion,
             VALID,
-            learning_rate=NON_NEGATIVE,
+            learning_rate=ANY_NUMBER,
             b1=DECAY,
             b2=DECAY,
             mu_dtype=("float99",),
@@ -246,7 +248,7 @@ VALID = {"learning_rate": 0.1}
         *wrong_arguments(
             gradtx.newton,
             {},
-            learning_rate=NON_NEGATIVE,
+            learning_rate=ANY_NUMBER,
             solver=("lu",),
             damping=NON_NEGATIVE,
             tolerance=NON_NEGATIVE,

@@ -10,6 +10,7 @@ import gradtx
 
 from .. import papers_factored
 from ..trajectory import (
+    ANY_NUMBER,
     DECAY,
     NON_NEGATIVE,
     cases,
@@ -190,7 +191,7 @@ def test_sm3_is_a_descent_along_its_scaled_momentum():
         *wrong_arguments(
             gradtx.adafactor,
             {"weight_decay_rate": 0.1},
-            learning_rate=NON_NEGATIVE,
+            learning_rate=ANY_NUMBER,
             decay_rate=NON_NEGATIVE,
             decay_offset=(-1, 0.5, 2.0**31),
             clipping_threshold=NON_NEGATIVE,
@@ -202,7 +203,7 @@ def test_sm3_is_a_descent_along_its_scaled_momentum():
             decay=("biases",),
         ),
         *wrong_arguments(
-            gradtx.sm3, {"learning_rate": 0.1}, learning_rate=NON_NEGATIVE, momentum=DECAY
+            gradtx.sm3, {"learning_rate": 0.1}, learning_rate=ANY_NUMBER, momentum=DECAY
         ),
     ],
 )

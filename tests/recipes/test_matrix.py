@@ -10,7 +10,7 @@ import pytest
 
 import gradtx
 
-from ..trajectory import COUNT, DECAY, NON_NEGATIVE, check_refused, wrong_arguments
+from ..trajectory import ANY_NUMBER, COUNT, DECAY, NON_NEGATIVE, check_refused, wrong_arguments
 
 PARAMS = {
     "kernel": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3) ** 3,
@@ -259,7 +259,7 @@ ADAM = {
     "adam_b2": DECAY,
     "adam_eps_root": NON_NEGATIVE,
     "adam_weight_decay": NON_NEGATIVE,
-    "adam_learning_rate": NON_NEGATIVE,
+    "adam_learning_rate": ANY_NUMBER,
 }
 WRONG = [
     *wrong_arguments(gradtx.muon, {"learning_rate": 0.1}, **ADAM, beta=DECAY, ns_coeffs=("fast",)),
@@ -269,7 +269,7 @@ WRONG = [
     *[
         test
         for make in (gradtx.muon, gradtx.normuon, gradtx.shampoo, gradtx.soap)
-        for test in wrong_arguments(make, {}, learning_rate=NON_NEGATIVE)
+        for test in wrong_arguments(make, {}, learning_rate=ANY_NUMBER)
         + wrong_arguments(make, {"learning_rate": 0.1}, weight_decay=NON_NEGATIVE)
     ],
 ]

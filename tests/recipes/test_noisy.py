@@ -62,7 +62,7 @@ def test_run_changes_hands():
     wrong_arguments(
         gradtx.noisy_sgd,
         {"learning_rate": 0.1, "key": 0},
-        learning_rate=(-1.0, float("nan")),
+        learning_rate=(float("nan"),),
         eta=(-1.0, float("nan")),
         gamma=(-1.0, float("nan")),
         key=(None, 0.5, "seed"),

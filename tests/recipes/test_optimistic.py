@@ -121,7 +121,8 @@ def test_run_changes_hands(name):
 
 
 # Each argument reaches the piece that refuses all kinds of wrong values.
-WRONG = (-1.0, float("nan"))
+NAN = (float("nan"),)
+WRONG = (-1.0, *NAN)
 ADAM = {"b1": WRONG, "b2": WRONG, "eps": WRONG, "eps_root": WRONG, "mu_dtype": ("float99",)}
 VALID = {"learning_rate": 0.1}
 
@@ -132,15 +133,13 @@ VALID = {"learning_rate": 0.1}
         *wrong_arguments(
             gradtx.optimistic_gradient_descent,
             VALID,
-            learning_rate=WRONG,
-            alpha=WRONG,
-            beta=WRONG,
+            learning_rate=NAN,
+            alpha=NAN,
+            beta=NAN,
         ),
+        *wrong_arguments(gradtx.optimistic_adam, VALID, learning_rate=NAN, optimism=NAN, **ADAM),
         *wrong_arguments(
-            gradtx.optimistic_adam, VALID, learning_rate=WRONG, optimism=WRONG, **ADAM
-        ),
-        *wrong_arguments(
-            gradtx.optimistic_adam_v2, VALID, learning_rate=WRONG, alpha=WRONG, beta=WRONG, **ADAM
+            gradtx.optimistic_adam_v2, VALID, learning_rate=NAN, alpha=NAN, beta=NAN, **ADAM
         ),
     ],
 )

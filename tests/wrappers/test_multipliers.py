@@ -66,8 +66,7 @@ def test_half_precision_multiplies_in_float32():
 
 
 MISTAKES = {
-    "negative": ({"embedding": -1.0}, "the factor of 'embedding' must be >= 0"),
-    "nan": ({"embedding": float("nan")}, "the factor of 'embedding' must be >= 0"),
+    "nan": ({"embedding": float("nan")}, "the factor of 'embedding' must be a number"),
     "no_function": (0.1, "factors must map patterns to factors"),
 }
 
@@ -83,7 +82,7 @@ MISFITS = {
     "unmatched": ({"decoder": 0.1}, 1.0, "'decoder' matches none of the paths"),
     "doubly_matched": ({"layers": 0.1, "kernel": 0.2}, 1.0, "in more than one group.*layers/0"),
     "no_rest": ({"embedding": 0.1}, None, "in no group.*layers/0/kernel"),
-    "negative_value": (lambda path: -1.0, 1.0, "the factor of 'embedding' must be >= 0"),
+    "nan": (lambda path: float("nan"), 1.0, "the factor of 'embedding' must be a number"),
 }
 
 

@@ -56,7 +56,7 @@ groups = gradtx.select.groups({"matrices": matrices}, rest="others")
 SMALL = {"weight": jnp.linspace(1, 2, 8, dtype=jnp.float32), "scale": jnp.bfloat16(1.5)}
 FLOAT32 = {**SMALL, "scale": jnp.float32(1.5)}
 
-ZEROES_INTEGERS = {"non_parameters": "the update of an integer is zero, which leaves it alone"}
+HANDS_ON = {"non_parameters": "hands on what it does not look at"}
 OWNED_BY_OPTAX = dict.fromkeys(
     set(clauses()) - {"purity", "updates", "masked_leaves", "eval_shape"},
     "optax's own code, exported as it is",

@@ -1,0 +1,119 @@
+"""What `update` is given, read by what it means: gradients of integers, states by field name.
+
+An input is refused only if it would be read wrongly; whatever has one well-defined meaning works.
+What nothing reads is not checked.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gradtx import trees
+
+
+def is_exact(leaf: Any) -> bool:
+    """Whether a leaf is an integer or a boolean, or an array of them; float0 is neither."""
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None:
+        return isinstance(leaf, int)
+    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, np.bool_)
+
+
+def as_gradient(gradient: Any, beside: Sequence[Any]) -> Any:
+    """A gradient of integers as one of inexact numbers; any other as it is.
+
+    Args:
+        gradient: one leaf of the updates.
+        beside: what is known at its place: its parameter, its slots; nothing if that is unknown.
+
+    Returns:
+        The gradient in its parameter's dtype, or the default one where that is unknown. Where the
+        parameter is known and is not made of inexact numbers, zero: it is left alone.
+    """
+    if not is_exact(gradient):
+        return gradient
+    parameter = next((part for part in beside if trees.is_parameter(part)), None)
+    if parameter is not None:
+        return jnp.asarray(gradient, jnp.result_type(parameter))
+    if not beside or any(part is not None and not is_exact(part) for part in beside):
+        return jnp.asarray(gradient, jnp.result_type(float))
+    is_array = hasattr(gradient, "dtype")
+    return jnp.zeros_like(gradient) if is_array else type(gradient)(0)
+
+
+def as_gradients(updates: Any, params: Any) -> Any:
+    """Updates whose gradients of integers are promoted, see `as_gradient`."""
+    leaves, treedef = trees.flatten(updates)
+    if not any(map(is_exact, leaves)):
+        return updates
+    parameters = known_parameters(treedef, params)
+    beside = [[]] * len(leaves) if parameters is None else [[p] for p in parameters]
+    return treedef.unflatten(map(as_gradient, leaves, beside))
+
+
+def trained(params: Any) -> Any:
+    """The parameters that a gradient belongs to: of lookahead's pair, the fast ones."""
+    return params.fast if isinstance(params, optax.LookaheadParams) else params
+
+
+def known_parameters(treedef: Any, params: Any) -> list[Any] | None:
+    """The parameters at the places of the updates, or None where they are not given or differ."""
+    if params is None:
+        return None
+    try:
+        return treedef.flatten_up_to(trained(params))
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def check_state(owner: str, state: Any, fields: Sequence[str]) -> None:
+    """Refuse a state that lacks a field; one with further fields, of any class, is as good.
+
+    Args:
+        owner: name of the function that was called, which opens the message.
+        state: the state that `update` was given.
+        fields: what is read of it.
+
+    Raises:
+        ValueError: if a field is missing.
+    """
+    if has_fields(state, fields):
+        return
+    raise ValueError(
+        f"{owner}: expected a state with the fields {tuple(fields)}, got {describe_state(state)}; "
+        "was it made by the init of this transformation? A state that was restored without its "
+        "classes, or that is another transformation's, is carried over by gradtx.migrate"
+    )
+
+
+def has_fields(state: Any, fields: Sequence[str]) -> bool:
+    """Whether a state is a record, of whatever class, with these fields."""
+    if isinstance(state, tuple | list | Mapping):  # which have methods of such names
+        return set(fields) <= set(getattr(state, "_fields", ()))
+    return all(hasattr(state, field) for field in fields)
+
+
+def describe_state(state: Any) -> str:
+    """What a state is, in a few words, for a message."""
+    name = type(state).__name__
+    if isinstance(state, Mapping):
+        keys = list(map(str, state))
+        return f"{name} with the keys {keys[:10]}{' and more' if len(keys) > 10 else ''}"
+    if hasattr(state, "_fields"):
+        return f"{name} with the fields {state._fields}"
+    if isinstance(state, tuple | list):
+        return f"{name} of length {len(state)}"
+    return name
+
+
+def with_fields(made: type, state: Any, new: Mapping[str, Any]) -> Any:
+    """The new state, of the class of the old one, so that no further field of that is lost."""
+    if type(state) is not made and hasattr(state, "_replace"):
+        return state._replace(**new)
+    if dataclasses.is_dataclass(state) and not isinstance(state, type):
+        return dataclasses.replace(state, **new)
+    return made(**new)
