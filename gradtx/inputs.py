@@ -8,11 +8,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from gradtx import trees
+from gradtx.messages import listed
 
 
 def is_exact(leaf: Any) -> bool:
@@ -70,6 +72,24 @@ def known_parameters(treedef: Any, params: Any) -> list[Any] | None:
         return None
 
 
+def as_array(leaf: Any) -> Any:
+    """A number as an array; an array, or its shape and dtype alone, as it is."""
+    return leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+
+
+def refuse_shapes_alone(owner: str, what: str, leaf: Any) -> None:
+    """Refuse the shape and dtype of a parameter where its values begin the state.
+
+    Raises:
+        ValueError: if the leaf has no values.
+    """
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise ValueError(
+            f"{owner}: {what} starts with the values of the parameters, got {leaf}; for the "
+            "shapes of the state use jax.eval_shape(tx.init, params)"
+        )
+
+
 def check_state(owner: str, state: Any, fields: Sequence[str]) -> None:
     """Refuse a state that lacks a field; one with further fields, of any class, is as good.
 
@@ -101,8 +121,7 @@ def describe_state(state: Any) -> str:
     """What a state is, in a few words, for a message."""
     name = type(state).__name__
     if isinstance(state, Mapping):
-        keys = list(map(str, state))
-        return f"{name} with the keys {keys[:10]}{' and more' if len(keys) > 10 else ''}"
+        return f"{name} with the keys {listed(state)}"
     if hasattr(state, "_fields"):
         return f"{name} with the fields {state._fields}"
     if isinstance(state, tuple | list):

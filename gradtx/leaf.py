@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradtx import trees
+from gradtx.inputs import refuse_shapes_alone
 from gradtx.kernel import Scalar, Slot
 
 
@@ -42,6 +43,7 @@ def start_slot(
     elif not slot.real and is_complex(own_dtype) and not is_complex(dtype):
         raise ValueError(f"{owner}: {slot.name} of a complex parameter does not fit into {dtype}")
     if slot.fill == "p":
+        refuse_shapes_alone(owner, slot.name, parameter)
         # A copy, because the caller may donate both.
         return jnp.array(parameter, dtype)
     shapes = slot.shape_for(np.shape(parameter), options)
@@ -57,10 +59,15 @@ def start_slot(
 
 
 def start_scalar(
-    scalar: Scalar, number: Callable[[Any], Any], parameters: Sequence[jax.Array]
+    owner: str, scalar: Scalar, number: Callable[[Any], Any], parameters: Sequence[jax.Array]
 ) -> jax.Array:
     """A scalar of the whole tree before the first step."""
-    fill = scalar.fill(parameters) if callable(scalar.fill) else number(scalar.fill)
+    try:
+        fill = scalar.fill(parameters) if callable(scalar.fill) else number(scalar.fill)
+    except (TypeError, AttributeError):
+        for parameter in parameters:
+            refuse_shapes_alone(owner, scalar.name, parameter)
+        raise
     return jnp.array(fill, scalar.dtype or trees.widest(parameters))
 
 

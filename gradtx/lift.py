@@ -17,6 +17,7 @@ import optax
 from gradtx import trees
 from gradtx.agreement import check_leaf
 from gradtx.inputs import (
+    as_array,
     as_gradient,
     check_state,
     has_fields,
@@ -160,9 +161,9 @@ class _Lifted:
             for slot in kernel.slots
         }
         if kernel.scalars:
-            parameters = [jnp.asarray(p) for p in jax.tree.leaves(params) if trees.is_parameter(p)]
+            parameters = [as_array(p) for p in jax.tree.leaves(params) if trees.is_parameter(p)]
             fields |= {
-                scalar.name: start_scalar(scalar, self._number, parameters)
+                scalar.name: start_scalar(kernel.name, scalar, self._number, parameters)
                 for scalar in kernel.scalars
             }
         fields |= {name: jnp.zeros([], jnp.int32) for name in kernel.counts}

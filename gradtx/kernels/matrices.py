@@ -121,7 +121,7 @@ def as_matrices(
             if axes[i] is not None and np.shape(leaf) != np.shape(update):
                 trees.refuse_shape(owner, "updates", updates, i, what, leaf)
         return treedef.unflatten(
-            leaf if own is None else own.to_matrices(jnp.asarray(leaf))
+            leaf if own is None else _matrices(own, leaf)
             for leaf, own in zip(leaves, axes, strict=True)
         )
 
@@ -144,6 +144,13 @@ def as_matrices(
         ), state
 
     return composed(owner, (Part("", inner),), init, update)
+
+
+def _matrices(axes: MatrixAxes, leaf: Any) -> Any:
+    """The matrices of an array, or their shape and dtype from those of the array."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.eval_shape(axes.to_matrices, leaf)
+    return axes.to_matrices(jnp.asarray(leaf))
 
 
 def matrix_axes(owner: str, numbers: WeightDimensionNumbers, tree: Any) -> Any:

@@ -52,7 +52,10 @@ def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformation
 
     def init(params: Any) -> Any:
         leaves, _ = trees.flatten(params)
-        return inner.init(_vector([leaf for leaf in leaves if trees.is_parameter(leaf)]))
+        parameters = [leaf for leaf in leaves if trees.is_parameter(leaf)]
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in parameters):
+            return inner.init(jax.eval_shape(_vector, parameters))
+        return inner.init(_vector(parameters))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         gradients, treedef = trees.flatten(updates)

@@ -14,6 +14,7 @@ from optax.contrib import MechanicState
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
+from gradtx.inputs import as_array
 from gradtx.kernel import COUNT, NON_NEGATIVE, POSITIVE, check, check_hyperparameter
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.lift import evaluate
@@ -82,7 +83,7 @@ def mechanize(
     number = int(num_betas)
 
     def init(params: Any) -> MechanicState:
-        leaves = [jnp.asarray(p) for p in jax.tree.leaves(params) if trees.is_parameter(p)]
+        leaves = [as_array(p) for p in jax.tree.leaves(params) if trees.is_parameter(p)]
         zeros = jnp.zeros(number, trees.widest(leaves))
         return MechanicState(
             base_optimizer_state=inner.init(params),
@@ -144,8 +145,11 @@ def mechanize(
 def _start(parameter: Any) -> jax.Array | None:
     if not trees.is_parameter(parameter):
         return None
+    dtype = trees.compute_dtype(jnp.result_type(parameter))
+    if isinstance(parameter, jax.ShapeDtypeStruct):
+        return jnp.zeros_like(parameter, dtype)  # the first step takes its parameters instead
     # A copy, because the caller may donate both.
-    return jnp.array(parameter, trees.compute_dtype(jnp.result_type(parameter)))
+    return jnp.array(parameter, dtype)
 
 
 @jax.jit

@@ -14,6 +14,7 @@ from optax.transforms import MonitorState, SnapshotState
 from gradtx import trees
 from gradtx.compose.parts import Part, composed, owner_of, parts_of
 from gradtx.compose.sequence import as_transformation
+from gradtx.inputs import as_array
 from gradtx.lift import evaluate, hyperparameters_of, kernel_of
 
 Path = tuple[Any, ...]
@@ -90,7 +91,7 @@ def with_metrics(tx: optax.GradientTransformation) -> optax.GradientTransformati
 
     def init(params: Any) -> MetricsState:
         inner_state = inner.init(params)
-        leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params) if trees.is_parameter(leaf)]
+        leaves = [as_array(leaf) for leaf in jax.tree.leaves(params) if trees.is_parameter(leaf)]
         zeros = {name: jnp.zeros([], trees.widest(leaves)) for name in _NORMS}
         measurements = zeros | learning_rates(inner_state)
         return MetricsState(jnp.zeros([], jnp.int32), measurements, inner_state)

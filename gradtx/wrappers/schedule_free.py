@@ -11,6 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
+from gradtx.inputs import as_array, refuse_shapes_alone
 from gradtx.kernel import (
     ANY_NUMBER,
     NON_NEGATIVE,
@@ -87,16 +88,15 @@ def schedule_free(
     dtype = check_dtype(owner, "state_dtype", state_dtype)
 
     def init(params: Any) -> optax.contrib.ScheduleFreeState:
-        parameters = [jnp.asarray(p) for p in jax.tree.leaves(params) if trees.is_parameter(p)]
+        parameters = [as_array(p) for p in jax.tree.leaves(params) if trees.is_parameter(p)]
         real = trees.widest(parameters)
 
         def start(p: Any) -> Any:
+            if not trees.is_parameter(p):
+                return None
+            refuse_shapes_alone(owner, "z", p)
             # A copy, because the caller may donate both.
-            return (
-                jnp.array(p, dtype or trees.compute_dtype(p.dtype))
-                if trees.is_parameter(p)
-                else None
-            )
+            return jnp.array(p, dtype or trees.compute_dtype(jnp.result_type(p)))
 
         return optax.contrib.ScheduleFreeState(
             b1=jnp.array(b1, real),

@@ -157,8 +157,12 @@ def _check_params(params: Any, updates: Any) -> None:
 
 
 def _copy(parameter: Any) -> Any:
+    if not trees.is_parameter(parameter):
+        return None
+    if isinstance(parameter, jax.ShapeDtypeStruct):
+        return jnp.zeros_like(parameter)  # the first climb begins at its parameters instead
     # The caller may donate both the parameters and the state.
-    return jnp.copy(parameter) if trees.is_parameter(parameter) else None
+    return jnp.copy(parameter)
 
 
 def _only_parameter(leaf: Any) -> Any:
