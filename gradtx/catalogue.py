@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -139,14 +140,14 @@ _TRANSFORMATIONS = {name for name, value in _ARGUMENTS.items() if value is _INNE
 
 
 def _method(name: str, factory: Callable[..., Any], kind: Kind) -> Method:
-    tx = factory(
-        **{
-            argument.name: _ARGUMENTS[argument.name]
-            for argument in inspect.signature(factory).parameters.values()
-            if argument.name in _ARGUMENTS
-            and (argument.default is argument.empty or argument.name == "key")
-        }
-    )
+    arguments = {
+        argument.name: _ARGUMENTS[argument.name]
+        for argument in inspect.signature(factory).parameters.values()
+        if argument.name in _ARGUMENTS
+        and (argument.default is argument.empty or argument.name == "key")
+    }
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        tx = factory(**arguments)
     tx = as_transformation("catalogue", name, tx)
     document = inspect.getdoc(factory) or ""
     kept = jax.tree.leaves(jax.eval_shape(tx.init, _MATRIX))

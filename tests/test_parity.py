@@ -104,8 +104,6 @@ def twins():
 def test_arguments_are_those_of_optax_with_ours_behind(name):
     ours = inspect.signature(getattr(gradtx, name)).parameters
     theirs = dict(inspect.signature(peer_of(name)).parameters)
-    if name in ("add_noise", "differentially_private_aggregate", "noisy_sgd"):
-        del theirs["seed"]  # deprecated in optax
     if name in ("nadam", "nadamw"):
         del theirs["nesterov"]  # a partial application, in which it is always true
     if name == "global_norm":

@@ -24,9 +24,9 @@ from gradtx.kernel import (
     Range,
     check,
     check_hyperparameter,
-    check_key,
 )
 from gradtx.kernels.arithmetic import clip_factor
+from gradtx.kernels.scale import noise_key
 from gradtx.lift import ScheduledState, evaluate
 
 _FINITE = Range("finite and >= 0", lambda value: 0 <= value < math.inf)
@@ -132,6 +132,7 @@ def differentially_private_aggregate(
     noise_multiplier: ScalarOrSchedule,
     key: jax.Array | int | None = None,
     *,
+    seed: int | None = None,
     lot_size: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Turn the gradients of single examples into one gradient that keeps each of them private.
@@ -148,8 +149,9 @@ def differentially_private_aggregate(
             scalar array or a schedule.
         noise_multiplier: the noise's standard deviation in units of `l2_norm_clip`, finite and
             >= 0; a number, a scalar array or a schedule.
-        key: a PRNG key, or an integer seed. There is no default: noise that anyone can draw
-            again protects nobody.
+        key: a PRNG key, or an integer seed; None: 0, with a warning, because noise that anyone
+            can draw again protects nobody.
+        seed: the older name of `key`, deprecated.
         lot_size: what the sum is divided by, > 0; None: the number of examples that came. Give
             the expected number where examples are drawn independently, as the privacy accounting
             assumes, and the batch is filled up with gradients of zero.
@@ -159,9 +161,9 @@ def differentially_private_aggregate(
         `ScheduledState` if there is a schedule.
 
     Raises:
-        ValueError: if an argument lies outside its range, or `key` is neither a key nor a seed;
-            in `update`, if the leaves disagree on the number of examples, there are none, or
-            `params` are given and the other axes differ from theirs.
+        ValueError: if an argument lies outside its range, `key` is neither a key nor a seed, or
+            `seed` is given too; in `update`, if the leaves disagree on the number of examples,
+            there are none, or `params` are given and the other axes differ from theirs.
 
     Source:
         Abadi et al. 2016, "Deep learning with differential privacy", Algorithm 1.
@@ -179,7 +181,7 @@ def differentially_private_aggregate(
     noise_multiplier = check_hyperparameter(owner, "noise_multiplier", noise_multiplier, _FINITE)
     if lot_size is not None:
         lot_size = check(owner, "lot_size", lot_size, POSITIVE_FINITE)
-    own_key = check_key(owner, key)
+    own_key = noise_key(owner, key, seed)
     counts = callable(l2_norm_clip) or callable(noise_multiplier)
 
     def init(params: Any) -> Any:

@@ -1,6 +1,8 @@
 """Scaling and shifting: learning rates, weight decay, noise, centring."""
 
 import math
+import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -232,8 +234,32 @@ def _add_noise(g, *, key, t, eta, gamma):
     return g + deviation * jax.random.normal(key, g.shape, g.dtype)
 
 
+def noise_key(owner: str, key: Any, seed: Any) -> Any:
+    """The PRNG key that `key`, or its older name `seed`, stands for; 0 if neither is given.
+
+    Warns, as optax does, of the older name and of a missing key, in the line that called the
+    function that called this one.
+    """
+    if seed is not None:
+        warnings.warn(f"{owner}: seed is deprecated, use key", DeprecationWarning, stacklevel=3)
+        if key is not None:
+            raise ValueError(f"{owner}: takes one of key and seed, got {key!r} and {seed!r}")
+        return check_key(owner, seed)
+    if key is None:
+        warnings.warn(
+            f"{owner}: without a key the noise is that of key=0, the same in every run",
+            stacklevel=3,
+        )
+        key = 0
+    return check_key(owner, key)
+
+
 def add_noise(
-    eta: ScalarOrSchedule, gamma: ScalarOrSchedule, key: jax.Array | int | None = None
+    eta: ScalarOrSchedule,
+    gamma: ScalarOrSchedule,
+    key: jax.Array | int | None = None,
+    *,
+    seed: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Add Gaussian noise whose variance decays with the step.
 
@@ -242,13 +268,15 @@ def add_noise(
     Args:
         eta: variance of the noise at the first step, >= 0.
         gamma: how fast the variance decays, >= 0; 0.55 in the paper.
-        key: a PRNG key, or an integer seed.
+        key: a PRNG key, or an integer seed; None: 0, with a warning.
+        seed: the older name of `key`, deprecated.
 
     Returns:
         The transformation, with the state `AddNoiseState(count, rng_key)`.
 
     Raises:
-        ValueError: if `eta` or `gamma` is negative or NaN, or `key` is neither a key nor a seed.
+        ValueError: if `eta` or `gamma` is negative or NaN, `key` is neither a key nor a seed, or
+            `seed` is given too.
 
     Source:
         Neelakantan et al. 2015, "Adding gradient noise improves learning for very deep
@@ -270,7 +298,7 @@ def add_noise(
         state=optax.AddNoiseState,
         source="Neelakantan et al. 2015, section 3",
     )
-    return lift(kernel, key=check_key("add_noise", key), eta=eta, gamma=gamma)
+    return lift(kernel, key=noise_key("add_noise", key, seed), eta=eta, gamma=gamma)
 
 
 _LAYOUTS = ("jax", "torch")

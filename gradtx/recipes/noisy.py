@@ -5,7 +5,7 @@ from optax import GradientTransformationExtraArgs as Transformation
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
-from gradtx.kernels.scale import add_noise, scale_by_learning_rate
+from gradtx.kernels.scale import add_noise, noise_key, scale_by_learning_rate
 
 
 def noisy_sgd(
@@ -13,6 +13,8 @@ def noisy_sgd(
     eta: ScalarOrSchedule = 0.01,
     gamma: ScalarOrSchedule = 0.55,
     key: jax.Array | int | None = None,
+    *,
+    seed: int | None = None,
 ) -> Transformation:
     """Gradient descent with Gaussian noise, whose variance decays with the step.
 
@@ -22,13 +24,15 @@ def noisy_sgd(
         learning_rate: the step size; a number, a scalar array or a schedule.
         eta: variance of the noise at the first step, >= 0.
         gamma: how fast the variance decays, >= 0.
-        key: a PRNG key, or an integer seed; it must be given.
+        key: a PRNG key, or an integer seed; None: 0, with a warning.
+        seed: the older name of `key`, deprecated.
 
     Returns:
         The chain of `add_noise` and `scale_by_learning_rate`.
 
     Raises:
-        ValueError: if a number lies outside its range, or `key` is neither a key nor a seed.
+        ValueError: if a number lies outside its range, `key` is neither a key nor a seed, or
+            `seed` is given too.
 
     Source:
         Neelakantan et al. 2015, "Adding gradient noise improves learning for very deep
@@ -44,4 +48,5 @@ def noisy_sgd(
         >>> print(f"{updates.std():.1f}")
         1.0
     """
+    key = noise_key("noisy_sgd", key, seed)
     return chain(add_noise(eta, gamma, key), scale_by_learning_rate(learning_rate))

@@ -1,5 +1,7 @@
 """Optimistic methods, for games in which plain descent circles: gradient descent and Adam."""
 
+import warnings
+
 from jax.typing import DTypeLike
 from optax import GradientTransformationExtraArgs as Transformation
 from optax import ScalarOrSchedule
@@ -65,8 +67,8 @@ def optimistic_adam(
         r_t = m_hat / (sqrt(v_hat + eps_root) + eps)
         u_t = -learning_rate * r_t - optimism * (r_t - r_{t-1}),    r_0 = r_1
 
-    with m_hat and v_hat as in `adam`. `optimistic_adam_v2` is the same with weights that are
-    relative to the learning rate.
+    with m_hat and v_hat as in `adam`. It is deprecated, as in optax: `optimistic_adam_v2` is the
+    same with weights that are relative to the learning rate.
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
@@ -89,14 +91,21 @@ def optimistic_adam(
         r_0 = 0. optax refuses schedules here.
 
     Example:
+        >>> import warnings
         >>> import jax.numpy as jnp
         >>> import gradtx
         >>> params = jnp.array(2.0)
-        >>> tx = gradtx.optimistic_adam(0.5, nesterov=False)
+        >>> with warnings.catch_warnings(action="ignore"):
+        ...     tx = gradtx.optimistic_adam(0.5, nesterov=False)
         >>> updates, state = tx.update(jnp.array(0.5), tx.init(params), params)
         >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
         1.500
     """
+    warnings.warn(
+        "`optimistic_adam` is deprecated, use `optimistic_adam_v2` instead",
+        DeprecationWarning,
+        stacklevel=2,
+    )
     learning_rate = check_hyperparameter(
         "optimistic_adam", "learning_rate", learning_rate, ANY_NUMBER
     )

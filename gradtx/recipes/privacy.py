@@ -5,7 +5,7 @@ from optax import GradientTransformationExtraArgs as Transformation
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain, identity
-from gradtx.kernel import KEPT, check_hyperparameter
+from gradtx.kernel import KEPT, check_hyperparameter, check_key
 from gradtx.kernels.momentum import trace
 from gradtx.kernels.privacy import differentially_private_aggregate
 from gradtx.kernels.scale import scale_by_learning_rate
@@ -63,8 +63,9 @@ def dpsgd(
     """
     if momentum is not None:
         momentum = check_hyperparameter("dpsgd", "momentum", momentum, KEPT)
+    key = check_key("dpsgd", seed)
     return chain(
-        differentially_private_aggregate(l2_norm_clip, noise_multiplier, seed, lot_size=lot_size),
+        differentially_private_aggregate(l2_norm_clip, noise_multiplier, key, lot_size=lot_size),
         identity() if momentum is None else trace(momentum, nesterov),
         scale_by_learning_rate(learning_rate),
     )

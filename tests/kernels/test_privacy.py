@@ -224,7 +224,7 @@ FINITE = (-1.0, float("inf"), float("nan"), True, "high")
             {"l2_norm_clip": 1.0, "noise_multiplier": 1.0, "key": 0},
             l2_norm_clip=FINITE,
             noise_multiplier=FINITE,
-            key=(None, True, "seed", 0.5),
+            key=(True, "seed", 0.5),
             lot_size=(0.0, -1.0, "all"),
         ),
         *wrong_arguments(

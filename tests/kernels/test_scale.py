@@ -235,7 +235,7 @@ def test_noise_is_added_to_the_gradient():
             {"eta": 1.0, "gamma": 0.5, "key": 0},
             eta=NON_NEGATIVE,
             gamma=NON_NEGATIVE,
-            key=(None, "high"),
+            key=("high",),
         ),
     ],
 )

@@ -43,6 +43,45 @@ def test_constant_noise_comes_to_rest_with_the_variance_of_an_autoregression():
     np.testing.assert_allclose(np.var(points[-1]), expected, rtol=0.04)
 
 
+OF_KEY = {
+    "noisy_sgd": lambda lib, **key: lib.noisy_sgd(0.1, eta=1.0, **key),
+    "add_noise": lambda lib, **key: lib.add_noise(1.0, 0.5, **key),
+    "differentially_private_aggregate": lambda lib, **key: lib.differentially_private_aggregate(
+        1.0, 1.0, **key
+    ),
+}
+
+
+class Optax:
+    noisy_sgd = staticmethod(optax.noisy_sgd)
+    add_noise = staticmethod(optax.add_noise)
+    differentially_private_aggregate = staticmethod(optax.contrib.differentially_private_aggregate)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "category"), [({}, UserWarning), ({"seed": 3}, DeprecationWarning)]
+)
+@pytest.mark.parametrize("name", OF_KEY)
+def test_without_a_key_and_with_a_seed_optax_is_followed(name, arguments, category):
+    with pytest.warns(category, match="key") as warned:
+        ours = OF_KEY[name](gradtx, **arguments)
+    assert [warning.filename for warning in warned] == [__file__]
+    assert name in str(warned[0].message)
+    with pytest.warns(category):
+        theirs = OF_KEY[name](Optax, **arguments)
+    g = jnp.arange(6.0).reshape(2, 3)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, expected = [tx.update(g, tx.init(g))[0] for tx in (ours, theirs)]
+    np.testing.assert_allclose(updates, expected, rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", OF_KEY)
+def test_a_key_and_a_seed_are_too_many(name):
+    with pytest.raises(ValueError, match=f"{name}: takes one of key and seed, got 1 and 2"):
+        OF_KEY[name](gradtx, key=1, seed=2)
+
+
 def test_run_changes_hands():
     ours, theirs = gradtx.noisy_sgd(0.1, key=7), optax.noisy_sgd(0.1, key=7)
     params = {"a": jnp.ones(3), "b": jnp.ones(())}
@@ -65,7 +104,7 @@ def test_run_changes_hands():
         learning_rate=(float("nan"),),
         eta=(-1.0, float("nan")),
         gamma=(-1.0, float("nan")),
-        key=(None, 0.5, "seed"),
+        key=(0.5, "seed"),
     ),
 )
 def test_wrong_argument(factory, arguments, name, value):

@@ -18,6 +18,9 @@ from ..trajectory import (
 )
 from ..wrappers.changing_hands import check_changes_hands
 
+# As in optax, which is asked for its warning below.
+pytestmark = pytest.mark.filterwarnings("ignore:.optimistic_adam. is deprecated:DeprecationWarning")
+
 CASES = [
     *cases(
         gradtx.optimistic_gradient_descent,
@@ -36,9 +39,8 @@ CASES = [
     ),
 ]
 
-
-# optax warns that optimistic_adam is deprecated. Arrays reach the pieces as numbers do.
-TESTS = equation_tests(CASES, unlike_optax=[gradtx.optimistic_adam])
+# Arrays reach the pieces as numbers do.
+TESTS = equation_tests(CASES)
 
 
 @pytest.mark.parametrize(("check", "case"), [test for test in TESTS if "arrays" not in test.id])
@@ -113,11 +115,17 @@ SHARED = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.optimistic_adam. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("name", SHARED)
 def test_run_changes_hands(name):
     make = SHARED[name]
     check_changes_hands(make(gradtx), make(optax), at=4, steps=8)
+
+
+@pytest.mark.parametrize("lib", [gradtx, optax])
+def test_optimistic_adam_is_deprecated(lib):
+    with pytest.warns(DeprecationWarning, match="use `optimistic_adam_v2` instead") as warned:
+        lib.optimistic_adam(0.1)
+    assert lib is optax or warned[0].filename == __file__
 
 
 # Each argument reaches the piece that refuses all kinds of wrong values.
