@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import inspect
+from collections import OrderedDict
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import gradtx
 
@@ -229,9 +231,12 @@ def test_a_named_chain_takes_a_plain_dictionary_in_any_order():
     tx = gradtx.named_chain(("z", gradtx.trace(0.5)), ("a", gradtx.scale(-1.0)))
     state = tx.init(PARAMS)
     expected, _ = tx.update(GRADS, state)
-    updates, new = jax.jit(tx.update)(GRADS, {"a": state["a"], "z": state["z"]})
-    assert_trees_equal(updates, expected)
-    assert type(new) is dict
+    for container in (dict, OrderedDict):
+        given = container([("a", state["a"]), ("z", state["z"])])
+        updates, new = jax.jit(tx.update)(GRADS, given)
+        assert_trees_equal(updates, expected)
+        assert type(new) is container
+        assert list(new) == ["a", "z"]
 
 
 @pytest.mark.parametrize("one", [1, 1.0, np.int8(1), np.float32(1), jnp.int32(1), True, np.True_])
@@ -279,3 +284,127 @@ def test_a_copy_of_a_transformation_is_as_good_as_itself(name):
     for own in (tx, again, copy.copy(tx)):
         compiled(own, GRADS, tx.init(PARAMS), PARAMS)
     assert len(traces) == 1
+
+
+def plain(state):
+    """A state as a checkpoint gives it back that was restored without its classes."""
+    if hasattr(state, "_fields"):
+        return {name: plain(getattr(state, name)) for name in state._fields}
+    if isinstance(state, dict):
+        return {key: plain(part) for key, part in state.items()}
+    return [plain(part) for part in state] if isinstance(state, tuple | list) else state
+
+
+def numbers_of(state):
+    """The leaves of a state, of a PRNG key its data."""
+    return [
+        jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        for leaf in jax.tree.leaves(state)
+    ]
+
+
+NESTED = {
+    "partition": lambda: gradtx.partition(
+        {"a": gradtx.adam(0.1), "b": gradtx.sgd(0.1, momentum=0.9)}, {"w": "a", "b": "b"}
+    ),
+    "masked": lambda: gradtx.masked(gradtx.trace(0.9), {"w": True, "b": False}),
+    "muon": lambda: gradtx.muon(0.1),
+    "MultiSteps": lambda: gradtx.MultiSteps(gradtx.adam(0.1), 2),
+    "apply_if_finite": lambda: gradtx.apply_if_finite(gradtx.adam(0.1), 2),
+    "conditionally_mask": lambda: gradtx.conditionally_mask(gradtx.adam(0.1), lambda n: n > 0),
+    "schedule_free": lambda: gradtx.schedule_free(gradtx.sgd(0.1), 0.1),
+    "mechanize": lambda: gradtx.mechanize(gradtx.sgd(0.1)),
+    "sam": lambda: gradtx.sam(gradtx.sgd(0.1), gradtx.sgd(0.1)),
+    "average_params": lambda: gradtx.average_params(gradtx.sgd(0.1), 0.9),
+    "with_metrics": lambda: gradtx.with_metrics(gradtx.sgd(0.1)),
+    "inject_hyperparams": lambda: gradtx.inject_hyperparams(gradtx.adam)(0.1),
+    "reduce_on_plateau": lambda: gradtx.reduce_on_plateau(),
+    "snapshot": lambda: gradtx.snapshot("norm", gradtx.global_norm),
+    "scale_by_galore": lambda: gradtx.scale_by_galore(1),
+    "dpsgd": lambda: gradtx.dpsgd(0.1, 1.0, 1.0, 0, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_a_state_without_its_classes_is_refused_and_migrated(name):
+    tx = NESTED[name]()
+    batched = name == "dpsgd"
+    gradients = jax.tree.map(lambda g: g[None], GRADS) if batched else GRADS
+    state = tx.init(PARAMS)
+    for _ in range(3):
+        _, state = tx.update(gradients, state, PARAMS, **({} if batched else {"value": 1.0}))
+    with pytest.raises(ValueError, match=r"expected a state with the fields .*gradtx\.migrate"):
+        tx.update(gradients, plain(state), PARAMS, value=1.0)
+    migrated, _ = gradtx.migrate(plain(state), tx, PARAMS)
+    found, _ = tx.update(gradients, migrated, PARAMS, value=1.0)
+    expected, _ = tx.update(gradients, state, PARAMS, value=1.0)
+    assert_trees_equal(found, expected)
+    assert_trees_equal(*(numbers_of(tree) for tree in (migrated, state)))
+
+
+def test_a_mask_made_from_an_nnx_state_fits_the_pure_tree_of_the_same_leaves():
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.inner = nnx.Linear(2, 3, rngs=rngs)
+            self.outer = nnx.Linear(3, 2, use_bias=False, rngs=rngs)
+
+    def decayed(make):
+        model = Model(nnx.Rngs(0))
+        params = nnx.state(model, nnx.Param)
+        before = jax.tree.map(np.asarray, nnx.to_pure_dict(params))
+        optimizer = nnx.Optimizer(model, make(params), wrt=nnx.Param)
+        optimizer.update(model, jax.tree.map(jnp.zeros_like, params))
+        after = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+        return before, after
+
+    def mask(params):
+        return jax.tree.map(lambda leaf: len(leaf.shape) > 1, params)
+
+    def labels(params):
+        return jax.tree.map(lambda flag: "decayed" if flag else "kept", mask(params))
+
+    groups = {"decayed": gradtx.adamw(0.5, weight_decay=0.5), "kept": gradtx.adam(0.5)}
+    for make in (
+        lambda params: gradtx.adamw(0.5, weight_decay=0.5, mask=mask(params)),
+        lambda params: gradtx.partition(groups, labels(params)),
+    ):
+        before, after = decayed(make)
+        for layer in ("inner", "outer"):
+            np.testing.assert_allclose(
+                after[layer]["kernel"], 0.75 * before[layer]["kernel"], rtol=1e-6
+            )
+        np.testing.assert_array_equal(after["inner"]["bias"], before["inner"]["bias"])
+
+
+BLOCKS = {f"block_{i}": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)} for i in range(12)}
+MISFIT = {name: {"kernel": True, "bias": False} for name in BLOCKS}
+MISFIT["block_7"] = {"kernel": True, "offset": False}
+CHOOSING = {
+    "masked": lambda: gradtx.masked(gradtx.scale(2.0), MISFIT),
+    "adamw": lambda: gradtx.adamw(1.0, weight_decay=0.1, mask=MISFIT),
+    "add_decayed_weights": lambda: gradtx.add_decayed_weights(0.1, mask=MISFIT),
+    "lars": lambda: gradtx.lars(0.1, weight_decay_mask=MISFIT),
+    "adan": lambda: gradtx.adan(0.1, mask=MISFIT),
+    "freeze": lambda: gradtx.freeze(MISFIT),
+    "selective_transform": lambda: gradtx.selective_transform(gradtx.sgd(0.1), freeze_mask=MISFIT),
+    "partition": lambda: gradtx.partition({True: gradtx.sgd(0.1), False: gradtx.sgd(0.2)}, MISFIT),
+}
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_a_mask_that_does_not_fit_is_named_with_its_place_and_function(name):
+    tx = CHOOSING[name]()
+    with pytest.raises(ValueError, match=r"'block_7/(bias|offset)'") as refusal:
+        tx.update(BLOCKS, tx.init(BLOCKS), BLOCKS)
+    message = str(refusal.value)
+    assert message.startswith(f"{name}: ")
+    assert len(message) < 300
+
+
+def test_a_mask_of_more_leaves_fits_where_updates_have_none():
+    mask = {"w": {"a": True, "b": False}, "b": True}
+    params = {"w": {"a": jnp.ones(2), "b": jnp.ones(2)}, "b": jnp.ones(2)}
+    tx = gradtx.masked(gradtx.scale(2.0), mask)
+    updates, _ = tx.update({"w": None, "b": jnp.ones(2)}, tx.init(params))
+    assert updates["w"] is None
+    np.testing.assert_array_equal(updates["b"], [2.0, 2.0])

@@ -165,8 +165,9 @@ def named_chain(*args: tuple[str, Transformation]) -> ExtraArgs:
         for name, tx in transformations:
             _refuse_loss("named_chain", repr(name), tx, state[name])
             updates, new_states[name] = tx.update(updates, state[name], params, **extra)
-        # A plain dictionary comes back as one, so that a loop can carry it.
-        return updates, new_states if type(state) is dict else OrderedDict(new_states)
+        # In the container that it came in, so that a loop can carry it.
+        container = dict if type(state) is dict else OrderedDict
+        return updates, container((name, new_states[name]) for name in state)
 
     parts = tuple(Part(name, tx) for name, tx in transformations)
     return composed("named_chain", parts, init, update, only_hands_on=True)

@@ -16,7 +16,14 @@ from gradtx.inspection.arguments import (
     is_transformation,
 )
 from gradtx.inspection.ownership import KeyPath, entries_of
-from gradtx.inspection.places import SCHEDULES, Place, has_classes, place_of, possible_places
+from gradtx.inspection.places import (
+    SCHEDULES,
+    Place,
+    classes_by_fields,
+    has_classes,
+    place_of,
+    possible_places,
+)
 from gradtx.tables import collapsed
 
 _NO_MATCH = "the old state has nothing of this name and path"
@@ -139,10 +146,11 @@ def migrate(state: Any, new_tx: optax.GradientTransformation, params: Any) -> tu
     new_state = new_tx.init(params)
     places = [place_of(new_state, entry) for entry in entries_of(new_tx, new_state, params)]
     is_plain = not has_classes(state)
+    classes = classes_by_fields(new_state)
     old_places = [
         place
         for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
-        for place in possible_places(state, path, leaf, is_plain=is_plain)
+        for place in possible_places(state, path, leaf, is_plain=is_plain, classes=classes)
     ]
     decided = _decide(places, old_places)
     leaves = [

@@ -67,13 +67,21 @@ def place_of(state: Any, entry: Entry) -> Place:
     return places[-1]._replace(parameter=entry.parameter)
 
 
-def possible_places(state: Any, path: KeyPath, leaf: Any, *, is_plain: bool = False) -> list[Place]:
+def possible_places(
+    state: Any,
+    path: KeyPath,
+    leaf: Any,
+    *,
+    is_plain: bool = False,
+    classes: Mapping[frozenset[str], str] | None = None,
+) -> list[Place]:
     """The places that a leaf may have: a field of each record above it, from the outside.
 
     Parameters may have records among them too, so that it is not known which is the last state.
     The first place is that in no record at all. In a plain state, which was restored without its
-    classes, each dictionary may have been a record.
+    classes, each dictionary may have been a record: that of `classes` which has its keys as fields.
     """
+    known = {frozenset({"count"}): SCHEDULES[0], **(classes or {})}
     places = [Place(path, leaf, (), "", ("", trees.path_name(path)), ())]
     node = state
     for depth, key in enumerate(path):
@@ -82,14 +90,31 @@ def possible_places(state: Any, path: KeyPath, leaf: Any, *, is_plain: bool = Fa
             field, name = key.name, type(node).__name__
         elif is_plain and isinstance(key, jax.tree_util.DictKey):
             # A count alone is a schedule's.
-            is_schedule = list(node) == ["count"]
-            field, name = str(key.key), SCHEDULES[0] if is_schedule else ""
+            field, name = str(key.key), known.get(frozenset(map(str, node)), "")
         else:
             continue
         labels = tuple(k.key for k in path[:depth] if isinstance(k, jax.tree_util.DictKey))
         slot = (field, trees.path_name(path[depth + 1 :]))
         places.append(Place(path, leaf, path[:depth], name, slot, labels))
     return places
+
+
+def classes_by_fields(state: Any) -> dict[frozenset[str], str]:
+    """The classes of the records in a state, by their fields where these tell them apart."""
+    found: dict[frozenset[str], set[str]] = {}
+    nodes = [state]
+    while nodes:
+        node = nodes.pop()
+        if hasattr(node, "_fields"):
+            found.setdefault(frozenset(node._fields), set()).add(type(node).__name__)
+        nodes += [
+            below
+            for below in jax.tree.leaves(node, is_leaf=lambda part, node=node: part is not node)
+            if below is not node
+        ]
+    # A count alone is a schedule's, whatever else has no more than one.
+    found.pop(frozenset({"count"}), None)
+    return {fields: names.pop() for fields, names in found.items() if len(names) == 1}
 
 
 def has_classes(state: Any) -> bool:
