@@ -18,7 +18,6 @@ from gradtx.inspection.rates import (
     is_frozen,
     is_known,
     learning_rate,
-    unwrapped,
     weight_decay,
 )
 from gradtx.inspection.routes import Rule, routes_of
@@ -40,10 +39,11 @@ class LeafPlan:
         learning_rate: minus the product of all factors that the update is multiplied by, so that
             it is negative where the loss would grow; None if it is not known. Of factors before a
             rule such as Adam's, whose updates do not grow with the gradient, only the sign counts.
+        reason: why the learning rate is not known; "" if it is.
         weight_decay: each weight decay, with where it acts; empty if there is none, or none that
             is known.
         state_bytes: the memory of its own part of the optimizer state.
-        is_known: whether all of its rules are gradtx's own, so that nothing is hidden.
+        is_known: whether it is known of all of its rules what they do, so that no decay is hidden.
     """
 
     path: str
@@ -52,6 +52,7 @@ class LeafPlan:
     rules: tuple[str, ...]
     kind: str
     learning_rate: Value | None
+    reason: str
     weight_decay: tuple[WeightDecay, ...]
     state_bytes: int
     is_known: bool
@@ -71,7 +72,7 @@ class LeafPlan:
 
 def _rate(leaf: LeafPlan) -> str:
     if leaf.kind == "trained":
-        return "?" if leaf.learning_rate is None else str(leaf.learning_rate)
+        return f"? ({leaf.reason})" if leaf.learning_rate is None else str(leaf.learning_rate)
     return "frozen" if leaf.kind == "frozen" else "–"
 
 
@@ -124,11 +125,14 @@ class Explanation:
     @property
     def total(self) -> str:
         """The totals in one line."""
-        frozen = sum(row.size for row in self.rows if row.kind == "frozen")
+        frozen = [row for row in self.rows if row.kind == "frozen"]
+        number = sum(row.size for row in frozen)
+        wasted = sum(row.state_bytes for row in frozen)
         return (
-            f"{self.parameters:,} parameters{f' ({frozen:,} frozen)' if frozen else ''}, "
+            f"{self.parameters:,} parameters{f' ({number:,} frozen)' if frozen else ''}, "
             f"{self.state_bytes:,} bytes of state ({self.shared_bytes:,} shared), "
             f"{self.bytes_per_parameter:.2f} bytes per parameter"
+            + (f"; {wasted:,} for frozen ones, see selective_transform" if wasted else "")
         )
 
     def __str__(self) -> str:
@@ -182,22 +186,33 @@ def explain(
     in reverse, a bias that decays, or a frozen layer with moments shows here. Nothing is
     calculated and no memory taken: `jax.ShapeDtypeStruct` will do for parameters.
 
+    What the column "learning rate" says:
+
+        0.1                     the update is -0.1 times the gradient or a direction such as Adam's
+        0.1 (decay at step 9)   the same, by the schedule `decay`
+        ? (clip after ...)      not known, and why: no number is shown that may not be the one that
+                                acts, as where a factor comes before what clips, where a method
+                                finds its own step size, or at a function of your own
+
     What the column "weight decay" says, of 0.1:
 
-        0.1                   decoupled, as in AdamW: 0.1 * learning rate of the weights per step
-        0.1 (L2)              an L2 penalty in the gradient, before what adapts or averages
-        0.1 per step          a tenth of the weights, whatever the learning rate
-        -0.1 per step (grows) the same with the wrong sign: the weights grow by a tenth
+        0.1                     decoupled, as in AdamW: 0.1 * learning rate of the weights per step
+        0.1 (L2)                an L2 penalty in the gradient, before what adapts or averages
+        0.1 per step            a tenth of the weights, whatever the learning rate
+        -0.1 per step (grows)   the same with the wrong sign: the weights grow by a tenth
+        0.1 (?)                 not known what becomes of it
 
-    Transformations that are not gradtx's own are shown by the name of the function that made them,
-    and what they do inside is not: of a whole `optax.adamw`, neither learning rate nor decay. A
-    chain that `gradtx.chain` put together shows each of its links. Memory is exact for all.
+    Transformations that are not gradtx's own are shown by the name of the function that made them.
+    Of optax's, chains, masks, groups, clippings and `set_to_zero` are seen through; what others do
+    is not known: of a whole `optax.adamw`, neither learning rate nor decay. Memory is exact for
+    all.
 
     Args:
         tx: the transformation.
         params: the parameters, a tree of arrays or of their shapes and dtypes.
         step: the step, counted from 0, at which the values of schedules are shown; a warmup may
-            have a learning rate of 0 in the first.
+            have a learning rate of 0 in the first. Inside `MultiSteps` steps count, as they do for
+            its schedules, and not mini-steps.
         all_leaves: whether to print a line for each leaf. Otherwise leaves that are treated alike,
             and whose paths differ in their numbers only, share one: "layers/[0-11]/kernel", with
             "12 × 4,096" bytes of state.
@@ -214,20 +229,19 @@ def explain(
         >>> import jax.numpy as jnp
         >>> import gradtx
         >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
-        >>> tx = gradtx.chain(
-        ...     gradtx.adamw(1e-3, weight_decay=0.1, decay="matrices"),
-        ...     gradtx.freeze(gradtx.select("bias")),
+        >>> tx = gradtx.selective_transform(
+        ...     gradtx.adamw(1e-3, weight_decay=0.1), freeze_mask=gradtx.select("bias")
         ... )
         >>> print(gradtx.explain(tx, params))
-        scale_by_adam -> scale_by_learning_rate -> set_to_zero  [1]
+        set_to_zero  [1]
             path    shape  dtype    learning rate  weight decay  state bytes
-            bias    2      float32  frozen         –                      16
+            bias    2      float32  frozen         –                       0
         <BLANKLINE>
         scale_by_adam -> add_decayed_weights -> scale_by_learning_rate  [1]
             path    shape  dtype    learning rate  weight decay  state bytes
             kernel  3×2    float32  0.001          0.1                    48
         <BLANKLINE>
-        8 parameters (2 frozen), 68 bytes of state (4 shared), 8.50 bytes per parameter
+        8 parameters (2 frozen), 52 bytes of state (4 shared), 6.50 bytes per parameter
 
         A schedule shows its value at the step that is asked for:
 
@@ -280,13 +294,19 @@ def _plan(
     )
     if not trees.is_parameter(leaf):
         return plan(
-            rules=(), kind="no parameter", learning_rate=None, weight_decay=(), is_known=True
+            rules=(),
+            kind="no parameter",
+            learning_rate=None,
+            reason="no parameter",
+            weight_decay=(),
+            is_known=True,
         )
-    rules = unwrapped(route)
+    rate = learning_rate(route, step)
     return plan(
         rules=tuple(map(str, route)),
-        kind="frozen" if is_frozen(rules) else "trained",
-        learning_rate=learning_rate(rules, step),
-        weight_decay=weight_decay(rules, step),
-        is_known=all(map(is_known, rules)),
+        kind="frozen" if is_frozen(route, step) else "trained",
+        learning_rate=rate.value,
+        reason=rate.reason,
+        weight_decay=weight_decay(route, step),
+        is_known=is_known(route, step),
     )

@@ -1,43 +1,35 @@
-"""The numbers in which the rules of a leaf result: learning rate and weight decay."""
+"""The numbers in which the rules of a leaf result: learning rate and weight decay.
+
+A number is that which acts. Where it depends on the data, on the loss or on a rule of which it is
+not known what it does, there is a reason in its place.
+"""
 
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from gradtx.inspection import effects
+from gradtx.inspection.effects import decay_added_by, effect_of, keeps_zero, reason_of, unwrapped
 from gradtx.inspection.routes import Rule
 from gradtx.inspection.values import Value, value_at
 
-# The rules that multiply all updates by one number, and the name of that number.
-_FACTORS = {
-    "adan": "learning_rate",
-    "multiply_learning_rate": "factor",
-    "scale": "step_size",
-    "scale_by_learning_rate": "learning_rate",
-    "scale_by_schedule": "step_size",
-}
-# Their updates grow with the gradient, so that a factor before them is one behind them. Of these,
-# some mix the updates of several steps.
-_MOMENTS = (
-    "ema",
-    "scale_by_mars",
-    "scale_by_optimistic_gradient",
-    "simple_moving_average",
-    "trace",
-)
-_PASSING = (*_FACTORS, *_MOMENTS, "apply_every", "fromage", "zero_nans")
-# Their updates have the same length for all lengths of the gradient, although they keep nothing.
-_NORMALIZING = (
-    "lars",
-    "normalize",
-    "normalize_by_update_norm",
-    "scale_by_trust_ratio",
-)
-# Their updates grow with the gradient, but less or more than it does.
-_BENDING = ("momo", "momo_adam", "scale_by_madgrad", "scale_by_polyak", "scale_by_sophia")
+_NO_RATE = "no learning rate"
 # Rules with a learning rate of their own that do not turn the sign, and the one that turns it
 # without any.
 _UPHILL = ("fromage", "scale_by_rprop")
 _DOWNHILL = ("adan", "scale_by_cocob")
+
+
+class Rate(NamedTuple):
+    """The learning rate of a leaf.
+
+    Attributes:
+        value: its value; None if it is not known.
+        reason: why it is not known; "" if it is.
+    """
+
+    value: Value | None
+    reason: str = ""
 
 
 class WeightDecay(NamedTuple):
@@ -48,9 +40,10 @@ class WeightDecay(NamedTuple):
         schedule: the names of the schedules that it comes from; "" where it is constant.
         step: the step, counted from 0, at which the schedules have these values.
         kind: "decoupled": added to the update behind what adapts, and multiplied by the learning
-            rate, as in AdamW; "L2": added to the gradient, before what adapts or averages, as the
-            gradient of number / 2 * ||p||^2 is; "per step": added to the finished step, and not
-            multiplied by the learning rate; "unknown": before a rule that is not gradtx's.
+            rate, as in AdamW; "L2": added to the gradient, before what adapts, averages or clips,
+            as the gradient of number / 2 * ||p||^2 is; "per step": added to the finished step, and
+            not multiplied by the learning rate; "unknown": before a rule that changes it in a way
+            that is not known.
         grows: whether its sign is such that the weights grow by it.
     """
 
@@ -68,107 +61,167 @@ class WeightDecay(NamedTuple):
         return f"{self.number:.4g}{unit}" + (f" ({note})" if note else "")
 
 
-def unwrapped(route: Sequence[Rule]) -> list[Rule]:
-    """The rules with those inside of wrappers; the first part of a wrapper makes the updates."""
-    rules = []
-    for rule in route:
-        rules += [*unwrapped(rule.parts[0]), rule] if rule.parts else [rule]
-    return rules
+def is_frozen(route: Sequence[Rule], step: int) -> bool:
+    """Whether the update is set to zero, and stays zero in what comes afterwards."""
+    rules = unwrapped(route)
+    zeros = [i for i, rule in enumerate(rules) if rule.meaning == "set_to_zero"]
+    return bool(zeros) and all(keeps_zero(rule, step) for rule in rules[zeros[-1] + 1 :])
 
 
-def is_known(rule: Rule) -> bool:
-    """Whether a rule is gradtx's own, so that its numbers can be read."""
-    return "." not in rule.name
+def is_known(route: Sequence[Rule], step: int) -> bool:
+    """Whether it is known of each rule what it does, so that no decay is hidden."""
+    return all(effect_of(rule, step) != "unknown" for rule in unwrapped(route))
 
 
-def is_frozen(rules: Sequence[Rule]) -> bool:
-    """Whether the update is set to zero, and nothing but multiplied afterwards."""
-    zeros = [i for i, rule in enumerate(rules) if rule.name.endswith("set_to_zero")]
-    return bool(zeros) and all(rule.name in _FACTORS for rule in rules[zeros[-1] + 1 :])
-
-
-def learning_rate(rules: Sequence[Rule], step: int) -> Value | None:
+def learning_rate(route: Sequence[Rule], step: int) -> Rate:
     """Minus the product of the factors from the last rule on that makes the length its own.
 
     Of the factors before that rule, only the sign counts.
-
-    Returns:
-        The learning rate at the step; None if it is not known.
     """
+    rules = unwrapped(route)
+    reason = _reason_for_no_rate(rules, step)
+    if reason:
+        return Rate(None, reason)
+    factors = [_factor(rule, step) for rule in rules]
+    start = _start(rules, step)
+    earlier = _product(factors[:start])
+    if earlier == 0:
+        return Rate(Value(0.0, _names(factors[:start]), step))
+    for i in range(len(rules)):
+        reason = _reason_at(rules, factors, start, i, step)
+        if reason:
+            return Rate(None, reason)
+    # Zero has no sign here.
+    number = math.copysign(1.0, -earlier) * _product(factors[start:]) + 0.0
+    return Rate(Value(number, _names(factors[start:]), step))
+
+
+def weight_decay(route: Sequence[Rule], step: int) -> tuple[WeightDecay, ...]:
+    """The weight decays of all rules that have one."""
+    rules, rate = unwrapped(route), learning_rate(route, step)
+    decays = [_decay_of(rules, i, rate, step) for i in range(len(rules))]
+    # What decays the direction of a graft leaves its length alone.
+    directions = [rule.parts[1] for rule in rules if rule.meaning == "graft"]
+    turned = [
+        decay_added_by(rule, step) for direction in directions for rule in unwrapped(direction)
+    ]
+    decays += [added and WeightDecay(*added, kind="unknown") for added in turned]
+    return tuple(decay for decay in decays if decay)
+
+
+def _reason_for_no_rate(rules: Sequence[Rule], step: int) -> str:
+    """Why there is no learning rate, whatever the numbers are; "" if there is one."""
+    for rule in rules:
+        if effect_of(rule, step) == "unknown":
+            return reason_of(rule)
     has_rate = any("learning_rate" in rule.arguments for rule in rules)
-    # A rule that is not gradtx's may have a learning rate and a sign of its own.
-    is_scaled = bool({rule.name for rule in rules} & {"scale", "scale_by_schedule"})
-    if not (has_rate or (is_scaled and all(map(is_known, rules)))):
+    if not has_rate and not {rule.meaning for rule in rules} & {"scale", "scale_by_schedule"}:
+        hidden = [rule for rule in rules if effect_of(rule, step) == "hidden"]
+        return reason_of(hidden[-1]) if hidden else _NO_RATE
+    return _reason_of_clocks(rules)
+
+
+def _reason_of_clocks(rules: Sequence[Rule]) -> str:
+    """A reason if the schedules do not all count the same steps, so that one step says nothing."""
+    clocks = {rule.clock for rule in rules if any(map(callable, rule.arguments.values()))}
+    names = {rule.meaning for rule in rules if rule.meaning in effects.CLOCKS}
+    if len(clocks) < 2:
+        return ""
+    return f"schedules inside and outside of {' and '.join(sorted(names))}"
+
+
+def _reason_at(
+    rules: Sequence[Rule], factors: Sequence[Value], start: int, i: int, step: int
+) -> str:
+    """Why the rule number i leaves the length of the update unknown; "" if it does not."""
+    if rules[i].meaning == "sam":
+        # The gradient that its optimizer gets need not have passed what stands before sam.
+        return _after_a_factor(rules[i], factors[:i], keeps_sign=False)
+    effect = effect_of(rules[i], step)
+    if i < start:
+        return ""
+    if effect == "hidden":
+        return reason_of(rules[i])
+    if effect == "gain" and effect_of(rules[start], step) != "own":
+        return f"{rules[i].name} has a factor of its own"
+    return _after_a_factor(rules[i], factors[start:i]) if effect == "bends" else ""
+
+
+def _after_a_factor(rule: Rule, factors: Sequence[Value], *, keeps_sign: bool = True) -> str:
+    """A reason if the factors before a rule are not 1; "" if they are."""
+    number, schedules = _product(factors), _names(factors)
+    if schedules:
+        return f"{rule.name} after {schedules}"
+    is_one = (abs(number) if keeps_sign else number) == 1
+    return "" if is_one else f"{rule.name} after a factor of {abs(number):.4g}"
+
+
+def _decay_of(rules: Sequence[Rule], i: int, rate: Rate, step: int) -> WeightDecay | None:
+    """The decay of the rule number i; None if it has none."""
+    added = decay_added_by(rules[i], step)
+    if added is None:
         return None
     factors = [_factor(rule, step) for rule in rules]
-    start = _start(rules)
-    for i in range(start, len(rules)):
-        is_clear = is_known(rules[i]) and rules[i].name not in _BENDING
-        if not is_clear and any(abs(f.number) != 1 or f.schedule for f in factors[start:i]):
-            return None
-    sign = math.copysign(1.0, -_product(factors[:start]))
-    # Zero has no sign here.
-    number = sign * _product(factors[start:]) + 0.0
-    return Value(number, _names(factors[start:]), step)
+    before = _product(factors[_start(rules[: i + 1], step) : i])
+    after = _product(factors[i:])
+    kind = _kind_before(rules, i, step)
+    is_finished = before != 1 or rate.reason not in ("", _NO_RATE)
+    # A gradient that is set to zero says nothing about what comes afterwards.
+    is_alone = rate.value is not None and rate.value.number == 0 and after != 0
+    if kind == "unknown" or _reason_of_clocks(rules):
+        return WeightDecay(*added, kind="unknown")
+    grows = rate.reason != _NO_RATE and math.copysign(1.0, after) > 0
+    if kind == "decoupled" and (is_finished or is_alone) and _is_linear(rules[i:], step):
+        names = _names([added, *factors[i:]])
+        return WeightDecay(-added.number * after + 0.0, names, step, "per step", grows)
+    # As a multiple of what a gradient or direction of this length would be multiplied by.
+    return WeightDecay(added.number / (before or 1.0), added.schedule, added.step, kind, grows)
 
 
-def weight_decay(rules: Sequence[Rule], step: int) -> tuple[WeightDecay, ...]:
-    """The weight decays of all rules that have one."""
-    rate = learning_rate(rules, step)
-    factors = [_factor(rule, step) for rule in rules]
-    decays = []
-    for i, rule in enumerate(rules):
-        is_decaying = "weight_decay" in rule.arguments and rule.arguments.get("decays", True)
-        if not is_decaying or rule.name in _FACTORS:
-            continue
-        added = value_at(step, rule.arguments["weight_decay"])
-        if not added.number and not added.schedule:
-            continue
-        before = _product(factors[_start(rules[: i + 1]) : i])
-        after = _product(factors[i:])
-        later = rules[i + 1 :]
-        grows = rate is not None and math.copysign(1.0, after) > 0
-        if not all(map(is_known, later)):
-            decay = WeightDecay(*added, kind="unknown")
-        elif any(_adapts(other) or other.name in _MOMENTS for other in later):
-            decay = WeightDecay(*added, kind="L2", grows=grows)
-        elif before != 1 and rate is not None and not any(map(_normalizes, later)):
-            names = _names([added, *factors[i:]])
-            share = -added.number * after + 0.0
-            decay = WeightDecay(share, names, step, kind="per step", grows=grows)
-        else:
-            decay = WeightDecay(*added, grows=grows)
-        if decay.kind in ("decoupled", "L2"):
-            # As a multiple of what a gradient or direction of this length would be multiplied by.
-            decay = decay._replace(number=added.number / before if before else math.inf)
-        decays.append(decay)
-    return tuple(decays)
+def _kind_before(rules: Sequence[Rule], i: int, step: int) -> Literal["decoupled", "L2", "unknown"]:
+    """What the rules after the rule number i make of its decay."""
+    later = rules[i + 1 :]
+    if {"gain", "unknown"} & {effect_of(rule, step) for rule in later}:
+        return "unknown"
+    if {"graft", "sam"} & {rule.meaning for rule in later}:
+        return "unknown"
+    if any(effects.mixes(rule, step) for rule in later):
+        return "L2"
+    if any(rule.meaning in effects.LIMITS for rule in later):
+        # Of a direction that is clipped together with its decay no gradient is the cause.
+        return "unknown" if any(effects.mixes(rule, step) for rule in rules[:i]) else "L2"
+    return "decoupled"
 
 
-def _adapts(rule: Rule) -> bool:
-    """Whether a rule gives each element a length of its own."""
-    return rule.name == "scale_by_sign" or (
-        (rule.keeps_slots or rule.name in _BENDING) and rule.name not in _PASSING
-    )
+def _is_linear(rules: Sequence[Rule], step: int) -> bool:
+    """Whether rules hand a decay on, multiplied by their factors."""
+    return all(effect_of(rule, step) in ("factor", "linear") for rule in rules)
 
 
-def _normalizes(rule: Rule) -> bool:
-    """Whether the length of a rule's update is its own, and not that of what it is given."""
-    return rule.name in _NORMALIZING or (_adapts(rule) and rule.name not in _BENDING)
-
-
-def _start(rules: Sequence[Rule]) -> int:
-    """The index of the last rule that normalizes, 0 without one."""
-    return max((i for i, rule in enumerate(rules) if _normalizes(rule)), default=0)
+def _start(rules: Sequence[Rule], step: int) -> int:
+    """The index of the last rule that makes the length its own, 0 without one."""
+    return max((i for i, rule in enumerate(rules) if effect_of(rule, step) == "own"), default=0)
 
 
 def _factor(rule: Rule, step: int) -> Value:
     """What a rule multiplies the update by; minus one more for what turns ascent into descent."""
-    name = _FACTORS.get(rule.name, "learning_rate")
-    has_rate = name in rule.arguments and rule.name != "fromage"
+    if rule.meaning == "set_to_zero":
+        return Value(0.0)
+    if rule.meaning == "graft":
+        magnitude, direction = (
+            _product([_factor(own, step) for own in unwrapped(part)]) for part in rule.parts
+        )
+        return Value(math.copysign(1.0, magnitude * direction) if magnitude * direction else 0.0)
+    name = effects.FACTORS.get(rule.meaning, "learning_rate")
+    has_rate = name in rule.arguments
     value = value_at(step, rule.arguments[name]) if has_rate else Value(1.0)
-    turns = rule.name in _DOWNHILL or rule.arguments.get(
-        "flip_sign", name == "learning_rate" and has_rate and rule.name not in _UPHILL
+    if rule.meaning == "fromage":
+        value = value._replace(number=1 / math.hypot(1.0, value.number))
+    if rule.meaning == "adan" and rule.arguments["decays"]:
+        decay = value_at(step, rule.arguments["weight_decay"])
+        value = value._replace(number=value.number / (1 + value.number * decay.number))
+    turns = rule.meaning in _DOWNHILL or rule.arguments.get(
+        "flip_sign", name == "learning_rate" and has_rate and rule.meaning not in _UPHILL
     )
     return value._replace(number=-value.number) if turns else value
 

@@ -9,30 +9,33 @@ import optax
 from gradtx import trees
 from gradtx.compose.parts import Part, owner_of, parts_of
 from gradtx.compose.sequence import as_transformation
+from gradtx.inspection import foreign
 from gradtx.inspection.values import closure_of, stateless_schedule
 from gradtx.lift import hyperparameters_of, kernel_of, options_of
 from gradtx.wrappers.accumulate import MultiSteps
 from gradtx.wrappers.hyperparameters import Injected
 
 # What only puts others together, and so is no rule itself.
-_TRANSPARENT = ("chain", "identity", "masked", "named_chain", "partition")
-# What keeps hyperparameters in the state, so that schedules are not among the rules' arguments.
+_TRANSPARENT = ("chain", "identity", "masked", "named_chain", "partition", "polyak_sgd")
 
 
 class Rule(NamedTuple):
     """A transformation on the way of a leaf's gradient to its update.
 
     Attributes:
-        name: of the kernel, the wrapper or the function that made the transformation.
+        name: of the kernel, the wrapper or the function that made the transformation; with its
+            package if that is not gradtx.
         arguments: the numbers and schedules that it was built with, and its choices for this leaf.
-        keeps_slots: whether it keeps arrays for the leaf.
         parts: the rules inside of a wrapper, for each transformation that it wraps.
+        meaning: the name in gradtx of what it does; "" if it is not known what it does.
+        clock: the places of the wrappers around it in which schedules count other steps.
     """
 
     name: str
     arguments: Mapping[str, Any]
-    keeps_slots: bool = False
     parts: tuple[tuple["Rule", ...], ...] = ()
+    meaning: str = ""
+    clock: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         inside = "; ".join(" -> ".join(map(str, rules)) for rules in self.parts)
@@ -52,21 +55,22 @@ def _routes(
     """The rules by the number of the leaf; `numbers` has the structure of `tree`."""
     tx = _unadapted(tx)
     reached = jax.tree.leaves(numbers)
-    if not owner_of(tx):
+    owner, known_parts = owner_of(tx), foreign.optax_parts(tx)
+    if not owner and known_parts is None:
         return {number: (rule,) for number, rule in _own_rules(tx, tree, numbers).items()}
     routes: list[dict[int, tuple[Rule, ...]]] = []
-    for part in _parts(tx):
+    for part in _parts(tx) if known_parts is None else known_parts:
         seen, seen_numbers = tree, numbers
         if part.choose is not None:
             flags = part.choose(tree)
             seen, seen_numbers = _chosen(flags, tree), _chosen(flags, numbers)
         routes.append(_routes(part.transformation, seen, seen_numbers))
-    if owner_of(tx) in _TRANSPARENT:
-        return {i: tuple(rule for route in routes for rule in route.get(i, ())) for i in reached}
-    return {
-        i: (Rule(owner_of(tx), {}, parts=tuple(route.get(i, ()) for route in routes)),)
-        for i in reached
-    }
+    if owner not in (*_TRANSPARENT, ""):
+        return {
+            i: (Rule(owner, {}, tuple(route.get(i, ()) for route in routes), owner),)
+            for i in reached
+        }
+    return {i: tuple(rule for route in routes for rule in route.get(i, ())) for i in reached}
 
 
 def _parts(tx: optax.GradientTransformation) -> tuple[Part, ...]:
@@ -92,9 +96,14 @@ def _own_rules(tx: optax.GradientTransformation, tree: Any, numbers: Any) -> dic
     reached = jax.tree.leaves(numbers)
     kernel = kernel_of(tx)
     if kernel is None:
-        return dict.fromkeys(reached, Rule(_name_of(tx.update), {}))
+        name = _name_of(tx.update)
+        meaning = name if "." not in name else foreign.meaning_of(tx.update)
+        return dict.fromkeys(reached, Rule(name, {}, meaning=meaning))
+    # A kernel of the user's own may have any name.
+    package = _package(getattr(kernel.step, "func", kernel.step))
+    own = ("", kernel.name) if package == "gradtx" else (f"{package}.", "")
     return {
-        i: Rule(kernel.name, options | hyperparameters_of(tx), bool(kernel.slots))
+        i: Rule(own[0] + kernel.name, options | hyperparameters_of(tx), meaning=own[1])
         for i, options in zip(trees.flatten(numbers)[0], options_of(tx, tree), strict=True)
         if i is not None
     }
@@ -103,17 +112,19 @@ def _own_rules(tx: optax.GradientTransformation, tree: Any, numbers: Any) -> dic
 def _name_of(update: Any) -> str:
     """The name of the function that made an update function, with its package if not gradtx."""
     made_by = _maker(update)
-    if made_by == "stateless" and "f" in closure_of(update):
+    if made_by in ("stateless", "stateless_with_tree_map") and "f" in closure_of(update):
         return _name_of(closure_of(update)["f"])
-    package = (getattr(update, "__module__", None) or "?").split(".")[0]
+    package = _package(update)
     return made_by if package == "gradtx" else f"{package}.{made_by}"
+
+
+def _package(function: Any) -> str:
+    return (getattr(function, "__module__", None) or "?").partition(".")[0]
 
 
 def _unadapted(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """What optax's adapter for extra arguments, or an object such as `MultiSteps`, stands for."""
-    hidden = closure_of(tx.update).get("tx")
-    if _maker(tx.update) == "with_extra_args_support" and hidden is not None:
-        return _unadapted(hidden)
+    tx = foreign.unadapted(tx)
     owner = getattr(tx.update, "__self__", None)
     return owner.gradient_transformation() if isinstance(owner, MultiSteps) else tx
 

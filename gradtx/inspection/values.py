@@ -1,6 +1,7 @@
 """A hyperparameter's value at a step, and the name of the schedule that it comes from."""
 
 import inspect
+import math
 from collections.abc import Callable
 from types import CellType
 from typing import Any, NamedTuple
@@ -39,7 +40,8 @@ class Value(NamedTuple):
         return f"{self.schedule} at step {self.step}" if self.schedule else ""
 
     def __str__(self) -> str:
-        return f"{self.number:.4g}" + (f" ({self.origin})" if self.schedule else "")
+        number = "?" if math.isnan(self.number) else f"{self.number:.4g}"
+        return number + (f" ({self.origin})" if self.schedule else "")
 
 
 def value_at(step: int, value: Any) -> Value:
