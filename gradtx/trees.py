@@ -338,7 +338,9 @@ def _sum_of_squares(x: jax.Array, *, dtype: np.dtype) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="dtype")
 def _sum_of_scaled_squares(x: jax.Array, factor: jax.Array, *, dtype: np.dtype) -> jax.Array:
-    x = _widened(x, dtype)
+    # Of a leaf that it knows, such as the zero gradient of an unused parameter, XLA would multiply
+    # the squares with the square of the factor, which overflows.
+    x = lax.optimization_barrier(_widened(x, dtype))
     return jnp.sum(abs_squared(x * factor.astype(x.dtype))).reshape(1)
 
 

@@ -70,6 +70,14 @@ def test_global_norm_of_a_float32_and_a_float64_leaf(narrow, wide, expected):
         np.testing.assert_allclose(norm, expected, rtol=1e-7)
 
 
+@pytest.mark.parametrize("known", [0.0, 1e-30, 3e25])
+@pytest.mark.parametrize("size", [0.0, 1e-25, 1.0, 4e25])
+def test_global_norm_with_a_leaf_that_the_compiler_knows(size, known):
+    # Such as the gradient of an unused parameter, which is a constant zero.
+    norm = jax.jit(lambda leaf: gradtx.global_norm([leaf, jnp.full(2, known)]))(jnp.full(2, size))
+    np.testing.assert_allclose(norm, np.sqrt(2 * (size**2 + known**2)), rtol=1e-6)
+
+
 def test_global_norm_agrees_with_numpy_over_all_magnitudes():
     rng = np.random.default_rng(0)
     norm = jax.jit(gradtx.global_norm)
