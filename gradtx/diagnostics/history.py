@@ -24,7 +24,7 @@ class HistoryState(NamedTuple):
     """The state of `record_history`.
 
     Attributes:
-        count: how many steps were taken, int32.
+        count: how many calls there were, int32.
         steps: the step at which each place of the buffers was written, -1: not yet; int32 of shape
             (length,).
         buffers: name of the measure -> its values, arrays of shape (length, ...) that are
@@ -50,6 +50,10 @@ def record_history(
     It goes anywhere in a chain: before clipping it sees the raw gradients, at the end what is
     added to the parameters. The buffers have a fixed size and are part of the state, so that
     nothing leaves the device until `history_of` reads them.
+
+    Its place says what a step t is. In a chain inside of `MultiSteps` or `apply_if_finite` it is a
+    step of theirs, and g the mean gradient; in a chain around them it is a call, and g the gradient
+    of one mini-batch, or after them zero where they hold the step back.
 
     Args:
         measures: name -> function. Its first argument gets the updates; each further argument

@@ -1,7 +1,7 @@
 """One step for several mini-batches."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -164,8 +164,14 @@ class MultiSteps:
         )
 
     def has_updated(self, state: optax.MultiStepsState) -> jax.Array:
-        """Whether the last mini-step was a step: the updates were not merely zero."""
-        return (jnp.asarray(state.mini_step) == 0) & (jnp.asarray(state.gradient_step) > 0)
+        """Whether the last mini-step was a step: the updates were not merely zero.
+
+        A mini-batch that was left out is none, if `skip_state` says so under "should_skip", as that
+        of `skip_not_finite` does. (optax takes the step before it for its own.)
+        """
+        is_done = (jnp.asarray(state.mini_step) == 0) & (jnp.asarray(state.gradient_step) > 0)
+        skip: Any = state.skip_state if isinstance(state.skip_state, Mapping) else {}
+        return is_done & ~jnp.asarray(skip.get("should_skip", False))
 
     def gradient_transformation(self) -> optax.GradientTransformationExtraArgs:
         """The same as optax's pair of functions, for a chain."""

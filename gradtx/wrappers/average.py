@@ -12,6 +12,7 @@ from gradtx.compose.sequence import as_transformation
 from gradtx.kernel import DECAY, check_hyperparameter
 from gradtx.kernels.momentum import ema
 from gradtx.updates import apply_updates
+from gradtx.wrappers.steps import is_step, kept_after
 
 
 class AverageParamsState(NamedTuple):
@@ -40,7 +41,8 @@ def average_params(
 
     The updates pass unchanged: training runs on the raw parameters, and `averaged_params(state)`
     reads the averaged ones for evaluation. Wrap the whole optimizer, so that u_t is what is added
-    to the parameters.
+    to the parameters. The step t goes on when they do: not while a `MultiSteps` inside collects
+    gradients, an `apply_if_finite` skips one, or `sam` climbs.
 
     Args:
         tx: the transformation whose updates are applied.
@@ -87,7 +89,12 @@ def average_params(
                 "average_params: needs the parameters; call update(updates, state, params)"
             )
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
-        _, new = average.update(observed(apply_updates(params, updates)), state.average)
+        step = is_step(state.inner_state, inner_state, updates)
+
+        def advance() -> Any:
+            return average.update(observed(apply_updates(params, updates)), state.average)[1]
+
+        new = kept_after("average_params", step, advance, state.average)
         return updates, AverageParamsState(new, inner_state)
 
     return composed("average_params", (Part("", inner),), init, update, state=AverageParamsState)

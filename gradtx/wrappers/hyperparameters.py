@@ -19,6 +19,7 @@ from gradtx.compose.sequence import ExtraArgs, as_transformation
 from gradtx.inputs import check_state
 from gradtx.kernel import check_dtype
 from gradtx.wrappers.factory import Factory
+from gradtx.wrappers.steps import is_step, kept_after
 
 _State = optax.InjectStatefulHyperparamsState
 
@@ -227,14 +228,14 @@ def _injected(
                 new, inner_state = tx.update(updates, state.inner_state, params, **extra)
             new = _with_dtypes_of(updates, new)
             inner_state = _with_dtypes_of(state.inner_state, inner_state)
-        return new, _State(
-            count=jnp.asarray(optax.safe_increment(state.count)),
-            hyperparams=hyperparams,
-            hyperparams_states={
-                name: schedule.update(old[name], **extra) for name, schedule in schedules.items()
-            },
-            inner_state=inner_state,
-        )
+
+        def advance() -> Any:
+            states = {name: schedules[name].update(old[name], **extra) for name in schedules}
+            return jnp.asarray(optax.safe_increment(state.count)), states
+
+        step = is_step(state.inner_state, inner_state, new)
+        count, states = kept_after(owner, step, advance, (state.count, old))
+        return new, _State(count, hyperparams, states, inner_state)
 
     # Wrong values are refused here, not in the first step.
     parts = (Part("", make(numbers | at_start())),)

@@ -14,6 +14,7 @@ from gradtx.compose.sequence import as_transformation
 from gradtx.kernel import COUNT, NON_NEGATIVE, check
 from gradtx.updates import apply_updates
 from gradtx.wrappers.branches import either
+from gradtx.wrappers.steps import is_step
 
 _OWNER = "lookahead"
 
@@ -29,6 +30,10 @@ def lookahead(
         fast <- fast + u(g(fast))                        in every step
         slow <- slow + slow_step_size * (fast - slow)    in every k-th step,
         fast <- slow                                     followed by this
+
+    A call in which the fast optimizer takes no step, because a `MultiSteps` in it collects
+    gradients or an `apply_if_finite` skips one, is not counted, and moves nothing. (optax counts
+    calls.)
 
     The parameters are a pair, `LookaheadParams(fast, slow)`; start with
     `LookaheadParams.init_synced(params)`. Calculate gradients at `params.fast`; evaluate and use
@@ -81,8 +86,10 @@ def lookahead(
                 "with LookaheadParams.init_synced(params)"
             )
         fast_updates, fast_state = inner.update(updates, state.fast_state, params.fast, **extra)
-        number = state.steps_since_sync + 1
+        step = is_step(state.fast_state, fast_state, fast_updates)
+        number = state.steps_since_sync + (1 if step is None else step.astype(jnp.int32))
         is_sync = number >= jnp.asarray(sync_period).astype(jnp.int32)
+        is_sync = is_sync if step is None else is_sync & step
         new = _pulled_back(fast_updates, params, is_sync, slow_step_size)
         if reset_state:
             _, fast_state = either(

@@ -18,6 +18,7 @@ from gradtx.inputs import as_array
 from gradtx.kernel import COUNT, NON_NEGATIVE, POSITIVE, check, check_hyperparameter
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.lift import evaluate
+from gradtx.wrappers.steps import in_step, is_step
 
 _OWNER = "mechanize"
 
@@ -43,7 +44,10 @@ def mechanize(
         p <- p_0 + S * (D + u),   with the new S and the optimizer's update u
 
     Products and norms are those of the whole tree. Wrap the whole optimizer, with a learning rate
-    of 1 or a schedule that starts there: nothing else may move the parameters.
+    of 1 or a schedule that starts there: nothing else may move the parameters. A call in which the
+    optimizer takes no step, because an `apply_if_finite` in it skips one, changes nothing; of a
+    `MultiSteps` in it, g is the last gradient that it collects, so that `MultiSteps` around it is
+    better.
 
     Args:
         base_optimizer: the transformation whose updates are scaled.
@@ -99,6 +103,14 @@ def mechanize(
         if params is None:
             raise ValueError(f"{_OWNER}: needs the parameters; call update(updates, state, params)")
         changes, inner_state = inner.update(updates, state.base_optimizer_state, params, **extra)
+        step = is_step(state.base_optimizer_state, inner_state, changes)
+        old = {name: getattr(state, name) for name in ("count", *"rmvs", "x0")}
+        new, kept = in_step(
+            _OWNER, step, lambda: tune(updates, state, params, changes), changes, old
+        )
+        return new, MechanicState(base_optimizer_state=inner_state, **kept)
+
+    def tune(updates: Any, state: Any, params: Any, changes: Any) -> tuple[Any, dict[str, Any]]:
         leaves, treedef = trees.flatten(changes)
         aligned = {
             "the gradients": trees.flatten_like(_OWNER, "gradients", updates, "updates", changes),
@@ -131,13 +143,8 @@ def mechanize(
         for i, p, x0 in zip(active, points, starts, strict=True):
             leaves[i] = _rescaled(leaves[i], p, x0, stretch, scale)
             new_x0[i] = x0
-        new = MechanicState(
-            base_optimizer_state=inner_state,
-            count=optax.safe_increment(state.count),
-            x0=treedef.unflatten(new_x0),
-            **tuned,
-        )
-        return treedef.unflatten(leaves), new
+        count = optax.safe_increment(state.count)
+        return treedef.unflatten(leaves), {"count": count, "x0": treedef.unflatten(new_x0)} | tuned
 
     return composed(_OWNER, (Part("", inner),), init, update, locality="tree", state=MechanicState)
 

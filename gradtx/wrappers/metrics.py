@@ -7,24 +7,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import DictKey, GetAttrKey, SequenceKey
+from jax.tree_util import GetAttrKey
 from optax.contrib import ReduceLROnPlateauState
 from optax.transforms import MonitorState, SnapshotState
 
 from gradtx import trees
-from gradtx.compose.parts import Part, composed, owner_of, parts_of
+from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.inputs import as_array
-from gradtx.lift import evaluate, hyperparameters_of, kernel_of
-
-Path = tuple[Any, ...]
+from gradtx.wrappers.rates import Path, learning_rates_of, places_of
+from gradtx.wrappers.steps import is_step
 
 
 class MetricsState(NamedTuple):
     """The state of `with_metrics`.
 
     Attributes:
-        count: how many steps were taken, int32.
+        count: how many steps were taken, int32, without the calls in which a wrapper inside held
+            the step back.
         measurements: name -> scalar; where the wrapped transformation has several learning rates,
             they are a dictionary of their own.
         inner_state: the state of the wrapped transformation.
@@ -40,8 +40,10 @@ def with_metrics(tx: optax.GradientTransformation) -> optax.GradientTransformati
 
         gradient_norm = ||g||,    update_norm = ||u||,    update_ratio = ||u|| / ||p||
 
-    `gradtx.metrics(state)` reads the values of the latest step. Wrap the whole optimizer: g is then
-    the gradient before any clipping, and u what is added to the parameters.
+    `gradtx.metrics(state)` reads the values of the latest call. Wrap the whole optimizer: g is then
+    the gradient before any clipping, and u what is added to the parameters. While a `MultiSteps`
+    inside collects gradients, or an `apply_if_finite` skips one, g is that gradient, u is zero, and
+    the number of steps stands still.
 
     The learning rate is recorded too, where `tx` is made of transformations of this library: that
     of each `scale_by_learning_rate`, and of any other kernel with a hyperparameter of this name. A
@@ -84,8 +86,8 @@ def with_metrics(tx: optax.GradientTransformation) -> optax.GradientTransformati
     inner = as_transformation(owner, "tx", tx)
 
     def learning_rates(inner_state: Any) -> dict[str, Any]:
-        found = list(_learning_rates(inner, inner_state, ()))
-        places = _places([path for path, _ in found])
+        found = list(learning_rates_of(inner, inner_state))
+        places = places_of([path for path, _ in found])
         rates = {place: rate for place, (_, rate) in zip(places, found, strict=True)}
         return {"learning_rate": rates.get("", rates)} if rates else {}
 
@@ -102,7 +104,9 @@ def with_metrics(tx: optax.GradientTransformation) -> optax.GradientTransformati
         measurements = jax.tree.map(
             lambda old, value: value.astype(old.dtype), state.measurements, measurements
         )
+        step = is_step(state.inner_state, inner_state, new)
         count = jnp.asarray(optax.safe_increment(state.count))
+        count = count if step is None else jnp.where(step, count, state.count)
         return new, MetricsState(count, measurements, inner_state)
 
     return composed(owner, (Part("", inner),), init, update, state=MetricsState)
@@ -127,59 +131,6 @@ def _norms(owner: str, gradients: Any, updates: Any, params: Any) -> dict[str, j
     return dict(zip(_NORMS, (size, change, ratio), strict=True))
 
 
-def _learning_rates(
-    tx: optax.GradientTransformation, state: Any, path: Path
-) -> Iterator[tuple[Path, jax.Array]]:
-    """The learning rates of the step that starts from a state, with their places in it."""
-    if hasattr(state, "hyperparams"):  # its parts were built with the values of the first step
-        return
-    kernel = kernel_of(tx)
-    if kernel is not None and "learning_rate" in kernel.hyperparameters:
-        value = hyperparameters_of(tx)["learning_rate"]
-        if callable(value):
-            value = evaluate(value, getattr(state, (*kernel.counts, "count")[0]))
-        value = jnp.array(value)  # a copy, because the caller may donate the state
-        is_real = jnp.issubdtype(value.dtype, jnp.floating)
-        yield path, value.astype(trees.compute_dtype(value.dtype if is_real else float))
-    for part, place, inner_state in _inner_states(tx, state):
-        yield from _learning_rates(part, inner_state, (*path, *place))
-
-
-# What the state of a wrapper calls that of the transformation inside of it.
-_INNER = (
-    "inner_state",
-    "inner_opt_state",
-    "base_optimizer_state",
-    "fast_state",
-    "opt_state",
-    "adv_state",
-)
-
-
-def _inner_states(
-    tx: optax.GradientTransformation, state: Any
-) -> Iterator[tuple[optax.GradientTransformation, Path, Any]]:
-    """The parts of a transformation, each with the place of its state in that of the whole."""
-    parts, owner = parts_of(tx), owner_of(tx)
-    if owner == "chain":
-        for index, (part, inner) in enumerate(zip(parts, state, strict=True)):
-            yield part.transformation, (SequenceKey(index),), inner
-    elif owner == "named_chain":
-        for part in parts:
-            yield part.transformation, (DictKey(part.label),), state[part.label]
-    elif owner == "partition":
-        states = {str(label): masked for label, masked in state.inner_states.items()}
-        for part in parts:
-            place = GetAttrKey("inner_states"), DictKey(part.label), GetAttrKey("inner_state")
-            yield part.transformation, place, states[part.label].inner_state
-    else:
-        places = [name for name in _INNER if name in getattr(state, "_fields", ())]
-        if parts and not places:  # a wrapper without a state of its own
-            yield parts[0].transformation, (), state
-        for part, place in zip(parts, places, strict=False):
-            yield part.transformation, (GetAttrKey(place),), getattr(state, place)
-
-
 def metrics(state: Any) -> dict[str, jax.Array]:
     """Read from an optimizer's state what is worth watching, however the state is nested.
 
@@ -192,8 +143,8 @@ def metrics(state: Any) -> dict[str, jax.Array]:
         consecutive_skipped  of `apply_if_finite`: how many of them were the latest
         learning_rate_scale  of `reduce_on_plateau`
         gradient_step, mini_step
-                             of `MultiSteps`: how many steps were taken, and how many gradients
-                             have been collected for the next
+                             of `MultiSteps`: how many means it has handed on, and how many
+                             gradients have been collected for the next
         last_skipped         of `MultiSteps` with a rule for it: whether the latest gradient was
                              skipped
         and every scalar of `snapshot` and `monitor`, under its own name.
@@ -231,16 +182,8 @@ def metrics(state: Any) -> dict[str, jax.Array]:
     return {
         f"{name}/{place}" if place else name: value
         for name, values in sorted(found.items())
-        for place, (_, value) in zip(_places([path for path, _ in values]), values, strict=True)
+        for place, (_, value) in zip(places_of([path for path, _ in values]), values, strict=True)
     }
-
-
-def _places(paths: list[Path]) -> list[str]:
-    """The shortest kind of name that tells paths apart; "" for a single one."""
-    if len(paths) == 1:
-        return [""]
-    labels = [tuple(key for key in path if isinstance(key, DictKey)) for path in paths]
-    return list(map(trees.path_name, labels if len(set(labels)) == len(paths) else paths))
 
 
 def _measurements(state: Any, path: Path) -> Iterator[tuple[str, Path, Any]]:

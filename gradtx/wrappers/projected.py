@@ -25,6 +25,7 @@ from gradtx.kernels.matrices import (
 )
 from gradtx.kernels.products import adjoint, product
 from gradtx.lift import evaluate
+from gradtx.wrappers.steps import is_collecting, is_step
 
 
 def scale_by_galore(
@@ -52,7 +53,8 @@ def scale_by_galore(
     Args:
         rank: the largest rank of the subspace.
         update_proj_gap: T, after how many steps it is chosen anew. The base optimizer's moments
-            are kept, as in the paper.
+            are kept, as in the paper. Gradients that a `MultiSteps` in it collects are projected
+            into one subspace, that of the first.
         scale: what the updates of matrices are multiplied by; a number, a scalar array or a
             schedule.
         base_optimizer: the transformation of R. It gets no parameters, so that weight decay has
@@ -139,7 +141,8 @@ def scale_by_galore(
             if axes is not None:
                 _check_projector(owner, updates, i, axes, rank, projectors[i])
                 projected.append((i, axes))
-        is_time = state.count % update_proj_gap == 0
+        # Gradients that are added up must lie in one subspace.
+        is_time = (state.count % update_proj_gap == 0) & ~is_collecting(state.base_optimizer_state)
         low_rank = list(gradients)
         for i, axes in projected:
             low_rank[i], projectors[i] = _enter(
@@ -153,7 +156,9 @@ def scale_by_galore(
         for i, axes in projected:
             like = jnp.asarray(gradients[i])
             results[i] = _leave(results[i], projectors[i], factor, like, axes)
+        step = is_step(state.base_optimizer_state, base_state, new)
         count = jnp.asarray(optax.safe_increment(state.count))
+        count = count if step is None else jnp.where(step, count, state.count)
         new_state = GaLoreState(count, base_state, treedef.unflatten(projectors))
         return treedef.unflatten(results), new_state
 

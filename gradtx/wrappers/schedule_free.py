@@ -21,6 +21,7 @@ from gradtx.kernel import (
     check_hyperparameter,
 )
 from gradtx.lift import evaluate
+from gradtx.wrappers.steps import in_step, is_step
 
 _POSITIVE_SHARE = Range("in (0, 1]", lambda value: 0 < value <= 1)
 
@@ -43,7 +44,9 @@ def schedule_free(
 
     The parameters that are trained are y; `eval_params(state, params)` gives x, which is what to
     evaluate. Only z is kept, because x follows from y and z. The update is formed as
-    c * (z - y) + (1 - c) * (1 - b1) * u_base, without a difference of large numbers.
+    c * (z - y) + (1 - c) * (1 - b1) * u_base, without a difference of large numbers. A call in
+    which the base optimizer takes no step, because a `MultiSteps` in it collects gradients or an
+    `apply_if_finite` skips one, changes nothing. (optax counts it.)
 
     Args:
         base_optimizer: makes u_base; b1 stands for its momentum, so it should have none.
@@ -110,6 +113,24 @@ def schedule_free(
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         if params is None:
             raise ValueError(f"{owner}: needs the parameters; call update(updates, state, params)")
+        base_updates, base_state = base.update(updates, state.base_optimizer_state, params, **extra)
+
+        def advance() -> tuple[Any, Any]:
+            return average(updates, state, params, base_updates)
+
+        step = is_step(state.base_optimizer_state, base_state, base_updates)
+        old = (state.weight_sum, state.step_count, state.max_lr, state.z)
+        new, (weight_sum, step_count, max_lr, z) = in_step(owner, step, advance, updates, old)
+        return new, optax.contrib.ScheduleFreeState(
+            b1=state.b1,
+            weight_sum=weight_sum,
+            step_count=step_count,
+            max_lr=max_lr,
+            base_optimizer_state=base_state,
+            z=z,
+        )
+
+    def average(updates: Any, state: Any, params: Any, base_updates: Any) -> tuple[Any, Any]:
         real = state.weight_sum.dtype
         rate = learning_rate
         if callable(rate):
@@ -122,7 +143,6 @@ def schedule_free(
         c = jnp.where(weight_sum == 0, 0.0, weight / jnp.where(weight_sum == 0, 1.0, weight_sum))
 
         leaves, treedef = trees.flatten(updates)
-        base_updates, base_state = base.update(updates, state.base_optimizer_state, params, **extra)
         steps, points, means = (
             trees.flatten_like(owner, what, tree, "updates", updates)
             for what, tree in (
@@ -137,14 +157,8 @@ def schedule_free(
                     if jnp.shape(leaves[i]) != jnp.shape(other):
                         trees.refuse_shape(owner, "updates", updates, i, what, other)
                 leaves[i], means[i] = _step(leaves[i], u, y, z, c, b1)
-        return treedef.unflatten(leaves), optax.contrib.ScheduleFreeState(
-            b1=state.b1,
-            weight_sum=weight_sum,
-            step_count=optax.safe_increment(state.step_count),
-            max_lr=max_lr,
-            base_optimizer_state=base_state,
-            z=treedef.unflatten(means),
-        )
+        step_count = optax.safe_increment(state.step_count)
+        return treedef.unflatten(leaves), (weight_sum, step_count, max_lr, treedef.unflatten(means))
 
     return composed(owner, (Part("", base),), init, update, state=optax.contrib.ScheduleFreeState)
 

@@ -135,6 +135,15 @@ def test_what_the_skipping_function_reports_is_kept():
     assert state.skip_state["norm_squared"] == 16.0
 
 
+def test_a_mini_batch_that_is_left_out_has_not_updated():
+    tx = gradtx.MultiSteps(gradtx.sgd(1.0), 2, should_skip_update_fn=gradtx.skip_not_finite)
+    state, updated = tx.init(jnp.zeros(1)), []
+    for g in (np.nan, 1.0, 3.0, np.nan, 0.0, np.nan, 0.0, 1.0):
+        _, state = tx.update(jnp.array([g]), state)
+        updated.append(bool(tx.has_updated(state)))
+    assert updated == [False, False, True, False, False, False, True, False]
+
+
 def test_an_infinity_does_not_stay():
     (_, infinite, *after), _ = scalars(gradtx.MultiSteps(gradtx.sgd(1.0), 2), [np.inf, 1, 2, 4])
     assert not np.isfinite(infinite)

@@ -1,0 +1,130 @@
+"""The learning rates in use, read from a transformation and its state side by side."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import DictKey, GetAttrKey, SequenceKey, tree_flatten_with_path
+from optax.schedules import WrappedSchedule
+
+from gradtx import trees
+from gradtx.compose.parts import owner_of, parts_of
+from gradtx.lift import evaluate, hyperparameters_of, kernel_of
+from gradtx.wrappers.hyperparameters import Injected
+from gradtx.wrappers.steps import Path, holding_back
+
+
+def learning_rates_of(
+    tx: optax.GradientTransformation, state: Any, path: Path = ()
+) -> Iterator[tuple[Path, jax.Array]]:
+    """The learning rates of the step that starts from a state, with their places in it."""
+    if hasattr(state, "hyperparams"):  # its parts were built with the values of the first step
+        return
+    kernel = kernel_of(tx)
+    if kernel is not None and "learning_rate" in kernel.hyperparameters:
+        value = hyperparameters_of(tx)["learning_rate"]
+        if callable(value):
+            value = evaluate(value, _count(tx, state))
+        value = jnp.array(value)  # a copy, because the caller may donate the state
+        is_real = jnp.issubdtype(value.dtype, jnp.floating)
+        yield path, value.astype(trees.compute_dtype(value.dtype if is_real else float))
+    for part, place, inner_state in _inner_states(tx, state):
+        yield from learning_rates_of(part, inner_state, (*path, *place))
+
+
+def scheduled_rates_of(
+    tx: optax.GradientTransformation, state: Any, schedule: Callable[[Any], Any]
+) -> dict[str, jax.Array]:
+    """The values of a schedule in the step that starts from a state: place -> value.
+
+    The count is that of the transformations that follow the schedule, where they are ours; else
+    that of any that follow a schedule at all. All that are held back together count alike, and are
+    one place; the only place is "".
+    """
+    found = list(_followers(tx, state, schedule, ())) or _schedule_counts(state)
+    barriers = [path for path, *_ in holding_back(state)]
+    apart: dict[Any, tuple[Path, Any]] = {}
+    for path, count in found:
+        above = tuple(i for i, barrier in enumerate(barriers) if path[: len(barrier)] == barrier)
+        apart.setdefault(above, (path, count))
+    places = places_of([path for path, _ in apart.values()])
+    return {
+        place: evaluate(schedule, jnp.asarray(count))
+        for place, (_, count) in zip(places, apart.values(), strict=True)
+    }
+
+
+def _followers(
+    tx: optax.GradientTransformation, state: Any, schedule: Callable[[Any], Any], path: Path
+) -> Iterator[tuple[Path, Any]]:
+    """The counts of the transformations that were built with a schedule, with their places."""
+    if isinstance(tx.update, Injected):
+        for name, own in tx.update.schedules.items():
+            if isinstance(own, WrappedSchedule) and own.schedule_fn is schedule:
+                place = GetAttrKey("hyperparams_states"), DictKey(name)
+                yield (*path, *place), state.hyperparams_states[name].count
+    elif any(value is schedule for value in hyperparameters_of(tx).values()):
+        yield path, _count(tx, state)
+    for part, place, inner_state in _inner_states(tx, state):
+        yield from _followers(part, inner_state, schedule, (*path, *place))
+
+
+def _schedule_counts(state: Any) -> list[tuple[Path, Any]]:
+    """The counts in a state that are there for a schedule: those with nothing of its own beside."""
+
+    def is_schedule(node: Any) -> bool:
+        return getattr(node, "_fields", ()) in (("count",), ("count", "inner_state"))
+
+    named, _ = tree_flatten_with_path(state, is_leaf=is_schedule)
+    return [(path, node.count) for path, node in named if is_schedule(node)]
+
+
+def _count(tx: optax.GradientTransformation, state: Any) -> Any:
+    kernel = kernel_of(tx)
+    return getattr(state, (*(kernel.counts if kernel else ()), "count")[0])
+
+
+# What the state of a wrapper calls that of the transformation inside of it.
+_INNER = (
+    "inner_state",
+    "inner_opt_state",
+    "base_optimizer_state",
+    "fast_state",
+    "opt_state",
+    "adv_state",
+    "magnitude",  # of the two in `graft` that which gives the length
+)
+
+
+def _inner_states(
+    tx: optax.GradientTransformation, state: Any
+) -> Iterator[tuple[optax.GradientTransformation, Path, Any]]:
+    """The parts of a transformation, each with the place of its state in that of the whole."""
+    parts, owner = parts_of(tx), owner_of(tx)
+    if owner == "chain":
+        for index, (part, inner) in enumerate(zip(parts, state, strict=True)):
+            yield part.transformation, (SequenceKey(index),), inner
+    elif owner == "named_chain":
+        for part in parts:
+            yield part.transformation, (DictKey(part.label),), state[part.label]
+    elif owner == "partition":
+        states = {str(label): masked for label, masked in state.inner_states.items()}
+        for part in parts:
+            place = GetAttrKey("inner_states"), DictKey(part.label), GetAttrKey("inner_state")
+            yield part.transformation, place, states[part.label].inner_state
+    else:
+        places = [name for name in _INNER if name in getattr(state, "_fields", ())]
+        if parts and not places:  # a wrapper without a state of its own
+            yield parts[0].transformation, (), state
+        for part, place in zip(parts, places, strict=False):
+            yield part.transformation, (GetAttrKey(place),), getattr(state, place)
+
+
+def places_of(paths: list[Path]) -> list[str]:
+    """The shortest kind of name that tells paths apart; "" for a single one."""
+    if len(paths) == 1:
+        return [""]
+    labels = [tuple(key for key in path if isinstance(key, DictKey)) for path in paths]
+    return list(map(trees.path_name, labels if len(set(labels)) == len(paths) else paths))
