@@ -19,7 +19,8 @@ class TrainState(NamedTuple):
     Attributes:
         params: the parameters, a tree of arrays.
         opt_state: the state of the gradient transformation.
-        step: how many steps were taken, an int32 scalar.
+        step: how often the step was called, an int32 scalar; calls in which the transformation
+            only collects a gradient (`MultiSteps`) or skips it are among them.
         model_state: what else the network carries, such as the running statistics of batch
             normalization; None: nothing.
         key: the PRNG key of the run, from which each step derives its own; None: the loss is

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from gradtx import trees
 from gradtx.compose.sequence import as_transformation
@@ -13,6 +14,8 @@ from gradtx.kernel import ANY_NUMBER, check_hyperparameter
 from gradtx.lift import evaluate
 from gradtx.training.state import TrainState
 from gradtx.updates import apply_updates
+from gradtx.wrappers.rates import scheduled_rates_of
+from gradtx.wrappers.steps import holding_back
 
 Metrics = dict[str, Any]
 
@@ -56,10 +59,11 @@ def make_train_step(
         has_aux: whether the loss returns a dictionary of further metrics.
         has_key: whether the loss takes a PRNG key. It is `fold_in(state.key, state.step)`, so that
             a run resumed from a checkpoint draws the same numbers.
-        learning_rate: what to report as the learning rate: a number, or a schedule of the number
-            of steps already taken, the same that `tx` was made with. None: the one value named
-            `learning_rate` in the state of `tx` (`inject_hyperparams` and line searches keep
-            one); if there is none, or several, it is not reported.
+        learning_rate: what to report as the learning rate: a number, or the schedule that `tx` was
+            made with, which is evaluated at the count in the state of `tx` (without one, as in a
+            transformation of your own, at `state.step`). None: the one value named
+            `learning_rate` in that state (`inject_hyperparams` and line searches keep one, that
+            of the latest step); if there is none, or several, it is not reported.
         donate: whether a step may reuse the memory of the state that it is given. That state is
             then deleted: continue with the returned one.
 
@@ -71,7 +75,9 @@ def make_train_step(
         - "loss": the loss before the update,
         - "gradient_norm": the global norm of g, before any clipping,
         - "update_norm": the global norm of u,
-        - "learning_rate": see above,
+        - "learning_rate": see above. Where parts of `tx` follow the schedule that do not step at
+          the same time, such as a `MultiSteps` in one group of `partition`, each has its own, as
+          in `gradtx.metrics`: "learning_rate/matrices",
         - and the entries of `aux`.
 
         A complex parameter's gradient is conjugated, so that it points uphill. Parameters that are
@@ -83,8 +89,9 @@ def make_train_step(
         ValueError: if `loss_fn` is not callable, `tx` is not a gradient transformation, or
             `learning_rate` is neither a number >= 0 nor a schedule; in the step, if the loss is no
             real scalar or does not return what the flags announce, if `aux` uses the name of
-            another metric, if the model state changes its structure, shapes or dtypes, or if the
-            state lacks the key or the model state that the flags announce.
+            another metric, if the model state changes its structure, shapes or dtypes, if the
+            state lacks the key or the model state that the flags announce, or if `tx` holds steps
+            back and has no count for the schedule.
 
     Source:
         Goodfellow, Bengio & Courville 2016, "Deep learning", Algorithm 8.1.
@@ -127,6 +134,8 @@ def make_train_step(
         return _real_scalar(loss), (model_state, aux)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        _check_is_state(state)
+
         def value_fn(params: Any) -> jax.Array:
             return loss_of(params, state, batch)[0]
 
@@ -148,25 +157,49 @@ def make_train_step(
             "gradient_norm": trees.global_norm(gradient),
             "update_norm": trees.global_norm(updates),
         }
-        rate = _learning_rate(learning_rate, state.step, opt_state)
-        if rate is not None:
-            metrics["learning_rate"] = rate
+        if callable(learning_rate):
+            metrics |= _scheduled_rates(learning_rate, transformation, state)
+        else:
+            metrics |= _constant_rate(learning_rate, opt_state)
         return jax.tree.map(_strongly_typed, new_state), _merged(metrics, aux)
 
     return jax.jit(train_step, donate_argnums=0 if donate else ())
 
 
-def _learning_rate(
-    given: optax.ScalarOrSchedule | None, step: jax.Array, opt_state: Any
-) -> jax.Array | None:
-    """The learning rate of this step, if it is known."""
-    if callable(given):
-        return evaluate(given, step)
+def _scheduled_rates(
+    schedule: optax.Schedule, tx: optax.GradientTransformation, state: TrainState
+) -> Metrics:
+    """The schedule where `tx` stands in it: `state.step` counts calls, which may take no step."""
+    rates = scheduled_rates_of(tx, state.opt_state, schedule)
+    if not rates and holding_back(state.opt_state):
+        raise ValueError(
+            f"{_OWNER}: learning_rate is a schedule, but nothing in tx is known to count for it, "
+            "and tx holds steps back (MultiSteps, apply_if_finite, ...); keep the learning rate in "
+            "the state with gradtx.inject_hyperparams, and leave this argument out"
+        )
+    rates = rates or {"": evaluate(schedule, state.step)}
+    return {
+        f"learning_rate/{place}" if place else "learning_rate": rate
+        for place, rate in rates.items()
+    }
+
+
+def _constant_rate(given: ArrayLike | None, opt_state: Any) -> Metrics:
+    """The number that was given, or the only learning rate in the state."""
     if given is not None:
-        return jnp.asarray(given, dtype=float)
+        return {"learning_rate": jnp.asarray(given, dtype=float)}
     found = [value for _, value in optax.tree.get_all_with_path(opt_state, "learning_rate")]
     scalars = [value for value in found if isinstance(value, jax.Array) and value.ndim == 0]
-    return scalars[0] if len(scalars) == 1 else None
+    return {"learning_rate": scalars[0]} if len(scalars) == 1 else {}
+
+
+def _check_is_state(state: Any) -> None:
+    if not hasattr(state, "opt_state"):
+        is_array = hasattr(state, "shape")
+        kind = f"an array of shape {state.shape}" if is_array else type(state).__name__
+        raise ValueError(
+            f"{_OWNER}: the step takes (state, batch), where state must be a TrainState, got {kind}"
+        )
 
 
 def _merged(metrics: Metrics, aux: Any) -> Metrics:

@@ -300,10 +300,10 @@ def test_the_step_runs_inside_scan_and_vmap():
     [
         ({"loss_fn": 3}, "loss_fn must be a function, got 3"),
         ({"tx": gradtx.adam}, "tx must be a gradient transformation, got <function adam"),
-        ({"learning_rate": -1.0}, "learning_rate must be >= 0 and not NaN, got -1.0"),
+        ({"learning_rate": np.nan}, "learning_rate must be a number, not NaN, got nan"),
         ({"learning_rate": "big"}, "learning_rate must be a number, got 'big'"),
     ],
-    ids=["loss_fn", "tx", "negative rate", "rate"],
+    ids=["loss_fn", "tx", "NaN rate", "rate"],
 )
 def test_wrong_arguments_are_refused_when_the_step_is_built(arguments, message):
     given = {"loss_fn": squared_error, "tx": gradtx.sgd(0.1)} | arguments
