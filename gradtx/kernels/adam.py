@@ -44,7 +44,8 @@ def scale_by_adam(
         v <- b2 * v + (1 - b2) * g^2,    v_hat = v / (1 - b2^t)
         u = m_hat / (sqrt(v_hat + eps_root) + eps)
 
-    With nesterov m_hat = b1 * m / (1 - b1^(t+1)) + (1 - b1) * g / (1 - b1^t).
+    With nesterov m_hat = b1 * m / (1 - b1^(t+1)) + (1 - b1) * g / (1 - b1^t). Where m and v are 0,
+    so is u.
 
     Args:
         b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
@@ -53,8 +54,8 @@ def scale_by_adam(
         eps_root: added inside the root, >= 0.
         mu_dtype: the storage dtype of m; None: the parameter's, at least float32.
         nesterov: whether to look one step ahead: NAdam.
-        bias_correction: whether to divide m and v by 1 - b^t; without it m stands for m_hat and
-            v for v_hat.
+        bias_correction: whether to divide m and v by 1 - b^t; without it m_hat = m, or with
+            nesterov b1 * m + (1 - b1) * g, and v_hat = v.
 
     Returns:
         The transformation, with the state `ScaleByAdamState(count, mu, nu)`.

@@ -47,7 +47,8 @@ def scale_by_belief(
         ValueError: if a number lies outside its range.
 
     Source:
-        Zhuang et al. 2020, "AdaBelief optimizer", Algorithm 2.
+        Zhuang et al. 2020, "AdaBelief optimizer", Algorithm 2. The authors' program has one eps for
+        both, and these steps with rectify=False; by default it rectifies them as RAdam does.
 
     Example:
         >>> import jax.numpy as jnp

@@ -122,7 +122,7 @@ def descend_proximally(
         The transformation; its state is empty, or counts steps for a schedule.
 
     Raises:
-        ValueError: if a number is negative, NaN or not a scalar.
+        ValueError: if a number lies outside its range.
 
     Source:
         Xie et al. 2022, Algorithm 1; Zhuang et al. 2022, "Understanding AdamW through proximal

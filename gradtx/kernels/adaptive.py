@@ -286,7 +286,7 @@ def scale_by_rprop(
         eta_minus: the factor after a change of sign, in (0, 1).
         eta_plus: the factor while the sign stays, > 1.
         min_step_size: the smallest step, >= 0.
-        max_step_size: the largest step, >= 0.
+        max_step_size: the largest step, >= min_step_size.
 
     Returns:
         The transformation, with the state `ScaleByRpropState(step_sizes, prev_updates)`.
@@ -297,8 +297,8 @@ def scale_by_rprop(
 
     Source:
         Riedmiller & Braun 1993, "A direct adaptive method for faster backpropagation learning:
-        the RPROP algorithm", in the form without backtracking (Rprop-, Igel & Hüsken 2000) that
-        sets the gradient to zero after a change of sign, as PyTorch has it. optax applies each
+        the RPROP algorithm", in the form without backtracking that sets the gradient to zero after
+        a change of sign (iRprop-, Igel & Hüsken 2000), as PyTorch has it. optax applies each
         update one step late; here the update belongs to its own gradient.
 
     Example:

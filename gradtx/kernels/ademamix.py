@@ -44,7 +44,7 @@ def scale_by_ademamix(
             schedule.
         b2: the share of v that is kept, in [0, 1).
         b3: the share of the slow average that is kept, in [0, 1).
-        alpha: the weight of the slow average, >= 0.
+        alpha: the weight of the slow average.
         eps: added outside the root, >= 0.
         eps_root: added inside the root, >= 0.
         mu_dtype: the storage dtype of both averages of the gradient; None: the parameter's, at
@@ -102,7 +102,7 @@ def scale_by_simplified_ademamix(
     eps: ScalarOrSchedule = 1e-8,
     eps_root: ScalarOrSchedule = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam's scaling of accumulated gradients and the gradient of now: simplified AdEMAMix's.
+    """Adam's scaling of accumulated gradients and the current gradient: simplified AdEMAMix's.
 
         m <- b1 * m + g
         n <- b2 * n + (1 - b2) * g^2,    n_hat = n / (1 - b2^t)
@@ -113,7 +113,7 @@ def scale_by_simplified_ademamix(
     Args:
         b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
         b2: the share of n that is kept, in [0, 1).
-        alpha: the weight of the gradient of now, >= 0.
+        alpha: the weight of the current gradient.
         eps: added outside the root, >= 0.
         eps_root: added inside the root, >= 0.
 

@@ -108,7 +108,7 @@ def normalize_by_update_norm(
         u = scale_factor * g / (||g|| + eps)
 
     Args:
-        scale_factor: the norm of the result, >= 0; a number, a scalar array or a schedule.
+        scale_factor: the norm of the result; a number, a scalar array or a schedule.
         eps: keeps the quotient finite, >= 0.
         axis_name: a mapped axis over which the gradient is spread, see `gradtx.global_norm`.
         axis_reduction: "sum" for the norm of the pieces together, "mean" for their mean norm.
@@ -117,7 +117,8 @@ def normalize_by_update_norm(
         The transformation; its state is empty, or counts steps for a schedule.
 
     Raises:
-        ValueError: if an argument is negative, NaN or not a scalar, or `axis_reduction` unknown.
+        ValueError: if `eps` is negative, an argument is NaN or not a scalar, or `axis_reduction` is
+            unknown.
 
     Source:
         Hazan, Levy & Shalev-Shwartz 2015, "Beyond convexity", Algorithm 1.

@@ -33,7 +33,7 @@ def scale_by_cocob(
         theta <- theta - g
         u = p_0 + theta / (L * max(G + L, alpha * L)) * (L + reward) - p
 
-    element by element. A step is an absolute one: no learning rate belongs behind it.
+    element by element. A step is an absolute one: no learning rate belongs after it.
 
     Args:
         alpha: for about how many steps the bets stay small, >= 0; a number, a scalar array or a

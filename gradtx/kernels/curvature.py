@@ -33,8 +33,10 @@ def scale_by_newton(
             least norm if it is singular; "cg" runs conjugate gradients on Hessian-vector
             products, never forms H, and needs H + damping * I to be positive definite.
         damping: added to the diagonal, >= 0; a number, a scalar array or a schedule.
-        tolerance: "cg" stops when the residual's norm is below this share of the gradient's.
-        max_iterations: "cg" stops after as many steps; None: ten times the number of parameters.
+        tolerance: "cg" stops when the residual's norm is below this share of the gradient's,
+            >= 0.
+        max_iterations: "cg" stops after as many steps, >= 1; None: ten times the number of
+            parameters.
 
     Returns:
         The transformation; its state is empty, or counts steps for a schedule. Its update needs
@@ -42,7 +44,7 @@ def scale_by_newton(
 
     Raises:
         ValueError: if an argument lies outside its range; in `update`, if `params` or `value_fn`
-            is missing, or the loss is no real scalar.
+            is missing, or the loss is not a real scalar.
 
     Source:
         Nocedal & Wright 2006, "Numerical optimization", equation (3.30) and Algorithm 5.2.

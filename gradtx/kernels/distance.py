@@ -168,7 +168,7 @@ def scale_by_dowg(
     Args:
         init_estim_sq_dist: r_0^2, > 0; None: the value of `eps`.
         eps: added to the root in the denominator, >= 0, none in the paper; a number, a scalar
-            array or, with init_estim_sq_dist, a schedule.
+            array or, with init_estim_sq_dist, a schedule. As r_0^2 it must be > 0.
 
     Returns:
         The transformation, with the state `DoWGState(init_params, weighted_sq_norm_grads,

@@ -138,7 +138,7 @@ def scale_by_factored_rms(
         step_offset: the step at which t starts from 1 again, a whole number >= 0. A run that goes
             on from a checkpoint with other data forgets its old second moments; before that step
             t is 1.
-        min_dim_size_to_factor: what is shorter in its second longest axis is not factored.
+        min_dim_size_to_factor: what is shorter in its second longest axis is not factored; >= 0.
         epsilon: added to the squares, >= 0. With 0 there is no step where v is 0.
         decay_rate_fn: function from the number of steps taken since `step_offset` and decay_rate
             to decay_t; a bound on it keeps the second moment from freezing (Zhai et al. 2021,

@@ -38,7 +38,7 @@ def hutchinson_estimator_diag_hessian(
 
     Raises:
         ValueError: if `distribution` is unknown or `random_seed` is neither a key nor a seed; in
-            `update`, if `params` or the loss is missing, the loss is no real scalar, or a
+            `update`, if `params` or the loss is missing, the loss is not a real scalar, or a
             parameter is complex.
 
     Source:

@@ -1,4 +1,4 @@
-"""MARS: a gradient with less variance, for any optimizer behind it."""
+"""MARS: a gradient with less variance, for any optimizer after it."""
 
 from typing import Any, NamedTuple
 
@@ -47,9 +47,9 @@ def scale_by_mars(
     Args:
         b1: the share of the first moment that the following optimizer keeps, in [0, 1); a number,
             a scalar array or a schedule.
-        gamma: the strength of the correction, >= 0; 1 makes the first moment that of STORM.
+        gamma: the strength of the correction; 1 makes the first moment that of STORM.
         max_norm: the largest norm of each leaf, >= 0; infinity: no bound. For a bound on the norm
-            of the whole tree put `clip_by_global_norm` behind it instead.
+            of the whole tree put `clip_by_global_norm` after it instead.
 
     Returns:
         The transformation, with the state `ScaleByMarsState(count, previous_gradient)`.

@@ -154,7 +154,7 @@ def _matrices(axes: MatrixAxes, leaf: Any) -> Any:
 
 
 def matrix_axes(owner: str, numbers: WeightDimensionNumbers, tree: Any) -> Any:
-    """For each array of a tree the axes of its matrices; None for what is no array.
+    """For each array of a tree the axes of its matrices; None for what is not an array.
 
     Args:
         owner: name of the transformation, which opens the message.
@@ -171,8 +171,8 @@ def matrix_axes(owner: str, numbers: WeightDimensionNumbers, tree: Any) -> Any:
             return None
         if np.ndim(leaf) < 2:
             raise ValueError(
-                f"{owner}: '{trees.path_name(path)}' of shape {np.shape(leaf)} is no matrix; leave "
-                "it to another transformation"
+                f"{owner}: '{trees.path_name(path)}' of shape {np.shape(leaf)} is not a matrix; "
+                "leave it to another transformation"
             )
         return named_axes(owner, own or MuonDimensionNumbers(-2, -1), path, leaf)
 
@@ -183,7 +183,7 @@ def spread_numbers(owner: str, numbers: WeightDimensionNumbers, tree: Any) -> An
     """The dimension numbers, or None, of each leaf of a tree.
 
     Raises:
-        ValueError: if they are no prefix of the tree.
+        ValueError: if they are not a prefix of the tree.
     """
     given: Any = numbers
     if is_function_of_tree(given):

@@ -98,7 +98,8 @@ def momo_adam(
         p <- (p - tau * d / D) / c
 
     The averages start at zero. With adapt_lower_bound the bound lb changes as in `momo`, with
-    rho * lb in the place of lb.
+    rho * lb in the place of lb, rho * lower_bound in that of lower_bound, and <d, d / D> in that of
+    ||d||^2.
 
     Args:
         learning_rate: the largest step size, >= 0; a number, a scalar array or a schedule.

@@ -30,7 +30,7 @@ def loss_of_moving(
 
     Raises:
         ValueError: if `loss` or `params` is missing, or `updates` does not fit `params`; when the
-            function is called, if the loss is no real scalar.
+            function is called, if the loss is not a real scalar.
     """
     if params is None or loss is None:
         raise ValueError(

@@ -28,14 +28,14 @@ def scale_by_optimistic_gradient(
         u_t = (alpha + beta) * g_t - beta * g_{t-1},    g_0 = g_1
 
     Args:
-        alpha: the weight of the gradient, >= 0; a number, a scalar array or a schedule.
-        beta: the weight of its change, >= 0: the negative momentum.
+        alpha: the weight of the gradient; a number, a scalar array or a schedule.
+        beta: the weight of its change: the negative momentum.
 
     Returns:
         The transformation, with optax's state (is_initial_step, previous_gradient).
 
     Raises:
-        ValueError: if an argument is negative, NaN or not a scalar.
+        ValueError: if an argument is NaN or not a scalar.
 
     Source:
         Mokhtari, Ozdaglar & Pattathil 2020, "A unified analysis of extra-gradient and optimistic

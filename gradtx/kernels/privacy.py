@@ -42,7 +42,7 @@ def per_example_global_norm_clip(grads: Any, l2_norm_clip: ArrayLike) -> tuple[A
 
     Args:
         grads: a tree of arrays whose first axis counts the examples, as `jax.vmap(jax.grad(...))`
-            makes it. None and what is no array of numbers stay as they are.
+            makes it. None and what is not an array of numbers stay as they are.
         l2_norm_clip: the largest norm of one example's gradient, >= 0.
 
     Returns:
@@ -87,8 +87,8 @@ def per_example_layer_norm_clip(
     So the norm of all leaves together is at most C.
 
     Args:
-        grads: a tree of arrays whose first axis counts the examples. None and what is no array of
-            numbers stay as they are.
+        grads: a tree of arrays whose first axis counts the examples. None and what is not an array
+            of numbers stay as they are.
         global_l2_norm_clip: C, >= 0.
         uniform: whether each leaf has the same share.
 

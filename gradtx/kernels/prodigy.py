@@ -246,7 +246,7 @@ def prodigy(
         d <- min(d_max, growth_rate * d),    d_max where d still is d_0
 
     Args:
-        learning_rate: a factor of the step size, >= 0: 1, or a schedule that ends at 0.
+        learning_rate: a factor of the step size: 1, or a schedule that ends at 0.
         betas: b1 and b2, both in [0, 1); numbers, scalar arrays or schedules.
         beta3: the decay of r and s, in [0, 1); None: sqrt(b2).
         eps: added to the root in the denominator, >= 0.

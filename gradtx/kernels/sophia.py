@@ -96,7 +96,7 @@ def scale_by_sophia(
             needs the loss, `update(grads, state, params, obj_fn=loss)`.
         mu_dtype: the storage dtype of m; None: the parameter's, at least float32.
         verbose: whether to print the share of the elements that are not clipped.
-        print_win_rate_every_n_steps: after how many steps to print it; 0: never.
+        print_win_rate_every_n_steps: after how many steps to print it, >= 0; 0: never.
         bias_correction: whether to divide m by 1 - b1^t, as optax does.
 
     Returns:

@@ -42,7 +42,7 @@ def scale_by_trust_ratio(
     Args:
         min_norm: the smallest value that counts for either norm, >= 0; a number, a scalar array
             or a schedule. Above 0, weights of zero get steps of that length.
-        trust_coefficient: length of the update relative to the weights, >= 0.
+        trust_coefficient: length of the update relative to the weights.
         eps: added to the norm of the gradient, >= 0.
 
     Returns:
@@ -50,7 +50,7 @@ def scale_by_trust_ratio(
         schedule.
 
     Raises:
-        ValueError: if an argument is negative, NaN or not a scalar.
+        ValueError: if an argument lies outside its range.
 
     Source:
         You, Gitman & Ginsburg 2017, "Large batch training of convolutional networks", equation
@@ -105,7 +105,7 @@ def scale_by_local_rate(
     Args:
         weight_decay: the share of the weights that is added to the gradient, >= 0; a number, a
             scalar array or a schedule.
-        trust_coefficient: the length of the update relative to the weights, >= 0.
+        trust_coefficient: the length of the update relative to the weights.
         eps: added to the denominator, >= 0.
         decays: whether a leaf decays; elsewhere weight_decay is 0.
         trusts: whether a leaf has a rate of its own; elsewhere it is 1.
@@ -114,7 +114,7 @@ def scale_by_local_rate(
         The transformation; its update needs `params`. Its state is that of `add_decayed_weights`.
 
     Raises:
-        ValueError: if a number is negative, NaN or not a scalar.
+        ValueError: if a number lies outside its range.
 
     Source:
         You, Gitman & Ginsburg 2017, "Large batch training of convolutional networks", equation
@@ -166,14 +166,14 @@ def undo_growth(learning_rate: ScalarOrSchedule) -> optax.GradientTransformation
         u = (p + g) / sqrt(1 + learning_rate^2) - p
 
     Args:
-        learning_rate: the length of the step relative to the weights, >= 0; a number, a scalar
+        learning_rate: the length of the step relative to the weights; a number, a scalar
             array or a schedule.
 
     Returns:
         The transformation; its update needs `params`. Its state is that of `add_decayed_weights`.
 
     Raises:
-        ValueError: if `learning_rate` is negative, NaN or not a scalar.
+        ValueError: if `learning_rate` is NaN or not a scalar.
 
     Source:
         Bernstein et al. 2020, "On the distance between two neural networks and the stability of

@@ -206,7 +206,7 @@ def mars(
         b1: decay of the first moment, in [0, 1).
         b2: decay of the second moment, in [0, 1).
         eps: added to the root in the denominator, >= 0.
-        gamma: the strength of the correction, >= 0.
+        gamma: the strength of the correction.
         weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.

@@ -38,7 +38,8 @@ def adabelief(
         ValueError: if an argument lies outside its range.
 
     Source:
-        Zhuang et al. 2020, "AdaBelief optimizer", Algorithm 2.
+        Zhuang et al. 2020, "AdaBelief optimizer", Algorithm 2. The authors' program rectifies these
+        steps by default, as RAdam does.
 
     Example:
         >>> import jax.numpy as jnp
@@ -66,6 +67,8 @@ def yogi(
         m <- b1 * m + (1 - b1) * g,                    m_hat = m / (1 - b1^t)
         v <- v - (1 - b2) * sign(v - g^2) * g^2,       v_hat = v / (1 - b2^t)
         u = -learning_rate * m_hat / (sqrt(v_hat) + eps)
+
+    where v starts at 1e-6.
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.

@@ -36,7 +36,7 @@ def adan(
         b2: decay of the average of their changes, and the weight of these, in [0, 1).
         b3: decay of the second moment, in [0, 1).
         eps: added to the root in the denominator, >= 0.
-        eps_root: added inside that root, >= 0.
+        eps_root: added inside that root, >= 0; 0 in the paper.
         weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.

@@ -75,6 +75,9 @@ def rmsprop(
 
         v <- decay * v + (1 - decay) * g^2
         u = -learning_rate * g / sqrt(v + eps)
+        or with momentum
+        w <- momentum * w - learning_rate * g / sqrt(v + eps)
+        u = w
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
@@ -83,7 +86,7 @@ def rmsprop(
         initial_scale: v at the start, >= 0.
         eps_in_sqrt: whether eps is added inside the root, as above, or outside: sqrt(v) + eps.
         centered: whether to subtract the squared average gradient from v.
-        momentum: the share of past updates that is kept, in [0, 1); None: no momentum.
+        momentum: the share of past updates that is kept, in [-1, 1]; None: no momentum.
         nesterov: whether to look one step ahead.
         bias_correction: whether to correct the averages for their start.
 
@@ -138,7 +141,7 @@ def adadelta(
         u = -learning_rate * x
 
     Args:
-        learning_rate: the step size, >= 0; 1 in the paper. None leaves x as it is, sign included.
+        learning_rate: the step size; 1 in the paper. None leaves x as it is, sign included.
         rho: the share of the averages that is kept, in [0, 1).
         eps: starts the updates off and keeps the quotient finite, >= 0.
         weight_decay: an L2 penalty, >= 0.
@@ -191,7 +194,7 @@ def rprop(
         eta_minus: the factor after a change of sign, in (0, 1).
         eta_plus: the factor while the sign stays, > 1.
         min_step_size: the smallest step, >= 0.
-        max_step_size: the largest step, >= 0.
+        max_step_size: the largest step, >= min_step_size.
 
     Returns:
         The chain of `scale_by_rprop` and `scale(-1)`.

@@ -37,7 +37,7 @@ def ademamix(
         b1: decay of the fast average, in [0, 1).
         b2: decay of the second moment, in [0, 1).
         b3: decay of the slow average, in [0, 1). The paper raises it from b1 by a schedule.
-        alpha: weight of the slow average, >= 0. The paper raises it from 0 by a schedule.
+        alpha: weight of the slow average. The paper raises it from 0 by a schedule.
         eps: added to the root in the denominator, >= 0.
         eps_root: added inside that root, >= 0.
         mu_dtype: the storage dtype of both averages of the gradient; None: the parameter's, at
@@ -85,7 +85,7 @@ def simplified_ademamix(
     *,
     decay: Decay = "all",
 ) -> Transformation:
-    """Simplified AdEMAMix: one sum of past gradients beside the gradient of now.
+    """Simplified AdEMAMix: one sum of past gradients beside the current gradient.
 
         m <- b1 * m + g
         n <- b2 * n + (1 - b2) * g^2,    n_hat = n / (1 - b2^t)
@@ -97,7 +97,7 @@ def simplified_ademamix(
         learning_rate: the step size; a number, a scalar array or a schedule.
         b1: the share of the sum that is kept, in [0, 1).
         b2: decay of the second moment, in [0, 1).
-        alpha: weight of the gradient of now, >= 0.
+        alpha: weight of the current gradient.
         eps: added to the root in the denominator, >= 0.
         eps_root: added inside that root, >= 0.
         weight_decay: the share of the parameters that decays, >= 0, times the learning rate.

@@ -214,8 +214,10 @@ def newton(
         solver: "dense" forms the Hessian H; "cg" runs conjugate gradients on Hessian-vector
             products, never forms H, and needs H + damping * I to be positive definite.
         damping: added to the diagonal, >= 0: between Newton's step at 0 and a short gradient step.
-        tolerance: "cg" stops when the residual's norm is below this share of the gradient's.
-        max_iterations: "cg" stops after as many steps; None: ten times the number of parameters.
+        tolerance: "cg" stops when the residual's norm is below this share of the gradient's,
+            >= 0.
+        max_iterations: "cg" stops after as many steps, >= 1; None: ten times the number of
+            parameters.
 
     Returns:
         The chain of `scale_by_newton` and `scale_by_learning_rate`. Its update needs the loss:

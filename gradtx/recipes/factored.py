@@ -46,11 +46,12 @@ def adafactor(
     `lambda count: jnp.minimum(1e-2, 1 / jnp.sqrt(count + 1))`.
 
     Args:
-        learning_rate: the step size, >= 0, relative to the weights with
+        learning_rate: the step size, relative to the weights with
             multiply_by_parameter_scale; a number, a scalar array or a schedule; None: 1.
-        min_dim_size_to_factor: what is shorter in its second longest axis is not factored.
+        min_dim_size_to_factor: what is shorter in its second longest axis is not factored; >= 0.
         decay_rate: the exponent of the decay, >= 0.
-        decay_offset: the step at which t starts from 1 again, see `scale_by_factored_rms`.
+        decay_offset: the step at which t starts from 1 again, a whole number >= 0; see
+            `scale_by_factored_rms`.
         multiply_by_parameter_scale: whether to multiply by the size of the weights.
         clipping_threshold: the largest root mean square of w, >= 0; None: no limit.
         momentum: the share of the average of the updates that is kept, in [0, 1); None: no

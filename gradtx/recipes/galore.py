@@ -36,8 +36,8 @@ def galore(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        rank: the largest rank of the subspace.
-        update_proj_gap: T, after how many steps it is chosen anew.
+        rank: the largest rank of the subspace, >= 1.
+        update_proj_gap: T, after how many steps it is chosen again, >= 1.
         scale: what the updates of matrices are multiplied by; 0.25 in the paper.
         base_optimizer: the transformation in the subspace, which gets no parameters; None:
             `scale_by_adam()`.

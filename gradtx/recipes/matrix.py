@@ -207,7 +207,7 @@ def normuon(
     ns_dtype: DTypeLike | None = None,
     decay: Decay = "all",
 ) -> Transformation:
-    """NorMuon: Muon with a learning rate for each neuron; AdamW for what is no matrix.
+    """NorMuon: Muon with a learning rate for each neuron; AdamW for what is not a matrix.
 
         M <- beta * M + (1 - beta) * G,    O = NewtonSchulz(M)
         v_j <- b2 * v_j + (1 - b2) * mean_i(O_ij^2),    N_ij = O_ij / (sqrt(v_j) + eps)

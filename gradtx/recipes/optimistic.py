@@ -24,8 +24,8 @@ def optimistic_gradient_descent(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        alpha: the weight of the gradient, >= 0.
-        beta: the weight of its change since the last step, >= 0.
+        alpha: the weight of the gradient.
+        beta: the weight of its change since the last step.
 
     Returns:
         The chain of `scale_by_optimistic_gradient` and `scale_by_learning_rate`.
@@ -139,8 +139,8 @@ def optimistic_adam_v2(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        alpha: the weight of r, >= 0.
-        beta: the weight of its change since the last step, >= 0.
+        alpha: the weight of r.
+        beta: the weight of its change since the last step.
         b1: decay of the first moment, in [0, 1).
         b2: decay of the second moment, in [0, 1).
         eps: added to the root in the denominator, >= 0.

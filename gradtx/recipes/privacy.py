@@ -34,7 +34,7 @@ def dpsgd(
         l2_norm_clip: C, the largest norm of one example's gradient, finite and >= 0.
         noise_multiplier: the noise's standard deviation in units of C, finite and >= 0.
         seed: an integer seed, or a PRNG key.
-        momentum: the share of the velocity that is kept, in [0, 1); None: no momentum.
+        momentum: the share of the velocity that is kept, in [-1, 1]; None: no momentum.
         nesterov: whether to look one step ahead.
         lot_size: what the sum is divided by, > 0; None: the number of examples that came.
 

@@ -54,7 +54,7 @@ def shampoo(
             one, or a `gradtx.select(...)`; None: all leaves.
         mu_dtype: the storage dtype of M; None: the parameter's, at least float32.
         update_interval: after how many steps the roots are calculated anew, >= 1.
-        max_dimension: the longest axis that gets a matrix; longer ones get its diagonal.
+        max_dimension: the longest axis that gets a matrix, >= 1; longer ones get its diagonal.
         grafting: a transformation whose updates give the length of each array's step, such as
             `identity()`, `scale_by_rss()` or `scale_by_rms()`; None: no grafting. It should not
             average gradients itself: b1 does that for both.
@@ -131,7 +131,8 @@ def soap(
         learning_rate: the step size; a number, a scalar array or a schedule.
         b1: the share of M that is kept, in [0, 1).
         b2: the share of V that is kept, in [0, 1).
-        shampoo_beta: the share of the averages of G G^T and G^T G that is kept; None: b2.
+        shampoo_beta: the share of the averages of G G^T and G^T G that is kept, in [0, 1); None:
+            b2.
         eps: added to the root, >= 0.
         weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns

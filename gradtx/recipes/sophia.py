@@ -54,7 +54,7 @@ def sophia(
             `hutchinson_estimator_diag_hessian()`.
         mu_dtype: the storage dtype of m; None: the parameter's, at least float32.
         verbose: whether to print the share of the elements that are not clipped.
-        print_win_rate_every_n_steps: after how many steps to print it; 0: never.
+        print_win_rate_every_n_steps: after how many steps to print it, >= 0; 0: never.
         bias_correction: whether to divide m by 1 - b1^t, as optax does.
         decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 

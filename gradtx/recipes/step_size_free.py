@@ -38,7 +38,7 @@ def dog(
     than the default, such as ("heuristic", 1e-2).
 
     Args:
-        learning_rate: a factor of the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: a factor of the step size; a number, a scalar array or a schedule.
         init_step: what the first step goes by, and its number > 0: ("distance", r_0);
             ("heuristic", alpha), for r_0 = alpha * (1 + ||p_0||), where 1e-4 is recommended for
             networks with batch normalization; ("learning_rate", eta), for u = -eta * g until p
@@ -91,9 +91,9 @@ def dowg(
         u_t = -learning_rate * r_t^2 / (sqrt(v_t) + eps) * g_t
 
     Args:
-        learning_rate: a factor of the step size, >= 0; a number, a scalar array or a schedule.
+        learning_rate: a factor of the step size; a number, a scalar array or a schedule.
         init_estim_sq_dist: r_0^2, > 0; None: the value of `eps`.
-        eps: added to the root in the denominator, >= 0.
+        eps: added to the root in the denominator, >= 0, none in the paper; as r_0^2 it must be > 0.
         weight_decay: the multiple of the parameters that is added to the gradient, >= 0; None:
             none.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
@@ -151,7 +151,7 @@ def cocob(
     with theta, L, G and reward as in `scale_by_cocob`.
 
     Args:
-        learning_rate: a factor of the gradients, >= 0; a number, a scalar array or a schedule. A
+        learning_rate: a factor of the gradients; a number, a scalar array or a schedule. A
             constant one changes nothing but the weight of `eps`.
         alpha: for about how many steps the bets stay small, >= 0.
         eps: where the largest gradient L starts, >= 0.
@@ -202,7 +202,7 @@ def polyak_sgd(
     Args:
         max_learning_rate: the largest step size before `scaling`, >= 0; a number, a scalar array
             or a schedule.
-        scaling: a factor of the step size, >= 0.
+        scaling: a factor of the step size.
         f_min: the least value of the loss, any number but NaN.
         eps: added to the squared norm, >= 0.
         variant: "sps" or "sps+".

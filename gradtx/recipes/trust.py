@@ -44,10 +44,10 @@ def lars(
         weight_decay_mask: the leaves to decay: a boolean for all, a tree of booleans, a function
             of the parameters that returns one, or a `gradtx.select(...)`.
         trust_coefficient: the length of a step relative to the weights, times the learning
-            rate, >= 0.
+            rate.
         eps: added to the denominator, >= 0.
         trust_ratio_mask: the leaves that have a rate of their own; of the others it is 1.
-        momentum: the share of v that is kept, in [0, 1).
+        momentum: the share of v that is kept, in [-1, 1].
         nesterov: whether to look one step ahead.
         decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
 
@@ -109,7 +109,7 @@ def lamb(
     with m_hat and v_hat as in `adam`; the ratio is 1 where ||p|| or ||r|| is 0.
 
     Args:
-        learning_rate: the length of a step relative to the weights, >= 0; a number, a scalar
+        learning_rate: the length of a step relative to the weights; a number, a scalar
             array or a schedule.
         b1: decay of the first moment, in [0, 1).
         b2: decay of the second moment, in [0, 1).
@@ -154,7 +154,7 @@ def fromage(learning_rate: ScalarOrSchedule, min_norm: ScalarOrSchedule = 1e-6) 
         p + u = (p - learning_rate * ||p|| / ||g|| * g) / sqrt(1 + learning_rate^2)
 
     Args:
-        learning_rate: the length of a step relative to the weights, >= 0; a number, a scalar
+        learning_rate: the length of a step relative to the weights; a number, a scalar
             array or a schedule.
         min_norm: the smallest value that counts for either norm, >= 0, so that zero weights can
             grow; 0 as in the paper.

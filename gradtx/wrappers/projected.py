@@ -51,14 +51,14 @@ def scale_by_galore(
     `projected_side` says; to hand a run over to optax, start it with "longer".
 
     Args:
-        rank: the largest rank of the subspace.
-        update_proj_gap: T, after how many steps it is chosen anew. The base optimizer's moments
-            are kept, as in the paper. Gradients that a `MultiSteps` in it collects are projected
-            into one subspace, that of the first.
+        rank: the largest rank of the subspace, >= 1.
+        update_proj_gap: T, after how many steps it is chosen again, >= 1. The base optimizer's
+            moments are kept, as in the paper. Gradients that a `MultiSteps` in it collects are
+            projected into one subspace, that of the first.
         scale: what the updates of matrices are multiplied by; a number, a scalar array or a
             schedule.
         base_optimizer: the transformation of R. It gets no parameters, so that weight decay has
-            its place behind. None: `scale_by_adam()`.
+            its place after. None: `scale_by_adam()`.
         weight_dimension_numbers: which axes of an array are the rows and the columns of matrices,
             as a `GaLoreDimensionNumbers(reduction_axis, output_axis)` for all arrays of 2 axes or
             more, a tree of them with None for arrays that are no matrices, or a function of the

@@ -57,6 +57,6 @@ def test_structures_must_agree():
         tx.update(params, tx.init(params), {"v": jnp.ones((2, 2))})
     with pytest.raises(ValueError, match=r"as_matrices: .* at 'w': .*\(2, 2\).*\(3, 2\)"):
         tx.update(params, tx.init(params), {"w": jnp.ones((3, 2))})
-    with pytest.raises(ValueError, match=r"as_matrices: 'w' of shape \(2,\) is no matrix"):
+    with pytest.raises(ValueError, match=r"as_matrices: 'w' of shape \(2,\) is not a matrix"):
         tx.init({"w": jnp.ones(2)})
     jax.eval_shape(tx.init, params)

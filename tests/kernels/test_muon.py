@@ -271,7 +271,7 @@ def test_wrong_argument(factory, arguments, name, value):
 @pytest.mark.parametrize(
     ("numbers", "shape", "message"),
     [
-        (None, (3,), r"scale_by_muon: 'layer/w' of shape \(3,\) is no matrix"),
+        (None, (3,), r"scale_by_muon: 'layer/w' of shape \(3,\) is not a matrix"),
         (gradtx.MuonDimensionNumbers(0, 2), (3, 4), "different axes of 'layer/w'"),
         (gradtx.MuonDimensionNumbers(0, -3), (3, 4, 5), "different axes of 'layer/w'"),
         (gradtx.MuonDimensionNumbers((), 0), (3, 4), "different axes of 'layer/w'"),
