@@ -11,8 +11,6 @@ the best member is trained again, alone and with an ordinary optimizer, whose lo
 same. `gradtx.metrics` reads from the stacked states how far the steps go.
 """
 
-import argparse
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +22,7 @@ import numpy as np
 import optax
 
 import gradtx
-from examples import digits, extras
+from examples import commands, digits, extras
 from examples.experiments.experiment import COLORS, describe, new_figure
 from gradtx.training import minibatches
 
@@ -241,6 +239,7 @@ def _smooth(values: np.ndarray, window: int) -> np.ndarray:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the example with the arguments of the command line."""
     arguments = _parser().parse_args(argv)
+    commands.announce_overwriting([arguments.out])
     epochs = arguments.epochs or (2 if arguments.quick else 10)
     rates = np.geomspace(LOWEST, HIGHEST, arguments.members).astype(np.float32)
     data = digits.load_digits()
@@ -266,43 +265,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> commands.Parser:
+    parser = commands.Parser(
         prog="python -m examples.population",
         description="Train one network with many learning rates at once.",
     )
-    parser.add_argument("--members", type=_members, default=32, help="how many rates (32)")
-    parser.add_argument("--epochs", type=_count, help="passes over the training images (10)")
-    parser.add_argument("--seed", type=int, default=0, help="of network and order (0)")
+    parser.add_argument(
+        "--members", type=commands.whole_number(2), default=32, help="how many rates"
+    )
+    parser.add_argument(
+        "--epochs", type=commands.whole_number(1), help="passes over the training images (10)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of network and order")
     parser.add_argument("--quick", action="store_true", help="2 epochs, to see that it runs")
     parser.add_argument(
         "--out",
         metavar="PATH",
-        type=_picture,
+        type=commands.picture,
         default=Path("outputs/population.png"),
-        help="where to write the picture (outputs/population.png)",
+        help="where to write the picture",
     )
     return parser
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
-    return int(text)
-
-
-def _members(text: str) -> int:
-    if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 2, got {text!r}")
-    return int(text)
-
-
-def _picture(text: str) -> Path:
-    path = Path(text)
-    if path.suffix not in (".pdf", ".png", ".svg"):
-        raise argparse.ArgumentTypeError(f"must end in .pdf, .png or .svg, got {text!r}")
-    return path
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    commands.run(main)

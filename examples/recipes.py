@@ -30,6 +30,7 @@ _DECAY = {"weight_decay": 1.0, "mask": gradtx.select("kernel")}
 
 # What the training here does not give them.
 _LEFT_OUT = {
+    "optimistic_adam": "deprecated for optimistic_adam_v2",
     "dpsgd": "needs the gradient of each sample",
     "polyak_sgd": "finds its own step size",
 }

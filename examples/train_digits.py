@@ -10,9 +10,7 @@ cosine, and an average of the parameters is kept beside. At the end a table show
 test images of the raw and of the averaged parameters, and a picture the way there.
 """
 
-import argparse
 import functools
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,10 +20,11 @@ import jax
 import optax
 
 import gradtx
-from examples import digits, recipes, report
+from examples import commands, digits, recipes, report
 from gradtx.training import TrainState, make_train_step, minibatches
 
 MAX_GRADIENT_NORM = 1.0
+BATCH_SIZE = 64
 
 
 def make_optimizer(
@@ -54,7 +53,7 @@ def train(
     data: digits.Digits,
     *,
     epochs: int,
-    batch_size: int,
+    batch_size: int | None,
     learning_rate: float | None,
     seed: int,
     on_epoch: Callable[[report.Epoch], None],
@@ -65,7 +64,7 @@ def train(
         name: the recipe.
         data: training and test samples.
         epochs: how often to go through the training samples.
-        batch_size: samples per step; a recipe that needs the exact gradient takes all of them.
+        batch_size: samples per step; None: 64, or all for a recipe that needs the exact gradient.
         learning_rate: the largest learning rate; None: the recipe's own.
         seed: decides the first parameters and the order of the samples.
         on_epoch: called with the means over each epoch when it ends.
@@ -73,7 +72,7 @@ def train(
     start = time.perf_counter()
     settings = recipes.settings_of(name)
     samples = len(data.train["label"])
-    batch_size = samples if settings.full_batch else min(batch_size, samples)
+    batch_size = batch_size or (samples if settings.full_batch else BATCH_SIZE)
     steps_per_epoch = samples // batch_size
     rate = settings.learning_rate if learning_rate is None else learning_rate
     tx, schedule = make_optimizer(name, rate, epochs * steps_per_epoch)
@@ -108,10 +107,13 @@ def train(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the example with the arguments of the command line."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
     names = arguments.compare or [arguments.optimizer]
     epochs = arguments.epochs or (2 if arguments.quick else 20)
     data = digits.load_digits()
+    _check_batch_size(parser, arguments.batch_size, names, len(data.train["label"]))
+    commands.announce_overwriting([arguments.out])
     runs = []
     with report.progress_bar() as bar:
         for name in names:
@@ -133,66 +135,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _check_batch_size(
+    parser: commands.Parser, batch_size: int | None, names: Sequence[str], samples: int
+) -> None:
+    """End the program if the batches cannot be as large as the command line asks."""
+    if batch_size is None:
+        return
+    if batch_size > samples:
+        parser.error(f"argument --batch-size: must be at most {samples}, the number of images")
+    exact = [name for name in names if recipes.settings_of(name).full_batch]
+    if exact and batch_size != samples:
+        parser.error(f"argument --batch-size: {exact[0]} needs all {samples} images in each step")
+
+
+def _parser() -> commands.Parser:
+    parser = commands.Parser(
         prog="python -m examples.train_digits",
         description="Train a small network on scikit-learn's handwritten digits.",
         epilog=f"The names of the optimizers: {', '.join(recipes.names())}.",
     )
+    name = commands.one_of("optimizer", recipes.names())
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--optimizer", metavar="NAME", type=_name, default="adamw", help="one optimizer (adamw)"
+        "--optimizer", metavar="NAME", type=name, default="adamw", help="one optimizer"
     )
     which.add_argument(
-        "--compare", metavar="NAME", type=_name, nargs="+", help="several, in one picture"
+        "--compare", metavar="NAME", type=name, nargs="+", help="several, in one picture"
     )
-    parser.add_argument("--epochs", type=_count, help="passes over the training images (20)")
-    parser.add_argument("--batch-size", type=_count, default=64, help="images per step (64)")
+    count = commands.whole_number(1)
+    parser.add_argument("--epochs", type=count, help="passes over the training images (20)")
     parser.add_argument(
-        "--learning-rate", type=_positive, help="the largest one (each optimizer has its own)"
+        "--batch-size",
+        type=count,
+        help=f"images per step ({BATCH_SIZE}, or all for an optimizer that needs them)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of network and order (0)")
+    parser.add_argument(
+        "--learning-rate",
+        type=commands.positive_number,
+        help="the largest one (each optimizer has its own)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of network and order")
     parser.add_argument("--quick", action="store_true", help="2 epochs, to see that it runs")
     parser.add_argument(
         "--out",
         metavar="PATH",
-        type=_picture,
+        type=commands.picture,
         default=Path("outputs/train_digits.png"),
-        help="where to write the picture (outputs/train_digits.png)",
+        help="where to write the picture",
     )
     return parser
 
 
-def _name(text: str) -> str:
-    if text not in recipes.names():
-        raise argparse.ArgumentTypeError(
-            f"there is no optimizer {text!r}; the names are {', '.join(recipes.names())}"
-        )
-    return text
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number > 0, got {text!r}")
-    return value
-
-
-def _picture(text: str) -> Path:
-    path = Path(text)
-    if path.suffix not in (".pdf", ".png", ".svg"):
-        raise argparse.ArgumentTypeError(f"must end in .pdf, .png or .svg, got {text!r}")
-    return path
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    commands.run(main)

@@ -261,6 +261,12 @@ from gradtx.wrappers.skip import apply_if_finite, skip_large_updates, skip_not_f
 
 __version__ = "0.1.0"
 
+
+def __dir__() -> list[str]:
+    # The public names only; the other modules are the parts that these are made of.
+    return sorted([*__all__, "__all__", "__doc__", "__version__"])
+
+
 __all__ = [
     "AdaptiveGradClipState",
     "AddDecayedWeightsState",

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import signal
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -182,4 +183,6 @@ def _locality(tx: optax.GradientTransformation) -> Locality:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # ends without a word when piped into head
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     print(table("optimizer"), table("piece"), table("wrapper"), sep="\n\n")

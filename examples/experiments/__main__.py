@@ -8,7 +8,6 @@ For each it prints a table of what was measured and whether the claim held, and 
 The experiments are loaded one by one, when it is their turn.
 """
 
-import argparse
 import io
 import sys
 import time
@@ -16,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from examples import extras
+from examples import commands, extras
 from examples.experiments import experiment, gallery
 
 # A terminal tells how wide it is; elsewhere tables may be this wide.
@@ -37,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = _console()
     settings = experiment.Settings(seed=arguments.seed, quick=arguments.quick)
     names = list(dict.fromkeys(arguments.names)) or experiment.NAMES
+    pages = [] if arguments.html is None else [arguments.html / "index.html"]
+    commands.announce_overwriting([*(arguments.out / f"{name}.png" for name in names), *pages])
     exhibits = []
     for i, name in enumerate(names, start=1):
         with console.status(f"{i} of {len(names)}: {name}"):
@@ -126,8 +127,8 @@ def _how(settings: experiment.Settings) -> str:
     return f"{size}, seed {settings.seed}, gradtx {gradtx.__version__}, jax {jax.__version__}."
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> commands.Parser:
+    parser = commands.Parser(
         prog="python -m examples.experiments",
         description="Run the lecture notes' experiments: each states a claim, measures whether it "
         "holds and draws a picture.",
@@ -135,44 +136,29 @@ def _parser() -> argparse.ArgumentParser:
         f"line is wrong. The names: {', '.join(experiment.NAMES)}.",
     )
     parser.add_argument(
-        "names", metavar="NAME", nargs="*", type=_name, help="what to run (everything)"
+        "names",
+        metavar="NAME",
+        nargs="*",
+        type=commands.one_of("experiment", experiment.NAMES),
+        help="what to run (everything)",
     )
     parser.add_argument("--list", action="store_true", help="print the names, and run nothing")
     parser.add_argument(
         "--out",
         metavar="DIR",
-        type=_folder,
+        type=commands.folder,
         default=Path("outputs/experiments"),
-        help="where to write the pictures (outputs/experiments)",
+        help="where to write the pictures",
     )
     parser.add_argument("--quick", action="store_true", help="small sizes: a few seconds each")
-    parser.add_argument("--seed", type=_seed, default=0, help="of everything random (0)")
     parser.add_argument(
-        "--html", metavar="DIR", type=_folder, help="also write a gallery, DIR/index.html"
+        "--seed", type=commands.whole_number(0, 2**32 - 1), default=0, help="of everything random"
+    )
+    parser.add_argument(
+        "--html", metavar="DIR", type=commands.folder, help="also write a gallery, DIR/index.html"
     )
     return parser
 
 
-def _name(text: str) -> str:
-    if text not in experiment.NAMES:
-        raise argparse.ArgumentTypeError(
-            f"there is no experiment {text!r}; the names are {', '.join(experiment.NAMES)}"
-        )
-    return text
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^32 - 1, got {text!r}")
-    return int(text)
-
-
-def _folder(text: str) -> Path:
-    path = Path(text)
-    if any(part.exists() and not part.is_dir() for part in (path, *path.parents)):
-        raise argparse.ArgumentTypeError(f"must be a folder, got {text!r}")
-    return path
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    commands.run(main)

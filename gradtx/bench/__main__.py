@@ -11,6 +11,7 @@ and vectors, in turn with optax's.
 """
 
 import argparse
+import signal
 import statistics
 import time
 from collections.abc import Callable
@@ -29,18 +30,29 @@ LIBRARIES = {"optax": optax, "gradtx": gradtx}
 def main() -> None:
     """Print the benchmark's tables."""
     parser = argparse.ArgumentParser(
-        prog="python -m gradtx.bench", description="Compare the speed of gradtx and optax."
+        prog="python -m gradtx.bench",
+        description="Compare the speed of gradtx and optax.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--size", type=int, default=1 << 24, help="elements of the one large leaf")
-    parser.add_argument("--leaves", type=int, default=500, help="leaves of the tree to trace")
-    parser.add_argument("--width", type=int, default=512, help="sides of the methods' matrices")
-    parser.add_argument("--repeats", type=int, default=15, help="measurements of each figure")
+    for option, default, what in (
+        ("--size", 1 << 24, "elements of the one large leaf"),
+        ("--leaves", 500, "leaves of the tree to trace"),
+        ("--width", 512, "sides of the methods' matrices"),
+        ("--repeats", 15, "measurements of each figure"),
+    ):
+        parser.add_argument(option, type=_count, default=default, help=what)
     arguments = parser.parse_args()
     device = jax.devices()[0]
     print(f"jax {jax.__version__}, optax {optax.__version__}, {device.device_kind}")
     _compare_steps(arguments.size, arguments.repeats)
     _compare_tracing(arguments.leaves, max(3, arguments.repeats // 3))
     _compare_methods(arguments.width, arguments.repeats)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
+    return int(text)
 
 
 def _transformation(library: Any) -> optax.GradientTransformationExtraArgs:
@@ -163,4 +175,6 @@ def _method(library: Any, method: str) -> optax.GradientTransformationExtraArgs:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # ends without a word when piped into head
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     main()
