@@ -231,7 +231,7 @@ def is_function_of_tree(mask: Any) -> bool:
 
 
 def mask_for(owner: str, mask: Mask, tree: Any, argument: str = "mask") -> Any:
-    """The tree of booleans that a mask argument stands for, one for each leaf of `tree`.
+    """The tree of booleans that a mask argument stands for, or a prefix of one.
 
     Args:
         owner: name of the function that was called, which opens the message.
@@ -257,9 +257,10 @@ def mask_for(owner: str, mask: Mask, tree: Any, argument: str = "mask") -> Any:
 
 
 def fitted(owner: str, argument: str, chosen: Any, tree: Any) -> Any:
-    """What is chosen for each leaf of a tree: flags, labels.
+    """What is chosen for the leaves of a tree: flags, labels.
 
-    A prefix stands for all leaves below it. What was made from a tree of other containers, such
+    A prefix stands for all leaves below it, and comes back as it is, because it decides about the
+    structure of optax's states. What was made from a tree of other containers, such
     as an `nnx.State` for the pure dictionary that is made of it, fits if the paths are the same.
     Where the tree has None, anything may be chosen.
 
@@ -271,7 +272,8 @@ def fitted(owner: str, argument: str, chosen: Any, tree: Any) -> Any:
     if own_structure == structure:
         return chosen
     try:
-        return jax.tree.map(lambda choice, part: jax.tree.map(lambda _: choice, part), chosen, tree)
+        jax.tree.map(lambda choice, part: None, chosen, tree)
+        return chosen
     except (ValueError, TypeError, KeyError) as mismatch:
         if len(choices) == structure.num_leaves and _plain_paths(chosen) == _plain_paths(tree):
             return structure.unflatten(choices)
@@ -294,7 +296,12 @@ def _plain_paths(tree: Any) -> list[str]:
 
 def flag_of_each_leaf(owner: str, mask: Mask, argument: str = "mask") -> PerLeaf:
     """Whether a mask chooses a leaf, as an option of a kernel; None and True choose all."""
-    return PerLeaf(lambda tree: mask_for(owner, True if mask is None else mask, tree, argument))
+
+    def choose(tree: Any) -> Any:
+        flags = mask_for(owner, True if mask is None else mask, tree, argument)
+        return jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), flags, tree)
+
+    return PerLeaf(choose)
 
 
 def _is_boolean(flag: Any) -> bool:

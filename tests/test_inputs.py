@@ -408,3 +408,20 @@ def test_a_mask_of_more_leaves_fits_where_updates_have_none():
     updates, _ = tx.update({"w": None, "b": jnp.ones(2)}, tx.init(params))
     assert updates["w"] is None
     np.testing.assert_array_equal(updates["b"], [2.0, 2.0])
+
+
+@pytest.mark.parametrize("mask", [{"w": False, "b": True}, False], ids=["subtree", "whole"])
+def test_a_prefix_makes_the_states_that_it_makes_in_optax(mask):
+    params = {"w": {"a": jnp.ones(2), "b": jnp.ones(2)}, "b": jnp.ones(2)}
+    labels = jax.tree.map(lambda flag: "yes" if flag else "no", mask)
+    for make in (
+        lambda lib: lib.masked(lib.adam(0.1), mask),
+        lambda lib: lib.multi_transform({"yes": lib.adam(0.1), "no": lib.set_to_zero()}, labels),
+        lambda lib: lib.adamw(lambda count: 0.1, mask=mask),
+    ):
+        ours, theirs = make(gradtx), make(optax)
+        assert jax.tree.structure(ours.init(params)) == jax.tree.structure(theirs.init(params))
+        found = ours.update(params, theirs.init(params), params)
+        with jax.numpy_dtype_promotion("standard"):
+            expected = theirs.update(params, theirs.init(params), params)
+        assert_trees_equal(found, expected)

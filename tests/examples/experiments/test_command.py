@@ -146,7 +146,10 @@ def test_the_gallery_is_written_where_asked(run, tmp_path):
     ("arguments", "message"),
     [
         (["biass"], "argument NAME: there is no experiment 'biass'; did you mean bias?"),
-        (["--seed", "-1"], "argument --seed: must be a whole number from 0 to 4294967295, got '-1'"),
+        (
+            ["--seed", "-1"],
+            "argument --seed: must be a whole number from 0 to 4294967295",
+        ),
         (["--seed", "4294967296"], "argument --seed: must be a whole number"),
         (["--out", __file__], "argument --out: must be a folder"),
         (["--html", f"{__file__}/deeper"], "argument --html: must be a folder"),
