@@ -424,4 +424,5 @@ def test_a_prefix_makes_the_states_that_it_makes_in_optax(mask):
         found = ours.update(params, theirs.init(params), params)
         with jax.numpy_dtype_promotion("standard"):
             expected = theirs.update(params, theirs.init(params), params)
-        assert_trees_equal(found, expected)
+        # optax's 1 - 0.999^t loses three digits.
+        assert_trees_equal(found, expected, rtol=2e-5)
