@@ -90,6 +90,46 @@ def refuse_shapes_alone(owner: str, what: str, leaf: Any) -> None:
         )
 
 
+def check_order(owner: str, state: Any, params: Any) -> None:
+    """Refuse a state and parameters in each other's place, and a transformation in the state's.
+
+    Args:
+        owner: name of the function that was called, which opens the message.
+        state: what was given for an optimizer state.
+        params: what was given for the parameters.
+
+    Raises:
+        ValueError: if they were swapped, or `state` is a transformation.
+    """
+    if is_transformation(state):
+        raise ValueError(f"{owner}: state must be an optimizer state, got a transformation")
+    if holds_state(params) and not holds_state(state):
+        raise ValueError(
+            f"{owner}: params holds an optimizer state, and state holds none; the state comes first"
+        )
+
+
+def is_transformation(value: Any) -> bool:
+    """Whether it has the two methods of a transformation."""
+    return hasattr(value, "init") and hasattr(value, "update")
+
+
+def holds_state(tree: Any) -> bool:
+    """Whether there is an optimizer state in a tree: a record of a class of gradtx or optax.
+
+    Those that parameters may have are not among them. A state of a class from elsewhere is not
+    recognized by itself.
+    """
+
+    def is_state(node: Any) -> bool:
+        if isinstance(node, optax.LookaheadParams | optax.MaskedNode):
+            return False
+        package = type(node).__module__.partition(".")[0]
+        return hasattr(node, "_fields") and package in ("gradtx", "optax")
+
+    return any(map(is_state, jax.tree.leaves(tree, is_leaf=is_state)))
+
+
 def check_state(owner: str, state: Any, fields: Sequence[str]) -> None:
     """Refuse a state that lacks a field; one with further fields, of any class, is as good.
 

@@ -9,7 +9,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from gradtx import trees
-from gradtx.inputs import is_exact
+from gradtx.inputs import holds_state, is_exact
 from gradtx.kernel import COUNT, SHARE, check
 
 
@@ -28,8 +28,8 @@ def apply_updates(params: Any, updates: Any) -> Any:
         parameter takes an integer update. Leaves that are not numbers stay as they are.
 
     Raises:
-        ValueError: if structures or shapes differ, or an integer parameter has an update that is
-            not one of integers, naming the path.
+        ValueError: if structures or shapes differ, an integer parameter has an update that is not
+            one of integers, or there is an update where `params` has None, naming the path.
 
     Example:
         >>> import jax.numpy as jnp
@@ -39,12 +39,17 @@ def apply_updates(params: Any, updates: Any) -> Any:
         {'steps': Array(7, dtype=int32), 'w': Array([0.75], dtype=float32)}
     """
     leaves, treedef = trees.flatten(params)
-    changes = trees.flatten_like("apply_updates", "updates", updates, "params", params)
+    changes = _aligned(updates, params)
     new = []
     for i, (parameter, change) in enumerate(zip(leaves, changes, strict=True)):
         if not (trees.is_parameter(parameter) or is_exact(parameter)) or not (
             trees.is_parameter(change) or is_exact(change)
         ):
+            if parameter is None and change is not None:
+                raise ValueError(
+                    f"apply_updates: params has None at '{trees.paths(params)[i]}', where updates "
+                    f"has shape {np.shape(change)}; the parameters come first"
+                )
             new.append(parameter)
             continue
         if np.shape(parameter) != np.shape(change):
@@ -54,6 +59,18 @@ def apply_updates(params: Any, updates: Any) -> Any:
         else:
             new.append(_add(parameter, change))
     return treedef.unflatten(new)
+
+
+def _aligned(updates: Any, params: Any) -> list[Any]:
+    try:
+        return trees.flatten_like("apply_updates", "updates", updates, "params", params)
+    except ValueError as mismatch:
+        if not holds_state(updates) or holds_state(params):
+            raise
+        raise ValueError(
+            "apply_updates: updates holds an optimizer state; tx.update returns the pair "
+            "(updates, state)"
+        ) from mismatch
 
 
 def _add_exactly(parameter: Any, change: Any, params: Any, index: int) -> Any:

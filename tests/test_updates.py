@@ -88,6 +88,18 @@ def test_an_integer_parameter_takes_an_exact_update_and_no_other():
             gradtx.apply_updates(params, {**updates, name: fraction})
 
 
+def test_apply_updates_refuses_arguments_in_another_order():
+    params = {"w": jnp.ones(2), "steps": jnp.int32(7)}
+    updates = {"w": jnp.ones(2), "steps": None}
+    with pytest.raises(ValueError, match=r"params has None at 'steps'.* parameters come first"):
+        gradtx.apply_updates(updates, params)
+    tx = gradtx.adam(0.1)
+    pair = tx.update(params, tx.init(params), params)
+    for given in (pair, pair[1]):
+        with pytest.raises(ValueError, match=r"apply_updates: .*the pair \(updates, state\)"):
+            gradtx.apply_updates(params, given)
+
+
 def test_apply_updates_keeps_empty_places_empty():
     assert gradtx.apply_updates({"a": None, "b": {}}, {"a": None, "b": {}}) == {"a": None, "b": {}}
 

@@ -6,6 +6,7 @@ from typing import Any
 import optax
 
 from gradtx.compose.sequence import as_transformation
+from gradtx.inputs import is_transformation
 
 
 def checked_transformation(
@@ -22,8 +23,3 @@ def checked_params(owner: str, params: Any) -> None:
     """Refuse a transformation in place of the parameters."""
     if is_transformation(params):
         raise ValueError(f"{owner}: params must be the parameters, got a transformation")
-
-
-def is_transformation(value: Any) -> bool:
-    """Whether it has the two methods of a transformation."""
-    return hasattr(value, "init") and hasattr(value, "update")

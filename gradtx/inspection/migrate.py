@@ -10,11 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gradtx.inspection.arguments import (
-    checked_params,
-    checked_transformation,
-    is_transformation,
-)
+from gradtx.inputs import check_order
+from gradtx.inspection.arguments import checked_params, checked_transformation
 from gradtx.inspection.ownership import KeyPath, entries_of
 from gradtx.inspection.places import (
     SCHEDULES,
@@ -121,7 +118,8 @@ def migrate(state: Any, new_tx: optax.GradientTransformation, params: Any) -> tu
         `Migration`: print it before you train on.
 
     Raises:
-        ValueError: if `new_tx` is not a transformation, or `state` or `params` is one.
+        ValueError: if `new_tx` is not a transformation, `state` or `params` is one, or the two were
+            swapped.
 
     Example:
         >>> import jax.numpy as jnp
@@ -139,8 +137,7 @@ def migrate(state: Any, new_tx: optax.GradientTransformation, params: Any) -> tu
             2/ema/kernel: the old state has nothing of this name and path
         dropped: 0
     """
-    if is_transformation(state):
-        raise ValueError("migrate: state must be an optimizer state, got a transformation")
+    check_order("migrate", state, params)
     new_tx = checked_transformation("migrate", "new_tx", new_tx)
     checked_params("migrate", params)
     new_state = new_tx.init(params)

@@ -9,6 +9,7 @@ import optax
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
+from gradtx.inputs import check_order
 from gradtx.kernel import DECAY, check_hyperparameter
 from gradtx.kernels.momentum import ema
 from gradtx.updates import apply_updates
@@ -114,7 +115,8 @@ def averaged_params(state: Any, params: Any = None) -> Any:
         A tree of the structure of the parameters.
 
     Raises:
-        ValueError: if the state has no average of parameters, or several.
+        ValueError: if the state has no average of parameters, or several, or `state` and `params`
+            were swapped.
 
     Example:
         >>> import jax.numpy as jnp
@@ -125,6 +127,7 @@ def averaged_params(state: Any, params: Any = None) -> Any:
         >>> print(gradtx.averaged_params(state).round(1))
         [3.]
     """
+    check_order("averaged_params", state, params)
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, AverageParamsState))
     found = [node for node in nodes if isinstance(node, AverageParamsState)]
     if len(found) != 1:

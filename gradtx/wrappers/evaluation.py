@@ -10,6 +10,7 @@ import optax
 from optax.contrib import SAMState, ScheduleFreeState
 
 from gradtx import trees
+from gradtx.inputs import check_order
 from gradtx.wrappers.average import AverageParamsState, averaged_leaf
 from gradtx.wrappers.schedule_free import evaluated_leaf
 
@@ -32,7 +33,8 @@ def eval_params(state: Any, params: Any) -> Any:
         A tree of the structure and dtypes of the parameters.
 
     Raises:
-        ValueError: if two wrappers keep an average of the same leaf, or the trees differ.
+        ValueError: if two wrappers keep an average of the same leaf, the trees differ, or `state`
+            and `params` were swapped.
 
     Example:
         >>> import jax.numpy as jnp
@@ -47,6 +49,7 @@ def eval_params(state: Any, params: Any) -> Any:
         [2.]
         [2.3]
     """
+    check_order("eval_params", state, params)
     if isinstance(params, optax.LookaheadParams):
         params = params.slow
     leaves, treedef = trees.flatten(params)
@@ -82,7 +85,8 @@ def schedule_free_eval_params(state: Any, params: Any) -> Any:
         A tree of the structure and dtypes of the parameters.
 
     Raises:
-        ValueError: if the state has no `ScheduleFreeState`, or the trees differ.
+        ValueError: if the state has no `ScheduleFreeState`, the trees differ, or `state` and
+            `params` were swapped.
 
     Source:
         Defazio et al. 2024, "The road less scheduled", equation (3).
@@ -95,6 +99,7 @@ def schedule_free_eval_params(state: Any, params: Any) -> Any:
         >>> print(gradtx.schedule_free_eval_params(tx.init(params), params))
         [4.]
     """
+    check_order("schedule_free_eval_params", state, params)
     if not any(isinstance(keeper, ScheduleFreeState) for keeper in _keepers(state)):
         raise ValueError(
             f"schedule_free_eval_params: found no ScheduleFreeState in {type(state).__name__}"

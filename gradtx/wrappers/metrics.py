@@ -14,7 +14,7 @@ from optax.transforms import MonitorState, SnapshotState
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
-from gradtx.inputs import as_array
+from gradtx.inputs import as_array, check_order
 from gradtx.wrappers.rates import Path, learning_rates_of, places_of
 from gradtx.wrappers.steps import is_step
 
@@ -160,6 +160,9 @@ def metrics(state: Any) -> dict[str, jax.Array]:
         A dictionary of scalars, without what the state does not know. It can be called inside of a
         compiled function, and under `jax.vmap` for many states at once.
 
+    Raises:
+        ValueError: if `state` is a transformation.
+
     Example:
         >>> import jax.numpy as jnp
         >>> import gradtx
@@ -176,6 +179,7 @@ def metrics(state: Any) -> dict[str, jax.Array]:
         update_norm 0.000
         update_ratio 0.000
     """
+    check_order("metrics", state, None)
     found: dict[str, list[tuple[Path, Any]]] = {}
     for name, path, value in _measurements(state, ()):
         found.setdefault(name, []).append((path, value))

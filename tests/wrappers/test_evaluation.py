@@ -93,6 +93,46 @@ def test_dtypes_and_other_leaves_stay():
     assert (evaluated["n"], evaluated["f"]) == (3, jnp.tanh)
 
 
+SWAPPED = {
+    "eval_params": gradtx.eval_params,
+    "averaged_params": gradtx.averaged_params,
+    "schedule_free_eval_params": gradtx.schedule_free_eval_params,
+    "migrate": lambda state, params: gradtx.migrate(state, gradtx.sgd(0.1), params),
+}
+# Of an optimizer without any number in its state, with some, and of another library.
+STATES = {
+    "sgd": gradtx.sgd(0.1).init(PARAMS),
+    "average_params": gradtx.average_params(gradtx.sgd(0.1), 0.9).init(PARAMS),
+    "optax.schedule_free": optax.contrib.schedule_free_sgd(0.1).init(PARAMS),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("name", SWAPPED)
+def test_swapped_arguments_are_refused(name, state):
+    message = (
+        f"{name}: params holds an optimizer state, and state holds none; the state comes first"
+    )
+    for params in (PARAMS, optax.LookaheadParams.init_synced(PARAMS), optax.MaskedNode()):
+        with pytest.raises(ValueError, match=message):
+            SWAPPED[name](params, STATES[state])
+
+
+@pytest.mark.parametrize("name", [*SWAPPED, "metrics"])
+def test_a_transformation_in_place_of_its_state_is_refused(name):
+    read = SWAPPED.get(name, lambda state, params: gradtx.metrics(state))
+    with pytest.raises(ValueError, match=f"{name}: state must be .*, got a transformation"):
+        read(gradtx.adam(0.1), PARAMS)
+
+
+def test_parameters_may_hold_a_state_of_their_own():
+    # As where the start of an inner optimizer is learned.
+    params = {"w": jnp.ones(2), "start": gradtx.trace(0.9).init(jnp.ones(2))}
+    tx = gradtx.average_params(gradtx.sgd(1.0), 0.5)
+    _, state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    np.testing.assert_allclose(gradtx.eval_params(state, params)["start"].trace, -1.0)
+
+
 def test_what_is_ambiguous_or_missing_is_an_error():
     tx = gradtx.average_params(gradtx.average_params(gradtx.sgd(0.1), 0.9), 0.9)
     with pytest.raises(ValueError, match="two wrappers keep an average of the parameter 'body'"):
