@@ -8,6 +8,7 @@ import numpy as np
 
 from gradtx import trees
 from gradtx.kernel import Kernel
+from gradtx.messages import shown
 
 
 def check_leaf(
@@ -53,5 +54,5 @@ def check_leaf(
     if kernel.needs_parameters and not trees.is_parameter(parameter):
         raise ValueError(
             f"{kernel.name}: needs the parameter at '{trees.paths(updates)[index]}', "
-            f"where updates has shape {shape}; params has {parameter!r}"
+            f"where updates has shape {shape}; params has {shown(parameter)}"
         )

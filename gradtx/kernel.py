@@ -36,6 +36,8 @@ import optax
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
+from gradtx.messages import shown
+
 
 class Range(NamedTuple):
     """The values that a hyperparameter may take.
@@ -84,7 +86,7 @@ def check(owner: str, argument: str, value: Any, valid: Range) -> Any:
     if isinstance(value, bool | np.bool_) or not isinstance(
         value, int | float | np.ndarray | np.generic | jax.Array
     ):
-        raise ValueError(f"{owner}: {argument} must be a number, got {value!r}")
+        raise ValueError(f"{owner}: {argument} must be a number, got {shown(value)}")
     value = squeezed(f"{owner}: {argument}", value)
     if isinstance(value, Tracer):
         return value
@@ -118,9 +120,9 @@ def check_dtype(owner: str, argument: str, dtype: DTypeLike | None) -> np.dtype 
     try:
         canonical = jax.dtypes.canonicalize_dtype(dtype)
     except TypeError as error:
-        raise ValueError(f"{owner}: {argument} must be a dtype, got {dtype!r}") from error
+        raise ValueError(f"{owner}: {argument} must be a dtype, got {shown(dtype)}") from error
     if not jnp.issubdtype(canonical, jnp.inexact):
-        raise ValueError(f"{owner}: {argument} must be an inexact dtype, got {dtype!r}")
+        raise ValueError(f"{owner}: {argument} must be an inexact dtype, got {shown(dtype)}")
     return canonical
 
 
@@ -139,7 +141,7 @@ def check_key(owner: str, key: Any) -> Any:
         return jax.random.wrap_key_data(jnp.asarray(key))
     if dtype is not None and jnp.issubdtype(dtype, jnp.integer) and shape == ():
         return jax.random.key(jnp.asarray(key))
-    raise ValueError(f"{owner}: key must be a PRNG key or an integer seed, got {key!r}")
+    raise ValueError(f"{owner}: key must be a PRNG key or an integer seed, got {shown(key)}")
 
 
 def state_class(tx: optax.GradientTransformation) -> type:

@@ -3,11 +3,12 @@
 import difflib
 import re
 import reprlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
+_T = TypeVar("_T")
 _NAMES = 10
 _CHARACTERS_OF_A_NAME = 100
 _CHARACTERS_OF_A_VALUE = 200
@@ -51,6 +52,20 @@ def shown(value: object) -> str:
         "{'bias': [0.5, None], 'kernel': float32[2,3]}"
     """
     return _cut(" ".join(_BRIEF.repr(value).split()), _CHARACTERS_OF_A_VALUE)
+
+
+def one_of_each(named: Mapping[str, _T], kind_of: Callable[[_T], Hashable]) -> dict[str, _T]:
+    """The first of each kind, where a message says that kinds differ.
+
+    Example:
+        >>> from gradtx.messages import one_of_each
+        >>> one_of_each({"a": (4, 2), "b": (4, 3), "c": (5, 2)}, lambda shape: shape[0])
+        {'a': (4, 2), 'c': (5, 2)}
+    """
+    firsts: dict[Hashable, tuple[str, _T]] = {}
+    for name, value in named.items():
+        firsts.setdefault(kind_of(value), (name, value))
+    return dict(firsts.values())
 
 
 class _Brief(reprlib.Repr):

@@ -245,13 +245,13 @@ def mask_for(owner: str, mask: Mask, tree: Any, argument: str = "mask") -> Any:
     """
     if isinstance(mask, str):
         raise ValueError(
-            f"{owner}: {argument} must not be a string; did you mean select({mask!r})?"
+            f"{owner}: {argument} must not be a string; did you mean select({shown(mask)})?"
         )
     flags = mask(tree) if is_function_of_tree(mask) else mask
     wrong = [flag for flag in jax.tree.leaves(flags) if not _is_boolean(flag)]
     if wrong:
         raise ValueError(
-            f"{owner}: {argument} must have single booleans for leaves, got {wrong[0]!r:.200}"
+            f"{owner}: {argument} must have single booleans for leaves, got {shown(wrong[0])}"
         )
     return fitted(owner, argument, jax.tree.map(bool, flags), tree)
 

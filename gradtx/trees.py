@@ -4,7 +4,7 @@
 """
 
 import functools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 import jax
@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+
+from gradtx.messages import shown
 
 AxisName: TypeAlias = Hashable | Sequence[Hashable]
 
@@ -136,7 +138,7 @@ def refuse_shape(
     leaf = flatten(reference)[0][index]
     raise ValueError(
         f"{owner}: shapes differ at '{paths(reference)[index]}': {reference_name} has shape "
-        f"{np.shape(leaf)}, {what} has shape {jax.tree.map(np.shape, other)}"
+        f"{np.shape(leaf)}, {what} has shape {shown(jax.tree.map(np.shape, other))}"
     )
 
 
@@ -166,10 +168,35 @@ def describe_difference(
                 f"{reference_name} has {_describe(theirs, path)}, "
                 f"{what} has {_describe(ours, path)}"
             )
+    place, theirs_there, ours_there = different_containers(reference, tree)
     return (
-        f"{reference_name} and {what} have the same paths in different containers: "
-        f"{jax.tree.structure(reference)} against {jax.tree.structure(tree)}"
+        f"{reference_name} and {what} have the same paths in different containers at "
+        f"'{place}': {theirs_there} in {reference_name}, {ours_there} in {what}"
     )
+
+
+def different_containers(tree: Any, other: Any) -> tuple[str, str, str]:
+    """The first path at which trees of the same paths have other containers, and these."""
+    whole = ((), [type(tree).__name__, type(other).__name__])
+    path, (name, other_name) = next(_different_containers((), tree, other), whole)
+    return path_name(path), name, other_name
+
+
+def _different_containers(
+    path: tuple[Any, ...], *nodes: Any
+) -> Iterator[tuple[tuple[Any, ...], list[str]]]:
+    levels = [
+        jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x, top=node: x is not top)
+        for node in nodes
+    ]
+    names = [type(node).__name__ for node in nodes]
+    (parts, structure), (other_parts, other_structure) = levels
+    if structure != other_structure and None not in nodes:
+        is_same_type = type(nodes[0]) is type(nodes[1])
+        yield path, [f"{name} with other static parts" if is_same_type else name for name in names]
+    elif parts and parts[0][0]:
+        for (key, part), (_, other) in zip(parts, other_parts, strict=False):
+            yield from _different_containers((*path, *key), part, other)
 
 
 def _leaves_by_path(tree: Any) -> dict[str, Any]:
@@ -188,7 +215,7 @@ def _describe(leaves: dict[str, Any], path: str) -> str:
     if path not in leaves:
         return "no leaf there"
     leaf = leaves[path]
-    return f"shape {np.shape(leaf)}" if hasattr(leaf, "shape") else f"{leaf!r}"
+    return f"shape {np.shape(leaf)}" if hasattr(leaf, "shape") else shown(leaf)
 
 
 def norm(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
@@ -264,7 +291,9 @@ def global_norm(
 def check_axis_reduction(owner: str, axis_reduction: str) -> None:
     """Refuse a reduction over a mapped axis that is neither "sum" nor "mean"."""
     if axis_reduction not in ("sum", "mean"):
-        raise ValueError(f"{owner}: axis_reduction must be 'sum' or 'mean', got {axis_reduction!r}")
+        raise ValueError(
+            f"{owner}: axis_reduction must be 'sum' or 'mean', got {shown(axis_reduction)}"
+        )
 
 
 def norm_of_leaves(

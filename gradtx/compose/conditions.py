@@ -10,6 +10,7 @@ from jax import lax
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import ExtraArgs, Transformation, as_transformation, set_to_zero
+from gradtx.messages import shown
 
 
 def conditionally_transform(
@@ -97,7 +98,7 @@ def _conditional(
     if not callable(should_transform_fn):
         raise ValueError(
             f"{owner}: should_transform_fn must be a function of the step, got "
-            f"{should_transform_fn!r}"
+            f"{shown(should_transform_fn)}"
         )
 
     def init(params: Any) -> Any:

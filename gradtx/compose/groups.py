@@ -12,6 +12,7 @@ from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import ExtraArgs, Transformation, as_transformation, set_to_zero
 from gradtx.inputs import check_state, describe_state
+from gradtx.messages import listed
 from gradtx.select import Mask, fitted, is_function_of_tree, mask_for
 
 
@@ -181,9 +182,10 @@ def partition(
         labels = fitted("partition", "param_labels", labels, tree)
         unknown = set(jax.tree.leaves(labels)) - set(transforms)
         if unknown:
+            missing = sorted(map(str, unknown))
             raise ValueError(
-                f"partition: no transformation for the labels {sorted(map(str, unknown))}; there "
-                f"are {sorted(map(str, transforms))}"
+                f"partition: no transformation for the labels {listed(missing)}; there are "
+                f"{listed(sorted(map(str, transforms)), near=missing[0])}"
             )
         return labels
 

@@ -12,6 +12,7 @@ import optax
 from gradtx import trees
 from gradtx.compose.parts import Part, composed, would_lose
 from gradtx.inputs import describe_state
+from gradtx.messages import listed, shown
 
 Transformation = optax.GradientTransformation
 ExtraArgs = optax.GradientTransformationExtraArgs
@@ -44,7 +45,7 @@ def as_transformation(owner: str, argument: str, tx: Any) -> ExtraArgs:
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
         hint = "; did you forget to call it?" if callable(tx) else ""
         raise ValueError(
-            f"{owner}: {argument} must be a gradient transformation, got {tx!r:.200}{hint}"
+            f"{owner}: {argument} must be a gradient transformation, got {shown(tx)}{hint}"
         )
     if isinstance(tx, ExtraArgs):
         return tx
@@ -146,11 +147,11 @@ def named_chain(*args: tuple[str, Transformation]) -> ExtraArgs:
     for i, pair in enumerate(args):
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)):
             raise ValueError(
-                f"named_chain: argument {i} must be (name, transformation), got {pair!r}"
+                f"named_chain: argument {i} must be (name, transformation), got {shown(pair)}"
             )
     names = [name for name, _ in args]
     if len(set(names)) != len(names):
-        raise ValueError(f"named_chain: the names must be unique, got {names}")
+        raise ValueError(f"named_chain: the names must be unique, got {listed(names)}")
     transformations = [(name, as_transformation("named_chain", name, tx)) for name, tx in args]
 
     def init(params: Any) -> Any:

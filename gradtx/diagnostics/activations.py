@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from gradtx import trees
+from gradtx.messages import shown
 
 
 def relu_elbows(weights: ArrayLike, bias: ArrayLike) -> jax.Array:
@@ -113,7 +114,7 @@ def activation_gain(fn: Callable[[jax.Array], Any]) -> float:
     """
     owner = "activation_gain"
     if not callable(fn):
-        raise ValueError(f"{owner}: fn must be a function of an array, got {fn!r}")
+        raise ValueError(f"{owner}: fn must be a function of an array, got {shown(fn)}")
     name = getattr(fn, "__name__", repr(fn))
     nodes, weights = _normal_quadrature()
     with jax.ensure_compile_time_eval():

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from gradtx import trees
 from gradtx.diagnostics._losses import real_scalar
 from gradtx.kernel import COUNT, check
+from gradtx.messages import shown
 
 LossOfVector = Callable[[jax.Array], jax.Array]
 
@@ -282,7 +283,9 @@ def _step_sizes(owner: str, step_sizes: Any) -> jax.Array:
     array = jnp.asarray(step_sizes)
     is_known = not isinstance(array, Tracer)
     if array.ndim != 1 or not array.size or (is_known and not np.all(np.asarray(array) > 0)):
-        raise ValueError(f"{owner}: step_sizes must be a vector of numbers > 0, got {step_sizes!r}")
+        raise ValueError(
+            f"{owner}: step_sizes must be a vector of numbers > 0, got {shown(step_sizes)}"
+        )
     return array
 
 
@@ -296,11 +299,13 @@ def _as_function_of_vector(
 ) -> tuple[LossOfVector, jax.Array]:
     """The loss as a function of one real vector, and the vector of the parameters."""
     if not callable(loss_fn):
-        raise ValueError(f"{owner}: loss_fn must be a function, got {loss_fn!r}")
+        raise ValueError(f"{owner}: loss_fn must be a function, got {shown(loss_fn)}")
     leaves, treedef = trees.flatten(params)
     places = [i for i, leaf in enumerate(leaves) if trees.is_parameter(leaf)]
     if not any(np.size(leaves[i]) for i in places):
-        raise ValueError(f"{owner}: params must have at least one inexact number, got {params!r}")
+        raise ValueError(
+            f"{owner}: params must have at least one inexact number, got {shown(params)}"
+        )
     arrays = [_widen(leaves[i]) for i in places]
     dtype = max((trees.real_dtype(array.dtype) for array in arrays), key=lambda d: d.itemsize)
 

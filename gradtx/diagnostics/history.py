@@ -13,6 +13,7 @@ from jax.core import Tracer
 
 from gradtx import trees
 from gradtx.kernel import COUNT, check
+from gradtx.messages import listed, shown
 
 _OWNER = "record_history"
 
@@ -91,7 +92,7 @@ def record_history(
     measures = {"gradient_norm": trees.global_norm} if measures is None else measures
     if not isinstance(measures, Mapping) or not measures:
         raise ValueError(
-            f"{_OWNER}: measures must map at least one name to a function, got {measures!r}"
+            f"{_OWNER}: measures must map at least one name to a function, got {shown(measures)}"
         )
     length = check(_OWNER, "length", length, COUNT)
     every = check(_OWNER, "every", every, COUNT)
@@ -118,8 +119,9 @@ def record_history(
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         if state.buffers.keys() != functions.keys():
             raise ValueError(
-                f"{_OWNER}: the state is that of the measures {sorted(state.buffers)}, not of "
-                f"{sorted(functions)}"
+                f"{_OWNER}: the state is that of the measures {listed(sorted(state.buffers))}, "
+                "not of "
+                f"{listed(sorted(functions))}"
             )
 
         def record() -> tuple[jax.Array, dict[str, Any]]:
@@ -150,10 +152,12 @@ def record_history(
 def _wanted(name: Any, measure: Any) -> set[str]:
     """The names of what a measure asks for beside the updates."""
     if not isinstance(name, str) or name == "step":
-        raise ValueError(f"{_OWNER}: a measure must have a name other than 'step', got {name!r}")
+        raise ValueError(
+            f"{_OWNER}: a measure must have a name other than 'step', got {shown(name)}"
+        )
     if not callable(measure):
         raise ValueError(
-            f"{_OWNER}: measure {name!r} must be a function of the updates, got {measure!r}"
+            f"{_OWNER}: measure {name!r} must be a function of the updates, got {shown(measure)}"
         )
     arguments = list(inspect.signature(measure).parameters.values())
     if not arguments or arguments[0].kind in (

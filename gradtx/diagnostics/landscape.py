@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from gradtx import trees
 from gradtx.compose.sequence import as_transformation
 from gradtx.kernel import COUNT, Range, check
+from gradtx.messages import one_of_each, shown
 from gradtx.recipes.adam import adam
 from gradtx.updates import apply_updates
 
@@ -284,7 +285,7 @@ def _number_of_batches(owner: str, batches: Any) -> int:
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
         raise ValueError(
             f"{owner}: the arrays of batches need the same first axis, of length >= 1, got the "
-            f"lengths {lengths}"
+            f"lengths {shown(one_of_each(lengths, lambda length: length))}"
         )
     return next(iter(lengths.values()), 1)
 

@@ -15,6 +15,7 @@ from gradtx.compose.sequence import as_transformation
 from gradtx.diagnostics import _extras
 from gradtx.diagnostics.noise import first_axis_size
 from gradtx.kernel import DECAY, POSITIVE_FINITE, Range, check
+from gradtx.messages import shown
 from gradtx.recipes.descent import sgd
 from gradtx.training import TrainState, make_train_step
 
@@ -156,7 +157,7 @@ def learning_rate_range(
     """
     for name, function in (("loss_fn", loss_fn), ("tx_factory", tx_factory)):
         if not callable(function):
-            raise ValueError(f"{_OWNER}: {name} must be a function, got {function!r}")
+            raise ValueError(f"{_OWNER}: {name} must be a function, got {shown(function)}")
     low = check(_OWNER, "low", low, POSITIVE_FINITE)
     high = check(
         _OWNER, "high", high, Range(f"finite and > low, {low}", lambda v: low < v < math.inf)

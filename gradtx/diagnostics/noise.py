@@ -11,6 +11,7 @@ from jax import lax
 from gradtx import trees
 from gradtx.diagnostics._losses import real_scalar
 from gradtx.kernel import COUNT, check
+from gradtx.messages import one_of_each, shown
 
 _OWNER = "gradient_noise_scale"
 
@@ -89,7 +90,7 @@ def gradient_noise_scale(
         4.667 / 7.833
     """
     if not callable(loss_fn):
-        raise ValueError(f"{_OWNER}: loss_fn must be a function, got {loss_fn!r}")
+        raise ValueError(f"{_OWNER}: loss_fn must be a function, got {shown(loss_fn)}")
     small_batch_size = check(_OWNER, "small_batch_size", small_batch_size, COUNT)
     size = first_axis_size(_OWNER, "batch", batch)
     small = int(small_batch_size)
@@ -157,6 +158,6 @@ def first_axis_size(owner: str, argument: str, tree: Any) -> int:
     if len(lengths) != 1 or () in lengths:
         raise ValueError(
             f"{owner}: {argument} must have arrays with a first axis of the same length, got the "
-            f"shapes {shapes}"
+            f"shapes {shown(one_of_each(shapes, lambda shape: shape[:1]))}"
         )
     return lengths.pop()[0]

@@ -16,6 +16,7 @@ from jax.core import Tracer
 from gradtx import trees
 from gradtx.compose.sequence import as_transformation
 from gradtx.kernel import SHARE, check
+from gradtx.messages import listed, shown
 from gradtx.select import Specification, is_function_of_tree
 from gradtx.select import select as selection
 
@@ -75,7 +76,7 @@ def prune_by_magnitude(
     owner = "prune_by_magnitude"
     fraction = check(owner, "fraction", fraction, SHARE)
     if scope not in _SCOPES:
-        raise ValueError(f"{owner}: scope must be one of {_SCOPES}, got {scope!r}")
+        raise ValueError(f"{owner}: scope must be one of {_SCOPES}, got {shown(scope)}")
     chosen = _chosen(owner, params, select)
     leaves, treedef = trees.flatten(params)
     flags = [_keep_all(leaf) for leaf in leaves]
@@ -103,7 +104,7 @@ def _chosen(owner: str, params: Any, select: Specification | None) -> list[int]:
         if flag and trees.is_parameter(leaf)
     ]
     if not chosen:
-        raise ValueError(f"{owner}: {choose} chooses no parameter of {trees.paths(params)}")
+        raise ValueError(f"{owner}: {choose} chooses no parameter of {listed(trees.paths(params))}")
     return chosen
 
 

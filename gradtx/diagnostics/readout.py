@@ -9,6 +9,7 @@ import numpy as np
 from gradtx import trees
 from gradtx.diagnostics import _extras
 from gradtx.diagnostics.history import HistoryState
+from gradtx.messages import listed
 
 # More curves than these in one panel would have a legend that hides them.
 _MOST_LABELS = 12
@@ -52,12 +53,14 @@ def history_of(state: Any) -> dict[str, np.ndarray]:
         if merged and not np.array_equal(merged["step"], history["step"]):
             raise ValueError(
                 f"history_of: the state has {len(found)} histories taken at different steps; give "
-                f"one part of the state at a time: {sorted(merged)} and {sorted(history)}"
+                f"one part of the state at a time: {listed(sorted(merged))} and "
+                f"{listed(sorted(history))}"
             )
         shared = sorted(merged.keys() & history.keys() - {"step"})
         if shared:
             raise ValueError(
-                f"history_of: the state has several measures of the names {shared}; give each "
+                f"history_of: the state has several measures of the names {listed(shared)}; give "
+                "each "
                 "record_history names of its own"
             )
         merged |= history

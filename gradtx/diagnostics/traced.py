@@ -11,6 +11,7 @@ from jax.extend.core import jaxpr_as_fun
 from gradtx import trees
 from gradtx.diagnostics._losses import real_scalar
 from gradtx.diagnostics.values import Origin, Value
+from gradtx.messages import shown
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def trace(
             real scalar.
     """
     if not callable(loss_fn):
-        raise ValueError(f"{owner}: loss_fn must be a function, got {loss_fn!r}")
+        raise ValueError(f"{owner}: loss_fn must be a function, got {shown(loss_fn)}")
     leaves, treedef = jax.tree.flatten((params, tuple(args)))
     number = len(jax.tree.leaves(params))
     is_parameter = [i < number and trees.is_parameter(leaf) for i, leaf in enumerate(leaves)]
@@ -77,7 +78,7 @@ def trace(
         for leaf, known in zip(leaves, is_parameter, strict=True)
     ]
     if not any(is_parameter):
-        raise ValueError(f"{owner}: params must have inexact arrays, got {params!r}")
+        raise ValueError(f"{owner}: params must have inexact arrays, got {shown(params)}")
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path((params, tuple(args)))[0]]
 
     def loss_of(params: Sequence[jax.Array], data: Sequence[jax.Array]) -> jax.Array:

@@ -21,6 +21,7 @@ from gradtx.inspection.places import (
     place_of,
     possible_places,
 )
+from gradtx.messages import listed
 from gradtx.tables import collapsed
 
 _NO_MATCH = "the old state has nothing of this name and path"
@@ -234,7 +235,7 @@ def _matched(new: list[Place], old: list[Place]) -> dict[KeyPath, Place | str]:
                 taken = {match.path for match in found}
                 left = [place for place in left if place.path not in taken]
             elif found:
-                names = ", ".join(place.name for place in found)
+                names = listed(place.name for place in found)
                 reason = f"ambiguous: {len(group)} here may go on with {names}"
                 decided |= {own.path: reason for own in group}
     for place in new:
@@ -267,7 +268,7 @@ def _with_their_arrays(
         olds = [old for old in old_places if old.holder in sources and old.slot == number.slot]
         olds = [old for old in olds if old.type == number.type]
         if olds and not _all_equal(olds):
-            reason = f"ambiguous: {', '.join(old.name for old in olds)} differ"
+            reason = f"ambiguous: {listed(old.name for old in olds)} differ"
             carried = [place for place in arrays if isinstance(decided[place.path], Place)]
             return {place.path: reason for place in [*carried, *numbers]}
         new[number.path] = olds[0] if olds else _NO_MATCH
@@ -302,7 +303,7 @@ def _schedule_count(place: Place, reason: Place | str, old_places: Sequence[Plac
         if olds and _all_equal(olds):
             return olds[0]
         if olds:
-            reason = f"{', '.join(old.name for old in olds)} differ"
+            reason = f"{listed(old.name for old in olds)} differ"
             break
     return reason if place.state_class in _COUNTING else f"{_RESTART}; {reason}"
 

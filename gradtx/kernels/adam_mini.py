@@ -15,6 +15,7 @@ from gradtx import trees
 from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, PerLeaf, Slot, check_dtype
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
+from gradtx.messages import shown
 from gradtx.trees import abs_squared
 
 Axes: TypeAlias = int | Sequence[int]
@@ -48,7 +49,7 @@ def _axes_of_leaves(blocks: Blocks) -> PerLeaf:
             axes = common if common is not None and rank > 1 else ()
         if not all(-rank <= axis < rank for axis in axes):
             raise ValueError(
-                f"scale_by_adamini: blocks names the axes {axes}, which the leaf at "
+                f"scale_by_adamini: blocks names the axes {shown(axes)}, which the leaf at "
                 f"'{trees.path_name(path)}' of shape {np.shape(leaf)} does not have"
             )
         return tuple(axis % rank for axis in axes)
@@ -65,7 +66,7 @@ def _as_axes(axes: object) -> tuple[int, ...]:
     if len(numbers) != len(several) or isinstance(axes, str):
         raise ValueError(
             "scale_by_adamini: blocks must be an axis, several, or a function of a leaf's path "
-            f"and the leaf that returns them, got {axes!r}"
+            f"and the leaf that returns them, got {shown(axes)}"
         )
     return numbers
 

@@ -17,6 +17,7 @@ from optax import ScalarOrSchedule
 from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, check_dtype
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
+from gradtx.messages import shown
 from gradtx.trees import abs_squared
 
 
@@ -86,7 +87,9 @@ def scale_by_adopt(
         [0.5]
     """
     if not callable(clip_value_fn):
-        raise ValueError(f"scale_by_adopt: clip_value_fn must be a function, got {clip_value_fn!r}")
+        raise ValueError(
+            f"scale_by_adopt: clip_value_fn must be a function, got {shown(clip_value_fn)}"
+        )
     kernel = Kernel(
         "scale_by_adopt",
         _adopt,

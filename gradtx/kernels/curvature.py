@@ -15,6 +15,7 @@ from gradtx.inputs import as_gradients, check_state
 from gradtx.kernel import COUNT, NON_NEGATIVE, check, check_hyperparameter
 from gradtx.kernels.objective import Loss, loss_of_moving
 from gradtx.lift import evaluate
+from gradtx.messages import shown
 
 
 def scale_by_newton(
@@ -62,7 +63,7 @@ def scale_by_newton(
     """
     owner = "scale_by_newton"
     if solver not in ("dense", "cg"):
-        raise ValueError(f"{owner}: solver must be 'dense' or 'cg', got {solver!r}")
+        raise ValueError(f"{owner}: solver must be 'dense' or 'cg', got {shown(solver)}")
     damping = check_hyperparameter(owner, "damping", damping, NON_NEGATIVE)
     tolerance = check(owner, "tolerance", tolerance, NON_NEGATIVE)
     if max_iterations is not None:

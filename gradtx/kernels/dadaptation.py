@@ -24,6 +24,7 @@ from gradtx.kernel import (
 )
 from gradtx.kernels.arithmetic import safe_divide, sum_of_weights
 from gradtx.lift import lift
+from gradtx.messages import shown
 
 ADAM = {
     "learning_rate": ANY_NUMBER,
@@ -44,7 +45,7 @@ def root(decay: Any) -> Any:
 def check_betas(owner: str, betas: tuple[ScalarOrSchedule, ScalarOrSchedule]) -> None:
     """Refuse what is not a pair of decays, naming the part."""
     if not isinstance(betas, tuple | list) or len(betas) != 2:
-        raise ValueError(f"{owner}: betas must be a pair of numbers, got {betas!r}")
+        raise ValueError(f"{owner}: betas must be a pair of numbers, got {shown(betas)}")
     for i, decay in enumerate(betas):
         check_hyperparameter(owner, f"betas[{i}]", decay, DECAY)
 

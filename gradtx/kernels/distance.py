@@ -23,6 +23,7 @@ from gradtx.kernel import (
     state_class,
 )
 from gradtx.lift import ScheduledState, lift
+from gradtx.messages import shown
 
 ScaleByDistanceOverGradientsState = state_class(optax.scale_by_distance_over_gradients())
 
@@ -114,7 +115,7 @@ def scale_by_dog(
     if not is_pair or init_step[0] not in _FIRST_STEPS:
         raise ValueError(
             f"{owner}: init_step must be a pair of one of {_FIRST_STEPS} and a number, got "
-            f"{init_step!r}"
+            f"{shown(init_step)}"
         )
     kind, first = init_step
     check(owner, "init_step", first, POSITIVE)

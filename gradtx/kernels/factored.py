@@ -24,6 +24,7 @@ from gradtx.kernel import (
 )
 from gradtx.kernels.arithmetic import root_mean_square
 from gradtx.lift import lift
+from gradtx.messages import shown
 
 STEP = Range(
     "a whole number >= 0 and < 2^31", lambda value: 0 <= value < 2**31 and value.is_integer()
@@ -175,7 +176,7 @@ def scale_by_factored_rms(
         owner, "min_dim_size_to_factor", min_dim_size_to_factor, COUNT_OR_ZERO
     )
     if not callable(decay_rate_fn):
-        raise ValueError(f"{owner}: decay_rate_fn must be a function, got {decay_rate_fn!r}")
+        raise ValueError(f"{owner}: decay_rate_fn must be a function, got {shown(decay_rate_fn)}")
     options = {"factored": bool(factored), "min_dim_size_to_factor": int(min_dim_size_to_factor)}
     axes_of = functools.partial(factored_axes, **options)
 

@@ -11,6 +11,7 @@ from optax.contrib import HutchinsonState
 from gradtx import trees
 from gradtx.inputs import as_gradients, check_state
 from gradtx.kernels.objective import Loss, loss_of_moving
+from gradtx.messages import shown
 
 
 def hutchinson_estimator_diag_hessian(
@@ -58,7 +59,7 @@ def hutchinson_estimator_diag_hessian(
     owner = "hutchinson_estimator_diag_hessian"
     if distribution not in ("rademacher", "normal"):
         raise ValueError(
-            f"{owner}: distribution must be 'rademacher' or 'normal', got {distribution!r}"
+            f"{owner}: distribution must be 'rademacher' or 'normal', got {shown(distribution)}"
         )
     draw = jax.random.rademacher if distribution == "rademacher" else jax.random.normal
     key = _key(owner, random_seed)
@@ -124,4 +125,6 @@ def _key(owner: str, key: Any) -> Any:
     is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
     if key is None or is_typed or (dtype == np.uint32 and shape == jax.random.PRNGKey(0).shape):
         return key
-    raise ValueError(f"{owner}: random_seed must be a PRNG key or an integer seed, got {key!r}")
+    raise ValueError(
+        f"{owner}: random_seed must be a PRNG key or an integer seed, got {shown(key)}"
+    )

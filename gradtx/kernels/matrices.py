@@ -14,6 +14,7 @@ from optax.contrib import GaLoreDimensionNumbers, MuonDimensionNumbers
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
+from gradtx.messages import shown
 from gradtx.select import is_function_of_tree
 
 DimensionNumbers: TypeAlias = MuonDimensionNumbers | GaLoreDimensionNumbers
@@ -189,20 +190,27 @@ def spread_numbers(owner: str, numbers: WeightDimensionNumbers, tree: Any) -> An
     if is_function_of_tree(given):
         given = given(tree)
 
-    def spread(own: Any, part: Any) -> Any:
-        if own is not None and not is_dimension_numbers(own):
-            raise TypeError(f"got {own!r}")
-        return jax.tree.map(lambda _: own, part)
+    def is_own(node: Any) -> bool:
+        return node is None or is_dimension_numbers(node)
 
+    expected = (
+        f"{owner}: weight_dimension_numbers must be dimension numbers, None, or a tree of them "
+        "that "
+        "is a prefix of the parameters"
+    )
+    wrong = [own for own in jax.tree.leaves(given, is_leaf=is_own) if not is_own(own)]
+    if wrong:
+        raise ValueError(f"{expected}, got {shown(wrong[0])}")
     try:
         return jax.tree.map(
-            spread, given, tree, is_leaf=lambda x: x is None or is_dimension_numbers(x)
+            lambda own, part: jax.tree.map(lambda _: own, part), given, tree, is_leaf=is_own
         )
     except (ValueError, TypeError, KeyError) as mismatch:
-        raise ValueError(
-            f"{owner}: weight_dimension_numbers must be dimension numbers, None, or a tree of them "
-            f"that is a prefix of the parameters: {mismatch}"
-        ) from mismatch
+        named = jax.tree.map(str, given, is_leaf=is_own)
+        difference = trees.describe_difference(
+            "the tree", tree, "weight_dimension_numbers", named, subtrees=True
+        )
+        raise ValueError(f"{expected}: {difference}") from mismatch
 
 
 def is_dimension_numbers(node: Any) -> bool:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradtx import trees
+from gradtx.messages import shown
 
 Loss = Callable[[Any], jax.Array]
 
@@ -57,7 +58,7 @@ def _check_parameter(owner: str, updates: Any, index: int, parameter: Any) -> No
     if not trees.is_parameter(parameter):
         raise ValueError(
             f"{owner}: needs the parameter at '{trees.paths(updates)[index]}', where updates has "
-            f"shape {np.shape(leaf)}; params has {parameter!r}"
+            f"shape {np.shape(leaf)}; params has {shown(parameter)}"
         )
     if np.shape(parameter) != np.shape(leaf):
         trees.refuse_shape(owner, "updates", updates, index, "params", parameter)

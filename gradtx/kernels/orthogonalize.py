@@ -11,6 +11,7 @@ from gradtx import trees
 from gradtx.kernel import check_dtype
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.kernels.products import adjoint, product
+from gradtx.messages import shown
 
 NS_COEFFS = (3.4445, -4.7750, 2.0315)
 _PRESETS = {
@@ -36,7 +37,7 @@ def newton_schulz_options(
     """
     if isinstance(ns_coeffs, str) and ns_coeffs not in _PRESETS:
         raise ValueError(
-            f"{owner}: ns_coeffs must be numbers or one of {list(_PRESETS)}, got {ns_coeffs!r}"
+            f"{owner}: ns_coeffs must be numbers or one of {list(_PRESETS)}, got {shown(ns_coeffs)}"
         )
     coefficients = np.asarray(
         _PRESETS[ns_coeffs] if isinstance(ns_coeffs, str) else ns_coeffs, float
@@ -46,13 +47,13 @@ def newton_schulz_options(
             f"{owner}: ns_coeffs must have shape (3,) or (n, 3), got {coefficients.shape}"
         )
     if not np.all(np.isfinite(coefficients)):
-        raise ValueError(f"{owner}: ns_coeffs must be finite, got {ns_coeffs}")
+        raise ValueError(f"{owner}: ns_coeffs must be finite, got {shown(ns_coeffs)}")
     if isinstance(ns_steps, bool) or not isinstance(ns_steps, int | np.integer) or ns_steps < 1:
-        raise ValueError(f"{owner}: ns_steps must be a whole number >= 1, got {ns_steps!r}")
+        raise ValueError(f"{owner}: ns_steps must be a whole number >= 1, got {shown(ns_steps)}")
     if preconditioning not in get_args(Preconditioning):
         raise ValueError(
             f"{owner}: preconditioning must be one of {list(get_args(Preconditioning))}, "
-            f"got {preconditioning!r}"
+            f"got {shown(preconditioning)}"
         )
     return coefficients, {
         "ns_steps": int(ns_steps),

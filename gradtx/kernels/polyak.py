@@ -7,6 +7,7 @@ from optax import ScalarOrSchedule
 from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel
 from gradtx.kernels.distance import squared_norm_of
 from gradtx.lift import lift
+from gradtx.messages import shown
 
 _VARIANTS = ("sps", "sps+")
 
@@ -67,7 +68,9 @@ def scale_by_polyak(
         [1.5 2. ]
     """
     if variant not in _VARIANTS:
-        raise ValueError(f"scale_by_polyak: variant must be one of {_VARIANTS}, got {variant!r}")
+        raise ValueError(
+            f"scale_by_polyak: variant must be one of {_VARIANTS}, got {shown(variant)}"
+        )
     kernel = Kernel(
         "scale_by_polyak",
         _stretch,

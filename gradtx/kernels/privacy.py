@@ -28,6 +28,7 @@ from gradtx.kernel import (
 from gradtx.kernels.arithmetic import clip_factor
 from gradtx.kernels.scale import noise_key
 from gradtx.lift import ScheduledState, evaluate
+from gradtx.messages import one_of_each, shown
 
 _FINITE = Range("finite and >= 0", lambda value: 0 <= value < math.inf)
 
@@ -225,13 +226,14 @@ def _inexact(leaf: Any) -> jax.Array:
 
 def _number_of_examples(owner: str, grads: Any, chosen: list[int]) -> int:
     """The length of the first axis, on which the chosen leaves must agree; 1 if there are none."""
-    leaves = trees.flatten(grads)[0]
-    shapes = {trees.paths(grads)[i]: np.shape(leaves[i]) for i in chosen}
+    leaves, names = trees.flatten(grads)[0], trees.paths(grads)
+    shapes = {names[i]: np.shape(leaves[i]) for i in chosen}
     numbers = {shape[:1] for shape in shapes.values()} or {(1,)}
     if len(numbers) > 1 or numbers <= {(), (0,)}:
         raise ValueError(
             f"{owner}: needs gradients of single examples, with as many of them along the first "
-            f"axis of each leaf; got the shapes {shapes}"
+            "axis of each leaf; got the shapes "
+            f"{shown(one_of_each(shapes, lambda shape: shape[:1]))}"
         )
     return numbers.pop()[0]
 

@@ -21,6 +21,7 @@ from gradtx.kernel import (
 )
 from gradtx.kernels.unitwise import as_axes
 from gradtx.lift import lift
+from gradtx.messages import shown
 from gradtx.select import Decay, Mask, decayed_leaves
 
 
@@ -81,7 +82,8 @@ def scale_by_schedule(step_size_fn: optax.Schedule) -> optax.GradientTransformat
     """
     if not callable(step_size_fn):
         raise ValueError(
-            f"scale_by_schedule: step_size_fn must be a function of the step, got {step_size_fn!r}"
+            "scale_by_schedule: step_size_fn must be a function of the step, got "
+            f"{shown(step_size_fn)}"
         )
     kernel = Kernel("scale_by_schedule", _scale, hyperparameters={"step_size": ANY_NUMBER})
     return lift(kernel, step_size=step_size_fn)

@@ -9,6 +9,7 @@ from optax import ScalarOrSchedule
 
 from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, check_dtype
 from gradtx.lift import lift
+from gradtx.messages import shown
 
 
 def _sign(g):
@@ -87,7 +88,9 @@ def scale_by_lion(
         [-1.  1.]
     """
     if mode not in ("hard", "smooth", "refined"):
-        raise ValueError(f"scale_by_lion: mode must be 'hard', 'smooth' or 'refined', got {mode!r}")
+        raise ValueError(
+            f"scale_by_lion: mode must be 'hard', 'smooth' or 'refined', got {shown(mode)}"
+        )
     kernel = Kernel(
         "scale_by_lion",
         _lion,

@@ -8,6 +8,7 @@ from gradtx.compose.sequence import chain
 from gradtx.kernel import COUNT, DECAY, check, check_hyperparameter
 from gradtx.kernels.adaptive import scale_by_rms
 from gradtx.kernels.scale import scale_by_learning_rate, weight_decay_of
+from gradtx.messages import shown
 from gradtx.recipes.descent import sgd
 from gradtx.schedules import warmup_constant_schedule
 from gradtx.wrappers.schedule_free import schedule_free
@@ -142,6 +143,6 @@ def _warmed_up(
     if callable(learning_rate):
         raise ValueError(
             f"{owner}: learning_rate must be a number where there are warmup_steps, got "
-            f"{learning_rate!r}"
+            f"{shown(learning_rate)}"
         )
     return warmup_constant_schedule(0.0, learning_rate, length)

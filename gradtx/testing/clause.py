@@ -181,7 +181,8 @@ class Clause:
             return str(violation), violation
         except Exception as error:
             # Some messages print whole trees.
-            return f"raised {type(error).__name__}: {str(error)[:500]}", error
+            text = " ".join(str(error).split())
+            return f"raised {type(error).__name__}: {text[:500]}", error
         return None, None
 
 

@@ -6,7 +6,12 @@ import jax
 import optax
 
 from gradtx.testing.clause import Case, clause
-from gradtx.testing.comparison import Violation, expect_same, flatten
+from gradtx.testing.comparison import (
+    Violation,
+    expect_same,
+    expect_same_structure,
+    flatten,
+)
 
 
 @clause("type")
@@ -56,9 +61,8 @@ def _unchanged(name: str, function: Any, *arguments: Any) -> Any:
     """The result of a call that leaves the containers of its arguments as they were."""
     given = jax.tree.map(lambda leaf: leaf, arguments)  # new containers around the same leaves
     result = function(*given)
-    (before, treedef), (after, other) = flatten(arguments), flatten(given)
-    if treedef != other:
-        raise Violation("", f"{name} to leave the structure of its arguments", f"{other}")
+    expect_same_structure(f"{name} to leave the structure of its arguments and", arguments, given)
+    (before, _), (after, _) = flatten(arguments), flatten(given)
     for (path, old), (_, new) in zip(before, after, strict=True):
         if old is not new:
             raise Violation(path, f"{name} to leave its arguments alone", "another leaf there")

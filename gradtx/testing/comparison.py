@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradtx.messages import shown
+from gradtx.trees import different_containers
+
 
 class Violation(Exception):
     """A broken promise, found at one leaf.
@@ -45,7 +48,8 @@ def expect_same_structure(what: str, expected: Any, got: Any) -> None:
                 f"{_type(theirs[path]) if path in theirs else 'no leaf there'}",
             )
     if treedef != other:
-        raise Violation("", f"{what} of the structure {treedef}", f"{other}")
+        place, wanted, found = different_containers(expected, got)
+        raise Violation(place, f"{what} to have a container {wanted}", found)
 
 
 def expect_same_types(what: str, expected: Any, got: Any, *, weak: bool = True) -> None:
@@ -70,7 +74,7 @@ def expect_same(what: str, expected: Any, got: Any, ulps: float = 0.0) -> None:
     for (path, ours), (_, theirs) in zip(flatten(expected)[0], flatten(got)[0], strict=True):
         if not _is_array(ours):
             if ours is not theirs and ours != theirs:
-                raise Violation(path, f"{what} to be {ours!r}", repr(theirs))
+                raise Violation(path, f"{what} to be {shown(ours)}", shown(theirs))
             continue
         right, found = _numbers(ours), _numbers(theirs)
         is_close = (right == found) | (_is_nan(right) & _is_nan(found))

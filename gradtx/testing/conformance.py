@@ -5,6 +5,7 @@ from typing import Any
 
 import optax
 
+from gradtx.messages import listed, shown
 from gradtx.testing.clause import ULPS, Case, Clause, ConformanceError, ExtraArgs
 from gradtx.testing.clauses_calling import check_purity, check_type
 from gradtx.testing.clauses_mismatch import check_mismatches
@@ -111,12 +112,15 @@ def check_transformation(
         type: expected an optax.GradientTransformationExtraArgs, got a GradientTransformation
     """
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
-        raise ValueError(f"check_transformation: tx must be a gradient transformation, got {tx!r}")
+        raise ValueError(
+            f"check_transformation: tx must be a gradient transformation, got {shown(tx)}"
+        )
     for argument, names in (("clauses", clauses or ()), ("skip", skip)):
         unknown = [name for name in names if name not in _CLAUSES]
         if unknown:
             raise ValueError(
-                f"check_transformation: {argument} has the unknown names {unknown}; there are "
+                f"check_transformation: {argument} has the unknown names {listed(unknown)}; "
+                "there are "
                 f"{list(_CLAUSES)}"
             )
     case = Case(tx, hostile_parameters() if params is None else params, extra_args, ulps)

@@ -10,6 +10,7 @@ from jax import lax
 
 from gradtx import trees
 from gradtx.kernel import COUNT, check
+from gradtx.messages import shown
 
 _OWNER = "accumulate_grads"
 
@@ -54,7 +55,7 @@ def accumulate_grads(
     """
     micro_batches = check(_OWNER, "micro_batches", micro_batches, COUNT)
     if not callable(loss_fn):
-        raise ValueError(f"{_OWNER}: loss_fn must be a function, got {loss_fn!r}")
+        raise ValueError(f"{_OWNER}: loss_fn must be a function, got {shown(loss_fn)}")
     number = int(micro_batches)
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux, allow_int=True)
 
@@ -102,7 +103,7 @@ def _split(batch: Any, number: int) -> Any:
                 f"{np.shape(leaf)} at '{trees.path_name(path)}'"
             )
     if samples is None:
-        raise ValueError(f"{_OWNER}: batch must have at least one array, got {batch!r}")
+        raise ValueError(f"{_OWNER}: batch must have at least one array, got {shown(batch)}")
     [size] = samples
     if size % number:
         raise ValueError(

@@ -8,6 +8,7 @@ import numpy as np
 
 from gradtx import trees
 from gradtx.kernel import COUNT, check
+from gradtx.messages import shown
 
 
 def minibatches(
@@ -93,11 +94,11 @@ def _number_of_samples(owner: str, data: Any) -> int:
     """The length of the first axis, which all arrays must share."""
     named, _ = jax.tree_util.tree_flatten_with_path(data)
     if not named:
-        raise ValueError(f"{owner}: data must have at least one array, got {data!r}")
+        raise ValueError(f"{owner}: data must have at least one array, got {shown(data)}")
     for path, leaf in named:
         if np.ndim(leaf) == 0:
             raise ValueError(
-                f"{owner}: the arrays of data need a first axis of samples, got {leaf!r} at "
+                f"{owner}: the arrays of data need a first axis of samples, got {shown(leaf)} at "
                 f"'{trees.path_name(path)}'"
             )
     first_path, first = named[0]

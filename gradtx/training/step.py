@@ -12,6 +12,7 @@ from gradtx import trees
 from gradtx.compose.sequence import as_transformation
 from gradtx.kernel import ANY_NUMBER, check_hyperparameter
 from gradtx.lift import evaluate
+from gradtx.messages import listed, shown
 from gradtx.training.state import TrainState
 from gradtx.updates import apply_updates
 from gradtx.wrappers.rates import scheduled_rates_of
@@ -110,7 +111,7 @@ def make_train_step(
         1.0 4.0 4.0
     """
     if not callable(loss_fn):
-        raise ValueError(f"{_OWNER}: loss_fn must be a function, got {loss_fn!r}")
+        raise ValueError(f"{_OWNER}: loss_fn must be a function, got {shown(loss_fn)}")
     transformation = as_transformation(_OWNER, "tx", tx)
     if learning_rate is not None:
         learning_rate = check_hyperparameter(_OWNER, "learning_rate", learning_rate, ANY_NUMBER)
@@ -209,7 +210,9 @@ def _merged(metrics: Metrics, aux: Any) -> Metrics:
         )
     taken = sorted(metrics.keys() & aux.keys())
     if taken:
-        raise ValueError(f"{_OWNER}: aux must not use the names of other metrics, got {taken}")
+        raise ValueError(
+            f"{_OWNER}: aux must not use the names of other metrics, got {listed(taken)}"
+        )
     return {**metrics, **aux}
 
 

@@ -16,6 +16,7 @@ from gradtx.compose.sequence import as_transformation
 from gradtx.inputs import as_gradients, check_state
 from gradtx.kernel import COUNT, check_dtype, check_hyperparameter
 from gradtx.lift import evaluate
+from gradtx.messages import shown
 from gradtx.wrappers.branches import either, zeros_like
 
 _OWNER = "MultiSteps"
@@ -79,7 +80,8 @@ class MultiSteps:
         self._use_grad_mean = use_grad_mean
         if should_skip_update_fn is not None and not callable(should_skip_update_fn):
             raise ValueError(
-                f"{_OWNER}: should_skip_update_fn must be a function, got {should_skip_update_fn!r}"
+                f"{_OWNER}: should_skip_update_fn must be a function, got "
+                f"{shown(should_skip_update_fn)}"
             )
         self._should_skip_update_fn = should_skip_update_fn
         self._dtype = check_dtype(_OWNER, "accumulator_dtype", accumulator_dtype)

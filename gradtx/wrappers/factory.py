@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from optax.schedules import StatefulSchedule
 
+from gradtx.messages import shown
 from gradtx.select import select
 
 
@@ -29,7 +30,7 @@ class Factory:
 
     def __init__(self, owner: str, function: Any) -> None:
         if not callable(function):
-            raise ValueError(f"{owner}: the factory must be a function, got {function!r}")
+            raise ValueError(f"{owner}: the factory must be a function, got {shown(function)}")
         self._function = function
         self.signature = inspect.signature(function)
         parameters = self.signature.parameters

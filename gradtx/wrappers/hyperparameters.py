@@ -18,6 +18,7 @@ from gradtx.compose.parts import Composed, Part
 from gradtx.compose.sequence import ExtraArgs, as_transformation
 from gradtx.inputs import check_state
 from gradtx.kernel import check_dtype
+from gradtx.messages import listed
 from gradtx.wrappers.factory import Factory
 from gradtx.wrappers.steps import is_step, kept_after
 
@@ -96,8 +97,8 @@ def inject_hyperparams(
     static = {static_args} if isinstance(static_args, str) else set(static_args)
     if not static <= factory.signature.parameters.keys():
         raise ValueError(
-            f"{owner}: static_args must name arguments of inner_factory, got {sorted(static)}; "
-            f"they are {list(factory.signature.parameters)}"
+            f"{owner}: static_args must name arguments of inner_factory, got {listed(static)}; "
+            f"they are {listed(factory.signature.parameters)}"
         )
     dtype = check_dtype(owner, "hyperparam_dtype", hyperparam_dtype)
 
@@ -246,8 +247,9 @@ def _check_state(owner: str, state: Any, given: dict[str, Any]) -> None:
     check_state(owner, state, _State._fields)
     if state.hyperparams.keys() != given.keys():
         raise ValueError(
-            f"{owner}: the state has the hyperparameters {sorted(state.hyperparams)}, expected "
-            f"{sorted(given)}"
+            f"{owner}: the state has the hyperparameters {listed(sorted(state.hyperparams))}, "
+            "expected "
+            f"{listed(sorted(given))}"
         )
 
 

@@ -13,6 +13,7 @@ from gradtx import trees
 from gradtx.compose.parts import Part, composed, locality_of, owner_of, parts_of
 from gradtx.compose.sequence import as_transformation
 from gradtx.lift import kernel_of
+from gradtx.messages import shown
 
 
 def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -131,7 +132,7 @@ def _parameters_for(updates: Any, params: Any) -> list[Any]:
         if not trees.is_parameter(parameter):
             raise ValueError(
                 f"flatten: the gradient at '{trees.paths(updates)[i]}' has no parameter, but "
-                f"{parameter!r}"
+                f"{shown(parameter)}"
             )
         if np.shape(gradient) != np.shape(parameter):
             trees.refuse_shape("flatten", "updates", updates, i, "params", parameter)

@@ -14,6 +14,7 @@ from gradtx import trees
 from gradtx.compose.sequence import ExtraArgs, as_transformation, stateless
 from gradtx.inputs import check_state
 from gradtx.kernels.momentum import ema
+from gradtx.messages import listed, shown
 
 Measure = Callable[[Any], Any]
 
@@ -104,7 +105,7 @@ def monitor(
     """
     owner = "monitor"
     if not isinstance(measures, Mapping):
-        raise ValueError(f"{owner}: measures must map names to functions, got {measures!r}")
+        raise ValueError(f"{owner}: measures must map names to functions, got {shown(measures)}")
     transformations: dict[str, ExtraArgs] = {}
     for name, measure in measures.items():
         _check_measure(owner, name, measure)
@@ -128,7 +129,7 @@ def monitor(
         if len(state.measure_states) != len(transformations):
             raise ValueError(
                 f"{owner}: the state is that of {len(state.measure_states)} measures, not of "
-                f"{list(transformations)}"
+                f"{listed(transformations)}"
             )
         gradients, visible, measurements, states = _parameters(updates), _parameters(params), {}, []
         for (name, tx), old in zip(transformations.items(), state.measure_states, strict=True):
@@ -202,9 +203,9 @@ def measure_with_ema(
 
 def _check_measure(owner: str, name: Any, measure: Any) -> None:
     if not isinstance(name, str):
-        raise ValueError(f"{owner}: measure_name must be a string, got {name!r}")
+        raise ValueError(f"{owner}: measure_name must be a string, got {shown(name)}")
     if not (callable(measure) or hasattr(measure, "update")):
-        raise ValueError(f"{owner}: measure {name!r} must be a function, got {measure!r}")
+        raise ValueError(f"{owner}: measure {name!r} must be a function, got {shown(measure)}")
 
 
 def _parameters(tree: Any) -> Any:

@@ -11,6 +11,7 @@ from gradtx import trees
 from gradtx.compose.groups import partition
 from gradtx.kernel import ANY_NUMBER, Kernel, PerLeaf, check, check_hyperparameter
 from gradtx.lift import lift
+from gradtx.messages import shown
 from gradtx.select import select
 
 Multipliers: TypeAlias = Mapping[str, ScalarOrSchedule] | Callable[[str], float]
@@ -85,7 +86,7 @@ def _by_function(factor_of: Callable[[str], float]) -> Transformation:
     if not callable(factor_of):
         raise ValueError(
             f"{_OWNER}: factors must map patterns to factors, or be a function of the path, got "
-            f"{factor_of!r}"
+            f"{shown(factor_of)}"
         )
 
     def factor_at(path: tuple[Any, ...], _: Any) -> float:

@@ -25,6 +25,7 @@ from gradtx.kernels.matrices import (
 )
 from gradtx.kernels.products import adjoint, product
 from gradtx.lift import evaluate
+from gradtx.messages import shown
 from gradtx.wrappers.steps import is_collecting, is_step
 
 
@@ -91,13 +92,13 @@ def scale_by_galore(
     """
     owner = "scale_by_galore"
     if not isinstance(rank, int):
-        raise ValueError(f"{owner}: rank must be an int, got {rank!r}")
+        raise ValueError(f"{owner}: rank must be an int, got {shown(rank)}")
     rank = check(owner, "rank", rank, COUNT)
     update_proj_gap = check(owner, "update_proj_gap", update_proj_gap, COUNT)
     scale = check_hyperparameter(owner, "scale", scale, ANY_NUMBER)
     if projected_side not in ("shorter", "longer"):
         raise ValueError(
-            f"{owner}: projected_side must be 'shorter' or 'longer', got {projected_side!r}"
+            f"{owner}: projected_side must be 'shorter' or 'longer', got {shown(projected_side)}"
         )
     base = scale_by_adam() if base_optimizer is None else base_optimizer
     base = as_transformation(owner, "base_optimizer", base)
