@@ -6,7 +6,7 @@ By this it is told whether a factor that stands before the rule still acts behin
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
-from gradtx.inspection.routes import Rule
+from gradtx.inspection.routes import SLOW, Rule
 from gradtx.inspection.values import Value, value_at
 
 Effect: TypeAlias = Literal["factor", "linear", "gain", "own", "bends", "hidden", "unknown"]
@@ -81,6 +81,7 @@ _HIDDEN = {
     "scale_by_dowg": "finds its own step size",
     "scale_by_madgrad": "takes a root of the learning rate",
     "scale_by_polyak": "finds its own step size",
+    SLOW: "follow the fast ones",
 }
 # Of these, what multiplies a gradient and a decay that was added to it alike.
 _MULTIPLYING = ("conditionally_mask", "conditionally_transform", "mechanize", "reduce_on_plateau")
@@ -100,7 +101,13 @@ _STARTS = {
     "scale_by_yogi": "initial_accumulator_value",
 }
 # What moves a parameter whose gradient is zero, beside weight decay.
-_MOVING = ("add_noise", "differentially_private_aggregate", "fromage", "keep_params_nonnegative")
+_MOVING = (
+    "add_noise",
+    "differentially_private_aggregate",
+    "fromage",
+    "keep_params_nonnegative",
+    "sam",
+)
 
 
 def effect_of(rule: Rule, step: int) -> Effect:
@@ -121,8 +128,9 @@ def effect_of(rule: Rule, step: int) -> Effect:
 
 def reason_of(rule: Rule) -> str:
     """Why the learning rate behind a rule is not known, in words."""
-    name = rule.meaning
-    return f"{rule.name} {_HIDDEN.get(name) or _HIDDEN_LATER.get(name) or 'is not known'}"
+    hidden = _HIDDEN | _HIDDEN_LATER
+    foreign = "is not known" if rule.meaning else "is not gradtx's own"
+    return f"{rule.name} {hidden.get(rule.meaning, foreign)}"
 
 
 def unwrapped(route: Sequence[Rule]) -> list[Rule]:

@@ -77,7 +77,7 @@ def _rate(leaf: LeafPlan) -> str:
 
 
 def _decay(leaf: LeafPlan) -> str:
-    missing = "–" if leaf.is_known else "?"
+    missing = "–" if leaf.is_known or leaf.kind == "frozen" else "?"
     return " + ".join(map(str, leaf.weight_decay)) or missing
 
 
@@ -301,12 +301,13 @@ def _plan(
             weight_decay=(),
             is_known=True,
         )
+    plan = partial(plan, rules=tuple(map(str, route)), is_known=is_known(route, step))
+    if is_frozen(route, step):
+        return plan(kind="frozen", learning_rate=Value(0.0), reason="", weight_decay=())
     rate = learning_rate(route, step)
     return plan(
-        rules=tuple(map(str, route)),
-        kind="frozen" if is_frozen(route, step) else "trained",
+        kind="trained",
         learning_rate=rate.value,
         reason=rate.reason,
         weight_decay=weight_decay(route, step),
-        is_known=is_known(route, step),
     )

@@ -84,13 +84,13 @@ def learning_rate(route: Sequence[Rule], step: int) -> Rate:
         return Rate(None, reason)
     factors = [_factor(rule, step) for rule in rules]
     start = _start(rules, step)
-    earlier = _product(factors[:start])
-    if earlier == 0:
-        return Rate(Value(0.0, _names(factors[:start]), step))
     for i in range(len(rules)):
         reason = _reason_at(rules, factors, start, i, step)
         if reason:
             return Rate(None, reason)
+    earlier = _product(factors[:start])
+    if earlier == 0:
+        return Rate(Value(0.0, _names(factors[:start]), step))
     # Zero has no sign here.
     number = math.copysign(1.0, -earlier) * _product(factors[start:]) + 0.0
     return Rate(Value(number, _names(factors[start:]), step))

@@ -18,6 +18,9 @@ from gradtx.wrappers.hyperparameters import Injected
 # What only puts others together, and so is no rule itself.
 _TRANSPARENT = ("chain", "identity", "masked", "named_chain", "partition", "polyak_sgd")
 
+# What no optimizer updates, but lookahead itself.
+SLOW = "slow weights of lookahead"
+
 
 class Rule(NamedTuple):
     """A transformation on the way of a leaf's gradient to its update.
@@ -58,6 +61,11 @@ def _routes(
     owner, known_parts = owner_of(tx), foreign.optax_parts(tx)
     if not owner and known_parts is None:
         return {number: (rule,) for number, rule in _own_rules(tx, tree, numbers).items()}
+    if owner == "lookahead" and isinstance(tree, optax.LookaheadParams):
+        (part,) = _parts(tx)
+        fast = _routes(part.transformation, tree.fast, numbers.fast)
+        slow = Rule(SLOW, {}, meaning=SLOW)
+        return {i: (Rule(owner, {}, (fast[i],), owner) if i in fast else slow,) for i in reached}
     routes: list[dict[int, tuple[Rule, ...]]] = []
     for part in _parts(tx) if known_parts is None else known_parts:
         seen, seen_numbers = tree, numbers
@@ -119,7 +127,9 @@ def _name_of(update: Any) -> str:
 
 
 def _package(function: Any) -> str:
-    return (getattr(function, "__module__", None) or "?").partition(".")[0]
+    # What `functools.wraps` made has the name of another module, but its own variables.
+    module = getattr(function, "__globals__", {}).get("__name__")
+    return (module or getattr(function, "__module__", None) or "?").partition(".")[0]
 
 
 def _unadapted(tx: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -41,7 +41,7 @@ FROZEN = {
     ),
 }
 WITH_STATE = {
-    "freeze": chain(adam(0.1), gradtx.freeze(on_w)),
+    "freeze": chain(gradtx.adamw(0.1, weight_decay=0.1), gradtx.freeze(on_w)),
     "freeze_of_optax": chain(adam(0.1), optax.freeze({"w": True, "b": False})),
     "freeze_in_a_chain_of_optax": optax.chain(
         optax.adam(0.1), optax.masked(optax.set_to_zero(), on_w)
@@ -57,10 +57,13 @@ def test_a_leaf_that_never_moves_is_frozen(name):
     explanation = gradtx.explain(tx, PARAMS)
     rows = {row.path: row for row in explanation.rows}
     assert (rows["w"].kind, rows["b"].kind) == ("frozen", "trained")
+    assert (rows["w"].learning_rate.number, rows["w"].weight_decay) == (0.0, ())
     for calls in (1, 2, 3):
         updates = last_update(tx, calls)
         assert not updates["w"].any()
         assert updates["b"].all()
+    (line,) = [line for line in str(explanation).splitlines() if line.startswith("    w ")]
+    assert line.split()[3:5] == ["frozen", "–"]
     state = jax.tree.leaves(tx.init(PARAMS))
     assert explanation.state_bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in state)
 
@@ -92,6 +95,9 @@ MOVING = {
     "noise": chain(gradtx.set_to_zero(), gradtx.add_noise(0.1, 0.5, 0), sgd(0.1)),
     "decay": chain(gradtx.freeze(on_w), gradtx.adamw(0.5, weight_decay=0.1)),
     "decay_of_lars": chain(gradtx.freeze(on_w), gradtx.lars(0.5, weight_decay=0.1)),
+    "gradient_of_sam": chain(
+        gradtx.set_to_zero(), gradtx.sam(sgd(0.1), sgd(7.0), opaque_mode=True)
+    ),
     "projection": chain(gradtx.set_to_zero(), gradtx.keep_params_nonnegative()),
 }
 

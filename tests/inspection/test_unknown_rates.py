@@ -1,5 +1,6 @@
 """Where explain cannot know the learning rate that acts, it says why."""
 
+import functools
 import re
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import gradtx
 from gradtx.kernel import Kernel
 from gradtx.lift import lift
 
-from .measure import PARAMS, doubled_downhill, gradient, halved, measured, sign, unit
+from .measure import GRADIENTS, PARAMS, doubled_downhill, gradient, halved, measured, sign, unit
 
 chain, scale, sgd, adam = gradtx.chain, gradtx.scale, gradtx.sgd, gradtx.adam
 clip_norm = gradtx.clip_by_global_norm
@@ -43,12 +44,22 @@ def user_made():
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+def with_a_name_of_ours():
+    ours = gradtx.snapshot("norm", gradtx.global_norm)
+
+    @functools.wraps(ours.update)
+    def update(updates, state, params=None, **extra):
+        return own_normalization(updates, params), state
+
+    return optax.GradientTransformationExtraArgs(ours.init, update)
+
+
 def lifted(name, step):
     return lift(Kernel(name, step))
 
 
 clip_rms, clip_unit = gradtx.clip_by_block_rms(0.01), gradtx.adaptive_grad_clip(0.01)
-normalized = "tests.own_normalization is not known"
+normalized = "tests.own_normalization is not gradtx's own"
 
 UNKNOWN = {
     # A limit behind a factor acts on some gradients only.
@@ -120,39 +131,55 @@ UNKNOWN = {
         chain(scale(0.5), gradtx.stateless(own_normalization), sgd(0.1)), normalized, 0.05
     ),
     "stateless_at_first": Unknown(
-        chain(gradtx.stateless(doubled_downhill), sgd(0.1)), "doubled_downhill is not known", 0.1
+        chain(gradtx.stateless(doubled_downhill), sgd(0.1)),
+        "doubled_downhill is not gradtx's own",
+        0.1,
     ),
     "stateless_of_optax": Unknown(
         chain(scale(0.5), optax.stateless(own_normalization), sgd(0.1)), normalized, 0.05
     ),
     "by_leaf": Unknown(
         chain(scale(0.5), gradtx.stateless_with_tree_map(lambda g, p: jnp.sign(g)), sgd(0.1)),
-        "is not known",
+        "is not gradtx's own",
         0.05,
     ),
     "by_leaf_of_optax": Unknown(
         chain(scale(0.5), optax.stateless_with_tree_map(lambda g, p: jnp.sign(g)), sgd(0.1)),
-        "is not known",
+        "is not gradtx's own",
         0.05,
     ),
-    "hand_written": Unknown(chain(scale(0.5), user_made(), sgd(0.1)), "is not known", 0.05),
-    "hand_written_at_last": Unknown(chain(sgd(0.1), user_made()), "is not known", 0.1),
+    "hand_written": Unknown(chain(scale(0.5), user_made(), sgd(0.1)), "is not gradtx's own", 0.05),
+    "hand_written_at_last": Unknown(chain(sgd(0.1), user_made()), "is not gradtx's own", 0.1),
+    "wrapping_ours": Unknown(
+        chain(sgd(0.1), with_a_name_of_ours()), "snapshot is not gradtx's own", 0.1
+    ),
+    "compiled": Unknown(
+        chain(
+            sgd(0.1), optax.GradientTransformation(user_made().init, jax.jit(user_made().update))
+        ),
+        "user_made is not gradtx's own",
+        0.1,
+    ),
     "in_a_wrapper": Unknown(
-        gradtx.with_metrics(chain(sgd(0.1), user_made())), "user_made is not known", 0.1
+        gradtx.with_metrics(chain(sgd(0.1), user_made())), "user_made is not gradtx's own", 0.1
     ),
     "lifted": Unknown(
         chain(scale(0.5), lifted("my_sign", lambda g: jnp.sign(g)), sgd(0.1)),
-        "my_sign is not known",
+        "my_sign is not gradtx's own",
         0.05,
     ),
     "lifted_with_a_name_of_ours": Unknown(
-        chain(sgd(0.1), lifted("zero_nans", lambda g: jnp.sign(g))), "zero_nans is not known", 0.1
+        chain(sgd(0.1), lifted("zero_nans", lambda g: jnp.sign(g))),
+        "zero_nans is not gradtx's own",
+        0.1,
     ),
-    "adam_of_optax": Unknown(chain(optax.adam(0.1), scale(0.5)), "is not known", 0.1, sign),
-    "direction_of_optax": Unknown(chain(sgd(0.1), optax.scale_by_adam()), "is not known", 0.1),
+    "adam_of_optax": Unknown(chain(optax.adam(0.1), scale(0.5)), "is not gradtx's own", 0.1, sign),
+    "direction_of_optax": Unknown(
+        chain(sgd(0.1), optax.scale_by_adam()), "is not gradtx's own", 0.1
+    ),
     "multi_steps_of_optax": Unknown(
         chain(sgd(0.1), optax.MultiSteps(optax.adam(0.5), 1).gradient_transformation()),
-        "is not known",
+        "is not gradtx's own",
         0.1,
     ),
     # Rules with a factor that only the run will tell.
@@ -232,3 +259,14 @@ def test_a_number_that_does_not_act_is_not_shown_but_a_reason(name):
 def test_a_direction_alone_has_no_learning_rate():
     for tx in (gradtx.scale_by_adam(), gradtx.identity(), clip_norm(1.0), gradtx.trace(0.9)):
         assert {row.reason for row in gradtx.explain(tx, PARAMS).rows} == {"no learning rate"}
+
+
+def test_slow_weights_of_lookahead_have_no_learning_rate():
+    tx, params = gradtx.lookahead(sgd(0.1), 2, 0.5), optax.LookaheadParams.init_synced(PARAMS)
+    rows = {row.path: row for row in gradtx.explain(tx, params).rows}
+    updates, _ = tx.update(GRADIENTS, tx.init(params), params)
+    for name, g in GRADIENTS.items():
+        rate = rows[f"fast/{name}"].learning_rate.number
+        np.testing.assert_allclose(updates.fast[name], -rate * g, rtol=1e-6)
+        assert rows[f"slow/{name}"].reason == "slow weights of lookahead follow the fast ones"
+        assert not updates.slow[name].any()
