@@ -168,7 +168,8 @@ def dadapt_adamw(
     Source:
         Defazio & Mishchenko 2023, "Learning-rate-free learning by D-Adaptation", Algorithm 5.
         r is updated with the v that scaled the last step, as in the authors' program, which has
-        `growth_rate` too. There an L2 penalty is the default, and decoupled decay an option.
+        `growth_rate` too. There an L2 penalty is the default, and decoupled decay an option; and
+        steps whose learning rate is 0 are skipped.
 
     Example:
         >>> import jax.numpy as jnp

@@ -98,14 +98,18 @@ def test_the_new_estimate_beside_eps_makes_the_difference_that_is_documented(siz
     assert 300 < relative * size / 1e-8 < 3000
 
 
-def test_prodigy_skips_a_rate_of_zero_only_in_the_authors_program():
+def test_prodigys_moments_see_a_gradient_whose_rate_is_zero_unlike_the_authors():
+    # A program that skips the first step starts at the second, with moments of zero.
     start, gradient = data((5,))
-    rest = programs.run(programs.prodigy, start, lambda t, p: gradient(t + 1, p), STEPS, eps=0.0)
-    found, state = run(gradtx.prodigy(first, eps=0.0), start, gradient, 1)
+    found, state = run(gradtx.prodigy(first, eps=0.0), start, gradient, 2)
     np.testing.assert_array_equal(found[0], start)
-    assert np.any(state.exp_avg != 0)
-    longer, _ = run(gradtx.prodigy(first, eps=0.0), start, gradient)
-    assert np.linalg.norm(longer[-1] - rest[-2]) > 1e-3
+    skipped, _ = programs.prodigy(1, gradient(1, start), start, {}, lr=0.0, eps=0.0)
+    np.testing.assert_array_equal(skipped, start)
+    g = [1e-6 * gradient(t, start) for t in (1, 2)]
+    np.testing.assert_allclose(state.exp_avg, 0.09 * g[0] + 0.1 * g[1], rtol=1e-12)
+    then, memory = programs.prodigy(2, gradient(2, start), start, {}, eps=0.0)
+    np.testing.assert_allclose(memory["m"], 0.1 * g[1], rtol=1e-12)
+    assert np.max(abs(found[1] - then)) > 1e-7
 
 
 @pytest.mark.parametrize("growth_rate", [math.inf, 1.5, 1])
