@@ -66,7 +66,7 @@ def make_train_step(
             `learning_rate` in that state (`inject_hyperparams` and line searches keep one, that
             of the latest step); if there is none, or several, it is not reported.
         donate: whether a step may reuse the memory of the state that it is given. That state is
-            then deleted: continue with the returned one.
+            then deleted, and what was read from it: continue with the returned one.
 
     Returns:
         A function `train_step(state, batch) -> (state, metrics)`, compiled once for each type of

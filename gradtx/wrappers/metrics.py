@@ -158,7 +158,8 @@ def metrics(state: Any) -> dict[str, jax.Array]:
 
     Returns:
         A dictionary of scalars, without what the state does not know. It can be called inside of a
-        compiled function, and under `jax.vmap` for many states at once.
+        compiled function, and under `jax.vmap` for many states at once. Outside, the scalars are
+        those of the state itself, and are deleted with it where it is donated.
 
     Raises:
         ValueError: if `state` is a transformation.
