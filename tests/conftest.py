@@ -4,9 +4,14 @@ The environment is set before jax is first imported, because the number of fake 
 read once, when the backend starts.
 """
 
+import contextlib
+import ctypes
+import gc
 import itertools
+import math
 import os
 from importlib.metadata import version
+from pathlib import Path
 
 # Most of the tests' time is compilation. The older code generator takes half of it; jaxlib 0.12
 # does not have it any more, and ends the process at a flag that it does not know.
@@ -29,15 +34,34 @@ hypothesis.settings.load_profile("untimed")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# So many tests compile so much that the programs of one process would fill gigabytes.
-_TESTS_BETWEEN_CLEARANCES = 1000
+# So many tests compile so much that the programs of one process would fill gigabytes. They are
+# forgotten when they take too much memory, but not so often that shared ones are never found again.
+_LIMIT = 1.5 * 2**30
+_TESTS_BETWEEN_CLEARANCES = 50
 _finished = itertools.count(1)
 
 
 def pytest_runtest_teardown() -> None:
     """Forget the compiled programs every now and then."""
-    if next(_finished) % _TESTS_BETWEEN_CLEARANCES == 0:
+    if next(_finished) % _TESTS_BETWEEN_CLEARANCES == 0 and _resident_bytes() > _LIMIT:
         jax.clear_caches()
+        gc.collect()
+        _return_freed_memory()
+
+
+def _resident_bytes() -> float:
+    """The memory that the process holds; infinite where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return math.inf
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _return_freed_memory() -> None:
+    """Give back to the system what the C library keeps for later, where it can."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="module")
