@@ -18,6 +18,7 @@ from gradtx.kernel import DECAY, POSITIVE_FINITE, Range, check
 from gradtx.messages import shown
 from gradtx.recipes.descent import sgd
 from gradtx.training import TrainState, make_train_step
+from gradtx.wrappers.steps import holding_back
 
 _OWNER = "learning_rate_range"
 _STEPS = Range("a whole number >= 3", lambda value: value >= 3 and float(value).is_integer())
@@ -138,8 +139,9 @@ def learning_rate_range(
 
     Raises:
         ValueError: if `loss_fn` or `tx_factory` is not a function, that makes no gradient
-            transformation, a number lies outside its range, or the first axes of a stacked batch
-            are missing or differ; if the loss is not a real scalar.
+            transformation, or one that holds steps back, as `MultiSteps` does, a number lies
+            outside its range, or the first axes of a stacked batch are missing or differ; if the
+            loss is not a real scalar.
 
     Source:
         Smith 2017, "Cyclical learning rates for training neural networks", section 3.3, where the
@@ -187,6 +189,11 @@ def learning_rate_range(
         return lax.scan(lambda state, _: step(state, batches), state, length=len(rates))[1]
 
     state = TrainState.create(params, tx, model_state=model_state, key=key)
+    if holding_back(state.opt_state):
+        raise ValueError(
+            f"{_OWNER}: the result of tx_factory must take a step at each call, and has a wrapper "
+            "that may hold it back (MultiSteps, apply_if_finite, ...); leave that out for the test"
+        )
     losses = run(state, jax.tree.map(jnp.asarray, batch))
     return _analyzed(rates, np.asarray(losses).astype(np.float64), float(smoothing))
 

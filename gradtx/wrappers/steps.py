@@ -5,7 +5,6 @@ may hold back: `MultiSteps` collects gradients, `apply_if_finite` leaves a bad o
 do the same. They tell it in their states, and nothing else is read here.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -91,8 +90,11 @@ def holding_back(state: Any) -> list[tuple[Path, Any, Any]]:
 
     A state of any class is one of those whose fields it has.
     """
-    named, _ = tree_flatten_with_path(state, is_leaf=lambda node: _kind_of(node) is not None)
-    found = []
+    found: list[tuple[Path, Any, Any]] = []
+    # Most states have none, and paths take time.
+    if all(_kind_of(leaf) is None for leaf in jax.tree.leaves(state, is_leaf=_is_kind)):
+        return found
+    named, _ = tree_flatten_with_path(state, is_leaf=_is_kind)
     for path, node in named:
         kind = _kind_of(node)
         if kind is None:
@@ -122,9 +124,13 @@ _RULES: dict[Any, Callable[[Any, Any], jax.Array]] = {
 
 
 def _kind_of(node: Any) -> Any:
-    if not (hasattr(node, "_fields") or dataclasses.is_dataclass(node)):
+    if not (hasattr(node, "_fields") or hasattr(node, "__dataclass_fields__")):
         return None
     return next((kind for kind in _RULES if has_fields(node, kind._fields)), None)
+
+
+def _is_kind(node: Any) -> bool:
+    return _kind_of(node) is not None
 
 
 def _counts(state: Any) -> Sequence[Any]:

@@ -276,6 +276,10 @@ def test_plot_without_matplotlib_says_what_to_install(monkeypatch):
         ({"loss_fn": 3}, "loss_fn must be a function, got 3"),
         ({"tx_factory": gradtx.sgd(0.1)}, "tx_factory must be a function, got Gradient"),
         (
+            {"tx_factory": lambda learning_rate: gradtx.MultiSteps(gradtx.sgd(learning_rate), 2)},
+            "the result of tx_factory must take a step at each call",
+        ),
+        (
             {"tx_factory": lambda learning_rate: 3},
             "the result of tx_factory must be a gradient transformation, got 3",
         ),
