@@ -53,6 +53,9 @@ def inject_hyperparams(
     arguments of the compiled step, so that it is compiled once for all of them, and `jax.vmap`
     over states trains with many values at once.
 
+    A call in which a wrapper that the factory makes holds the step back, such as a `MultiSteps`, is
+    not counted, so that schedules stand still. (optax counts calls.)
+
     They are float32, however narrow the parameters (in bfloat16 a b2 of 0.999 would be 1), and
     float64 where jax works in double precision and the value is of it. optax casts them to the
     parameters' dtype.
