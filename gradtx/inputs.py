@@ -4,6 +4,7 @@ An input is refused only if it would be read wrongly; whatever has one well-defi
 What nothing reads is not checked.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,9 @@ import optax
 from gradtx import trees
 from gradtx.messages import listed
 
+# Stands for a parameter that `update` was not given; None is one that is missing.
+UNKNOWN = object()
+
 
 def is_exact(leaf: Any) -> bool:
     """Whether a leaf is an integer or a boolean, or an array of them; float0 is neither."""
@@ -25,23 +29,24 @@ def is_exact(leaf: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, np.bool_)
 
 
-def as_gradient(gradient: Any, beside: Sequence[Any]) -> Any:
+def as_gradient(gradient: Any, parameter: Any, slots: Sequence[Any] = ()) -> Any:
     """A gradient of integers as one of inexact numbers; any other as it is.
 
     Args:
         gradient: one leaf of the updates.
-        beside: what is known at its place: its parameter, its slots; nothing if that is unknown.
+        parameter: its parameter, or `UNKNOWN`.
+        slots: what a state keeps for it; None where the parameter is not made of inexact numbers.
 
     Returns:
         The gradient in its parameter's dtype, or the default one where that is unknown. Where the
-        parameter is known and is not made of inexact numbers, zero: it is left alone.
+        parameter is known not to be made of inexact numbers, zero: it is left alone.
     """
     if not is_exact(gradient):
         return gradient
-    parameter = next((part for part in beside if trees.is_parameter(part)), None)
-    if parameter is not None:
+    if trees.is_parameter(parameter):
         return jnp.asarray(gradient, jnp.result_type(parameter))
-    if not beside or any(part is not None and not is_exact(part) for part in beside):
+    is_unknown = parameter is UNKNOWN and not slots
+    if is_unknown or any(slot is not None for slot in slots):
         return jnp.asarray(gradient, jnp.result_type(float))
     is_array = hasattr(gradient, "dtype")
     return jnp.zeros_like(gradient) if is_array else type(gradient)(0)
@@ -52,9 +57,7 @@ def as_gradients(updates: Any, params: Any) -> Any:
     leaves, treedef = trees.flatten(updates)
     if not any(map(is_exact, leaves)):
         return updates
-    parameters = known_parameters(treedef, params)
-    beside = [[]] * len(leaves) if parameters is None else [[p] for p in parameters]
-    return treedef.unflatten(map(as_gradient, leaves, beside))
+    return treedef.unflatten(map(as_gradient, leaves, known_parameters(treedef, params)))
 
 
 def trained(params: Any) -> Any:
@@ -62,14 +65,12 @@ def trained(params: Any) -> Any:
     return params.fast if isinstance(params, optax.LookaheadParams) else params
 
 
-def known_parameters(treedef: Any, params: Any) -> list[Any] | None:
-    """The parameters at the places of the updates, or None where they are not given or differ."""
-    if params is None:
-        return None
-    try:
-        return treedef.flatten_up_to(trained(params))
-    except (ValueError, TypeError, KeyError):
-        return None
+def known_parameters(treedef: Any, params: Any) -> list[Any]:
+    """The parameters at the places of the updates, `UNKNOWN` if they are not given or differ."""
+    if params is not None:
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            return treedef.flatten_up_to(trained(params))
+    return [UNKNOWN] * treedef.num_leaves
 
 
 def as_array(leaf: Any) -> Any:

@@ -19,6 +19,7 @@ from gradtx.agreement import check_leaf
 from gradtx.inputs import (
     as_array,
     as_gradient,
+    as_gradients,
     check_state,
     has_fields,
     is_exact,
@@ -176,7 +177,7 @@ class _Lifted:
         """One step: the new updates and the new state."""
         kernel = self.kernel
         params = trained(params)
-        count, inner = self._unpack(state, updates)
+        count, inner = self._unpack(state, updates, params)
         gradients, treedef = trees.flatten(updates)
         stored = [
             trees.flatten_like(
@@ -258,11 +259,13 @@ class _Lifted:
             return self.kernel.scheduled_state(count)
         return ScheduledState(count, inner)
 
-    def _unpack(self, state: Any, updates: Any) -> tuple[Any, Any]:
+    def _unpack(self, state: Any, updates: Any, params: Any) -> tuple[Any, Any]:
         """The counter, if there is one, and the state that holds the slots."""
         own = self.kernel.state
         if not self.reads_state:
-            return None, state if has_fields(state, own._fields) else self.init(updates)
+            if not has_fields(state, own._fields):
+                state = self.init(as_gradients(updates, params))
+            return None, state
         if self.counts_for_schedules and own._fields:
             check_state(self.kernel.name, state, ScheduledState._fields)
             check_state(self.kernel.name, state.inner_state, own._fields)
@@ -292,13 +295,12 @@ class _Lifted:
         return trees.flatten_like(self.kernel.name, "params", params, "updates", updates)
 
     def _promoted(
-        self, gradients: list[Any], slots: list[list[Any]], parameters: list[Any] | None
+        self, gradients: list[Any], slots: list[list[Any]], parameters: list[Any]
     ) -> list[Any]:
         """The gradients, those of integers as what they are for the parameter and slots there."""
-        columns = [*slots] if parameters is None else [parameters, *slots]
         return [
-            as_gradient(gradient, [column[i] for column in columns])
-            for i, gradient in enumerate(gradients)
+            as_gradient(gradient, parameter, [slot[i] for slot in slots])
+            for i, (gradient, parameter) in enumerate(zip(gradients, parameters, strict=True))
         ]
 
     def own_options(

@@ -64,6 +64,10 @@ def test_a_piece_that_reads_nothing_of_its_state_accepts_any(name, state):
 def test_zero_nans_reports_whatever_state_it_is_given():
     _, state = gradtx.zero_nans().update({"a": jnp.array([jnp.nan]), "b": jnp.ones(1)}, None)
     assert state.found_nan == {"a": True, "b": False}
+    updates, state = gradtx.zero_nans().update({"a": 3}, None)
+    assert (updates, state.found_nan) == ({"a": 3.0}, {"a": False})
+    updates, _ = gradtx.zero_nans().update({"n": 3}, None, {"n": jnp.int32(7)})
+    assert updates == {"n": 0}
 
 
 def test_an_empty_place_of_a_chain_may_hold_anything_that_is_empty():
