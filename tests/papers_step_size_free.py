@@ -315,7 +315,8 @@ def mechanic(
     s = old.get("s", zero + s_init)
     scale = np.sum(s)
     delta = (p - start) / scale
-    pull = weight_decay * scale * np.sqrt(squares(g) / squares(p)) * p
+    unit = p / np.sqrt(squares(p)) if np.any(p) else p
+    pull = weight_decay * scale * np.sqrt(squares(g)) * unit
     h = delta @ (g + pull)
     counted = np.clip(h, -m, m) if clip_rewards else h
     m = np.maximum(beta * m, abs(h) + eps)

@@ -43,11 +43,11 @@ def mechanize(
             s <- (s_init / n * m + r) / (sqrt(v) + eps)
         p <- p_0 + S * (D + u),   with the new S and the optimizer's update u
 
-    Products and norms are those of the whole tree. Wrap the whole optimizer, with a learning rate
-    of 1 or a schedule that starts there: nothing else may move the parameters. A call in which the
-    optimizer takes no step, because an `apply_if_finite` in it skips one, changes nothing; of a
-    `MultiSteps` in it, g is the last gradient that it collects, so that `MultiSteps` around it is
-    better.
+    Products and norms are those of the whole tree; p / ||p|| is 0 where p is. Wrap the whole
+    optimizer, with a learning rate of 1 or a schedule that starts there: nothing else may move the
+    parameters. A call in which the optimizer takes no step, because an `apply_if_finite` in it
+    skips one, changes nothing; of a `MultiSteps` in it, g is the last gradient that it collects,
+    so that `MultiSteps` around it is better.
 
     Args:
         base_optimizer: the transformation whose updates are scaled.
@@ -196,7 +196,8 @@ def _tune(
     # In float64, where 1 - 0.1^6 is exact enough.
     beta = jnp.asarray(1 - 0.1 ** np.arange(1, number + 1), dtype)
     scale = jnp.sum(s)
-    h = safe_divide(progress, scale) + weight_decay * pull * safe_divide(gradient_norm, norm)
+    # The product with p first: it is zero where p and its norm are, and p / ||p|| is no direction.
+    h = safe_divide(progress, scale) + weight_decay * gradient_norm * safe_divide(pull, norm)
     reward = beta * r + s * (jnp.clip(h, -m, m) if clip_rewards else h)
     rewards = jnp.maximum(reward, 0)
     m = jnp.maximum(beta * m, jnp.abs(h) + eps)

@@ -84,6 +84,34 @@ def test_it_starts_where_the_first_update_finds_the_parameters():
     np.testing.assert_array_equal(state.x0, elsewhere)
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.25])
+def test_a_run_that_starts_at_zero(weight_decay):
+    target = np.array([3.0, -4.0])
+    with jax.enable_x64(True):
+        tx = gradtx.mechanize(gradtx.sgd(0.5), weight_decay, s_init=0.1)
+        x, found, old = np.zeros(2), jnp.zeros(2), {}
+        state = tx.init(found)
+        for t in range(1, 9):
+            updates, state = tx.update(found - target, state, found)
+            found = found + updates
+            expected, old = papers.mechanic(
+                t, x - target, x, None, old, rate=0.5, weight_decay=weight_decay, s_init=0.1
+            )
+            x = x + expected
+            np.testing.assert_allclose(found, x, rtol=1e-12)
+    # The scale grows from s_init on, although nothing can be decayed in the first step.
+    assert np.all(np.abs(x) > 0.1)
+
+
+def test_parameters_come_back_to_zero():
+    # p = 0 later on, and far smaller numbers than the gradient's, whose quotient would overflow.
+    tx = gradtx.mechanize(gradtx.sgd(1.0))
+    state = tx.init(jnp.ones(2))
+    for params in (jnp.ones(2), jnp.zeros(2), jnp.full(2, 1e-37)):
+        updates, state = jax.jit(tx.update)(jnp.full(2, 1e3), state, params)
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((updates, state)))
+
+
 def test_extra_arguments_and_parts():
     inner = gradtx.polyak_sgd()
     tx = gradtx.mechanize(inner, s_init=1.0)
