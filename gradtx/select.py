@@ -69,7 +69,9 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
         self._name = name or f"select({shown(specification)})"
         is_rule = callable(specification) or isinstance(specification, str | re.Pattern)
         flags = jax.tree.leaves(specification)
-        if not is_rule and not (flags and all(map(_is_boolean, flags))):
+        # A module of booleans may be callable too.
+        self._is_mask = bool(flags) and all(map(_is_boolean, flags))
+        if not is_rule and not self._is_mask:
             raise ValueError(
                 "select: the specification must be a pattern, a predicate, a type, a mask or a "
                 f"function, got {shown(specification)}"
@@ -93,13 +95,11 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
                 tree,
                 is_leaf=lambda node: isinstance(node, chosen),
             )
-        if is_function_of_tree(chosen):
-            return chosen(tree)
-        if callable(chosen):
+        if not self._is_mask and not is_function_of_tree(chosen):
             return jax.tree_util.tree_map_with_path(
                 lambda path, leaf: bool(chosen(path_name(path), leaf)), tree
             )
-        return jax.tree.map(lambda part, below: jax.tree.map(lambda _: part, below), chosen, tree)
+        return _spread(mask_for("select", chosen, tree, "the mask"), tree)
 
     def __invert__(self) -> "select":
         return select(lambda tree: jax.tree.map(lambda a: not a, self(tree)), name=f"~{self}")
@@ -177,15 +177,6 @@ class _Labels:
 
     def __init__(self, labels: tuple[Hashable, ...]) -> None:
         self.labels = labels
-
-
-def _matrices(tree: Any) -> Any:
-    return jax.tree.structure(tree).unflatten(
-        sum(length > 1 for length in shape) >= 2 for shape in layer_shapes(tree)
-    )
-
-
-select.matrices = select(_matrices, name="select.matrices")
 
 
 def decayed_leaves(owner: str, decay: Decay, mask: Mask) -> Mask:
@@ -278,7 +269,7 @@ def fitted(owner: str, argument: str, chosen: Any, tree: Any) -> Any:
         if len(choices) == structure.num_leaves and _plain_paths(chosen) == _plain_paths(tree):
             return structure.unflatten(choices)
         leaves, treedef = flatten(tree)
-        if None in leaves:
+        if any(leaf is None for leaf in leaves):
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 parts = treedef.flatten_up_to(chosen)
                 pairs = list(zip(leaves, parts, strict=True))
@@ -299,9 +290,14 @@ def flag_of_each_leaf(owner: str, mask: Mask, argument: str = "mask") -> PerLeaf
 
     def choose(tree: Any) -> Any:
         flags = mask_for(owner, True if mask is None else mask, tree, argument)
-        return jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), flags, tree)
+        return _spread(flags, tree)
 
     return PerLeaf(choose)
+
+
+def _spread(flags: Any, tree: Any) -> Any:
+    """A prefix of a tree as a tree of the same structure."""
+    return jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), flags, tree)
 
 
 def _is_boolean(flag: Any) -> bool:
@@ -324,3 +320,12 @@ def _matching(pattern: re.Pattern[str], tree: Any) -> Any:
             f"{listed((path_name(path) for path, _ in named), near=pattern.pattern)}"
         )
     return mask
+
+
+def _matrices(tree: Any) -> Any:
+    return jax.tree.structure(tree).unflatten(
+        sum(length > 1 for length in shape) >= 2 for shape in layer_shapes(tree)
+    )
+
+
+select.matrices = select(_matrices, name="select.matrices")

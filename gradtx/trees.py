@@ -191,7 +191,7 @@ def _different_containers(
     ]
     names = [type(node).__name__ for node in nodes]
     (parts, structure), (other_parts, other_structure) = levels
-    if structure != other_structure and None not in nodes:
+    if structure != other_structure and not any(node is None for node in nodes):
         is_same_type = type(nodes[0]) is type(nodes[1])
         yield path, [f"{name} with other static parts" if is_same_type else name for name in names]
     elif parts and parts[0][0]:

@@ -86,6 +86,30 @@ def test_select_by_module_type():
     assert jax.tree.leaves(mask) == [False, False, True, True]
 
 
+def test_module_of_booleans_is_a_mask_although_it_can_be_called():
+    model = eqx.filter(eqx.nn.MLP(2, 1, 3, 1, key=jax.random.key(0)), eqx.is_inexact_array)
+    mask = jax.tree.map(lambda leaf: leaf.ndim > 1, model)
+    assert callable(mask)
+    assert jax.tree.leaves(gradtx.select(mask)(model)) == [True, False, True, False]
+    assert jax.tree.leaves((~gradtx.select(mask))(model)) == [False, True, False, True]
+
+
+def test_mask_that_does_not_fit_is_refused_by_its_path():
+    for mask in ({"encoder": True}, lambda tree: {"encoder": True}):
+        with pytest.raises(
+            ValueError, match=r"select: the mask and the tree differ at 'head/bias'"
+        ):
+            gradtx.select(mask)(PARAMS)
+    with pytest.raises(
+        ValueError, match=r"select: the mask must have single booleans .* got 'yes'"
+    ):
+        gradtx.select(lambda tree: {"encoder": "yes", "head": True})(PARAMS)
+
+
+def test_function_may_return_a_prefix():
+    assert chosen(gradtx.select(lambda tree: {"encoder": True, "head": False})) == ENCODER
+
+
 def test_groups_label_every_leaf():
     labels = gradtx.select.groups({"vector": "bias", "matrix": gradtx.select("kernel")})(PARAMS)
     assert labels["head"] == {"bias": "vector", "kernel": "matrix"}

@@ -1,7 +1,7 @@
 """Transformations one after another, and the simplest ones to put there."""
 
 import inspect
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -150,8 +150,9 @@ def named_chain(*args: tuple[str, Transformation]) -> ExtraArgs:
                 f"named_chain: argument {i} must be (name, transformation), got {shown(pair)}"
             )
     names = [name for name, _ in args]
-    if len(set(names)) != len(names):
-        raise ValueError(f"named_chain: the names must be unique, got {listed(names)}")
+    repeated = [name for name, number in Counter(names).items() if number > 1]
+    if repeated:
+        raise ValueError(f"named_chain: the names must be unique, got {listed(repeated)} twice")
     transformations = [(name, as_transformation("named_chain", name, tx)) for name, tx in args]
 
     def init(params: Any) -> Any:
@@ -160,7 +161,7 @@ def named_chain(*args: tuple[str, Transformation]) -> ExtraArgs:
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         if not isinstance(state, Mapping) or set(state) != set(names):
             raise ValueError(
-                f"named_chain: expected the states of {names}, got {describe_state(state)}"
+                f"named_chain: expected the states of {listed(names)}, got {describe_state(state)}"
             )
         new_states = {}
         for name, tx in transformations:

@@ -245,7 +245,9 @@ def noise_key(owner: str, key: Any, seed: Any) -> Any:
     if seed is not None:
         warnings.warn(f"{owner}: seed is deprecated, use key", DeprecationWarning, stacklevel=3)
         if key is not None:
-            raise ValueError(f"{owner}: takes one of key and seed, got {key!r} and {seed!r}")
+            raise ValueError(
+                f"{owner}: takes one of key and seed, got {shown(key)} and {shown(seed)}"
+            )
         return check_key(owner, seed)
     if key is None:
         warnings.warn(
@@ -357,7 +359,7 @@ def centralize(
          [ 1.  0.]]
     """
     if layout not in _LAYOUTS:
-        raise ValueError(f"centralize: layout must be one of {_LAYOUTS}, got {layout!r}")
+        raise ValueError(f"centralize: layout must be one of {_LAYOUTS}, got {shown(layout)}")
     kernel = Kernel(
         "centralize",
         _centralize,

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from gradtx import trees
 from gradtx.kernel import NON_NEGATIVE, check
+from gradtx.messages import shown
 
 
 def unit_axes(owner: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -34,7 +35,7 @@ def as_axes(owner: str, axis: Any) -> tuple[int, ...] | None:
         return None
     axes = tuple(axis) if isinstance(axis, tuple | list) else (axis,)
     if not all(isinstance(a, int) for a in axes):
-        raise ValueError(f"{owner}: axis must be integers, got {axis!r}")
+        raise ValueError(f"{owner}: axis must be integers, got {shown(axis)}")
     return axes
 
 

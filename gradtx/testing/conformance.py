@@ -120,8 +120,7 @@ def check_transformation(
         if unknown:
             raise ValueError(
                 f"check_transformation: {argument} has the unknown names {listed(unknown)}; "
-                "there are "
-                f"{list(_CLAUSES)}"
+                f"there are {listed(_CLAUSES, len(_CLAUSES), near=str(unknown[0]))}"
             )
     case = Case(tx, hostile_parameters() if params is None else params, extra_args, ulps)
     failures, first = {}, None

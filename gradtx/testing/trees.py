@@ -8,6 +8,8 @@ import numpy as np
 import optax
 from jax.typing import DTypeLike
 
+from gradtx.kernel import COUNT_OR_ZERO, check
+
 Tree = Any
 
 
@@ -96,13 +98,17 @@ def gradients_like(params: Tree, seed: int = 0) -> Tree:
         A tree of the structure of `params`; where that has no inexact array, None, which stands
         for "no gradient".
 
+    Raises:
+        ValueError: if `seed` is not a whole number >= 0.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from gradtx.testing import gradients_like
         >>> gradients_like({"w": jnp.zeros(2), "steps": jnp.int32(3)}, seed=1)["steps"] is None
         True
     """
-    generator = np.random.default_rng(seed)
+    check("gradients_like", "seed", seed, COUNT_OR_ZERO)
+    generator = np.random.default_rng(int(seed))
 
     def numbers(leaf: Any) -> jax.Array | None:
         if not is_parameter(leaf):

@@ -98,10 +98,11 @@ def inject_hyperparams(
     owner = "inject_hyperparams"
     factory = Factory(owner, inner_factory)
     static = {static_args} if isinstance(static_args, str) else set(static_args)
-    if not static <= factory.signature.parameters.keys():
+    unknown = sorted(map(str, static - factory.signature.parameters.keys()))
+    if unknown:
         raise ValueError(
-            f"{owner}: static_args must name arguments of inner_factory, got {listed(static)}; "
-            f"they are {listed(factory.signature.parameters)}"
+            f"{owner}: static_args must name arguments of inner_factory, got {listed(unknown)}; "
+            f"they are {listed(factory.signature.parameters, near=unknown[0])}"
         )
     dtype = check_dtype(owner, "hyperparam_dtype", hyperparam_dtype)
 
