@@ -49,6 +49,8 @@ _END_OF_NORM = re.compile(r"(norms?|normali[sz]ation)$")
 _BIAS = re.compile(r"b\d*|b_\w+")
 _LINEAR = {"linear", "dense"}
 _WRAPPERS = ("value", "raw_value")
+# In place of a leaf that another group has: only its name is known.
+_HIDDEN = object()
 
 
 class _Step(NamedTuple):
@@ -92,13 +94,15 @@ def layer_shapes(tree: Any) -> list[Shape]:
     """
     shapes: list[Shape] = []
     places: list[_Place] = []
-    modules: dict[tuple[Any, ...], dict[str, Shape]] = {}
+    modules: dict[tuple[Any, ...], dict[str, Shape | None]] = {}
     for steps, leaf in _steps(tree, ()):
         place, shape = _place_of(steps), tuple(np.shape(leaf))
-        places.append(place)
-        shapes.append(shape)
-        if is_parameter(leaf):
-            modules.setdefault((place.module, place.rest), {})[place.name] = shape
+        if leaf is not _HIDDEN:
+            places.append(place)
+            shapes.append(shape)
+        if leaf is _HIDDEN or is_parameter(leaf):
+            own = None if leaf is _HIDDEN else shape
+            modules.setdefault((place.module, place.rest), {})[place.name] = own
     return [
         _layer_shape(place, shape, modules.get((place.module, place.rest), {}))
         for place, shape in zip(places, shapes, strict=True)
@@ -106,8 +110,10 @@ def layer_shapes(tree: Any) -> list[Shape]:
 
 
 def _steps(node: Any, above: tuple[_Step, ...]) -> Iterator[tuple[tuple[_Step, ...], Any]]:
-    """Each leaf with the steps that lead to it."""
+    """Each leaf, and whatever hides one, with the steps that lead to it."""
     parts, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+    if not parts and above:
+        yield above, _HIDDEN
     for path, part in parts:
         if not path:
             yield above, part
@@ -132,14 +138,15 @@ def _place_of(steps: tuple[_Step, ...]) -> _Place:
     )
 
 
-def _layer_shape(place: _Place, shape: Shape, beside: Mapping[str, Shape]) -> Shape:
+def _layer_shape(place: _Place, shape: Shape, beside: Mapping[str, Shape | None]) -> Shape:
     kind = _kind_of_leaf(place.name, beside)
     if kind in ("bias", "scale", "norm"):
         return shape[-1:]
-    biases = [other for name, other in beside.items() if _kind_of_leaf(name, beside) == "bias"]
+    known = {name: other for name, other in beside.items() if other is not None}
+    biases = [other for name, other in known.items() if _kind_of_leaf(name, beside) == "bias"]
     if kind != "matrix" and _is_norm(place) and all(len(shape) <= len(bias) for bias in biases):
         return shape[-1:]
-    together = zip(*beside.values(), strict=False)
+    together = zip(*known.values(), strict=False)
     shared = itertools.takewhile(lambda lengths: len({*lengths}) == 1, together)
     is_linear = not _LINEAR.isdisjoint(_words(place.holder) + _words(place.module_name))
     stack = min((_number_of_layers(bias, is_linear) for bias in biases), default=0)

@@ -41,8 +41,7 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
     `offset`, `beta`, `scale`, `gamma`, ...), by their module if that is a norm by its class or its
     name, and by the bias beside them, whose leading axes count the layers of a stack;
     `gradtx.roles` has the rule word for word. Where none of these tells, choose yourself:
-    `select.matrices & ~select("thresholds")`. Leaves that are hidden tell nothing: the choice is
-    for the whole tree.
+    `select.matrices & ~select("thresholds")`.
 
     Args:
         specification: see above.

@@ -74,7 +74,7 @@ def test_library_needs_its_four_dependencies_only():
     program = (
         "import sys, gradtx\n"
         "extras = {'matplotlib', 'sklearn', 'rich', 'flax', 'equinox', 'orbax', 'hypothesis',"
-        " 'scipy.stats', 'pytest', 'tensorboardX'}\n"
+        " 'haiku', 'scipy.stats', 'pytest', 'tensorboardX'}\n"
         "print(sorted(extras & set(sys.modules)))"
     )
     result = subprocess.run(

@@ -184,6 +184,8 @@ def test_equinox(is_stacked):
 
     model = eqx.filter(eqx.filter_eval_shape(make), lambda x: isinstance(x, jax.ShapeDtypeStruct))
     assert matrices(model) == EQUINOX
+    # A row is a matrix to Muon.
+    assert of_muon(model) == EQUINOX | {"layers/3/weight"}
 
 
 HAIKU = {
@@ -301,6 +303,15 @@ SIBLINGS = {
 def test_siblings(name):
     module, expected = SIBLINGS[name]
     assert matrices(shapes(module)) == set(expected.split())
+
+
+def test_names_of_hidden_leaves_tell():
+    params = {"wq": jnp.ones((8, 2, 4)), "bq": jnp.ones((2, 4)), "scores": jnp.ones((8, 2))}
+    inner = gradtx.add_decayed_weights(1.0, decay="matrices")
+    tx = gradtx.masked(inner, {"wq": False, "bq": True, "scores": True})
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    assert {name: float(u.sum()) for name, u in updates.items()} == {"wq": 0, "bq": 0, "scores": 16}
 
 
 def test_what_is_no_array_tells_nothing():
