@@ -14,6 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+# How many parts of an array that is put together are named.
+_PARTS = 10
+
 
 @dataclass(eq=False, frozen=True)
 class Loop:
@@ -53,8 +56,10 @@ class Origin:
         return replace(self, views=(*self.views, view))
 
     def name(self, names: Sequence[str]) -> str:
-        """What to call it, given the names of the leaves."""
-        return " + ".join(names[part.leaf] + part.slices for part in self.parts)
+        """What to call it, given the names of the leaves; of many parts only the first ones."""
+        parts = [names[part.leaf] + part.slices for part in self.parts]
+        more = [f"{len(parts) - _PARTS:,} more"] if len(parts) > _PARTS else []
+        return " + ".join(parts[:_PARTS] + more)
 
     @property
     def parts(self) -> "list[Origin]":

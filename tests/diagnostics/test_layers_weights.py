@@ -133,6 +133,16 @@ def test_concatenated_weights():
     assert first.name.startswith("a")
 
 
+def test_name_of_many_concatenated_weights_is_cut():
+    def loss_fn(params, x):
+        kernel = jnp.concatenate([params[f"p{i:02}"] for i in range(40)], axis=1)
+        return jnp.mean(jnp.tanh(x @ kernel) ** 2)
+
+    columns = {f"p{i:02}": np.ones((WIDTH, 1), np.float32) for i in range(40)}
+    (layer,) = diagnostics.signal_report(loss_fn, columns, batch()).layers
+    assert layer.name == " + ".join([*(f"p{i:02}" for i in range(10)), "30 more"])
+
+
 def test_optimized_lstm_of_flax():
     """Its cell concatenates the weights of its gates."""
     network = nn.RNN(nn.OptimizedLSTMCell(3, param_dtype=jnp.float64, dtype=jnp.float64))
