@@ -138,7 +138,7 @@ def test_name_of_many_concatenated_weights_is_cut():
         kernel = jnp.concatenate([params[f"p{i:02}"] for i in range(40)], axis=1)
         return jnp.mean(jnp.tanh(x @ kernel) ** 2)
 
-    columns = {f"p{i:02}": np.ones((WIDTH, 1), np.float32) for i in range(40)}
+    columns = {f"p{i:02}": np.ones((WIDTH, 1)) for i in range(40)}
     (layer,) = diagnostics.signal_report(loss_fn, columns, batch()).layers
     assert layer.name == " + ".join([*(f"p{i:02}" for i in range(10)), "30 more"])
 
