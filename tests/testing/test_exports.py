@@ -30,9 +30,7 @@ OPTAX: dict[str, Export] = {
     "optax_chain-of_ours": Export(
         lambda: optax.chain(gradtx.clip(1.0), gradtx.adam(0.1), optax.identity())
     ),
-    "optax_identity": Export(
-        lambda: optax.with_extra_args_support(optax.identity()), skip=HANDS_ON
-    ),
+    "optax_identity": Export(lambda: optax.with_extra_args_support(optax.identity())),
     "optax_sgd": Export(lambda: optax.sgd(0.1), skip=SCALES_EVERYTHING),
     "optax_sign_sgd": Export(lambda: optax.sign_sgd(0.1), skip=SCALES_EVERYTHING),
     "optax_apply_if_finite": Export(

@@ -15,7 +15,7 @@ EXPORTS = {
         lambda: gradtx.conditionally_transform(gradtx.adam(0.1), lambda step: step > 0)
     ),
     "freeze": Export(lambda: gradtx.freeze(matrices), skip=HANDS_ON),
-    "identity": Export(gradtx.identity, skip=HANDS_ON),
+    "identity": Export(gradtx.identity),
     "masked": Export(lambda: gradtx.masked(gradtx.adam(0.1), matrices), skip=HANDS_ON),
     "multi_transform": Export(
         lambda: gradtx.multi_transform(
@@ -34,7 +34,7 @@ EXPORTS = {
         lambda: gradtx.selective_transform(gradtx.adam(0.1), freeze_mask=matrices)
     ),
     "set_to_zero": Export(gradtx.set_to_zero),
-    "stateless": Export(lambda: gradtx.stateless(lambda updates, params: updates), skip=HANDS_ON),
+    "stateless": Export(lambda: gradtx.stateless(lambda updates, params: updates)),
     "stateless_with_tree_map": Export(
         lambda: gradtx.stateless_with_tree_map(lambda g, p: 2 * g if is_number(g) else g),
         skip=HANDS_ON,

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 import gradtx
 
-from .export import HANDS_ON, Export, groups, halved
+from .export import Export, groups, halved
 
 EXPORTS = {
     "with_hyperparams": Export(
@@ -13,11 +13,10 @@ EXPORTS = {
     "with_hyperparams-clip": Export(
         lambda: gradtx.with_hyperparams(gradtx.clip_by_global_norm, jnp.float32(1.0))
     ),
-    "snapshot": Export(lambda: gradtx.snapshot("norm", gradtx.global_norm), skip=HANDS_ON),
-    "monitor": Export(lambda: gradtx.monitor({"norm": gradtx.global_norm}), skip=HANDS_ON),
+    "snapshot": Export(lambda: gradtx.snapshot("norm", gradtx.global_norm)),
+    "monitor": Export(lambda: gradtx.monitor({"norm": gradtx.global_norm})),
     "measure_with_ema-in_a_monitor": Export(
         lambda: gradtx.monitor({"norm": gradtx.measure_with_ema(gradtx.global_norm, 0.9)}),
-        skip=HANDS_ON,
     ),
     "with_metrics": Export(
         lambda: gradtx.with_metrics(
