@@ -33,11 +33,12 @@ def _momo_adam_squares(g, exp_avg, exp_avg_sq, b1, b2, eps, t):
 
 
 def _squares_in_metric(average, average_of_squares, g, b1, b2, eps, weights):
-    squares = trees.abs_squared(mixed(average, g, b1))
+    size = jnp.abs(mixed(average, g, b1))
     average_of_squares = mixed(average_of_squares, trees.abs_squared(g), b2)
     real = average_of_squares.dtype
     metric = _metric(average_of_squares, weights.astype(real), eps.astype(real))
-    return jnp.sum(safe_divide(squares, metric))
+    # Not the square over the metric, which are both infinite where a square overflows.
+    return jnp.sum(size * safe_divide(size, metric))
 
 
 def _momo_adam_scalars(
