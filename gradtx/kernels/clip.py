@@ -265,7 +265,9 @@ def zero_nans() -> optax.GradientTransformationExtraArgs:
         >>> print(updates, state.found_nan)
         [0. 2.] True
     """
-    found = Slot("found_nan", fill=False, dtype=bool, shape=lambda shape: (), is_read=False)
+    found = Slot(
+        "found_nan", fill=False, dtype=bool, real=True, shape=lambda shape: (), is_read=False
+    )
     kernel = Kernel(
         "zero_nans",
         _zero_nans,

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -127,6 +128,14 @@ def test_zero_nans():
         np.testing.assert_array_equal(updates["a"], expected_a)
         np.testing.assert_array_equal(updates["b"], expected_b)
         assert state.found_nan == {"a": np.isnan(a).any(), "b": np.isnan(b)}
+
+
+def test_zero_nans_of_complex_numbers():
+    g = jnp.array([complex(np.nan, 1), complex(1, np.nan), 1 + 2j])
+    for tx in (gradtx.zero_nans(), optax.zero_nans()):
+        updates, state = tx.update(g, tx.init(g))
+        np.testing.assert_array_equal(updates, [0, 0, 1 + 2j])
+        assert state.found_nan
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])
