@@ -1,4 +1,4 @@
-"""The table of all methods, from their kernels and docstrings: `python -m gradtx.catalogue`."""
+"""The README's tables, from kernels, docstrings and differences: `python -m gradtx.catalogue`."""
 
 import inspect
 import re
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 import gradtx
+from gradtx import differences
 from gradtx.compose.parts import Locality, locality_of, parts_of
 from gradtx.compose.sequence import as_transformation
 from gradtx.lift import kernel_of
@@ -185,4 +186,5 @@ def _locality(tx: optax.GradientTransformation) -> Locality:
 if __name__ == "__main__":
     if hasattr(signal, "SIGPIPE"):  # ends without a word when piped into head
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    print(table("optimizer"), table("piece"), table("wrapper"), sep="\n\n")
+    kinds = [table("optimizer"), table("piece"), table("wrapper")]
+    print(*kinds, differences.table(), sep="\n\n")
