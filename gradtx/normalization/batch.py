@@ -20,8 +20,10 @@ from gradtx.normalization._arguments import (
     compute_dtype,
     other_axes,
 )
-from gradtx.normalization.affine import affine, divide_by_deviation, normalize
-from gradtx.normalization.statistics import Moments, centre, without_axes
+from gradtx.normalization._measure import Over, measure
+from gradtx.normalization._standardize import standardized
+from gradtx.normalization.affine import affine, normalize
+from gradtx.normalization.statistics import Moments, moments_of
 
 
 class BatchStats(NamedTuple):
@@ -115,6 +117,8 @@ def batch_norm(
         The pair of y, in the shape and dtype of `x`, and the running statistics, in their own
         dtypes. They are returned as given in evaluation, and keep their values in training
         where no position enters. Statistics are computed in float32, or float64 for float64.
+        Values of any size are normalized; a running statistic that would not fit its dtype is
+        the largest number that does, from which later batches free it as from any other.
 
     Raises:
         ValueError: an array is not real floating point or has the wrong shape, `axis` names no
@@ -150,12 +154,14 @@ def batch_norm(
         return normalize(array, *stats, scale, bias, axis=axes, epsilon=epsilon), stats
 
     aligned = None if mask is None else aligned_mask(mask, array, left_out=axes)
-    reduced = other_axes(axes, array.ndim)
-    centred, batch = centre(array, reduced, aligned, axis_name)
-    standardized = divide_by_deviation(centred, batch.variance(unbiased=unbiased), epsilon)
-    y = affine(standardized, scale, bias, array, axes)
+    values = array.astype(compute_dtype(array.dtype))
+    added = jnp.asarray(epsilon, values.dtype)
+    over = Over(other_axes(axes, array.ndim), axis_name, unbiased=unbiased)
+    measured = measure(values, aligned, added, over)
+    y, _ = standardized(values, added, aligned, measured, over)
+    batch = moments_of(values, aligned, measured, over)
     track_unbiased = unbiased if unbiased_running is None else unbiased_running
-    return y, _tracked(stats, without_axes(batch, reduced), momentum, track_unbiased)
+    return affine(y, scale, bias, array, axes), _tracked(stats, batch, momentum, track_unbiased)
 
 
 def _tracked(stats: BatchStats, batch: Moments, momentum: Scalar, unbiased: bool) -> BatchStats:
@@ -166,7 +172,10 @@ def _tracked(stats: BatchStats, batch: Moments, momentum: Scalar, unbiased: bool
         dtype = compute_dtype(old.dtype, new.dtype)
         kept = jnp.asarray(momentum, dtype) * old.astype(dtype)
         added = jnp.asarray(1 - momentum, dtype) * new.astype(dtype)
-        return jnp.where(batch.count > 0, (kept + added).astype(old.dtype), old)
+        # An infinity would stay: any share of it is infinite.
+        largest = float(jnp.finfo(old.dtype).max)
+        held = jnp.clip(kept + added, -largest, largest)
+        return jnp.where(batch.count > 0, held.astype(old.dtype), old)
 
     return BatchStats(
         mixed(stats.mean, batch.mean), mixed(stats.var, batch.variance(unbiased=unbiased))

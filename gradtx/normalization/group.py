@@ -10,8 +10,9 @@ from gradtx.normalization._arguments import (
     check_epsilon,
     other_axes,
 )
-from gradtx.normalization.affine import affine, divide_by_deviation
-from gradtx.normalization.statistics import centre
+from gradtx.normalization._measure import Over
+from gradtx.normalization._standardize import standardize_over
+from gradtx.normalization.affine import affine
 
 
 def group_norm(
@@ -39,7 +40,8 @@ def group_norm(
         epsilon: added to the variance.
 
     Returns:
-        y, in the shape and dtype of `x`; computed in float32, or float64 for float64.
+        y, in the shape and dtype of `x`; computed in float32, or float64 for float64. Finite
+        values of any size are normalized, also where their variance does not fit the dtype.
 
     Raises:
         ValueError: an array is not real floating point or has the wrong shape, `axis` names no
@@ -61,11 +63,12 @@ def group_norm(
     features = array.shape[feature_axis]
     if not isinstance(groups, int) or groups < 1 or features % groups:
         raise ValueError(f"groups must divide the {features} features of x, got {groups!r}")
-    before, after = array.shape[:feature_axis], array.shape[feature_axis + 1 :]
-    grouped = array.reshape(*before, groups, features // groups, *after)
-    centred, own = centre(grouped, other_axes((0, feature_axis), grouped.ndim))
-    standardized = divide_by_deviation(centred, own.variance(), epsilon)
-    return affine(standardized.reshape(array.shape), scale, bias, array, (feature_axis,))
+    grouped = array
+    if groups < features:
+        before, after = array.shape[:feature_axis], array.shape[feature_axis + 1 :]
+        grouped = array.reshape(*before, groups, features // groups, *after)
+    y = standardize_over(grouped, epsilon, Over(other_axes((0, feature_axis), grouped.ndim)))
+    return affine(y.reshape(array.shape), scale, bias, array, (feature_axis,))
 
 
 def instance_norm(
@@ -89,7 +92,8 @@ def instance_norm(
         epsilon: added to the variance.
 
     Returns:
-        y, in the shape and dtype of `x`; computed in float32, or float64 for float64.
+        y, in the shape and dtype of `x`; computed in float32, or float64 for float64. Finite
+        values of any size are normalized, also where their variance does not fit the dtype.
 
     Raises:
         ValueError: an array is not real floating point or has the wrong shape, `axis` names no

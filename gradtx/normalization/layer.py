@@ -1,7 +1,6 @@
 """Layer and root-mean-square normalization: every example by itself, over its own features."""
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from gradtx.normalization._arguments import (
@@ -10,10 +9,10 @@ from gradtx.normalization._arguments import (
     as_floating,
     canonical_axes,
     check_epsilon,
-    compute_dtype,
 )
-from gradtx.normalization.affine import affine, divide_by_deviation
-from gradtx.normalization.statistics import centre
+from gradtx.normalization._measure import Over
+from gradtx.normalization._standardize import standardize_over
+from gradtx.normalization.affine import affine
 
 
 def layer_norm(
@@ -38,7 +37,8 @@ def layer_norm(
         unbiased: whether the variance has divisor n - 1 (but never 0) instead of n.
 
     Returns:
-        y, in the shape and dtype of `x`; computed in float32, or float64 for float64.
+        y, in the shape and dtype of `x`; computed in float32, or float64 for float64. Finite
+        values of any size are normalized, also where their squares do not fit the dtype.
 
     Raises:
         ValueError: an array is not real floating point or has the wrong shape, `axis` names no
@@ -48,15 +48,15 @@ def layer_norm(
         Ba, Kiros and Hinton, "Layer Normalization", arXiv:1607.06450, 2016, equation 3.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> print(layer_norm(jnp.array([1.0, 2.0, 3.0]), epsilon=0.0).round(4))
         [-1.2247  0.      1.2247]
     """
     check_epsilon(epsilon)
     array = as_floating("x", x)
     axes = canonical_axes(axis, array.ndim)
-    centred, own = centre(array, axes)
-    standardized = divide_by_deviation(centred, own.variance(unbiased=unbiased), epsilon)
-    return affine(standardized, scale, bias, array, axes)
+    y = standardize_over(array, epsilon, Over(axes, unbiased=unbiased))
+    return affine(y, scale, bias, array, axes)
 
 
 def rms_norm(
@@ -79,7 +79,8 @@ def rms_norm(
         epsilon: added to the mean square.
 
     Returns:
-        y, in the shape and dtype of `x`; computed in float32, or float64 for float64.
+        y, in the shape and dtype of `x`; computed in float32, or float64 for float64. Finite
+        values of any size are normalized, also where their squares do not fit the dtype.
 
     Raises:
         ValueError: an array is not real floating point or has the wrong shape, `axis` names no
@@ -89,12 +90,12 @@ def rms_norm(
         Zhang and Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019, equation 4.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> print(rms_norm(jnp.array([3.0, 4.0, 0.0, 0.0]), epsilon=0.0))
         [1.2 1.6 0.  0. ]
     """
     check_epsilon(epsilon)
     array = as_floating("x", x)
     axes = canonical_axes(axis, array.ndim)
-    values = array.astype(compute_dtype(array.dtype))
-    mean_square = jnp.mean(jnp.square(values), axes, keepdims=True)
-    return affine(divide_by_deviation(values, mean_square, epsilon), scale, bias, array, axes)
+    y = standardize_over(array, epsilon, Over(axes, centred=False))
+    return affine(y, scale, bias, array, axes)

@@ -1,17 +1,12 @@
-"""Mean and sum of squared deviations: centred before squaring, masked, merged, across devices.
+"""Count, mean and sum of squared deviations: masked, merged, across devices."""
 
-The mean of float32 data near 1e4 is itself only known to about 5e-4, and squares of `x - mean`
-would carry that error. The data are therefore centred twice: once on a first mean, which need
-only be near, and once more on the mean of what is left. This is the corrected two-pass
-algorithm, with the correction applied to the deviations instead of to the sum of their squares.
-"""
-
-import math
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from gradtx.normalization._arguments import (
@@ -21,6 +16,8 @@ from gradtx.normalization._arguments import (
     canonical_axes,
     compute_dtype,
 )
+from gradtx.normalization._measure import Measured, Over, measure
+from gradtx.normalization._standardize import mean_and_variance
 
 
 @jax.tree_util.register_dataclass
@@ -31,12 +28,22 @@ class Moments:
     Attributes:
         count: how many values entered, in the dtype and shape of `mean`.
         mean: their mean; 0 where none entered.
-        m2: the sum of (value - mean)^2.
+        m2: the sum of (value - mean)^2; infinite where it is too large for its dtype.
+        var: m2 / count, which may fit where `m2` does not; 0 where none entered. Without it,
+            it is calculated from the other two.
     """
 
     count: jax.Array
     mean: jax.Array
     m2: jax.Array
+    var: Any = None
+
+    def __post_init__(self) -> None:
+        """Completes moments that are given as three numbers, or a tree of three specifications."""
+        if self.var is None:
+            are_numbers = isinstance(self.m2, float | np.ndarray | np.floating | jax.Array)
+            var = self.m2 / jnp.maximum(self.count, 1) if are_numbers else self.m2
+            object.__setattr__(self, "var", var)
 
     def variance(self, *, unbiased: bool = False) -> jax.Array:
         """The variance: m2 / count, or m2 / (count - 1).
@@ -45,14 +52,15 @@ class Moments:
             unbiased: divide by count - 1 instead of count.
 
         Returns:
-            The variance, in the shape of `mean`. The divisor is held at 1 or more, so that the
-            variance of one value (which has no unbiased estimate) and that of none are 0.
+            The variance, in the shape of `mean`; infinite where it is too large for its dtype.
+            The divisor is held at 1 or more, so that the variance of one value (which has no
+            unbiased estimate) and that of none are 0.
 
         Example:
             >>> float(moments(jnp.array([1.0, 2.0, 3.0]), axis=0).variance(unbiased=True))
             1.0
         """
-        return self.m2 / jnp.maximum(self.count - 1 if unbiased else self.count, 1)
+        return self.var * (self.count / jnp.maximum(self.count - 1, 1)) if unbiased else self.var
 
 
 def moments(
@@ -65,6 +73,9 @@ def moments(
     """Count, mean and sum of squared deviations over one axis or several.
 
         n = number of values,  mean = sum x / n,  m2 = sum (x - mean)^2
+
+    Each result is right wherever it fits its dtype, also if intermediate results do not: the mean
+    of all finite values, the variance of values up to 1e19 in float32.
 
     Args:
         x: real floating-point array of any shape.
@@ -94,7 +105,22 @@ def moments(
     array = as_floating("x", x)
     axes = canonical_axes(axis, array.ndim)
     aligned = None if mask is None else aligned_mask(mask, array)
-    return without_axes(centre(array, axes, aligned, axis_name)[1], axes)
+    values = array.astype(compute_dtype(array.dtype))
+    over = Over(axes, axis_name)
+    # Nothing is divided by the deviation here, so that any epsilon will do.
+    measured = measure(values, aligned, jnp.ones((), values.dtype), over)
+    return moments_of(values, aligned, measured, over)
+
+
+def moments_of(
+    values: jax.Array, mask: jax.Array | None, measured: Measured, over: Over
+) -> Moments:
+    """The moments of values that have been measured, without the axes of size 1."""
+    mean, variance = mean_and_variance(values, mask, measured, over)
+    count, mean, variance = (
+        jnp.squeeze(field, over.axes) for field in (measured.count, mean, variance)
+    )
+    return Moments(count, mean, variance * count, variance)
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
@@ -109,7 +135,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 
     Returns:
         The moments of the union. Merging is exact: micro-batches of any sizes, merged in any
-        order, give the statistics of the whole batch up to rounding.
+        order, give the statistics of the whole batch up to rounding, wherever these fit.
 
     Raises:
         ValueError: the two have different shapes.
@@ -130,54 +156,11 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
             f"that of a has {a.mean.shape}"
         )
     count = a.count + b.count
-    share = b.count / jnp.maximum(count, 1)
-    difference = b.mean - a.mean
-    mean = a.mean + difference * share
-    return Moments(count, mean, a.m2 + b.m2 + jnp.square(difference) * a.count * share)
-
-
-def centre(
-    x: jax.Array,
-    axes: tuple[int, ...],
-    mask: jax.Array | None = None,
-    axis_name: Hashable | None = None,
-) -> tuple[jax.Array, Moments]:
-    """`x - mean` and the moments over `axes`, which stay in the moments with size 1.
-
-    This `x - mean` is more accurate than a subtraction of the returned mean: it is what should
-    be normalized. A mask limits what enters the moments, not `x - mean`.
-    """
-    values = x.astype(compute_dtype(x.dtype))
-
-    def total(terms: jax.Array) -> jax.Array:
-        counted = terms if mask is None else jnp.where(mask, terms, 0)
-        local = jnp.sum(counted, axes, keepdims=True)
-        return local if axis_name is None else jax.lax.psum(local, axis_name)
-
-    count = _count(values, axes, mask, axis_name)
-    divisor = jnp.maximum(count, 1)
-    # Any shift leaves mathematics and derivatives as they are, so this one needs no derivative.
-    shift = jax.lax.stop_gradient(total(values) / divisor)
-    deviations = values - shift
-    correction = total(deviations) / divisor
-    centred = deviations - correction
-    return centred, Moments(count, shift + correction, total(jnp.square(centred)))
-
-
-def without_axes(kept: Moments, axes: tuple[int, ...]) -> Moments:
-    """The moments without the axes of size 1 that `centre` leaves in them."""
-    return jax.tree.map(lambda field: jnp.squeeze(field, axes), kept)
-
-
-def _count(
-    x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None, axis_name: Hashable | None
-) -> jax.Array:
-    """How many values enter each sum, found without expanding the mask to the shape of `x`."""
-    if mask is None:
-        local = jnp.asarray(math.prod(x.shape[a] for a in axes), x.dtype)
-    else:
-        repeats = math.prod(x.shape[a] for a in axes if mask.shape[a] == 1)
-        # Integers count exactly where float32 sums of ones would stop at 2^24.
-        local = jnp.sum(mask, axes, keepdims=True, dtype=jnp.int32).astype(x.dtype) * repeats
-    count = local if axis_name is None else jax.lax.psum(local, axis_name)
-    return jnp.broadcast_to(count, [1 if a in axes else n for a, n in enumerate(x.shape)])
+    held = jnp.maximum(count, 1)
+    share_a, share_b = a.count / held, b.count / held
+    # Half of a difference is finite for all finite numbers, and the shares come before the square.
+    half = b.mean / 2 - a.mean / 2
+    mean = a.mean + half * (2 * share_b)
+    between = 4 * (half * share_a) * (half * share_b)
+    variance = a.var * share_a + b.var * share_b + between
+    return Moments(count, mean, variance * count, variance)

@@ -4,14 +4,21 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
-from gradtx.normalization._arguments import Axis, Scalar, as_floating, check_epsilon
+from gradtx.normalization._arguments import (
+    Axis,
+    Scalar,
+    as_floating,
+    check_epsilon,
+    compute_dtype,
+)
+from gradtx.normalization._measure import power_of_two
 from gradtx.normalization.layer import layer_norm
-from gradtx.normalization.statistics import centre
 
 # Accelerators multiply float32 matrices in fewer bits unless they are asked not to.
-_product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+_product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 def standardize(x: ArrayLike, axis: Axis, epsilon: Scalar = 1e-5) -> jax.Array:
@@ -80,10 +87,26 @@ def whiten(x: ArrayLike, epsilon: Scalar = 1e-5) -> jax.Array:
     array = as_floating("x", x)
     if array.ndim != 2:
         raise ValueError(f"x must have shape (samples, features), got shape {array.shape}")
-    centred, _ = centre(array, (0,))
+    dtype = compute_dtype(array.dtype)
+    scaled, added = _in_units(array.astype(dtype), jnp.asarray(epsilon, dtype))
+    centred = _centred(_centred(scaled))  # the second time on what rounding leaves of the mean
     covariance = _product(centred.T, centred) / max(len(array), 1)
-    root = _inverse_square_root(covariance, jnp.asarray(epsilon, covariance.dtype))
-    return _product(centred, root).astype(array.dtype)
+    return _product(centred, _inverse_square_root(covariance, added)).astype(array.dtype)
+
+
+def _in_units(values: jax.Array, epsilon: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Values and epsilon by a power of two that keeps cubes of deviations ordinary numbers.
+
+    An epsilon far below what rounding leaves of vanishing eigenvalues is raised for that as well.
+    """
+    largest = jnp.max(jnp.abs(values), initial=0)
+    scale = 1 / power_of_two(lax.stop_gradient(jnp.maximum(largest, jnp.sqrt(epsilon))))
+    least = 2.0 ** -(jnp.finfo(values.dtype).maxexp * 5 // 8)
+    return values * scale, jnp.maximum(epsilon * scale * scale, least)
+
+
+def _centred(values: jax.Array) -> jax.Array:
+    return values - jnp.sum(values, 0, keepdims=True) / max(len(values), 1)
 
 
 @jax.custom_jvp

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from gradtx.normalization import (
     batch_norm,
@@ -138,3 +139,16 @@ def test_an_epsilon_may_be_traced():
     gradient = jax.jit(jax.grad(lambda e: jnp.sum(jnp.square(layer_norm(x, epsilon=e)))))(0.5)
     var = np.var(np.asarray(x, np.float64), -1)
     np.testing.assert_allclose(gradient, np.sum(-4 * var / (var + 0.5) ** 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("spec", [P("rows"), P("rows", None, "features")], ids=str)
+@pytest.mark.parametrize("name", ["layer", "rms", "instance"])
+def test_explicit_layouts_are_kept(name, spec):
+    kinds = (jax.sharding.AxisType.Explicit,) * 2
+    mesh = jax.make_mesh((2, 4), ("rows", "features"), axis_types=kinds)
+    x = example()
+    with jax.set_mesh(mesh):
+        laid_out = jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+        y = jax.jit(EVERY[name])(laid_out)
+        assert jax.typeof(y).sharding.spec == jax.typeof(laid_out).sharding.spec
+    np.testing.assert_allclose(y, EVERY[name](x), rtol=1e-6, atol=1e-6)

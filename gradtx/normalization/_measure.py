@@ -1,0 +1,201 @@
+"""What is measured of data before they are normalized, for values of any size.
+
+The squares of float32 numbers beyond 1e19 overflow and those of numbers below 1e-19 vanish,
+although what they are squared for, a number divided by a deviation, is ordinary. Data of such
+sizes are therefore measured in a unit: a power of two near the largest of them, by which nothing
+is rounded.
+
+The mean of float32 data near 1e4 is itself only known to about 5e-4, and squares of `x - mean`
+would carry that error. The data are therefore centred twice: once on a first mean, which need
+only be near, and once more on the mean of what is left. This is the corrected two-pass
+algorithm, with the correction applied to the deviations instead of to the sum of their squares.
+"""
+
+import functools
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+@dataclass(frozen=True)
+class Over:
+    """Which values belong together, and how their variance is defined.
+
+    Attributes:
+        axes: the axes that sums run over; they stay in every result, with size 1.
+        axis_name: mapped axes that sums run over as well, or None.
+        centred: whether deviations are from the mean (True) or from zero.
+        unbiased: whether the divisor of the variance is count - 1 instead of count.
+    """
+
+    axes: tuple[int, ...]
+    axis_name: Hashable | None = None
+    centred: bool = True
+    unbiased: bool = False
+
+    def total(self, terms: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """The sum of all terms that the mask lets in."""
+        counted = terms if mask is None else jnp.where(mask, terms, 0)
+        local = jnp.sum(counted, self.axes, keepdims=True)
+        return local if self.axis_name is None else lax.psum(local, self.axis_name)
+
+    def largest(self, values: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """The largest absolute value that the mask lets in; 0 if there is none."""
+        sizes = jnp.abs(values if mask is None else jnp.where(mask, values, 0))
+        local = jnp.max(sizes, self.axes, keepdims=True, initial=0)
+        return local if self.axis_name is None else lax.pmax(local, self.axis_name)
+
+    def count(self, like: jax.Array, values: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """How many values enter each sum, laid out `like` one, without expanding the mask."""
+        if mask is None:
+            local = jnp.full_like(like, math.prod(values.shape[a] for a in self.axes))
+        else:
+            repeats = math.prod(values.shape[a] for a in self.axes if mask.shape[a] == 1)
+            # Integers count exactly where float32 sums of ones would stop at 2^24.
+            counted = jnp.sum(mask, self.axes, keepdims=True, dtype=jnp.int32)
+            local = jnp.zeros_like(like) + counted.astype(like.dtype) * repeats
+        return local if self.axis_name is None else lax.psum(local, self.axis_name)
+
+    def mean(self, terms: jax.Array, mask: jax.Array | None, count: jax.Array) -> jax.Array:
+        """The mean of all terms that the mask lets in, with their count known."""
+        return self.total(terms, mask) / jnp.maximum(count, 1)
+
+    def divisor(self, count: jax.Array) -> jax.Array:
+        """What a sum of squared deviations is divided by; never 0."""
+        return jnp.maximum(count - 1 if self.unbiased else count, 1)
+
+
+class Measured(NamedTuple):
+    """Statistics, and what standardizes values: `((values * own - shift) - correction) * factor`.
+
+    Attributes:
+        count: how many values entered.
+        unit: a power of two near the largest value; 1 where squares are ordinary.
+        squares: the sum of squared deviations of the values by `unit`.
+        own: 1 where variance + epsilon fits without the unit, because only then does epsilon
+            keep its bits; elsewhere 1 / `unit`.
+        shift: the mean of the values times `own`, as well as one number can hold it.
+        correction: what that mean is more.
+        inverse: 1 / sqrt(variance + epsilon) of the values times `own`.
+        factor: the same; 0 where all values are equal and `deviations` are rounding.
+    """
+
+    count: jax.Array
+    unit: jax.Array
+    squares: jax.Array
+    own: jax.Array
+    shift: jax.Array
+    correction: jax.Array
+    inverse: jax.Array
+    factor: jax.Array
+
+    def deviations(self, values: jax.Array, over: Over) -> jax.Array:
+        """What is multiplied by `factor`: more accurate than a subtraction of the mean."""
+        scaled = values * self.own
+        return (scaled - self.shift) - self.correction if over.centred else scaled
+
+
+def measure(values: jax.Array, mask: jax.Array | None, epsilon: jax.Array, over: Over) -> Measured:
+    """Measures values of at least 32 bits. Derivatives stop here; `_standardize` has them."""
+    return _measure(lax.stop_gradient(values), mask, lax.stop_gradient(epsilon), over)
+
+
+@functools.partial(jax.jit, static_argnames="over")
+def _measure(values: jax.Array, mask: jax.Array | None, epsilon: jax.Array, over: Over) -> Measured:
+    """A CPU measures without a unit first, and for ordinary data that is all.
+
+    An accelerator would have to wait for the answer whether they are ordinary, and it finds the
+    largest value on the way through memory that it takes anyway: it always uses a unit.
+    """
+
+    def always() -> Measured:
+        unit = power_of_two(over.largest(values, mask))
+        return _by_unit(_sums(values * (1 / unit), mask, over), unit, epsilon, over)
+
+    def as_needed() -> Measured:
+        count, shift, correction, squares = sums = _sums(values, mask, over)
+        inverse = lax.rsqrt(squares / over.divisor(count) + epsilon)
+        one = jnp.ones_like(count)
+        plain = Measured(count, one, squares, one, shift, correction, inverse, inverse)
+        return lax.cond(_anywhere(jnp.any(_needs_unit(sums, epsilon))), always, lambda: plain)
+
+    return lax.platform_dependent(cpu=as_needed, default=always)
+
+
+def _sums(values: jax.Array, mask: jax.Array | None, over: Over) -> tuple[jax.Array, ...]:
+    """Count, shift, correction and squares: what `Measured` has of values in their own unit."""
+    if not over.centred:
+        squares = over.total(jnp.square(values), mask)
+        zero = jnp.zeros_like(squares)
+        return over.count(squares, values, mask), zero, zero, squares
+    first = over.total(values, mask)
+    count = over.count(first, values, mask)
+    shift = first / jnp.maximum(count, 1)
+    deviations = values - shift
+    correction = over.mean(deviations, mask, count)
+    return count, shift, correction, over.total(jnp.square(deviations - correction), mask)
+
+
+def _by_unit(
+    sums: tuple[jax.Array, ...], unit: jax.Array, epsilon: jax.Array, over: Over
+) -> Measured:
+    count, shift, correction, squares = sums
+    are_equal = _are_equal(shift, squares)
+    squares = jnp.where(are_equal, 0, squares)
+    variance = squares / over.divisor(count)
+    # Products, because XLA makes one division of two, by a square that may not fit.
+    original = variance * unit * unit + epsilon
+    fits = (original > _least(unit)) & (original < 1 / _least(unit))
+    back, own = jnp.where(fits, unit, 1), jnp.where(fits, 1, 1 / unit)
+    inverse = lax.rsqrt(variance * back * back + epsilon * own * own)
+    factor = jnp.where(are_equal, 0, inverse)
+    return Measured(count, unit, squares, own, shift * back, correction * back, inverse, factor)
+
+
+def _needs_unit(sums: tuple[jax.Array, ...], epsilon: jax.Array) -> jax.Array:
+    """Whether squares overflowed, or lost to underflow or to rounding what counts.
+
+    If all of them underflowed, the variance is none that fits, and 0 will do unless it is divided
+    by.
+    """
+    count, shift, _, squares = sums
+    variance = squares / jnp.maximum(count, 1)
+    is_large_enough = (variance > _least(count)) & ~_are_equal(shift, squares)
+    is_harmless = (squares == 0) & (epsilon > _least(count))
+    ordinary = 2.0 ** (jnp.finfo(count.dtype).maxexp * 9 // 16)
+    return ~((is_large_enough | is_harmless) & (variance < ordinary))
+
+
+def _are_equal(shift: jax.Array, squares: jax.Array) -> jax.Array:
+    """Whether deviations are smaller than those of two numbers that differ: all are rounding."""
+    return squares < jnp.square(shift * (jnp.finfo(shift.dtype).eps / 16))
+
+
+def _least(like: jax.Array) -> float:
+    """A variance that sums of squares are accurate down to."""
+    return 2.0 ** -(jnp.finfo(like.dtype).maxexp * 25 // 32)
+
+
+def power_of_two(largest: jax.Array) -> jax.Array:
+    """A power of two next to the largest value, or to those that an inverse or a sum fits of."""
+    info = jnp.finfo(largest.dtype)
+    held = jnp.clip(largest, _least(largest), 2.0 ** (info.maxexp - 2))
+    return lax.reduce_precision(held, exponent_bits=info.nexp, mantissa_bits=0)
+
+
+@jax.custom_batching.custom_vmap
+def _anywhere(flag: jax.Array) -> jax.Array:
+    """The flag, and under `vmap` whether any element has it: a condition that stays one."""
+    return flag
+
+
+@_anywhere.def_vmap
+def _anywhere_in_a_batch(
+    _size: int, _is_batched: list[bool], flags: jax.Array
+) -> tuple[jax.Array, bool]:
+    return _anywhere(jnp.any(flags, 0)), False

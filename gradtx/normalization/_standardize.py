@@ -1,0 +1,91 @@
+"""Functions of data and of what was measured of them, with their derivatives.
+
+What was measured is a function of the data, and the rules here know how it changes with them.
+They are written in the standardized values, which are of order one however large the data are,
+so that no derivative overflows on the way to a result that fits. All of them are exact, and
+functions that can be differentiated themselves, at any order.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from gradtx.normalization._arguments import Scalar, compute_dtype
+from gradtx.normalization._measure import Measured, Over, measure
+
+
+def standardize_over(x: jax.Array, epsilon: Scalar, over: Over) -> jax.Array:
+    """`(x - mean) / sqrt(variance + epsilon)`, in the dtype that is computed in."""
+    values = x.astype(compute_dtype(x.dtype))
+    added = jnp.asarray(epsilon, values.dtype)
+    measured = measure(values, None, added, over)
+    return standardized(values, added, None, measured, over)[0]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def standardized(
+    values: jax.Array,
+    epsilon: jax.Array,
+    mask: jax.Array | None,
+    measured: Measured,
+    over: Over,
+) -> tuple[jax.Array, jax.Array]:
+    """`(values - mean) / sqrt(variance + epsilon)`, and `measured.inverse` as it changes with x."""
+    del epsilon, mask
+    return measured.deviations(values, over) * measured.factor, measured.inverse
+
+
+@standardized.defjvp
+def _standardized_jvp(over: Over, primals: tuple, tangents: tuple) -> tuple:
+    """The changes of the two results, y and r.
+
+    With u for `measured.own`, a constant, and because the mean of y is 0 whatever x is:
+
+        t = u r dx,  s = sum(y t) / divisor + (u r)^2 depsilon / 2
+        dr = -r s,  dy = t - mean(t) - y s
+    """
+    values, epsilon, mask, measured = primals
+    change, epsilon_change = tangents[:2]
+    own = measured.own
+    y, inverse = standardized(values, epsilon, mask, measured, over)
+    fourfold = 4 * own * inverse  # the inverse of a deviation may not fit, this does
+    moved = change / 4 * fourfold
+    # About zero, y is a product of the values, which XLA calculates again instead of keeping it
+    # if it is written in two ways.
+    again = y if over.centred else values / 4 * fourfold
+    half_of_epsilon = epsilon_change / 32 * fourfold * fourfold
+    shrinkage = -(over.total(again * moved, mask) / over.divisor(measured.count) + half_of_epsilon)
+    if over.centred:
+        y_change = moved - over.mean(moved, mask, measured.count) + y * shrinkage
+    else:
+        y_change = moved + values * own * (inverse * shrinkage)
+    return (y, inverse), (y_change, inverse * shrinkage)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def mean_and_variance(
+    values: jax.Array, mask: jax.Array | None, measured: Measured, over: Over
+) -> tuple[jax.Array, jax.Array]:
+    """The mean and the variance (of divisor count) without a unit, infinite where it is too large.
+
+    The variance may fit where the sum of squares does not.
+    """
+    del values, mask, over
+    mean = (measured.shift + measured.correction) / measured.own
+    variance = measured.squares / jnp.maximum(measured.count, 1)
+    return mean, variance * measured.unit * measured.unit
+
+
+@mean_and_variance.defjvp
+def _mean_and_variance_jvp(over: Over, primals: tuple, tangents: tuple) -> tuple:
+    """The change is centred too: what rounding leaves of the mean in `x - mean` is lost there.
+
+    Half of `x - mean` is finite for all finite x.
+    """
+    values, mask, measured = primals
+    change = tangents[0]
+    mean, variance = mean_and_variance(values, mask, measured, over)
+    mean_change = over.mean(change, mask, measured.count)
+    products = (values / 2 - mean / 2) * (4 * (change - mean_change))
+    return (mean, variance), (mean_change, over.mean(products, mask, measured.count))
