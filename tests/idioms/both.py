@@ -33,11 +33,16 @@ def gradients(params, number=0):
     return jax.tree.map(gradient, params)
 
 
-def train(tx, params=PARAMS, state=None, steps=3, first=0):
-    """The parameters and the state after some steps of an ordinary loop."""
+def train(tx, params=PARAMS, state=None, steps=3, first=0, compiled=False):
+    """The parameters and the state after some steps of an ordinary loop.
+
+    Each call of a condition outside of a compiled function compiles it once more, so that a loop
+    of several steps with one is quicker if the whole update is `compiled`.
+    """
     state = tx.init(params) if state is None else state
+    update = jax.jit(tx.update) if compiled else tx.update
     for number in range(first, first + steps):
-        updates, state = tx.update(gradients(params, number), state, params)
+        updates, state = update(gradients(params, number), state, params)
         params = optax.apply_updates(params, updates)
     return params, state
 

@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .both import PARAMS, both, gradients, train
+from . import both as idioms
+from .both import PARAMS, both, gradients
+
+train = functools.partial(idioms.train, compiled=True)
 
 
 @both
