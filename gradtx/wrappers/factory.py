@@ -11,6 +11,7 @@ from inspect import BoundArguments, Parameter
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from optax.schedules import StatefulSchedule
@@ -70,8 +71,12 @@ class Factory:
         if isinstance(value, bool | type) or not (is_number or callable(value)):
             return False
         members = _members(self._annotations.get(name, Parameter.empty))
-        if self.is_ours or optax.Schedule in members:
-            return optax.Schedule in members
+        if optax.Schedule in members:
+            return True
+        if self.is_ours:
+            # What may be an array, but is a count, is not one.
+            is_inexact = is_number and jnp.issubdtype(jnp.result_type(value), jnp.inexact)
+            return is_inexact and {jax.Array, float} <= {*members}
         return is_number or _is_schedule(value, members)
 
 

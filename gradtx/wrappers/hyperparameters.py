@@ -62,8 +62,9 @@ def inject_hyperparams(
 
     What counts as a hyperparameter:
 
-    - of a factory of gradtx, each argument that its annotation declares a `ScalarOrSchedule`; if
-      optax has the factory without that argument, only where it is given;
+    - of a factory of gradtx, each argument that its annotation declares a `ScalarOrSchedule`, or
+      an `ArrayLike` if its value is not an integer; if optax has the factory without that argument,
+      only where it is given;
     - of any other, as in optax, each argument whose value is a number, an array or a schedule. A
       function is a schedule, unless its annotation declares a function to a boolean or to
       anything, as those of masks do; a class, a `gradtx.select` and a tree of arrays or booleans
