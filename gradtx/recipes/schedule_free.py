@@ -8,7 +8,6 @@ from gradtx.compose.sequence import chain
 from gradtx.kernel import COUNT, DECAY, check, check_hyperparameter
 from gradtx.kernels.adaptive import scale_by_rms
 from gradtx.kernels.scale import scale_by_learning_rate, weight_decay_of
-from gradtx.messages import shown
 from gradtx.recipes.descent import sgd
 from gradtx.schedules import warmup_constant_schedule
 from gradtx.wrappers.schedule_free import schedule_free
@@ -33,7 +32,7 @@ def schedule_free_sgd(
     `schedule_free` for c.
 
     Args:
-        learning_rate: the step size after the warmup, >= 0; without warmup it may be a schedule.
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
         warmup_steps: n, in how many steps it grows, >= 1; in step t it is the share (t - 1) / n of
             its full value, 0 in the first; None: no warmup.
         b1: the share of x in y, in (0, 1].
@@ -91,7 +90,7 @@ def schedule_free_adamw(
     `schedule_free` for c.
 
     Args:
-        learning_rate: the step size after the warmup, >= 0; without warmup it may be a schedule.
+        learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
         warmup_steps: n, in how many steps it grows, >= 1; in step t it is the share (t - 1) / n of
             its full value, 0 in the first; None: no warmup.
         b1: the share of x in y, in (0, 1].
@@ -140,9 +139,7 @@ def _warmed_up(
     if warmup_steps is None:
         return learning_rate
     length = check(owner, "warmup_steps", warmup_steps, COUNT)
-    if callable(learning_rate):
-        raise ValueError(
-            f"{owner}: learning_rate must be a number where there are warmup_steps, got "
-            f"{shown(learning_rate)}"
-        )
-    return warmup_constant_schedule(0.0, learning_rate, length)
+    if not callable(learning_rate):
+        return warmup_constant_schedule(0.0, learning_rate, length)
+    share = warmup_constant_schedule(0.0, 1.0, length)
+    return lambda count: share(count) * learning_rate(count)
