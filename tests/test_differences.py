@@ -30,7 +30,10 @@ WAYS = {
     for name, ways in family.WAYS.items()
 }
 # Of optax, which calls them itself.
-pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning"),
+    pytest.mark.usefixtures("quick_compilation"),
+]
 # Each of them is asked by a test of its own.
 GENERAL = tuple(row for row in DIFFERENCES if not row.names)
 EXPECTED = defaultdict(set)
@@ -50,6 +53,10 @@ def test_all_that_both_libraries_have_is_asked():
     own = {name for name in shared if getattr(gradtx, name) is not peer_of(name)}
     assert own == {*WAYS, *CALLS, *ASKED_ELSEWHERE}
     assert all(len(WAYS[name]) >= min(3, 1 + len(arguments_of(name))) for name in WAYS)
+    assert gradtx.tree is optax.tree
+    for name in set(vars(gradtx.schedules)) & set(vars(optax.schedules)) - {*WAYS}:
+        if not name.startswith("_"):
+            assert getattr(gradtx.schedules, name) is getattr(optax.schedules, name)
     initializers = {
         name
         for name in vars(jax.nn.initializers)
