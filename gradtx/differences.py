@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 Kind: TypeAlias = Literal["result", "state", "layout", "extremes", "fails", "refuses"]
 
 # What gradtx promises, and keeps where no paper says anything.
-HALF = "arithmetic and state below 32 bits are float32"
+PRECISE = "state and arithmetic have the precision of the parameters, at least float32"
 REAL = "what is a real number by its equation is stored as one"
 SIZES = "numbers of every size count alike, and zero gives no NaN"
 SIGNS = "a loss may be negative"
@@ -23,7 +23,7 @@ SCHEDULES = "every schedule counts from 0"
 DEVIATION = "an initializer has the deviation that is asked for"
 EARLY = "what would be read wrongly is refused, when the transformation is built if possible"
 PROMISES = (
-    HALF,
+    PRECISE,
     REAL,
     SIZES,
     SIGNS,
@@ -170,7 +170,7 @@ DIFFERENCES = (
         "bfloat16 and float16 parameters have a float32 state, also of hyperparameters; "
         "initializers draw in float32 and round",
         "state and arithmetic are in the parameters' dtype, in which b2 = 0.999 is 1",
-        HALF,
+        PRECISE,
     ),
     Difference(
         (),
@@ -186,6 +186,13 @@ DIFFERENCES = (
         "names them",
         "computes something, or fails later",
         EARLY,
+    ),
+    Difference(
+        ("MultiSteps",),
+        ("result", "state", "layout"),
+        "accumulates complex and float64 gradients as they are",
+        "accumulates them in float32, and drops imaginary parts",
+        PRECISE,
     ),
     Difference(
         ("ademamix", "scale_by_ademamix"),

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import gradtx
-from gradtx.differences import DIFFERENCES, EARLY, HALF, PROMISES, REAL, table
+from gradtx.differences import DIFFERENCES, EARLY, PRECISE, PROMISES, REAL, table
 
 from .test_parity import peer_of
 from .ways import adam, descent, pieces, step_size_free, wrappers
@@ -134,7 +134,7 @@ COMPLEX = jnp.array([[1.0 + 1j, -2.0]])
 
 
 def test_half_precision():
-    assert general(HALF).kinds == ("result", "layout")
+    assert general(PRECISE).kinds == ("result", "layout")
     for lib, dtype in ((gradtx, jnp.float32), (optax, jnp.bfloat16)):
         state = lib.inject_hyperparams(lib.adam)(0.1).init(W.astype(jnp.bfloat16))
         assert state.inner_state[0].mu.dtype == state.hyperparams["b2"].dtype == dtype

@@ -1,6 +1,7 @@
 """The same steps with gradtx and with optax, and in what they differ."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -145,16 +146,22 @@ def extremes(name: str, way: Any, scale: float) -> set[str]:
 def _drawn(name: str, way: Any) -> tuple[Any, list[Any]]:
     on = way if isinstance(way, On) else On(SHAPES, way)
     params, gradients = draw(name, on.shapes)
-    scaled = zip(gradients, on.scales, strict=True)
-    return params, [jax.tree.map(lambda g, s=scale: s * g, tree) for tree, scale in scaled]
+    scaled = [
+        jax.tree.map(lambda g, s=scale: s * g, tree)
+        for tree, scale in zip(gradients, on.scales, strict=True)
+    ]
+    unit = jnp.asarray(1 + 0.5j if jnp.issubdtype(on.dtype, jnp.complexfloating) else 1, on.dtype)
+    return jax.tree.map(lambda x: x.astype(on.dtype) * unit, (params, scaled))
 
 
 def _differences(name: str, way: Any, params: Any, gradients: list[Any]) -> set[str]:
     way = way.way if isinstance(way, On) else way
     # Operation by operation: what both libraries call is compiled once for both.
-    with lenient(), jax.disable_jit():
+    with lenient(), jax.disable_jit(), warnings.catch_warnings():
         paths, errors = [], []
         for lib in (gradtx, OPTAX):
+            if lib is OPTAX:
+                warnings.simplefilter("ignore")
             try:
                 paths.append(run(make(lib, name, way), name, params, gradients))
             except Exception as error:
@@ -206,4 +213,4 @@ def _close(x: np.ndarray, y: np.ndarray, size: float) -> bool:
 def _numbers(x: Any) -> np.ndarray:
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
-    return np.asarray(x).astype(np.float64)
+    return np.asarray(x, np.complex128 if jnp.iscomplexobj(x) else np.float64)

@@ -11,17 +11,19 @@ MATRICES = {"matrix": (3, 2), "wide": (2, 5)}
 
 
 class On(NamedTuple):
-    """A way that needs parameters of other shapes, or gradients of other sizes.
+    """A way that needs other parameters than the others, or gradients of other sizes.
 
     Attributes:
         shapes: those of the parameters.
         way: the arguments.
         scales: the factors of the gradients, one for each step.
+        dtype: that of the parameters and the gradients.
     """
 
     shapes: dict[str, Any]
     way: Any
     scales: tuple[float, ...] = (1.0,) * 5
+    dtype: Any = jnp.float32
 
 
 class Stored(NamedTuple):

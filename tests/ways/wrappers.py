@@ -3,7 +3,18 @@
 import jax.numpy as jnp
 import optax
 
-from .way import FALLING, RATE, Stored, falling, labels_of, matrices_of, mean_size, rising
+from .way import (
+    FALLING,
+    RATE,
+    SHAPES,
+    On,
+    Stored,
+    falling,
+    labels_of,
+    matrices_of,
+    mean_size,
+    rising,
+)
 
 WAYS = {
     "apply_if_finite": [
@@ -95,6 +106,11 @@ WAYS = {
                 "every_k_schedule": 2,
                 "accumulator_dtype": jnp.bfloat16,
             }
+        ),
+        On(
+            SHAPES,
+            lambda lib: {"opt": lib.sgd(0.1), "every_k_schedule": 2},
+            dtype=jnp.complex64,
         ),
     ],
     "named_chain": [
