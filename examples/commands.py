@@ -105,7 +105,13 @@ def folder(text: str) -> Path:
 
 
 def announce_overwriting(paths: Iterable[Path]) -> None:
-    """Say before the work begins which files that exist it will replace."""
+    """Say before the work begins which files it will replace, or that it cannot write them."""
+    paths = list(paths)
+    for path in paths:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SystemExit(f"Cannot write {path}: {error.strerror}") from error
     existing = [str(path) for path in paths if path.exists()]
     if existing:
         more = f" and {len(existing) - 3} more" if len(existing) > 3 else ""

@@ -42,7 +42,7 @@ def check_leaf(
             raise ValueError(
                 f"{kernel.name}: the state has no {slot.name} at "
                 f"'{trees.paths(updates)[index]}', where updates has shape {shape}; was init "
-                "called with these parameters?"
+                "called with these parameters, and are they inexact numbers?"
             )
         expected = slot.shape_for(shape, options)
         what = f"the state's {slot.name}"

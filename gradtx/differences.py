@@ -20,7 +20,6 @@ TREES = "what works on one array works on every tree"
 MASKS = "a mask may be a function, wherever there is one"
 STACKED = "layers that are stacked for a scan take the steps that each would take alone"
 SCHEDULES = "every schedule counts from 0"
-DEVIATION = "an initializer has the deviation that is asked for"
 EARLY = "what would be read wrongly is refused, when the transformation is built if possible"
 PROMISES = (
     PRECISE,
@@ -34,7 +33,6 @@ PROMISES = (
     MASKS,
     STACKED,
     SCHEDULES,
-    DEVIATION,
     EARLY,
 )
 
@@ -247,7 +245,7 @@ DIFFERENCES = (
     Difference(
         ("dog",),
         ("result", "state"),
-        "takes the first step's rate until the parameters have moved",
+        "with a learning rate for `init_step`, takes that until the parameters have moved",
         "in the first step alone, and stands still forever if its gradient is zero",
         SIZES,
     ),
@@ -255,7 +253,7 @@ DIFFERENCES = (
         ("reduce_on_plateau",),
         ("result", "state"),
         "measures the relative margin by the size of the best loss",
-        "by its signed value, so that a negative loss never gets better",
+        "by its signed value, so that a negative loss always counts as better",
         SIGNS,
     ),
     Difference(
@@ -320,13 +318,6 @@ DIFFERENCES = (
         "`freeze_mask` may be a function",
         "a function freezes everything",
         MASKS,
-    ),
-    Difference(
-        ("initializers.truncated_normal",),
-        ("result",),
-        "its deviation is `stddev`",
-        "its deviation is that of a normal number of deviation `stddev` between the bounds",
-        DEVIATION,
     ),
     Difference(
         ("muon",),

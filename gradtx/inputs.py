@@ -144,6 +144,8 @@ def check_state(owner: str, state: Any, fields: Sequence[str]) -> None:
     """
     if has_fields(state, fields):
         return
+    if state is None:
+        raise ValueError(f"{owner}: needs a state, got None; make one with init(params)")
     raise ValueError(
         f"{owner}: expected a state with the fields {tuple(fields)}, got {describe_state(state)}; "
         "was it made by the init of this transformation? A state that was restored without its "

@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from gradtx.kernel import PerLeaf
 from gradtx.messages import listed, shown
 from gradtx.roles import layer_shapes
-from gradtx.trees import describe_difference, flatten, path_name
+from gradtx.trees import describe_difference, flatten, path_name, paths
 
 Specification: TypeAlias = Any
 Mask: TypeAlias = Any
@@ -238,12 +239,15 @@ def mask_for(owner: str, mask: Mask, tree: Any, argument: str = "mask") -> Any:
             f"{owner}: {argument} must not be a string; did you mean select({shown(mask)})?"
         )
     flags = mask(tree) if is_function_of_tree(mask) else mask
-    wrong = [flag for flag in jax.tree.leaves(flags) if not _is_boolean(flag)]
-    if wrong:
-        raise ValueError(
-            f"{owner}: {argument} must have single booleans for leaves, got {shown(wrong[0])}"
-        )
-    return fitted(owner, argument, jax.tree.map(bool, flags), tree)
+    for path, flag in jax.tree_util.tree_flatten_with_path(flags)[0]:
+        if not _is_boolean(flag):
+            place = f" at '{path_name(path)}'" if path else ""
+            is_traced = isinstance(flag, Tracer)
+            found = "a traced value; make the mask outside of jit" if is_traced else shown(flag)
+            raise ValueError(
+                f"{owner}: {argument} must have single booleans for leaves, got {found}{place}"
+            )
+    return fitted(owner, argument, jax.tree.map(_as_boolean, flags), tree)
 
 
 def fitted(owner: str, argument: str, chosen: Any, tree: Any) -> Any:
@@ -274,6 +278,16 @@ def fitted(owner: str, argument: str, chosen: Any, tree: Any) -> Any:
                 pairs = list(zip(leaves, parts, strict=True))
                 if jax.tree_util.all_leaves([p for leaf, p in pairs if leaf is not None]):
                     return treedef.unflatten(None if leaf is None else p for leaf, p in pairs)
+        holes = [
+            path
+            for path, flag in zip(paths(chosen), flatten(chosen)[0], strict=True)
+            if flag is None
+        ]
+        for hole in holes:
+            if any(path == hole or path.startswith(f"{hole}/") for path in _plain_paths(tree)):
+                raise ValueError(
+                    f"{owner}: {argument} has None at '{hole}', where the tree has leaves"
+                ) from mismatch
         difference = describe_difference("the tree", tree, argument, chosen, subtrees=True)
         raise ValueError(f"{owner}: {difference}") from mismatch
 
@@ -303,8 +317,14 @@ def _is_boolean(flag: Any) -> bool:
     """Whether a leaf says yes or no: a boolean, or the number 0 or 1."""
     if isinstance(flag, bool):
         return True
-    is_number = isinstance(flag, int | float) or hasattr(flag, "dtype")
-    return is_number and np.ndim(flag) == 0 and bool(flag == 0 or flag == 1)
+    if isinstance(flag, Tracer) or not (isinstance(flag, int | float) or hasattr(flag, "dtype")):
+        return False
+    return np.ndim(flag) == 0 and _as_boolean(flag) == np.asarray(flag)
+
+
+def _as_boolean(flag: Any) -> bool:
+    # In NumPy, because under jit whatever jnp does with an array is traced.
+    return bool(np.asarray(flag))
 
 
 def _matching(pattern: re.Pattern[str], tree: Any) -> Any:

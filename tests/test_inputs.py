@@ -432,3 +432,38 @@ def test_a_prefix_makes_the_states_that_it_makes_in_optax(mask):
             expected = theirs.update(params, theirs.init(params), params)
         # optax's 1 - 0.999^t loses three digits.
         assert_trees_equal(found, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("kind", [jnp.asarray, np.asarray, bool], ids=["jax", "numpy", "python"])
+def test_a_mask_of_concrete_arrays_works_under_jit(kind):
+    mask = {"w": kind(1), "b": kind(0)}
+    for make in (
+        lambda lib: lib.masked(lib.scale(-2.0), mask),
+        lambda lib: lib.adamw(0.5, weight_decay=0.5, mask=mask),
+        lambda lib: lib.selective_transform(lib.sgd(0.5), freeze_mask=mask),
+    ):
+        tx = make(gradtx)
+        updates, _ = jax.jit(tx.update)(GRADS, tx.init(PARAMS), PARAMS)
+        with jax.numpy_dtype_promotion("standard"):
+            theirs = make(optax)
+            expected, _ = theirs.update(GRADS, theirs.init(PARAMS), PARAMS)
+        assert_trees_equal(updates, expected, rtol=2e-5)
+
+
+def test_what_a_mask_lacks_is_named():
+    with pytest.raises(ValueError, match="masked: mask has None at 'b', where the tree has leaves"):
+        gradtx.masked(gradtx.scale(1.0), {"w": True, "b": None}).init(PARAMS)
+    with pytest.raises(ValueError, match=r"single booleans for leaves, got .*bool\[2\] at 'b'"):
+        gradtx.masked(gradtx.scale(1.0), {"w": True, "b": np.ones(2, bool)}).init(PARAMS)
+
+    def traced(flag):
+        return gradtx.masked(gradtx.scale(1.0), {"w": flag, "b": True}).init(PARAMS)
+
+    with pytest.raises(ValueError, match="got a traced value; make the mask outside of jit at 'w'"):
+        jax.jit(traced)(jnp.array(True))
+
+
+def test_a_missing_state_is_asked_for():
+    for tx in (gradtx.adam(0.1), gradtx.scale_by_adam(), gradtx.muon(0.1)):
+        with pytest.raises(ValueError, match="needs a state, got None; make one with init"):
+            tx.update(GRADS, None, PARAMS)

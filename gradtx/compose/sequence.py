@@ -92,6 +92,8 @@ def chain(*args: Transformation) -> ExtraArgs:
         return tuple(tx.init(params) for tx in transformations)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        if state is None:
+            raise ValueError("chain: needs a state, got None; make one with init(params)")
         if not isinstance(state, tuple | list) or len(state) != len(transformations):
             raise ValueError(
                 f"chain: expected the states of {len(transformations)} transformations, got "

@@ -88,7 +88,7 @@ def make_train_step(
 
     Raises:
         ValueError: if `loss_fn` is not callable, `tx` is not a gradient transformation, or
-            `learning_rate` is neither a number >= 0 nor a schedule; in the step, if the loss is no
+            `learning_rate` is neither a number nor a schedule; in the step, if the loss is no
             real scalar or does not return what the flags announce, if `aux` uses the name of
             another metric, if the model state changes its structure, shapes or dtypes, if the
             state lacks the key or the model state that the flags announce, or if `tx` holds steps
