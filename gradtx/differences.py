@@ -20,6 +20,7 @@ TREES = "what works on one array works on every tree"
 MASKS = "a mask may be a function, wherever there is one"
 STACKED = "layers that are stacked for a scan take the steps that each would take alone"
 SCHEDULES = "every schedule counts from 0"
+DEVIATION = "an initializer has the deviation that is asked for"
 EARLY = "what would be read wrongly is refused, when the transformation is built if possible"
 PROMISES = (
     PRECISE,
@@ -33,6 +34,7 @@ PROMISES = (
     MASKS,
     STACKED,
     SCHEDULES,
+    DEVIATION,
     EARLY,
 )
 
@@ -318,6 +320,20 @@ DIFFERENCES = (
         "`freeze_mask` may be a function",
         "a function freezes everything",
         MASKS,
+    ),
+    Difference(
+        (
+            "initializers.glorot_normal",
+            "initializers.he_normal",
+            "initializers.kaiming_normal",
+            "initializers.lecun_normal",
+            "initializers.variance_scaling",
+            "initializers.xavier_normal",
+        ),
+        ("result",),
+        "complex truncated numbers have the variance that is asked for",
+        "they have 1.019 times that variance",
+        DEVIATION,
     ),
     Difference(
         ("muon",),

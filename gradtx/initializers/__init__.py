@@ -1,8 +1,10 @@
 """Initializers: the numbers that training starts from.
 
 Every initializer is a function `init(key, shape, dtype, out_sharding)` with the signature of
-`jax.nn.initializers`, whose names, arguments and defaults it shares. Variances are exactly the ones
-asked for, truncated distributions included, in every dtype.
+`jax.nn.initializers`, whose names, arguments and defaults it shares: the same call gives the same
+numbers. `variance_scaling` has exactly the variance that is asked for, truncated or not, and
+`truncated_normal` has with `exact_stddev=True`. Dtypes below 32 bits are drawn in float32 and
+rounded once, and never to a bound that a distribution does not reach.
 
 The same key draws the same random bits compiled or not and on any layout of devices, so that the
 numbers agree up to how a compiler rounds the last bits of a function. This needs a generator that

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from gradtx.initializers.initializer import (
+    Bounded,
     DType,
     Initializer,
     Scalar,
@@ -14,7 +15,7 @@ from gradtx.initializers.initializer import (
     rescale,
 )
 from gradtx.initializers.truncated import (
-    FARTHEST_BOUND,
+    concrete_bounds,
     sample_truncated,
     truncated_deviation,
 )
@@ -100,7 +101,7 @@ def uniform(scale: Scalar = 1e-2, dtype: DType = None) -> Initializer:
     Equation: w ~ U[0, scale), of mean scale/2 and variance scale²/12.
 
     Args:
-        scale: Upper bound, >= 0. A dtype below 32 bits may round up to the bound itself.
+        scale: Upper bound, >= 0, which is not reached in any dtype.
         dtype: Default dtype of the result, real; None is jax's default float.
 
     Returns:
@@ -119,8 +120,10 @@ def uniform(scale: Scalar = 1e-2, dtype: DType = None) -> Initializer:
     """
     require_nonnegative("scale", scale)
 
-    def sample(key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> jax.Array:
-        return rescale(jax.random.uniform(key, shape, dtype), scale)
+    def sample(key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> Bounded:
+        samples = rescale(jax.random.uniform(key, shape, dtype), scale)
+        upper = jnp.asarray(scale, dtype)
+        return Bounded(samples, jnp.zeros_like(upper), upper, reaches_lower=True)
 
     return initializer(sample, dtype)
 
@@ -128,10 +131,10 @@ def uniform(scale: Scalar = 1e-2, dtype: DType = None) -> Initializer:
 def uniform_symmetric(limit: Scalar, dtype: DType = None) -> Initializer:
     """Uniform on both sides of zero.
 
-    Equation: w ~ U[-limit, limit], of mean 0 and variance limit²/3.
+    Equation: w ~ U[-limit, limit), of mean 0 and variance limit²/3.
 
     Args:
-        limit: Largest absolute value, >= 0.
+        limit: Largest absolute value, >= 0, which no dtype exceeds.
         dtype: Default dtype of the result, real; None is jax's default float.
 
     Returns:
@@ -151,8 +154,10 @@ def uniform_symmetric(limit: Scalar, dtype: DType = None) -> Initializer:
     """
     require_nonnegative("limit", limit)
 
-    def sample(key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> jax.Array:
-        return rescale(jax.random.uniform(key, shape, dtype, -1, 1), limit)
+    def sample(key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> Bounded:
+        samples = rescale(jax.random.uniform(key, shape, dtype, -1, 1), limit)
+        upper = jnp.asarray(limit, dtype)
+        return Bounded(samples, -upper, upper, reaches_lower=True)
 
     return initializer(sample, dtype)
 
@@ -190,55 +195,76 @@ def normal(stddev: Scalar = 1e-2, dtype: DType = None) -> Initializer:
 
 
 def truncated_normal(
-    stddev: Scalar = 1e-2, dtype: DType = None, lower: float = -2.0, upper: float = 2.0
+    stddev: Scalar = 1e-2,
+    dtype: DType = None,
+    lower: Scalar = -2.0,
+    upper: Scalar = 2.0,
+    *,
+    exact_stddev: bool = False,
 ) -> Initializer:
-    """Truncated normal whose samples have exactly the standard deviation asked for.
+    """Normal numbers between two bounds.
 
-    Equation: w = stddev z / s, where z is standard normal given lower < z < upper, and with the
-    normal density φ and distribution Φ and the mass Z = Φ(upper) - Φ(lower),
+    Equation: w = stddev z, where z is standard normal given lower < z < upper. The bounds are in
+    units of `stddev`, which is the deviation before truncation; that of w is smaller, 0.88 stddev
+    at the default bounds. With `exact_stddev`, w = stddev z / s has the deviation asked for and
+    lies in (lower, upper) stddev / s, where with the normal density φ and distribution Φ and the
+    mass Z = Φ(upper) - Φ(lower),
 
         m  = (φ(lower) - φ(upper)) / Z
         s² = 1 + (lower φ(lower) - upper φ(upper)) / Z - m².
 
-    The bounds are in units of the normal before truncation, so w lies in
-    [lower, upper] stddev / s and has standard deviation stddev. Only the deviation is corrected:
-    with asymmetric bounds the mean is stddev m / s, not 0. `jax.nn.initializers.truncated_normal`
-    does not divide by s, so its samples deviate by s stddev (0.88 stddev at the default bounds).
+    With asymmetric bounds the mean is stddev m, or stddev m / s, not 0.
+
+    The numbers are those of `jax.nn.initializers.truncated_normal`, but more accurate in the
+    tails, and finite also with infinite bounds.
 
     Args:
-        stddev: Standard deviation of the samples, >= 0.
+        stddev: Standard deviation before truncation, or with `exact_stddev` that of the samples,
+            >= 0.
         dtype: Default dtype of the result, real; None is jax's default float.
-        lower: Lower bound, a concrete number or -inf, at most 12.
-        upper: Upper bound, a concrete number or inf, above `lower` and at least -12.
+        lower: Lower bound or -inf, at most 12. Arrays that broadcast with the samples and traced
+            numbers are taken as well, and handed on to `jax.random.truncated_normal`.
+        upper: Upper bound or inf, above `lower` and at least -12; or as for `lower`.
+        exact_stddev: Whether the samples themselves have the deviation `stddev`. The bounds must
+            be concrete numbers then.
 
     Returns:
         An initializer.
 
     Raises:
-        ValueError: If `stddev` is negative or not finite, if `lower` is not below `upper`, or if
-            no part of the interval is within 12 of zero; on call, if the dtype is not real.
+        ValueError: If `stddev` is negative or not finite, if `lower` is not below `upper`, if
+            no part of the interval is within 12 of zero, or if `exact_stddev` is asked for with
+            bounds that are no concrete numbers; on call, if the dtype is not real.
 
     Source:
-        Johnson, Kotz and Balakrishnan (1994), "Continuous Univariate Distributions", volume 1,
-        chapter 13, section 10.1.
+        jax.nn.initializers.truncated_normal; the deviation is that of Johnson, Kotz and
+        Balakrishnan (1994), "Continuous Univariate Distributions", volume 1, chapter 13,
+        section 10.1.
 
     Example:
         >>> w = truncated_normal(1.0)(jax.random.key(0), (10_000,))
         >>> round(float(w.std()), 1), round(float(abs(w).max()), 2)
+        (0.9, 2.0)
+        >>> w = truncated_normal(1.0, exact_stddev=True)(jax.random.key(0), (10_000,))
+        >>> round(float(w.std()), 1), round(float(abs(w).max()), 2)
         (1.0, 2.27)
     """
     require_nonnegative("stddev", stddev)
-    lower, upper = float(lower), float(upper)
-    if not lower < upper:
-        raise ValueError(f"lower must be below upper, got lower={lower} and upper={upper}")
-    if lower > FARTHEST_BOUND or upper < -FARTHEST_BOUND:
+    bounds = concrete_bounds(lower, upper)
+    if exact_stddev and bounds is None:
         raise ValueError(
-            f"the interval must come within {FARTHEST_BOUND:g} of zero, "
+            "exact_stddev needs bounds that are concrete numbers, "
             f"got lower={lower} and upper={upper}"
         )
-    deviation = truncated_deviation(lower, upper)
+    deviation = truncated_deviation(*bounds) if exact_stddev and bounds else 1.0
 
-    def sample(key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> jax.Array:
-        return rescale(sample_truncated(key, lower, upper, shape, dtype), stddev / deviation)
+    def sample(key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> Bounded:
+        if bounds is None:
+            z = jax.random.truncated_normal(key, lower, upper, shape, dtype)
+        else:
+            z = sample_truncated(key, *bounds, shape, dtype)
+        factor = jnp.asarray(stddev / deviation, dtype)
+        low, high = (jnp.asarray(bound, dtype) * factor for bound in (lower, upper))
+        return Bounded(rescale(z, factor), low, high, reaches_lower=False)
 
     return initializer(sample, dtype)

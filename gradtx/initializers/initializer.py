@@ -4,34 +4,57 @@ An initializer is a *sampler* (the equation: key, shape, dtype -> array) lifted 
 the one place that knows about default dtypes, half precision and sharding.
 """
 
+import operator
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 # jax's own protocol, so that what is annotated with either is accepted where the other is asked.
 Initializer: TypeAlias = jax.nn.initializers.Initializer
 
 Shape: TypeAlias = tuple[int, ...]
-Sampler: TypeAlias = Callable[[jax.Array, Shape, Any], jax.Array]
 Scalar: TypeAlias = float | jax.Array
 DType: TypeAlias = jax.typing.DTypeLike | None
 Sharding: TypeAlias = jax.sharding.NamedSharding | jax.sharding.PartitionSpec | None
+
+
+class Bounded(NamedTuple):
+    """Real samples between two bounds, where rounding is to leave them.
+
+    Attributes:
+        samples: the numbers, of at least 32 bits.
+        lower: the lower bound, in their dtype.
+        upper: the upper bound, which is not reached, in their dtype.
+        reaches_lower: whether a sample may be the lower bound.
+    """
+
+    samples: jax.Array
+    lower: jax.Array
+    upper: jax.Array
+    reaches_lower: bool
+
+
+Sampler: TypeAlias = Callable[[jax.Array, Shape, Any], jax.Array | Bounded]
 
 
 def initializer(sample: Sampler, dtype: DType) -> Initializer:
     """The initializer that draws with `sample`, in `dtype` unless a call asks for another.
 
     Args:
-        sample: The equation, `(key, shape, dtype) -> array`. It is only asked for real dtypes
-            of at least 32 bits, for complex dtypes, and for whatever else is not floating.
+        sample: The equation, `(key, shape, dtype) -> array`, or `-> Bounded`. It is only asked
+            for real dtypes of at least 32 bits, for complex dtypes, and for whatever else is not
+            floating.
         dtype: Default dtype of the result; None is jax's default, float32 unless
             `jax_enable_x64` is set.
 
     Returns:
         A function `init(key, shape, dtype=dtype, out_sharding=None)`. Dtypes below 32 bits are
-        drawn and scaled in float32 and rounded once, at the end. `out_sharding` (a
+        drawn and scaled in float32 and rounded once, at the end; what this would carry to a bound
+        or beyond it becomes the nearest number within. `shape` may be an integer. `out_sharding` (a
         NamedSharding, or a PartitionSpec under `jax.set_mesh`) decides where the numbers live,
         never what they are.
 
@@ -43,18 +66,41 @@ def initializer(sample: Sampler, dtype: DType) -> Initializer:
 
     def init(
         key: jax.Array,
-        shape: Sequence[int],
+        shape: Sequence[int] | SupportsIndex,
         dtype: DType = dtype,
         out_sharding: Sharding = None,
     ) -> jax.Array:
         result_dtype = jnp.result_type(float) if dtype is None else dtype
 
         def build(key: jax.Array) -> jax.Array:
-            return sample(key, tuple(shape), _arithmetic_dtype(result_dtype)).astype(result_dtype)
+            drawn = sample(key, _as_tuple(shape), _arithmetic_dtype(result_dtype))
+            if isinstance(drawn, Bounded):
+                return _rounded_within(drawn, result_dtype)
+            return drawn.astype(result_dtype)
 
         return _place(build, key, out_sharding)
 
     return init
+
+
+def _as_tuple(shape: Sequence[int] | SupportsIndex) -> Shape:
+    if isinstance(shape, Sequence | np.ndarray):
+        return tuple(shape)
+    return (operator.index(shape),)
+
+
+def _rounded_within(drawn: Bounded, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """The samples in another dtype, one step back from a bound that rounding carried them to."""
+    samples, lower, upper, reaches_lower = drawn
+    rounded = samples.astype(dtype)
+    info = jnp.finfo(rounded.dtype)
+    below = jax.lax.nextafter(rounded, jnp.full_like(rounded, info.min))
+    above = jax.lax.nextafter(rounded, jnp.full_like(rounded, info.max))
+    exact, is_interval = rounded.astype(samples.dtype), lower < upper
+    is_low = exact < lower if reaches_lower else exact <= lower
+    return jnp.where(
+        is_interval & (exact >= upper), below, jnp.where(is_interval & is_low, above, rounded)
+    )
 
 
 def rescale(samples: jax.Array, factor: Scalar) -> jax.Array:
@@ -62,7 +108,7 @@ def rescale(samples: jax.Array, factor: Scalar) -> jax.Array:
 
     Args:
         samples: Numbers fresh from a random generator, of any shape.
-        factor: A number, or an array of shape ().
+        factor: A number, or an array that broadcasts with the samples.
 
     Returns:
         An array of the shape and dtype of `samples`.
@@ -92,11 +138,10 @@ def require_nonnegative(name: str, value: Scalar) -> None:
         ...
         ValueError: stddev must be a finite number >= 0, got -1.0
     """
-    try:
-        number = float(value)
-    except jax.errors.ConcretizationTypeError:
+    if isinstance(value, Tracer):
         return
-    if not 0 <= number < float("inf"):
+    numbers = np.asarray(value, float)
+    if not np.all((numbers >= 0) & (numbers < float("inf"))):
         raise ValueError(f"{name} must be a finite number >= 0, got {value}")
 
 

@@ -64,7 +64,7 @@ def lecun_uniform(
 ) -> Initializer:
     """LeCun's rule with uniform weights.
 
-    Equation: w ~ U[-L, L] with L = sqrt(3 / fan_in).
+    Equation: w ~ U[-L, L) with L = sqrt(3 / fan_in).
 
     Args:
         in_axis: Axis or axes that index inputs.
@@ -157,7 +157,7 @@ def glorot_uniform(
 ) -> Initializer:
     """Glorot's rule with uniform weights.
 
-    Equation: w ~ U[-L, L] with L = sqrt(6 / (fan_in + fan_out)).
+    Equation: w ~ U[-L, L) with L = sqrt(6 / (fan_in + fan_out)).
 
     Args:
         in_axis: Axis or axes that index inputs.
@@ -251,7 +251,7 @@ def he_uniform(
 ) -> Initializer:
     """He's rule with uniform weights.
 
-    Equation: w ~ U[-L, L] with L = sqrt(6 / fan_in).
+    Equation: w ~ U[-L, L) with L = sqrt(6 / fan_in).
 
     Args:
         in_axis: Axis or axes that index inputs.

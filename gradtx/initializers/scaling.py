@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from gradtx.initializers.initializer import (
+    Bounded,
     DType,
     Initializer,
     Scalar,
@@ -95,7 +96,7 @@ def variance_scaling(
 
     and w is distributed as
 
-        "uniform"                 U[-L, L] with L = sqrt(3 scale / n);
+        "uniform"                 U[-L, L) with L = sqrt(3 scale / n);
         "normal"                  N(0, scale / n);
         "truncated_normal"        a normal cut at two of its own standard deviations, then
                                   widened until its variance is scale / n again.
@@ -139,12 +140,18 @@ def variance_scaling(
         raise ValueError(f"distribution must be one of {sorted(_NOISES)}, got {distribution!r}")
     divisor, noise = _DIVISORS[mode], _NOISES[distribution]
 
-    def sample(key: jax.Array, shape: Shape, dtype: Any) -> jax.Array:
+    def sample(key: jax.Array, shape: Shape, dtype: Any) -> jax.Array | Bounded:
         fan_in, fan_out = compute_fans(shape, in_axis, out_axis, batch_axis)
         # Only the fans of an empty array can be zero, and it has no elements to scale.
         variance = scale / max(divisor(fan_in + count_bias, fan_out), 1)
         samples, deviation = noise(key, shape, dtype)
-        return rescale(samples, variance**0.5 / deviation)
+        factor = variance**0.5 / deviation
+        if distribution not in _BOUNDS or jnp.issubdtype(dtype, jnp.complexfloating):
+            return rescale(samples, factor)
+        bound = jnp.asarray(factor, dtype) * _BOUNDS[distribution]
+        return Bounded(
+            rescale(samples, factor), -bound, bound, reaches_lower=distribution == "uniform"
+        )
 
     return initializer(sample, dtype)
 
@@ -187,4 +194,6 @@ def _with_random_phase(key: jax.Array, radius: jax.Array) -> jax.Array:
     return jax.lax.complex(radius * jnp.cos(phase), radius * jnp.sin(phase))
 
 
+# How far the real ones of them reach.
+_BOUNDS = {"truncated_normal": _TRUNCATION, "uniform": 1.0}
 _NOISES = {"truncated_normal": _truncated_normal, "normal": _normal, "uniform": _uniform}

@@ -6,11 +6,43 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.scipy.special import erf, erfinv, ndtri
 
-from gradtx.initializers.initializer import Shape
+from gradtx.initializers.initializer import Scalar, Shape
 
 # Beyond 12 standard deviations float32 can no longer hold the probabilities that sampling inverts.
-FARTHEST_BOUND = 12.0
+_FARTHEST_BOUND = 12.0
+# From here on erf is too near 1 to be inverted well in float32. Below, jax's numbers are drawn.
+_TAIL = 2.0
+
+
+def concrete_bounds(lower: Scalar, upper: Scalar) -> tuple[float, float] | None:
+    """Both bounds as Python floats, or None if one is an array or traced.
+
+    Args:
+        lower: Lower bound, or -inf.
+        upper: Upper bound, or inf.
+
+    Raises:
+        ValueError: If they are concrete, and `lower` is not below `upper` or no part of the
+            interval is within 12 of zero.
+
+    Example:
+        >>> concrete_bounds(jnp.float32(-2), 2)
+        (-2.0, 2.0)
+    """
+    if any(np.ndim(bound) or isinstance(bound, Tracer) for bound in (lower, upper)):
+        return None
+    low, high = float(lower), float(upper)
+    if not low < high:
+        raise ValueError(f"lower must be below upper, got lower={low} and upper={high}")
+    if low > _FARTHEST_BOUND or high < -_FARTHEST_BOUND:
+        raise ValueError(
+            f"the interval must come within {_FARTHEST_BOUND:g} of zero, "
+            f"got lower={low} and upper={high}"
+        )
+    return low, high
 
 
 @functools.cache
@@ -50,7 +82,8 @@ def sample_truncated(
 ) -> jax.Array:
     """Standard normal numbers given lower < z < upper, accurate in the tails as well.
 
-    Equation: z = Φ⁻¹(u) with u ~ U[Φ(lower), Φ(upper)].
+    Equation: z = Φ⁻¹(u) with u ~ U[Φ(lower), Φ(upper)], growing with what the key draws as that
+    of `jax.random.truncated_normal` does.
 
     Args:
         key: A PRNG key.
@@ -70,20 +103,24 @@ def sample_truncated(
         >>> bool((z >= 3).all() and (z <= 4).all())
         True
     """
-    if upper < -1:
-        return -sample_truncated(key, -upper, -lower, shape, dtype)
     # An infinite bound must not be drawn: Φ⁻¹(0) = -inf comes up once in 2²³ float32 numbers.
     lower, upper, _ = _effective_bounds(lower, upper, float(jnp.finfo(dtype).eps))
-    # The probabilities are computed here, in float64: a compiler that folds constants may round
-    # them in another way than the device does, and the numbers would depend on which of the two.
-    if lower <= 1:
+    # The probabilities are computed here: a compiler that folds constants may round them in another
+    # way than the device does, and the numbers would depend on which of the two.
+    if upper < -_TAIL:
+        # In the lower tail Φ keeps full relative precision.
+        z = ndtri(jax.random.uniform(key, shape, dtype, _exceedance(-lower), _exceedance(-upper)))
+    elif lower <= _TAIL:
         # 2Φ(z) - 1 = erf(z/√2) is exact around zero.
-        centred = jax.random.uniform(key, shape, dtype, _erf(lower), _erf(upper))
-        z = math.sqrt(2) * jax.scipy.special.erfinv(centred)
+        with jax.ensure_compile_time_eval():
+            bounds = erf(jnp.asarray([lower, upper], dtype) / math.sqrt(2))
+        centred = jax.random.uniform(key, shape, dtype, bounds[0], bounds[1])
+        z = math.sqrt(2) * erfinv(centred)
     else:
         # In the upper tail Φ rounds to 1; its complement 1 - Φ keeps full relative precision.
-        exceedance = jax.random.uniform(key, shape, dtype, _exceedance(upper), _exceedance(lower))
-        z = -jax.scipy.special.ndtri(exceedance)
+        nearest, farthest = _exceedance(lower), _exceedance(upper)
+        rest = 1 - jax.random.uniform(key, shape, dtype)
+        z = -ndtri(farthest + (nearest - farthest) * rest)
     return jnp.clip(z, lower, upper)
 
 
@@ -92,10 +129,6 @@ def _effective_bounds(lower: float, upper: float, density: float) -> tuple[float
     peak = min(max(0.0, lower), upper)
     reach = math.sqrt(peak**2 - 2 * math.log(density))
     return max(lower, -reach), min(upper, reach), peak
-
-
-def _erf(z: float) -> float:
-    return math.erf(z / math.sqrt(2))
 
 
 def _exceedance(z: float) -> float:

@@ -77,11 +77,6 @@ def test_constant(value):
 PEERS = {
     "uniform": (gi.uniform(0.3), jax.nn.initializers.uniform(0.3)),
     "normal": (gi.normal(0.3), jax.nn.initializers.normal(0.3)),
-    "truncated_normal": (
-        # jax's samples deviate by 0.8796... times the number asked for, and are scaled back here.
-        gi.truncated_normal(0.3),
-        jax.nn.initializers.truncated_normal(0.3 / stats.truncnorm(-2, 2).std()),
-    ),
 }
 
 
@@ -89,6 +84,63 @@ PEERS = {
 def test_same_numbers_as_jax(name):
     ours, peers = PEERS[name]
     np.testing.assert_allclose(ours(KEY, (50, 20)), peers(KEY, (50, 20)), rtol=3e-6, atol=1e-7)
+
+
+INTERVALS = [
+    (-2.0, 2.0),
+    (-1, 3),
+    (-0.01, 0.01),
+    (-0.1, 2.7),
+    (0.5, 0.75),
+    (-math.inf, 0.5),
+    (-4.0, 4.0),
+    (-3.0, -1.5),
+    (2.0, 4.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bounds"),
+    [
+        *(("float32", bounds) for bounds in INTERVALS),
+        *(("float64", bounds) for bounds in INTERVALS),
+        # In float32 jax has only a few digits left there.
+        ("float64", (2.5, 4.0)),
+        ("float64", (-5.0, -3.0)),
+    ],
+    ids=str,
+)
+def test_truncated_normal_draws_the_same_numbers_as_jax(dtype, bounds):
+    with jax.enable_x64(dtype == "float64"):
+        for stddev, shape in ((1e-2, (50, 20)), (3.0, (7,)), (0.0, (2, 1, 3))):
+            arguments = (stddev, dtype, *bounds)
+            ours = gi.truncated_normal(*arguments)(KEY, shape)
+            peers = jax.nn.initializers.truncated_normal(*arguments)(KEY, shape)
+            assert ours.dtype == peers.dtype == dtype
+            digits = 1e-6 if dtype == "float32" else 1e-11
+            np.testing.assert_allclose(ours, peers, rtol=digits, atol=digits**2)
+
+
+def test_bounds_may_be_arrays_or_traced_as_in_jax():
+    lower = jnp.asarray([-1.0, -0.5, 0.25])[None]
+
+    def draw(library, lower):
+        return library.truncated_normal(2.0, None, lower, 1.5)(KEY, (40, 3))
+
+    expected = draw(jax.nn.initializers, lower)
+    np.testing.assert_allclose(draw(gi, lower), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(lambda x: draw(gi, x))(lower), expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="exact_stddev needs bounds that are concrete"):
+        gi.truncated_normal(1.0, None, lower, exact_stddev=True)
+
+
+def test_scales_may_be_arrays_as_in_jax():
+    columns = jnp.asarray([0.5, 2.0, 0.0])[None]
+    for name in ("uniform", "normal", "truncated_normal"):
+        ours, peers = (getattr(lib, name)(columns) for lib in (gi, jax.nn.initializers))
+        np.testing.assert_allclose(ours(KEY, (5, 3)), peers(KEY, (5, 3)), rtol=1e-6)
+    with pytest.raises(ValueError, match="stddev must be a finite number >= 0"):
+        gi.normal(-columns)
 
 
 # In the tails, float32 arithmetic on Φ near 1 breaks down, and with infinite bounds on Φ⁻¹(0).
@@ -109,15 +161,18 @@ BOUNDS = {
 
 
 @pytest.mark.parametrize("name", BOUNDS)
-def test_truncated_normal_has_the_deviation_asked_for(name, assert_distributed):
+@pytest.mark.parametrize("exact", [False, True], ids=["before truncation", "of the samples"])
+def test_truncated_normal_has_the_deviation_asked_for(name, exact, assert_distributed):
     lower, upper = BOUNDS[name]
-    samples = np.asarray(gi.truncated_normal(0.3, None, lower, upper)(KEY, SHAPE))
+    init = gi.truncated_normal(0.3, None, lower, upper, exact_stddev=exact)
+    samples = np.asarray(init(KEY, SHAPE))
     assert np.isfinite(samples).all()
-    standard = stats.truncnorm(lower, upper)
-    scale = 0.3 / standard.std()
+    deviation = stats.truncnorm(lower, upper).std()
+    scale = 0.3 / deviation if exact else 0.3
     assert_distributed(samples, stats.truncnorm(lower, upper, scale=scale))
     # The deviation's standard error, with the kurtosis of an exponential tail, the heaviest here.
-    assert abs(samples.std() - 0.3) < 5 * 0.3 * math.sqrt((9 - 1) / 4 / samples.size)
+    expected = scale * deviation
+    assert abs(samples.std() - expected) < 5 * expected * math.sqrt((9 - 1) / 4 / samples.size)
     rounding = 1 + 4 * np.finfo(np.float32).eps
     assert samples.min() >= scale * lower * rounding ** -np.sign(lower)
     assert samples.max() <= scale * upper * rounding ** np.sign(upper)
@@ -135,11 +190,46 @@ def test_infinite_bounds_give_finite_numbers():
     assert 5 < abs(np.asarray(init(KEY, (2**23,)))).max() < 6
 
 
-def test_truncated_normal_reaches_its_bounds():
-    samples = np.asarray(gi.truncated_normal(1.0)(KEY, SHAPE))
-    bound = 2 / stats.truncnorm(-2, 2).std()
-    assert 0.999 * bound < samples.max() <= bound * (1 + 1e-6)
-    assert 0.999 * bound < -samples.min() <= bound * (1 + 1e-6)
+@pytest.mark.parametrize("exact", [False, True], ids=["before truncation", "of the samples"])
+def test_truncated_normal_reaches_its_bounds(exact):
+    samples = np.asarray(gi.truncated_normal(1.0, exact_stddev=exact)(KEY, SHAPE))
+    bound = 2 / stats.truncnorm(-2, 2).std() if exact else 2
+    assert 0.999 * bound < samples.max() < np.float32(bound)
+    assert 0.999 * bound < -samples.min() < np.float32(bound)
+
+
+HALF_OPEN = {
+    "uniform": (lambda scale: gi.uniform(scale), 0.0, 1.0),
+    "uniform_symmetric": (lambda scale: gi.uniform_symmetric(scale), -1.0, 1.0),
+    "truncated_normal": (lambda scale: gi.truncated_normal(scale, None, -0.5, 1.0), -0.5, 1.0),
+    "lecun_uniform": (lambda scale: gi.variance_scaling(scale**2, "fan_in", "uniform"), -3, 3),
+    "lecun_normal": (
+        lambda scale: gi.variance_scaling(scale**2, "fan_in", "truncated_normal"),
+        -4 / stats.truncnorm(-2, 2).var(),
+        4 / stats.truncnorm(-2, 2).var(),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn", "float32", "float64"])
+@pytest.mark.parametrize("name", HALF_OPEN)
+def test_no_dtype_rounds_to_a_bound(name, dtype):
+    """Neither where the dtype has the bound, nor where it lies between two of its numbers."""
+    build, lower, upper = HALF_OPEN[name]
+    if name.startswith("lecun"):  # of 3,000 inputs
+        lower, upper = (math.copysign(math.sqrt(abs(b) / 3000), b) for b in (lower, upper))
+    with jax.enable_x64(dtype == "float64"):
+        for scale in (1.0, 0.3, 7.0):
+            samples = build(scale)(KEY, (3000, 10), dtype)
+            step = float(jnp.finfo(samples.dtype).eps)
+            samples = np.asarray(samples, np.float64)
+            assert lower * scale <= samples.min()
+            assert (1 - 2e-3 - 2 * step) * upper * scale < samples.max() < upper * scale
+
+
+def test_where_a_dtype_has_no_number_between_the_bounds():
+    np.testing.assert_array_equal(gi.uniform(0.0)(KEY, (3,), jnp.bfloat16), 0.0)
+    np.testing.assert_array_equal(gi.truncated_normal(0.0)(KEY, (3,), jnp.bfloat16), 0.0)
 
 
 @pytest.mark.parametrize(

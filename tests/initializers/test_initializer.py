@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from scipy import stats
 
 from gradtx import initializers as gi
 
@@ -40,6 +41,21 @@ INITIALIZERS = {
     "zeros": gi.zeros,
     "ones": gi.ones,
     **{name: build(None) for name, build in FACTORIES.items()},
+}
+
+
+# The largest absolute values, for 16 inputs and 8 outputs.
+WIDTH = 2 / stats.truncnorm(-2, 2).std()
+BOUNDS = {
+    "uniform": 0.3,
+    "uniform_symmetric": 0.3,
+    "truncated_normal": 0.6,
+    "lecun_normal": WIDTH * math.sqrt(1 / 16),
+    "lecun_uniform": math.sqrt(3 / 16),
+    "glorot_normal": WIDTH * math.sqrt(2 / 24),
+    "glorot_uniform": math.sqrt(6 / 25),
+    "he_normal": WIDTH * math.sqrt(2 / 16),
+    "he_uniform": math.sqrt(6 / 16),
 }
 
 
@@ -97,8 +113,11 @@ def test_dtype_of_the_factory(name):
 def test_low_precision_is_rounded_once(name, dtype):
     low = INITIALIZERS[name](KEY, SHAPE, dtype)
     assert low.dtype == dtype
-    expected = INITIALIZERS[name](KEY, SHAPE, jnp.float32).astype(dtype)
-    np.testing.assert_array_equal(np.asarray(low), np.asarray(expected))
+    expected = np.asarray(INITIALIZERS[name](KEY, SHAPE, jnp.float32).astype(dtype))
+    # What rounding would carry beyond a bound is the last number before it, one step away.
+    rounds_beyond = np.abs(expected.astype(np.float64)) >= BOUNDS.get(name, math.inf)
+    one_step = np.asarray(jax.lax.nextafter(expected, np.zeros_like(expected)))
+    np.testing.assert_array_equal(np.asarray(low), np.where(rounds_beyond, one_step, expected))
 
 
 @pytest.mark.parametrize("name", INITIALIZERS)
@@ -114,6 +133,13 @@ def test_shape_may_be_a_list(name):
     np.testing.assert_array_equal(
         INITIALIZERS[name](KEY, list(SHAPE)), INITIALIZERS[name](KEY, SHAPE)
     )
+
+
+def test_shape_may_be_an_integer():
+    # As jax's zeros take it.
+    for name in ("zeros", "constant", "normal"):
+        ours = INITIALIZERS[name](KEY, np.int64(5))
+        np.testing.assert_array_equal(ours, INITIALIZERS[name](KEY, (5,)))
 
 
 RANDOM = sorted(set(INITIALIZERS) - {"zeros", "ones", "constant", "identity"})
