@@ -1,5 +1,6 @@
 """How noisy a gradient is: the batch size at which more samples stop paying off."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -68,7 +69,7 @@ def gradient_noise_scale(
         `NoiseScale(noise_scale, gradient_squared_norm, noise_trace)` of scalars, float64 if a
         parameter is, else float32. `noise_scale` is infinite if the estimate of |G|^2 is not
         positive: then B samples are too few to see the gradient. It is NaN if all gradients are
-        zero, or one is not finite.
+        zero, or one is not finite, and right also where the other two overflow or underflow.
 
     Raises:
         ValueError: if `loss_fn` is not a function or does not return a real scalar, `batch` has no
@@ -117,30 +118,49 @@ def gradient_noise_scale(
         numbers = [leaf for leaf in leaves if trees.is_parameter(leaf)]
         return [leaf.astype(dtype) for leaf, dtype in zip(numbers, dtypes, strict=True)]
 
-    def squared_norm(leaves: list[jax.Array]) -> jax.Array:
-        parts = [jnp.sum(trees.abs_squared(leaf).astype(widest)) for leaf in leaves]
-        return sum(parts, start=jnp.zeros((), widest))
-
     def add(so_far: Any, piece: Any) -> tuple[Any, None]:
         """Welford's update of the mean and of the sum of squared deviations from it."""
-        count, means, deviations = so_far
+        count, means, deviations, unit = so_far
         count = count + 1
         differences = [g - m for g, m in zip(gradient(piece), means, strict=True)]
         means = [m + d / count.astype(d.dtype) for m, d in zip(means, differences, strict=True)]
-        deviations = deviations + squared_norm(differences) * (count - 1) / count
-        return (count, means, deviations), None
+        wider = _unit(differences, unit)
+        gained = _squared_norm(differences, wider) * (count - 1) / count
+        return (count, means, deviations * jnp.square(unit / wider) + gained, wider), None
 
     zero = jnp.zeros((), widest)
     zeros = [jnp.zeros(p.shape, dtype) for p, dtype in zip(parameters, dtypes, strict=True)]
-    (_, means, deviations), _ = lax.scan(add, (zero, zeros, zero), pieces)
-    trace = deviations * (small / (number - 1))
-    squared = squared_norm(means) - trace / size
+    least = jnp.full((), 2.0 ** -(jnp.finfo(widest).maxexp * 3 // 4), widest)
+    (_, means, deviations, unit), _ = lax.scan(add, (zero, zeros, zero, least), pieces)
+    wider = _unit(means, unit)
+    trace = deviations * jnp.square(unit / wider) * (small / (number - 1))
+    squared = _squared_norm(means, wider) - trace / size
     # Without any gradient and noise, or with some that is not finite, there is no such ratio.
     beyond_sight = jnp.where((squared <= 0) & (trace > 0), jnp.inf, jnp.nan)
     is_seen = squared > 0
     return NoiseScale(
-        jnp.where(is_seen, trace / jnp.where(is_seen, squared, 1), beyond_sight), squared, trace
+        jnp.where(is_seen, trace / jnp.where(is_seen, squared, 1), beyond_sight),
+        squared * wider * wider,
+        trace * wider * wider,
     )
+
+
+def _unit(leaves: list[jax.Array], least: jax.Array) -> jax.Array:
+    """A power of two next to the largest absolute value of all, or `least` if this is larger.
+
+    In such units squares fit, and no number is rounded.
+    """
+    sizes = [jnp.max(jnp.abs(leaf), initial=0).astype(least.dtype) for leaf in leaves]
+    info = jnp.finfo(least.dtype)
+    largest = jnp.minimum(functools.reduce(jnp.maximum, sizes, least), 2.0 ** (info.maxexp - 2))
+    return lax.reduce_precision(largest, exponent_bits=info.nexp, mantissa_bits=0)
+
+
+def _squared_norm(leaves: list[jax.Array], unit: jax.Array) -> jax.Array:
+    """The sum of all squares, in squared units."""
+    inverse = 1 / unit
+    parts = [trees.abs_squared(leaf * inverse.astype(leaf.dtype)) for leaf in leaves]
+    return sum((jnp.sum(part.astype(unit.dtype)) for part in parts), jnp.zeros((), unit.dtype))
 
 
 def first_axis_size(owner: str, argument: str, tree: Any) -> int:

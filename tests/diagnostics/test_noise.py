@@ -133,6 +133,27 @@ def test_zero_gradients_have_no_noise_scale():
     assert float(found.noise_trace) == 0
 
 
+@pytest.mark.parametrize("exponent", [-90, -70, 70, 110])
+def test_gradients_of_any_size_have_the_same_noise_scale(exponent):
+    params, batch = regression(seed=3, dtype=np.float32)
+    unit = 2.0**exponent
+
+    def scaled_loss(params, batch):
+        return unit * regression_loss(params, batch)
+
+    found = jax.jit(functools.partial(gradient_noise_scale, scaled_loss))(
+        in_jax(params), in_jax(batch)
+    )
+    single = single_gradients(params, batch)
+    trace = np.trace(np.cov(single, rowvar=False, ddof=1))
+    whole = single.mean(axis=0)
+    squared = whole @ whole - trace / SAMPLES
+    np.testing.assert_allclose(found.noise_scale, trace / squared, rtol=1e-4)
+    largest = float(np.finfo(np.float32).max)
+    expected = np.inf if trace * unit**2 > largest else trace * unit**2
+    np.testing.assert_allclose(found.noise_trace, expected, rtol=1e-4, atol=1e-37)
+
+
 def test_in_single_precision_under_jit():
     params, batch = regression(seed=2, dtype=np.float32)
     found = jax.jit(functools.partial(gradient_noise_scale, regression_loss))(params, batch)
