@@ -25,11 +25,11 @@ def apply_updates(params: Any, updates: Any) -> Any:
 
     Returns:
         The new parameters, in their own dtypes; the sum is formed in at least float32. An integer
-        parameter takes an integer update. Leaves that are not numbers stay as they are.
+        parameter takes an integer update. None and leaves that are not numbers stay as they are.
 
     Raises:
-        ValueError: if structures or shapes differ, an integer parameter has an update that is not
-            one of integers, or there is an update where `params` has None, naming the path.
+        ValueError: if structures or shapes differ, or an integer parameter has an update that is
+            not one of integers, naming the path.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,11 +45,6 @@ def apply_updates(params: Any, updates: Any) -> Any:
         if not (trees.is_parameter(parameter) or is_exact(parameter)) or not (
             trees.is_parameter(change) or is_exact(change)
         ):
-            if parameter is None and change is not None:
-                raise ValueError(
-                    f"apply_updates: params has None at '{trees.paths(params)[i]}', where updates "
-                    f"has shape {np.shape(change)}; the parameters come first"
-                )
             new.append(parameter)
             continue
         if np.shape(parameter) != np.shape(change):
