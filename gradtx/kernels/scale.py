@@ -1,6 +1,5 @@
 """Scaling and shifting: learning rates, weight decay, noise, centring."""
 
-import math
 import warnings
 from typing import Any
 
@@ -315,9 +314,7 @@ def _centralize(g, *, axis, layout):
         axis = tuple(range(g.ndim - 1)) if layout == "jax" else tuple(range(1, g.ndim))
     if not all(-g.ndim <= a < g.ndim for a in axis):
         raise ValueError(f"centralize: axis {axis} does not fit an array of shape {g.shape}")
-    # The mean of a single weight is that weight, which would never learn anything.
-    is_single = math.prod(g.shape[a] for a in axis) <= 1
-    return g if is_single else g - jnp.mean(g, axis=axis, keepdims=True)
+    return g - jnp.mean(g, axis=axis, keepdims=True)
 
 
 def centralize(
@@ -329,8 +326,8 @@ def centralize(
 
     where g_i belongs to all weights into the output i: a column of a matrix of shape (in, out), or
     g[..., i] of a kernel of shape (height, width, in, out). So each unit's weights keep their sum.
-    Vectors and scalars pass unchanged, and so does the weight of a unit that has but one, such as
-    those of an array of shape (1, out).
+    Vectors and scalars pass unchanged. The weight of a unit that has but one, as in an array of
+    shape (1, out), is its own mean and does not move; leave such an array out by `masked`.
 
     Args:
         axis: the axes that a unit's mean is taken over, of arrays of two and more axes; None:
