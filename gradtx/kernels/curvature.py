@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from optax import ScalarOrSchedule
 
 from gradtx import trees
-from gradtx.inputs import as_gradients, check_state
+from gradtx.inputs import as_gradients, check_state, with_fields
 from gradtx.kernel import COUNT, NON_NEGATIVE, check, check_hyperparameter
 from gradtx.kernels.objective import Loss, loss_of_moving
 from gradtx.lift import evaluate
@@ -108,7 +108,9 @@ def scale_by_newton(
 def _damping_now(damping: ScalarOrSchedule, state: Any) -> tuple[Any, Any]:
     if not callable(damping):
         return damping, state
-    return evaluate(damping, state.count), type(state)(optax.safe_increment(state.count))
+    return evaluate(damping, state.count), with_fields(
+        optax.ScaleByScheduleState, state, {"count": optax.safe_increment(state.count)}
+    )
 
 
 def _in_one_dtype(leaves: list[Any]) -> list[jax.Array]:

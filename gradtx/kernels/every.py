@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from gradtx.inputs import with_fields
 from gradtx.kernel import COUNT, Kernel, Slot, check
 from gradtx.lift import lift
 
@@ -61,6 +62,8 @@ def apply_every(k: ArrayLike = 1) -> optax.GradientTransformationExtraArgs:
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         # Counted modulo k, so that t stays exact however long the run.
         updates, state = accumulate.update(updates, state, params, **extra)
-        return updates, state._replace(count=state.count % period)
+        return updates, with_fields(
+            optax.ApplyEvery, state, {"count": state.count % period, "grad_acc": state.grad_acc}
+        )
 
     return optax.GradientTransformationExtraArgs(accumulate.init, update)

@@ -142,7 +142,14 @@ def reduce_on_plateau(
         new_state = jax.tree.map(
             lambda complete, waiting: jnp.where(is_complete, complete, waiting),
             judged(state, average),
-            state._replace(count=count, avg_value=average),
+            ReduceLROnPlateauState(
+                scale=state.scale,
+                best_value=state.best_value,
+                plateau_count=state.plateau_count,
+                cooldown_count=state.cooldown_count,
+                count=count,
+                avg_value=average,
+            ),
         )
         updates, _ = scale(new_state.scale).update(updates, optax.EmptyState(), params)
         return updates, new_state
