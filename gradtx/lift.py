@@ -179,17 +179,7 @@ class _Lifted:
         params = trained(params)
         count, inner = self._unpack(state, updates, params)
         gradients, treedef = trees.flatten(updates)
-        stored = [
-            trees.flatten_like(
-                kernel.name,
-                f"the state's {slot.name}",
-                getattr(inner, slot.name),
-                "updates",
-                updates,
-                subtrees=slot.shape is not None,
-            )
-            for slot in kernel.slots
-        ]
+        stored = self._stored(inner, updates)
         slots = [[trees.as_list(part) for part in parts] for parts in stored]
         parameters = self._parameters(params, updates, len(gradients))
         if any(map(is_exact, gradients)):
@@ -244,6 +234,20 @@ class _Lifted:
         if new_key is not None:
             fields["rng_key"] = new_key
         return treedef.unflatten(gradients), self._renewed(t, state, inner, fields)
+
+    def _stored(self, inner: Any, updates: Any) -> list[list[Any]]:
+        """For each slot what the state has for each leaf of the updates."""
+        return [
+            trees.flatten_like(
+                self.kernel.name,
+                f"the state's {slot.name}",
+                getattr(inner, slot.name),
+                "updates",
+                updates,
+                subtrees=slot.shape is not None,
+            )
+            for slot in self.kernel.slots
+        ]
 
     def _number(self, fill: Any) -> Any:
         """A value at the start; a name stands for that hyperparameter's."""

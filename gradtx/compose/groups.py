@@ -112,9 +112,10 @@ def _update_masked(
             for name, value in extra.items()
         }
     hidden_params = params
-    # Parameters that do not fit are refused by whatever reads them.
-    with contextlib.suppress(ValueError):
-        hidden_params = _hidden(params, fitted(owner, "the mask", flags, params))
+    if params is not None:
+        # Parameters that do not fit are refused by whatever reads them.
+        with contextlib.suppress(ValueError):
+            hidden_params = _hidden(params, fitted(owner, "the mask", flags, params))
     new, inner_state = inner.update(
         _hidden(updates, own), state.inner_state, hidden_params, **extra
     )
@@ -180,13 +181,7 @@ def partition(
     def labels_of(tree: Any) -> Any:
         labels = param_labels(tree) if is_function_of_tree(param_labels) else param_labels
         labels = fitted("partition", "param_labels", labels, tree)
-        unknown = set(jax.tree.leaves(labels)) - set(transforms)
-        if unknown:
-            missing = sorted(map(str, unknown))
-            raise ValueError(
-                f"partition: no transformation for the labels {listed(missing)}; there are "
-                f"{listed(sorted(map(str, transforms)), near=missing[0])}"
-            )
+        _refuse_unknown(labels, transforms)
         return labels
 
     def init(params: Any) -> Any:
@@ -206,13 +201,7 @@ def partition(
         labels = labels_of(_asked("partition", param_labels, updates, params))
         new_states = {}
         for label, tx in transforms.items():
-            if not isinstance(state.inner_states, Mapping) or label not in state.inner_states:
-                raise ValueError(
-                    f"partition: the state has nothing for the label {label!r}, but "
-                    f"{describe_state(state.inner_states)}"
-                )
-            inner_state = state.inner_states[label]
-            check_state(f"partition: {label}", inner_state, optax.MaskedState._fields)
+            inner_state = _state_of_group(state, label)
             flags = _chosen_by(label, labels)
             updates, new_states[label] = _update_masked(
                 "partition",
@@ -230,14 +219,29 @@ def partition(
         Part(str(label), tx, lambda tree, label=label: _chosen_by(label, labels_of(tree)))
         for label, tx in transforms.items()
     )
-    return composed(
-        "partition",
-        parts,
-        init,
-        update,
-        state=optax.transforms.PartitionState,
-        only_hands_on=True,
-    )
+    kept = optax.transforms.PartitionState
+    return composed("partition", parts, init, update, state=kept, only_hands_on=True)
+
+
+def _refuse_unknown(labels: Any, transforms: Mapping[Hashable, Transformation]) -> None:
+    unknown = set(jax.tree.leaves(labels)) - set(transforms)
+    if unknown:
+        missing = sorted(map(str, unknown))
+        raise ValueError(
+            f"partition: no transformation for the labels {listed(missing)}; there are "
+            f"{listed(sorted(map(str, transforms)), near=missing[0])}"
+        )
+
+
+def _state_of_group(state: Any, label: Hashable) -> Any:
+    states = state.inner_states
+    if not isinstance(states, Mapping) or label not in states:
+        raise ValueError(
+            f"partition: the state has nothing for the label {label!r}, but "
+            f"{describe_state(states)}"
+        )
+    check_state(f"partition: {label}", states[label], optax.MaskedState._fields)
+    return states[label]
 
 
 def _chosen_by(label: Hashable, labels: Any) -> Any:

@@ -195,8 +195,7 @@ def spread_numbers(owner: str, numbers: WeightDimensionNumbers, tree: Any) -> An
 
     expected = (
         f"{owner}: weight_dimension_numbers must be dimension numbers, None, or a tree of them "
-        "that "
-        "is a prefix of the parameters"
+        "that is a prefix of the parameters"
     )
     wrong = [own for own in jax.tree.leaves(given, is_leaf=is_own) if not is_own(own)]
     if wrong:

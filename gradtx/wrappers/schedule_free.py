@@ -141,26 +141,32 @@ def schedule_free(
         weight_sum = state.weight_sum + weight
         # Where all rates were zero so far, there is nothing to average yet.
         c = jnp.where(weight_sum == 0, 0.0, weight / jnp.where(weight_sum == 0, 1.0, weight_sum))
-
-        leaves, treedef = trees.flatten(updates)
-        steps, points, means = (
-            trees.flatten_like(owner, what, tree, "updates", updates)
-            for what, tree in (
-                ("the base updates", base_updates),
-                ("params", params),
-                ("the state's z", state.z),
-            )
-        )
-        for i, (u, y, z) in enumerate(zip(steps, points, means, strict=True)):
-            if trees.is_parameter(leaves[i]):
-                for what, other in (("params", y), ("the state's z", z)):
-                    if jnp.shape(leaves[i]) != jnp.shape(other):
-                        trees.refuse_shape(owner, "updates", updates, i, what, other)
-                leaves[i], means[i] = _step(leaves[i], u, y, z, c, b1)
-        step_count = optax.safe_increment(state.step_count)
-        return treedef.unflatten(leaves), (weight_sum, step_count, max_lr, treedef.unflatten(means))
+        new, z = _averaged(owner, updates, base_updates, params, state.z, c, b1)
+        return new, (weight_sum, optax.safe_increment(state.step_count), max_lr, z)
 
     return composed(owner, (Part("", base),), init, update, state=optax.contrib.ScheduleFreeState)
+
+
+def _averaged(
+    owner: str, updates: Any, base_updates: Any, params: Any, z: Any, c: jax.Array, b1: ArrayLike
+) -> tuple[Any, Any]:
+    """The updates of y and the new z of all leaves."""
+    leaves, treedef = trees.flatten(updates)
+    steps, points, means = (
+        trees.flatten_like(owner, what, tree, "updates", updates)
+        for what, tree in (
+            ("the base updates", base_updates),
+            ("params", params),
+            ("the state's z", z),
+        )
+    )
+    for i, (u, y, mean) in enumerate(zip(steps, points, means, strict=True)):
+        if trees.is_parameter(leaves[i]):
+            for what, other in (("params", y), ("the state's z", mean)):
+                if jnp.shape(leaves[i]) != jnp.shape(other):
+                    trees.refuse_shape(owner, "updates", updates, i, what, other)
+            leaves[i], means[i] = _step(leaves[i], u, y, mean, c, b1)
+    return treedef.unflatten(leaves), treedef.unflatten(means)
 
 
 @jax.jit

@@ -22,6 +22,8 @@ PARAMS = {
     },
 }
 
+FLAT = jnp.array([0.5, -1.0, 2.0, 1.5])
+
 
 def gradients(params, number=0):
     """Gradients that depend on the parameters and on the number of the step."""
@@ -45,6 +47,16 @@ def train(tx, params=PARAMS, state=None, steps=3, first=0, compiled=False):
         updates, state = update(gradients(params, number), state, params)
         params = optax.apply_updates(params, updates)
     return params, state
+
+
+def stepper(lib, tx):
+    """One step of an ordinary loop."""
+
+    def step(params, state):
+        updates, state = tx.update(gradients(params), state, params)
+        return lib.apply_updates(params, updates), state
+
+    return step
 
 
 def check_same(result, expected):

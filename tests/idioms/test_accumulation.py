@@ -59,7 +59,10 @@ def test_a_number_of_steps_by_schedule(lib, more):
 @both
 def test_a_number_of_steps_by_a_piecewise_schedule(lib, more):
     schedule = lib.piecewise_constant_schedule(1, {2: 2})
-    every = lambda step: schedule(step).astype(jnp.int32)  # noqa: E731
+
+    def every(step):
+        return schedule(step).astype(jnp.int32)
+
     return train(lib.MultiSteps(lib.sgd(0.1), every), steps=5)[0]
 
 

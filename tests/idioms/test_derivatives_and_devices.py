@@ -8,17 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from .both import both, gradients, train
-
-FLAT = jnp.array([0.5, -1.0, 2.0, 1.5])
-
-
-def stepper(lib, tx):
-    def step(params, state):
-        updates, state = tx.update(gradients(params), state, params)
-        return lib.apply_updates(params, updates), state
-
-    return step
+from .both import FLAT, both, stepper, train
 
 
 @both

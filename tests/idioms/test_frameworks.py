@@ -11,25 +11,14 @@ from flax import linen as nn
 from flax.training import dynamic_scale, train_state
 
 from .both import PARAMS, both, gradients, train
-
-X = jnp.array([[1.0, -1.0], [0.5, 2.0]])
-
-
-def dense(lib, tx):
-    model = nn.Dense(2)
-    params = model.init(jax.random.key(0), X)["params"]
-    return train_state.TrainState.create(apply_fn=model.apply, params=params, tx=tx)
-
-
-def linen_loss(state, params):
-    return jnp.mean(state.apply_fn({"params": params}, X) ** 2)
+from .networks import X, dense, linen_gradients
 
 
 @both
 def test_a_train_state_of_flax(lib, more):
-    state = dense(lib, lib.adamw(lib.linear_schedule(0.1, 0.0, 5)))
+    state = dense(lib.adamw(lib.linear_schedule(0.1, 0.0, 5)))
     for _ in range(2):
-        grads = jax.grad(lambda p: linen_loss(state, p))(state.params)  # noqa: B023
+        grads = linen_gradients(state)
         state = state.apply_gradients(grads=grads)
     return state.params, state.opt_state, state.step
 
@@ -38,16 +27,16 @@ def test_a_train_state_of_flax(lib, more):
 def test_a_train_state_in_jit(lib, more):
     @jax.jit
     def step(state):
-        grads = jax.grad(lambda p: linen_loss(state, p))(state.params)
+        grads = linen_gradients(state)
         return state.apply_gradients(grads=grads)
 
-    state = step(step(dense(lib, lib.chain(lib.clip_by_global_norm(0.1), lib.lion(0.1)))))
+    state = step(step(dense(lib.chain(lib.clip_by_global_norm(0.1), lib.lion(0.1)))))
     return state.params, state.opt_state
 
 
 @both
 def test_a_train_state_with_many_steps(lib, more):
-    state = dense(lib, lib.MultiSteps(lib.adam(0.1), 2))
+    state = dense(lib.MultiSteps(lib.adam(0.1), 2))
     for _ in range(2):
         state = state.apply_gradients(grads=gradients(state.params))
     return state.params, state.opt_state.mini_step
@@ -55,7 +44,7 @@ def test_a_train_state_with_many_steps(lib, more):
 
 @both
 def test_a_train_state_whose_rate_is_read_and_set(lib, more):
-    state = dense(lib, lib.inject_hyperparams(lib.sgd)(learning_rate=0.1))
+    state = dense(lib.inject_hyperparams(lib.sgd)(learning_rate=0.1))
     state.opt_state.hyperparams["learning_rate"] = 0.02
     state = state.apply_gradients(grads=gradients(state.params))
     return state.params, state.opt_state.hyperparams["learning_rate"]
@@ -128,8 +117,8 @@ def test_a_dynamic_loss_scale(lib, more):
         PARAMS
     )
     updates, new = tx.update(grads, state, PARAMS)
-    keep = lambda a, b: jnp.where(finite, a, b)  # noqa: E731
-    return jax.tree.map(keep, lib.apply_updates(PARAMS, updates), PARAMS), new
+    moved = lib.apply_updates(PARAMS, updates)
+    return jax.tree.map(lambda a, b: jnp.where(finite, a, b), moved, PARAMS), new
 
 
 @both

@@ -18,9 +18,8 @@ def test_a_generator_and_a_discriminator(lib, more):
     params = {"g": jnp.array(1.0), "d": jnp.array(-0.5)}
     states = {name: tx.init(params[name]) for name, tx in txs.items()}
     for _ in range(2):
-        for name, sign in (("d", -1.0), ("g", 1.0)):
-            other = {**params}
-            grads = jax.grad(lambda p: sign * p * other["g" if name == "d" else "d"])(params[name])  # noqa: B023
+        for name, other, sign in (("d", "g", -1.0), ("g", "d", 1.0)):
+            grads = jax.grad(lambda p, q, s: s * p * q)(params[name], params[other], sign)
             updates, states[name] = txs[name].update(grads, states[name], params[name])
             params[name] = lib.apply_updates(params[name], updates)
     return params, states

@@ -2,23 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from flax import nnx
-from flax.training import train_state
 
 from .both import both, gradients, train
-
-X = jnp.array([[1.0, -1.0], [0.5, 2.0]])
-
-
-def dense(lib, tx):
-    model = nn.Dense(2)
-    params = model.init(jax.random.key(0), X)["params"]
-    return train_state.TrainState.create(apply_fn=model.apply, params=params, tx=tx)
-
-
-def linen_loss(state, params):
-    return jnp.mean(state.apply_fn({"params": params}, X) ** 2)
+from .networks import X
 
 
 @both

@@ -116,8 +116,11 @@ def test_a_transformation_that_wraps_another_with_all_arguments(lib, more):
 @both
 def test_a_piece_with_methods_replaced(lib, more):
     tx = lib.adam(0.1)
-    cast = lambda params: jax.tree.map(lambda p: p.astype(jnp.float32), params)  # noqa: E731
-    tx = tx._replace(init=lambda params: lib.adam(0.1).init(cast(params)))
+
+    def init(params):
+        return lib.adam(0.1).init(jax.tree.map(lambda p: p.astype(jnp.float32), params))
+
+    tx = tx._replace(init=init)
     return train(tx)
 
 
@@ -269,9 +272,12 @@ def test_gradients_accumulated_by_hand_within_an_optimizer(lib, more):
     @functools.partial(jax.jit, static_argnames="tx")
     def micro(tx, accumulated, grads, state, params, last):
         accumulated = jax.tree.map(jnp.add, accumulated, grads)
-        go = lambda a, s, p: (*tx.update(a, s, p), jax.tree.map(jnp.zeros_like, a))  # noqa: E731
-        stay = lambda a, s, p: (jax.tree.map(jnp.zeros_like, a), s, a)  # noqa: E731
-        return jax.lax.cond(last, go, stay, accumulated, state, params)
+        zeros = jax.tree.map(jnp.zeros_like, accumulated)
+        return jax.lax.cond(
+            last,
+            lambda: (*tx.update(accumulated, state, params), zeros),
+            lambda: (zeros, state, accumulated),
+        )
 
     tx = lib.adam(0.1)
     grads = gradients(PARAMS)
@@ -284,7 +290,7 @@ def test_updates_masked_by_hand(lib, more):
     tx = lib.adam(0.1)
     updates, _ = tx.update(gradients(PARAMS), tx.init(PARAMS))
     mask = {"dense": 0.0, "head": 1.0}
-    updates = {name: jax.tree.map(lambda u: u * mask[name], part) for name, part in updates.items()}  # noqa: B023
+    updates = jax.tree.map(lambda m, part: jax.tree.map(lambda u: u * m, part), mask, updates)
     return lib.apply_updates(PARAMS, updates)
 
 

@@ -145,7 +145,10 @@ def test_a_function_that_carries_an_update_through_jit(lib, more):
 @both
 def test_transformations_in_a_tree(lib, more):
     txs = {"a": lib.adam(0.1), "b": lib.sgd(0.1, momentum=0.9)}
-    is_leaf = lambda node: isinstance(node, lib.GradientTransformation)  # noqa: E731
+
+    def is_leaf(node):
+        return isinstance(node, lib.GradientTransformation)
+
     states = jax.tree.map(lambda tx, p: tx.init(p), txs, {"a": V, "b": V}, is_leaf=is_leaf)
     return states, len(jax.tree.leaves(txs)), len(jax.tree.leaves(txs, is_leaf=is_leaf))
 

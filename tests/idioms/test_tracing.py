@@ -5,17 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from .both import PARAMS, both, gradients
-
-FLAT = jnp.array([0.5, -1.0, 2.0, 1.5])
-
-
-def stepper(lib, tx):
-    def step(params, state):
-        updates, state = tx.update(gradients(params), state, params)
-        return lib.apply_updates(params, updates), state
-
-    return step
+from .both import FLAT, PARAMS, both, gradients, stepper
 
 
 @both
