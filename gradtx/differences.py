@@ -287,6 +287,13 @@ DIFFERENCES = (
         SHAPES,
     ),
     Difference(
+        ("incremental_update",),
+        ("result", "layout"),
+        "takes integers, such as a counter, from the new tree",
+        "mixes them too, which makes them floats",
+        STABLE,
+    ),
+    Difference(
         ("apply_updates",),
         ("fails",),
         "an update that is None leaves its parameter as it is",

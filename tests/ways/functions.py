@@ -31,6 +31,8 @@ CALLS: dict[str, list[Any]] = {
         lambda lib: lib.apply_updates(TREE, OTHER),
         lambda lib: lib.apply_updates(NARROW, OTHER),
         lambda lib: lib.apply_updates(TREE, {**OTHER, "b": None}),
+        lambda lib: lib.apply_updates(WITH_NONE, OTHER),
+        lambda lib: lib.apply_updates({"n": jnp.arange(3)}, {"n": jnp.array([2, -1, 0])}),
     ],
     "global_norm": [
         lambda lib: lib.global_norm(TREE),
@@ -41,6 +43,7 @@ CALLS: dict[str, list[Any]] = {
         lambda lib: lib.incremental_update(TREE, OTHER, 0.1),
         lambda lib: lib.incremental_update(NARROW, NARROW_OTHER, 1.0),
         lambda lib: lib.incremental_update(WITH_NONE, {**OTHER, "b": None}, jnp.float32(0.5)),
+        lambda lib: lib.incremental_update({"n": jnp.arange(3)}, {"n": jnp.ones(3, int)}, 0.5),
     ],
     "periodic_update": [
         lambda lib: lib.periodic_update(TREE, OTHER, jnp.int32(4), 2),
