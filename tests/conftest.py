@@ -4,12 +4,15 @@ The environment is set before jax is first imported, because the number of fake 
 read once, when the backend starts.
 """
 
+import atexit
 import contextlib
 import ctypes
 import gc
 import itertools
 import math
 import os
+import shutil
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,6 +27,14 @@ os.environ["XLA_FLAGS"] = " ".join(
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# What one process has compiled the others read from a folder of this run, and so does it
+# itself after it has forgotten it, see below.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs = tempfile.mkdtemp(prefix="programs-")
+    atexit.register(shutil.rmtree, _programs, ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
 import hypothesis
 import jax
 import pytest
@@ -36,7 +47,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # So many tests compile so much that the programs of one process would fill gigabytes. They are
 # forgotten when they take too much memory, but not so often that shared ones are never found again.
-_LIMIT = 1.5 * 2**30
+_LIMIT = 1.8 * 2**30
 _TESTS_BETWEEN_CLEARANCES = 50
 _finished = itertools.count(1)
 

@@ -19,7 +19,7 @@ from gradtx import initializers as gi
 
 DEPTH = 30
 WIDTH = 256
-NETWORKS = 32
+NETWORKS = 16
 ACTIVATIONS = {"linear": lambda z: z, "relu": jax.nn.relu, "tanh": jnp.tanh}
 SPREAD = {"linear": 2, "relu": 5}
 
