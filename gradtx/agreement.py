@@ -12,6 +12,7 @@ from gradtx.messages import shown
 
 
 def check_leaf(
+    owner: str,
     kernel: Kernel,
     index: int,
     leaf: Sequence[Any],
@@ -22,6 +23,7 @@ def check_leaf(
     """Refuse a leaf whose parameter or slots are missing or of another shape.
 
     Args:
+        owner: the function that the user called, which opens the messages.
         kernel: the declarations.
         index: the number of the leaf in `trees.flatten(updates)`.
         leaf: its update, its parameter (None if there are no parameters), and its slots in the
@@ -36,11 +38,11 @@ def check_leaf(
     gradient, parameter, *slots = leaf
     shape = np.shape(gradient)
     if parameter is not None and np.shape(parameter) != shape:
-        trees.refuse_shape(kernel.name, "updates", updates, index, "params", parameter)
+        trees.refuse_shape(owner, "updates", updates, index, "params", parameter)
     for slot, value in zip(kernel.slots, slots, strict=True):
         if value is None:
             raise ValueError(
-                f"{kernel.name}: the state has no {slot.name} at "
+                f"{owner}: the state has no {slot.name} at "
                 f"'{trees.paths(updates)[index]}', where updates has shape {shape}; was init "
                 "called with these parameters, and are they inexact numbers?"
             )
@@ -48,11 +50,11 @@ def check_leaf(
         what = f"the state's {slot.name}"
         if not (isinstance(expected, list) or jax.tree_util.all_leaves([value])):
             kept = getattr(state, slot.name)
-            trees.flatten_like(kernel.name, what, kept, "updates", updates)
+            trees.flatten_like(owner, what, kept, "updates", updates)
         if jax.tree.map(np.shape, value) != expected:
-            trees.refuse_shape(kernel.name, "updates", updates, index, what, value)
+            trees.refuse_shape(owner, "updates", updates, index, what, value)
     if kernel.needs_parameters and not trees.is_parameter(parameter):
         raise ValueError(
-            f"{kernel.name}: needs the parameter at '{trees.paths(updates)[index]}', "
+            f"{owner}: needs the parameter at '{trees.paths(updates)[index]}', "
             f"where updates has shape {shape}; params has {shown(parameter)}"
         )

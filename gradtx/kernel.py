@@ -159,10 +159,13 @@ class Slot:
 
     Attributes:
         name: the field of the state.
-        fill: the value of every element at the start; a hyperparameter's name stands for its
-            value, "p" for the parameter, and a function of the slot's shape and dtype makes it.
+        fill: the value of every element at the start; the name of a hyperparameter or option
+            stands for its value, "p" for the parameter, and a function of the slot's shape and
+            dtype makes it.
         dtype: the storage dtype; None stores the parameter's own dtype, or float32 where that
             is narrower.
+        dtype_argument: what the users' argument for the storage dtype is called; "": the name of
+            the slot with `_dtype`.
         real: whether a complex parameter's slot is real, as that of a squared modulus is.
         shape: the slot's shape from its parameter's, and from the options that it asks for by
             name; a list of shapes makes the slot a list of arrays; None: the same.
@@ -178,6 +181,7 @@ class Slot:
     shape: Callable[..., tuple[int, ...] | list[tuple[int, ...]]] | None = None
     argument: str = ""
     is_read: bool = True
+    dtype_argument: str = ""
 
     @property
     def read_as(self) -> str:
@@ -202,8 +206,8 @@ class Scalar:
 
     Attributes:
         name: the field of the state and the argument of the steps.
-        fill: its value at the start, or a function of the list of parameters that returns it; a
-            hyperparameter's name stands for that value.
+        fill: its value at the start, or a function of the list of parameters that returns it; the
+            name of a hyperparameter or option stands for its value.
         dtype: the storage dtype; None: that of the widest parameter, at least float32.
     """
 
@@ -227,7 +231,7 @@ class Kernel:
     """An equation on one array and what it needs from the tree around it.
 
     Attributes:
-        name: the public name of the transformation; it opens every error message.
+        name: the rule's public name, which `explain` shows.
         step: the equation, see the module's docstring.
         slots: what it keeps for each parameter, in the order in which the step returns them.
         hyperparameters: name -> valid range. Values may be numbers, scalar arrays or schedules.
@@ -291,7 +295,7 @@ class Kernel:
             or unknown
             or slots - wanted
             or required - reached
-            or fills - set(self.hyperparameters)
+            or fills - {*self.hyperparameters, *self.options}
             or shaping - set(self.options)
         ):
             raise ValueError(

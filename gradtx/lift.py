@@ -5,14 +5,16 @@ error messages. Each kernel is traced once for each distinct type of leaf and th
 the time to trace a step grows with the number of layers, not of operations.
 """
 
+import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 
 from gradtx import trees
 from gradtx.agreement import check_leaf
@@ -27,7 +29,15 @@ from gradtx.inputs import (
     trained,
     with_fields,
 )
-from gradtx.kernel import Kernel, PerLeaf, check_hyperparameter, measure_arguments, squeezed
+from gradtx.kernel import (
+    Kernel,
+    PerLeaf,
+    Slot,
+    check_dtype,
+    check_hyperparameter,
+    measure_arguments,
+    squeezed,
+)
 from gradtx.leaf import as_scalar, leaf_step_of, scalar_step_of, start_scalar, start_slot
 
 
@@ -44,12 +54,19 @@ class ScheduledState(NamedTuple):
 
 
 def lift(
-    kernel: Kernel, *, key: Any = None, **arguments: Any
+    kernel: Kernel,
+    *,
+    owner: str = "",
+    dtypes: Mapping[str, DTypeLike | None] | None = None,
+    key: Any = None,
+    **arguments: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """Turn a kernel into an optax gradient transformation.
 
     Args:
         kernel: the equation on one leaf.
+        owner: the function that the user called, which opens the messages; "": the kernel's name.
+        dtypes: the storage dtypes of slots, by the slot's name; None leaves the slot's own.
         key: the PRNG key that `init` puts into the state, for a kernel that asks for one.
         **arguments: every hyperparameter (a number, a scalar array or a schedule) and every
             option of the kernel.
@@ -68,13 +85,13 @@ def lift(
         >>> from gradtx.lift import lift
         >>> def shrink(g, *, threshold):
         ...     return jnp.sign(g) * jnp.maximum(jnp.abs(g) - threshold, 0)
-        >>> kernel = Kernel("soft_threshold", shrink, hyperparameters={"threshold": NON_NEGATIVE})
-        >>> tx = lift(kernel, threshold=1.0)
+        >>> SHRINK = Kernel("soft_threshold", shrink, hyperparameters={"threshold": NON_NEGATIVE})
+        >>> tx = lift(SHRINK, threshold=1.0)
         >>> updates, state = tx.update({"w": jnp.array([-3.0, 5.0])}, tx.init(None))
         >>> print(updates["w"])
         [-2.  4.]
     """
-    lifted = _Lifted(kernel, key, arguments)
+    lifted = _Lifted(kernel, owner or kernel.name, dtypes or {}, key, arguments)
     return optax.GradientTransformationExtraArgs(lifted.init, lifted.update)
 
 
@@ -106,13 +123,22 @@ class _Lifted:
     Nothing in it changes after it is built, so that a copy of it is itself.
     """
 
-    def __init__(self, kernel: Kernel, key: Any, arguments: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        owner: str,
+        dtypes: Mapping[str, DTypeLike | None],
+        key: Any,
+        arguments: dict[str, Any],
+    ) -> None:
         expected = {*kernel.hyperparameters, *kernel.options}
         if arguments.keys() != expected:
             raise ValueError(
-                f"{kernel.name}: takes the arguments {sorted(expected)}, got {sorted(arguments)}"
+                f"{owner}: takes the arguments {sorted(expected)}, got {sorted(arguments)}"
             )
         self.kernel = kernel
+        self.owner = owner
+        self.slots = tuple(_stored_in(slot, owner, dtypes.get(slot.name)) for slot in kernel.slots)
         self.key = key
         self.schedules: dict[str, Callable[[jax.Array], Any]] = {}
         self.values: dict[str, Any] = {}
@@ -128,7 +154,7 @@ class _Lifted:
         }
         self.traced: tuple[str, ...] = ()
         for name, valid in kernel.hyperparameters.items():
-            value = check_hyperparameter(kernel.name, name, arguments[name], valid)
+            value = check_hyperparameter(owner, name, arguments[name], valid)
             if callable(value):
                 self.schedules[name] = value
             else:
@@ -152,19 +178,19 @@ class _Lifted:
         kernel = self.kernel
         params = trained(params)
         leaves, treedef = trees.flatten(params)
-        shaping = {name for slot in kernel.slots for name in slot.shape_options}
+        shaping = {name for slot in self.slots for name in slot.shape_options}
         own = self.own_options(params, params, len(leaves), shaping)
         fields: dict[str, Any] = {
             slot.name: treedef.unflatten(
-                start_slot(kernel.name, slot, self._number, leaf, self.static | options)
+                start_slot(self.owner, slot, self._number, leaf, self.static | options)
                 for leaf, options in zip(leaves, own, strict=True)
             )
-            for slot in kernel.slots
+            for slot in self.slots
         }
         if kernel.scalars:
             parameters = [as_array(p) for p in jax.tree.leaves(params) if trees.is_parameter(p)]
             fields |= {
-                scalar.name: start_scalar(kernel.name, scalar, self._number, parameters)
+                scalar.name: start_scalar(self.owner, scalar, self._number, parameters)
                 for scalar in kernel.scalars
             }
         fields |= {name: jnp.zeros([], jnp.int32) for name in kernel.counts}
@@ -192,7 +218,7 @@ class _Lifted:
         for i, gradient in enumerate(gradients):
             leaf = [gradient, parameters[i], *(slot[i] for slot in slots)]
             if trees.is_parameter(gradient):
-                check_leaf(kernel, i, leaf, self.static | own[i], updates, inner)
+                check_leaf(self.owner, kernel, i, leaf, self.static | own[i], updates, inner)
 
         t = None if count is None else optax.safe_increment(count)
         scalars, new_scalars = self._scalars(
@@ -239,14 +265,14 @@ class _Lifted:
         """For each slot what the state has for each leaf of the updates."""
         return [
             trees.flatten_like(
-                self.kernel.name,
+                self.owner,
                 f"the state's {slot.name}",
                 getattr(inner, slot.name),
                 "updates",
                 updates,
                 subtrees=slot.shape is not None,
             )
-            for slot in self.kernel.slots
+            for slot in self.slots
         ]
 
     def _number(self, fill: Any) -> Any:
@@ -254,7 +280,9 @@ class _Lifted:
         if not isinstance(fill, str):
             return fill
         schedule = self.schedules.get(fill)
-        return self.values[fill] if schedule is None else evaluate(schedule, jnp.int32(0))
+        if schedule is not None:
+            return evaluate(schedule, jnp.int32(0))
+        return self.values[fill] if fill in self.values else self.static[fill]
 
     def _pack(self, count: Any, inner: Any) -> Any:
         if not self.counts_for_schedules:
@@ -271,11 +299,11 @@ class _Lifted:
                 state = self.init(as_gradients(updates, params))
             return None, state
         if self.counts_for_schedules and own._fields:
-            check_state(self.kernel.name, state, ScheduledState._fields)
-            check_state(self.kernel.name, state.inner_state, own._fields)
+            check_state(self.owner, state, ScheduledState._fields)
+            check_state(self.owner, state.inner_state, own._fields)
             return state.count, state.inner_state
         counters = ("count",) if self.counts_for_schedules else self.kernel.counts
-        check_state(self.kernel.name, state, own._fields or counters)
+        check_state(self.owner, state, own._fields or counters)
         return (getattr(state, counters[0]) if counters else None), state
 
     def _renewed(self, t: Any, state: Any, inner: Any, fields: dict[str, Any]) -> Any:
@@ -294,9 +322,9 @@ class _Lifted:
             return [None] * number
         if params is None:
             raise ValueError(
-                f"{self.kernel.name}: needs the parameters; call update(updates, state, params)"
+                f"{self.owner}: needs the parameters; call update(updates, state, params)"
             )
-        return trees.flatten_like(self.kernel.name, "params", params, "updates", updates)
+        return trees.flatten_like(self.owner, "params", params, "updates", updates)
 
     def _promoted(
         self, gradients: list[Any], slots: list[list[Any]], parameters: list[Any]
@@ -315,7 +343,7 @@ class _Lifted:
         for name in self.per_leaf.keys() & names:
             choose = self.per_leaf[name]
             values = trees.flatten_like(
-                self.kernel.name, name, choose(tree), "updates", updates, subtrees=True
+                self.owner, name, choose(tree), "updates", updates, subtrees=True
             )
             for options, value in zip(own, values, strict=True):
                 options[name] = value
@@ -332,7 +360,7 @@ class _Lifted:
         step = leaf_step_of(
             kernel.name,
             kernel.step,
-            tuple((slot.read_as if slot.is_read else "", slot.real) for slot in kernel.slots),
+            tuple((slot.read_as if slot.is_read else "", slot.real) for slot in self.slots),
             tuple(static.items()),
             stacked=len(arguments) > 1,
         )
@@ -385,9 +413,9 @@ class _Lifted:
         for name in kernel.extras:
             if extra.get(name) is None:
                 raise ValueError(
-                    f"{kernel.name}: needs {name}; call update(updates, state, params, {name}=...)"
+                    f"{self.owner}: needs {name}; call update(updates, state, params, {name}=...)"
                 )
-            value = squeezed(f"{kernel.name}: {name}", jnp.asarray(extra[name]))
+            value = squeezed(f"{self.owner}: {name}", jnp.asarray(extra[name]))
             known[name] = as_scalar(value, dtype)
         if t is not None:
             known["t"] = t.astype(dtype)
@@ -415,6 +443,14 @@ class _Lifted:
             return None, [None] * number
         new_key, sample_key = jax.random.split(inner.rng_key)
         return new_key, list(jax.random.split(sample_key, number)) if number else []
+
+
+def _stored_in(slot: Slot, owner: str, dtype: DTypeLike | None) -> Slot:
+    """The slot with the storage dtype that the user asked for."""
+    if dtype is None:
+        return slot
+    argument = slot.dtype_argument or f"{slot.name}_dtype"
+    return dataclasses.replace(slot, dtype=check_dtype(owner, argument, dtype))
 
 
 def evaluate(schedule: Callable[[jax.Array], Any], count: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ import optax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, check_dtype
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
 from gradtx.trees import abs_squared
@@ -26,6 +26,17 @@ def _adam(g, *, mu, nu, t, b1, b2, eps, eps_root, nesterov, bias_correction):
     mu_hat = first_moment(g, mu, t, b1, nesterov, bias_correction)
     nu_hat = debias(nu, b2, t) if bias_correction else nu
     return safe_divide(mu_hat, jnp.sqrt(nu_hat + eps_root) + eps), mu, nu
+
+
+ADAM = Kernel(
+    "scale_by_adam",
+    _adam,
+    slots=(Slot("mu"), Slot("nu", real=True)),
+    hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
+    options=("nesterov", "bias_correction"),
+    state=optax.ScaleByAdamState,
+    source="Kingma & Ba 2015, Algorithm 1",
+)
 
 
 def scale_by_adam(
@@ -76,20 +87,9 @@ def scale_by_adam(
         >>> print(f"{updates:.3f}")
         -1.000
     """
-    kernel = Kernel(
-        "scale_by_adam",
-        _adam,
-        slots=(
-            Slot("mu", dtype=check_dtype("scale_by_adam", "mu_dtype", mu_dtype)),
-            Slot("nu", real=True),
-        ),
-        hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
-        options=("nesterov", "bias_correction"),
-        state=optax.ScaleByAdamState,
-        source="Kingma & Ba 2015, Algorithm 1",
-    )
     return lift(
-        kernel,
+        ADAM,
+        dtypes={"mu": mu_dtype},
         b1=b1,
         b2=b2,
         eps=eps,
@@ -107,6 +107,17 @@ def _amsgrad(
     mu_hat = debias(mu, b1, t) if bias_correction_mu else mu
     nu_max = jnp.maximum(nu_max, debias(nu, b2, t) if bias_correction_nu else nu)
     return safe_divide(mu_hat, jnp.sqrt(nu_max + eps_root) + eps), mu, nu, nu_max
+
+
+AMSGRAD = Kernel(
+    "scale_by_amsgrad",
+    _amsgrad,
+    slots=(Slot("mu"), Slot("nu", real=True), Slot("nu_max", real=True)),
+    hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
+    options=("bias_correction_mu", "bias_correction_nu"),
+    state=optax.ScaleByAmsgradState,
+    source="Reddi et al. 2018, Algorithm 2",
+)
 
 
 def scale_by_amsgrad(
@@ -154,21 +165,9 @@ def scale_by_amsgrad(
         >>> print(f"{updates:.3f}")
         -1.000
     """
-    kernel = Kernel(
-        "scale_by_amsgrad",
-        _amsgrad,
-        slots=(
-            Slot("mu", dtype=check_dtype("scale_by_amsgrad", "mu_dtype", mu_dtype)),
-            Slot("nu", real=True),
-            Slot("nu_max", real=True),
-        ),
-        hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
-        options=("bias_correction_mu", "bias_correction_nu"),
-        state=optax.ScaleByAmsgradState,
-        source="Reddi et al. 2018, Algorithm 2",
-    )
     return lift(
-        kernel,
+        AMSGRAD,
+        dtypes={"mu": mu_dtype},
         b1=b1,
         b2=b2,
         eps=eps,
@@ -182,6 +181,16 @@ def _adamax(g, *, mu, nu, t, b1, b2, eps):
     mu = b1 * mu + (1 - b1) * g
     nu = jnp.maximum(b2 * nu, jnp.abs(g) + eps)
     return safe_divide(debias(mu, b1, t), nu), mu, nu
+
+
+ADAMAX = Kernel(
+    "scale_by_adamax",
+    _adamax,
+    slots=(Slot("mu"), Slot("nu", real=True)),
+    hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE},
+    state=optax.ScaleByAdamState,
+    source="Kingma & Ba 2015, Algorithm 2",
+)
 
 
 def scale_by_adamax(
@@ -215,12 +224,4 @@ def scale_by_adamax(
         >>> print(f"{updates:.3f}")
         -1.000
     """
-    kernel = Kernel(
-        "scale_by_adamax",
-        _adamax,
-        slots=(Slot("mu"), Slot("nu", real=True)),
-        hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE},
-        state=optax.ScaleByAdamState,
-        source="Kingma & Ba 2015, Algorithm 2",
-    )
-    return lift(kernel, b1=b1, b2=b2, eps=eps)
+    return lift(ADAMAX, b1=b1, b2=b2, eps=eps)
