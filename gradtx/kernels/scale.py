@@ -1,6 +1,7 @@
 """Scaling and shifting: learning rates, weight decay, noise, centring."""
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,14 +11,7 @@ from optax import ScalarOrSchedule
 
 from gradtx.compose.groups import masked_for
 from gradtx.compose.sequence import identity
-from gradtx.kernel import (
-    ANY_NUMBER,
-    NON_NEGATIVE,
-    Kernel,
-    check_hyperparameter,
-    check_key,
-    state_class,
-)
+from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, check_key, state_class
 from gradtx.kernels.unitwise import as_axes
 from gradtx.lift import lift
 from gradtx.messages import shown
@@ -26,6 +20,10 @@ from gradtx.select import Decay, Mask, decayed_leaves
 
 def _scale(g, *, step_size):
     return step_size * g
+
+
+SCALE = Kernel("scale", _scale, hyperparameters={"step_size": ANY_NUMBER})
+SCALE_BY_SCHEDULE = replace(SCALE, name="scale_by_schedule")
 
 
 def scale(step_size: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
@@ -50,8 +48,7 @@ def scale(step_size: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
         >>> print(updates["w"])
         [-1. -2.]
     """
-    kernel = Kernel("scale", _scale, hyperparameters={"step_size": ANY_NUMBER})
-    return lift(kernel, step_size=step_size)
+    return lift(SCALE, step_size=step_size)
 
 
 def scale_by_schedule(step_size_fn: optax.Schedule) -> optax.GradientTransformationExtraArgs:
@@ -84,12 +81,19 @@ def scale_by_schedule(step_size_fn: optax.Schedule) -> optax.GradientTransformat
             "scale_by_schedule: step_size_fn must be a function of the step, got "
             f"{shown(step_size_fn)}"
         )
-    kernel = Kernel("scale_by_schedule", _scale, hyperparameters={"step_size": ANY_NUMBER})
-    return lift(kernel, step_size=step_size_fn)
+    return lift(SCALE_BY_SCHEDULE, step_size=step_size_fn)
 
 
 def _descend(g, *, learning_rate, flip_sign):
     return -learning_rate * g if flip_sign else learning_rate * g
+
+
+LEARNING_RATE = Kernel(
+    "scale_by_learning_rate",
+    _descend,
+    hyperparameters={"learning_rate": ANY_NUMBER},
+    options=("flip_sign",),
+)
 
 
 def scale_by_learning_rate(
@@ -120,13 +124,7 @@ def scale_by_learning_rate(
     """
     if learning_rate is None:
         return identity()
-    kernel = Kernel(
-        "scale_by_learning_rate",
-        _descend,
-        hyperparameters={"learning_rate": ANY_NUMBER},
-        options=("flip_sign",),
-    )
-    return lift(kernel, learning_rate=learning_rate, flip_sign=flip_sign)
+    return lift(LEARNING_RATE, learning_rate=learning_rate, flip_sign=flip_sign)
 
 
 WeightDecaySchedule = state_class(optax.add_decayed_weights(lambda count: 0.0 * count))
@@ -134,6 +132,17 @@ WeightDecaySchedule = state_class(optax.add_decayed_weights(lambda count: 0.0 * 
 
 def _add_decayed_weights(g, *, p, weight_decay):
     return g + weight_decay * p
+
+
+ADD_DECAYED_WEIGHTS = Kernel(
+    "add_decayed_weights",
+    _add_decayed_weights,
+    hyperparameters={"weight_decay": ANY_NUMBER},
+    scheduled_state=WeightDecaySchedule,
+    source="Loshchilov & Hutter 2019, Algorithm 2",
+)
+# Inside of an optimizer, where a negative decay would let weights grow.
+WEIGHT_DECAY = replace(ADD_DECAYED_WEIGHTS, hyperparameters={"weight_decay": NON_NEGATIVE})
 
 
 def add_decayed_weights(
@@ -178,7 +187,8 @@ def add_decayed_weights(
         >>> print(updates["kernel"], updates["bias"])
         [0.2] [0.]
     """
-    return _decayed("add_decayed_weights", weight_decay, "mask", mask, decay)
+    tx = lift(ADD_DECAYED_WEIGHTS, weight_decay=weight_decay)
+    return _decaying("add_decayed_weights", tx, "mask", mask, decay)
 
 
 def weight_decay_of(
@@ -211,28 +221,34 @@ def weight_decay_of(
         >>> print(tx.update(jnp.zeros(1), tx.init(jnp.ones(1)), jnp.ones(1))[0])
         [0.5]
     """
-    weight_decay = check_hyperparameter(owner, "weight_decay", weight_decay, NON_NEGATIVE)
-    return _decayed(owner, weight_decay, argument, mask, decay)
+    tx = lift(WEIGHT_DECAY, owner=owner, weight_decay=weight_decay)
+    return _decaying(owner, tx, argument, mask, decay)
 
 
-def _decayed(
-    owner: str, weight_decay: ScalarOrSchedule, argument: str, mask: Mask | None, decay: Decay
+def _decaying(
+    owner: str,
+    tx: optax.GradientTransformationExtraArgs,
+    argument: str,
+    mask: Mask | None,
+    decay: Decay,
 ) -> optax.GradientTransformationExtraArgs:
-    kernel = Kernel(
-        "add_decayed_weights",
-        _add_decayed_weights,
-        hyperparameters={"weight_decay": ANY_NUMBER},
-        scheduled_state=WeightDecaySchedule,
-        source="Loshchilov & Hutter 2019, Algorithm 2",
-    )
+    """A decay of weights for the leaves that these arguments choose."""
     mask = decayed_leaves(owner, decay, mask)
-    tx = lift(kernel, weight_decay=weight_decay)
     return tx if mask is None else masked_for(owner, argument, tx, mask)
 
 
 def _add_noise(g, *, key, t, eta, gamma):
     deviation = jnp.sqrt(eta / t**gamma)
     return g + deviation * jax.random.normal(key, g.shape, g.dtype)
+
+
+ADD_NOISE = Kernel(
+    "add_noise",
+    _add_noise,
+    hyperparameters={"eta": NON_NEGATIVE, "gamma": NON_NEGATIVE},
+    state=optax.AddNoiseState,
+    source="Neelakantan et al. 2015, section 3",
+)
 
 
 def noise_key(owner: str, key: Any, seed: Any) -> Any:
@@ -294,14 +310,7 @@ def add_noise(
         >>> print(round(float(updates["w"].std()), 2))
         0.1
     """
-    kernel = Kernel(
-        "add_noise",
-        _add_noise,
-        hyperparameters={"eta": NON_NEGATIVE, "gamma": NON_NEGATIVE},
-        state=optax.AddNoiseState,
-        source="Neelakantan et al. 2015, section 3",
-    )
-    return lift(kernel, key=noise_key("add_noise", key, seed), eta=eta, gamma=gamma)
+    return lift(ADD_NOISE, key=noise_key("add_noise", key, seed), eta=eta, gamma=gamma)
 
 
 _LAYOUTS = ("jax", "torch")
@@ -315,6 +324,15 @@ def _centralize(g, *, axis, layout):
     if not all(-g.ndim <= a < g.ndim for a in axis):
         raise ValueError(f"centralize: axis {axis} does not fit an array of shape {g.shape}")
     return g - jnp.mean(g, axis=axis, keepdims=True)
+
+
+CENTRALIZE = Kernel(
+    "centralize",
+    _centralize,
+    options=("axis", "layout"),
+    elementwise=False,
+    source="Yong et al. 2020, equation (1)",
+)
 
 
 def centralize(
@@ -357,11 +375,4 @@ def centralize(
     """
     if layout not in _LAYOUTS:
         raise ValueError(f"centralize: layout must be one of {_LAYOUTS}, got {shown(layout)}")
-    kernel = Kernel(
-        "centralize",
-        _centralize,
-        options=("axis", "layout"),
-        elementwise=False,
-        source="Yong et al. 2020, equation (1)",
-    )
-    return lift(kernel, axis=as_axes("centralize", axis), layout=layout)
+    return lift(CENTRALIZE, axis=as_axes("centralize", axis), layout=layout)

@@ -7,13 +7,16 @@ import optax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, check_dtype
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
 from gradtx.lift import lift
 from gradtx.messages import shown
 
 
 def _sign(g):
     return jnp.sign(g)
+
+
+SIGN = Kernel("scale_by_sign", _sign, source="Bernstein et al. 2018, Algorithm 1")
 
 
 def scale_by_sign() -> optax.GradientTransformationExtraArgs:
@@ -35,7 +38,7 @@ def scale_by_sign() -> optax.GradientTransformationExtraArgs:
         >>> print(tx.update(jnp.array([-3.0, 0.0, 0.2]), tx.init(None))[0])
         [-1.  0.  1.]
     """
-    return lift(Kernel("scale_by_sign", _sign, source="Bernstein et al. 2018, Algorithm 1"))
+    return lift(SIGN)
 
 
 def _lion(g, *, mu, b1, b2, smooth_beta, mode):
@@ -46,6 +49,17 @@ def _lion(g, *, mu, b1, b2, smooth_beta, mode):
     if mode == "refined":
         return jnp.where(jnp.abs(direction) < 1, direction, jnp.sign(direction)), mu
     return jnp.sign(direction), mu
+
+
+LION = Kernel(
+    "scale_by_lion",
+    _lion,
+    slots=(Slot("mu"),),
+    hyperparameters={"b1": DECAY, "b2": DECAY, "smooth_beta": NON_NEGATIVE},
+    options=("mode",),
+    state=optax.ScaleByLionState,
+    source="Chen et al. 2023, Algorithm 2",
+)
 
 
 def scale_by_lion(
@@ -91,13 +105,4 @@ def scale_by_lion(
         raise ValueError(
             f"scale_by_lion: mode must be 'hard', 'smooth' or 'refined', got {shown(mode)}"
         )
-    kernel = Kernel(
-        "scale_by_lion",
-        _lion,
-        slots=(Slot("mu", dtype=check_dtype("scale_by_lion", "mu_dtype", mu_dtype)),),
-        hyperparameters={"b1": DECAY, "b2": DECAY, "smooth_beta": NON_NEGATIVE},
-        options=("mode",),
-        state=optax.ScaleByLionState,
-        source="Chen et al. 2023, Algorithm 2",
-    )
-    return lift(kernel, b1=b1, b2=b2, smooth_beta=smooth_beta, mode=mode)
+    return lift(LION, dtypes={"mu": mu_dtype}, b1=b1, b2=b2, smooth_beta=smooth_beta, mode=mode)

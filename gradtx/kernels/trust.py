@@ -29,6 +29,19 @@ def _trust_ratio(g, *, p, min_norm, trust_coefficient, eps):
     return _with_length(g, g_norm + eps, p_norm, trust_coefficient)
 
 
+TRUST_RATIO = Kernel(
+    "scale_by_trust_ratio",
+    _trust_ratio,
+    hyperparameters={
+        "min_norm": NON_NEGATIVE,
+        "trust_coefficient": ANY_NUMBER,
+        "eps": NON_NEGATIVE,
+    },
+    elementwise=False,
+    source="You et al. 2017, equation (4)",
+)
+
+
 def scale_by_trust_ratio(
     min_norm: ScalarOrSchedule = 0.0,
     trust_coefficient: ScalarOrSchedule = 1.0,
@@ -65,18 +78,7 @@ def scale_by_trust_ratio(
         >>> print(tx.update(jnp.array([3.0, 4.0]), tx.init(params), params)[0])
         [6. 8.]
     """
-    kernel = Kernel(
-        "scale_by_trust_ratio",
-        _trust_ratio,
-        hyperparameters={
-            "min_norm": NON_NEGATIVE,
-            "trust_coefficient": ANY_NUMBER,
-            "eps": NON_NEGATIVE,
-        },
-        elementwise=False,
-        source="You et al. 2017, equation (4)",
-    )
-    return lift(kernel, min_norm=min_norm, trust_coefficient=trust_coefficient, eps=eps)
+    return lift(TRUST_RATIO, min_norm=min_norm, trust_coefficient=trust_coefficient, eps=eps)
 
 
 def _local_rate(g, *, p, weight_decay, trust_coefficient, eps, decays, trusts):
@@ -88,6 +90,21 @@ def _local_rate(g, *, p, weight_decay, trust_coefficient, eps, decays, trusts):
     p_norm = trees.norm(p)
     bound = trees.norm(g) + weight_decay * p_norm
     return _with_length(decayed, bound + eps, p_norm, trust_coefficient)
+
+
+LARS = Kernel(
+    "lars",
+    _local_rate,
+    hyperparameters={
+        "weight_decay": NON_NEGATIVE,
+        "trust_coefficient": ANY_NUMBER,
+        "eps": NON_NEGATIVE,
+    },
+    options=("decays", "trusts"),
+    scheduled_state=WeightDecaySchedule,
+    elementwise=False,
+    source="You et al. 2017, equation (6)",
+)
 
 
 def scale_by_local_rate(
@@ -131,21 +148,8 @@ def scale_by_local_rate(
         >>> print(tx.update(jnp.array([2.0, 0.0]), tx.init(params), params)[0])
         [0.5 0.5]
     """
-    kernel = Kernel(
-        "lars",
-        _local_rate,
-        hyperparameters={
-            "weight_decay": NON_NEGATIVE,
-            "trust_coefficient": ANY_NUMBER,
-            "eps": NON_NEGATIVE,
-        },
-        options=("decays", "trusts"),
-        scheduled_state=WeightDecaySchedule,
-        elementwise=False,
-        source="You et al. 2017, equation (6)",
-    )
     return lift(
-        kernel,
+        LARS,
         weight_decay=weight_decay,
         trust_coefficient=trust_coefficient,
         eps=eps,
@@ -158,6 +162,15 @@ def _undo_growth(g, *, p, learning_rate):
     growth = jnp.sqrt(1 + learning_rate**2)
     # growth - 1 without its cancellation.
     return (g - learning_rate**2 / (1 + growth) * p) / growth
+
+
+FROMAGE = Kernel(
+    "fromage",
+    _undo_growth,
+    hyperparameters={"learning_rate": ANY_NUMBER},
+    scheduled_state=WeightDecaySchedule,
+    source="Bernstein et al. 2020, Algorithm 1",
+)
 
 
 def undo_growth(learning_rate: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
@@ -188,18 +201,20 @@ def undo_growth(learning_rate: ScalarOrSchedule) -> optax.GradientTransformation
         >>> print(jnp.linalg.norm(params + updates))
         4.0
     """
-    kernel = Kernel(
-        "fromage",
-        _undo_growth,
-        hyperparameters={"learning_rate": ANY_NUMBER},
-        scheduled_state=WeightDecaySchedule,
-        source="Bernstein et al. 2020, Algorithm 1",
-    )
-    return lift(kernel, learning_rate=learning_rate)
+    return lift(FROMAGE, learning_rate=learning_rate)
 
 
 def _param_block_norm(g, *, p, min_scale):
     return jnp.maximum(trees.norm(p), min_scale) * g
+
+
+PARAM_BLOCK_NORM = Kernel(
+    "scale_by_param_block_norm",
+    _param_block_norm,
+    hyperparameters={"min_scale": NON_NEGATIVE},
+    elementwise=False,
+    source="Shazeer & Stern 2018, section 8",
+)
 
 
 def scale_by_param_block_norm(
@@ -232,18 +247,20 @@ def scale_by_param_block_norm(
         >>> print(tx.update(jnp.array([1.0, -2.0]), tx.init(params), params)[0])
         [  5. -10.]
     """
-    kernel = Kernel(
-        "scale_by_param_block_norm",
-        _param_block_norm,
-        hyperparameters={"min_scale": NON_NEGATIVE},
-        elementwise=False,
-        source="Shazeer & Stern 2018, section 8",
-    )
-    return lift(kernel, min_scale=min_scale)
+    return lift(PARAM_BLOCK_NORM, min_scale=min_scale)
 
 
 def _param_block_rms(g, *, p, min_scale):
     return jnp.maximum(root_mean_square(p), min_scale) * g
+
+
+PARAM_BLOCK_RMS = Kernel(
+    "scale_by_param_block_rms",
+    _param_block_rms,
+    hyperparameters={"min_scale": NON_NEGATIVE},
+    elementwise=False,
+    source="Shazeer & Stern 2018, section 8",
+)
 
 
 def scale_by_param_block_rms(
@@ -275,11 +292,4 @@ def scale_by_param_block_rms(
         >>> print(tx.update(jnp.ones(4), tx.init(params), params)[0])
         [2. 2. 2. 2.]
     """
-    kernel = Kernel(
-        "scale_by_param_block_rms",
-        _param_block_rms,
-        hyperparameters={"min_scale": NON_NEGATIVE},
-        elementwise=False,
-        source="Shazeer & Stern 2018, section 8",
-    )
-    return lift(kernel, min_scale=min_scale)
+    return lift(PARAM_BLOCK_RMS, min_scale=min_scale)
