@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
 from gradtx import trees
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, PerLeaf, Slot, check_dtype
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, PerLeaf, Slot
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
 from gradtx.messages import shown
@@ -33,6 +33,18 @@ def _adamini(g, *, mu, nu, t, b1, b2, eps, eps_root):
 
 def _shape_of_blocks(shape: tuple[int, ...], blocks: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(length if axis in blocks else 1 for axis, length in enumerate(shape))
+
+
+ADAMINI = Kernel(
+    "scale_by_adamini",
+    _adamini,
+    slots=(Slot("mu"), Slot("nu", real=True, shape=_shape_of_blocks)),
+    hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
+    options=("blocks",),
+    state=optax.ScaleByAdamState,
+    elementwise=False,
+    source="Zhang et al. 2024, Algorithm 1",
+)
 
 
 def _axes_of_leaves(blocks: Blocks) -> PerLeaf:
@@ -128,21 +140,9 @@ def scale_by_adamini(
         >>> print(state.nu.shape, [f"{update:.2f}" for update in updates.ravel()])
         (1, 2) ['1.40', '1.00', '0.20', '1.00']
     """
-    kernel = Kernel(
-        "scale_by_adamini",
-        _adamini,
-        slots=(
-            Slot("mu", dtype=check_dtype("scale_by_adamini", "mu_dtype", mu_dtype)),
-            Slot("nu", real=True, shape=_shape_of_blocks),
-        ),
-        hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
-        options=("blocks",),
-        state=optax.ScaleByAdamState,
-        elementwise=False,
-        source="Zhang et al. 2024, Algorithm 1",
-    )
     return lift(
-        kernel,
+        ADAMINI,
+        dtypes={"mu": mu_dtype},
         b1=b1,
         b2=b2,
         eps=eps,

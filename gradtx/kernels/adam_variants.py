@@ -19,6 +19,17 @@ def _belief(g, *, mu, nu, t, b1, b2, eps, eps_root, nesterov):
     return safe_divide(mu_hat, jnp.sqrt(debias(nu, b2, t)) + eps), mu, nu
 
 
+BELIEF = Kernel(
+    "scale_by_belief",
+    _belief,
+    slots=(Slot("mu"), Slot("nu", real=True)),
+    hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
+    options=("nesterov",),
+    state=optax.ScaleByBeliefState,
+    source="Zhuang et al. 2020, Algorithm 2",
+)
+
+
 def scale_by_belief(
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
@@ -58,16 +69,7 @@ def scale_by_belief(
         >>> print(f"{updates:.3f}")
         -2.000
     """
-    kernel = Kernel(
-        "scale_by_belief",
-        _belief,
-        slots=(Slot("mu"), Slot("nu", real=True)),
-        hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
-        options=("nesterov",),
-        state=optax.ScaleByBeliefState,
-        source="Zhuang et al. 2020, Algorithm 2",
-    )
-    return lift(kernel, b1=b1, b2=b2, eps=eps, eps_root=eps_root, nesterov=bool(nesterov))
+    return lift(BELIEF, b1=b1, b2=b2, eps=eps, eps_root=eps_root, nesterov=bool(nesterov))
 
 
 def _yogi(g, *, mu, nu, t, b1, b2, eps, eps_root):
@@ -76,6 +78,22 @@ def _yogi(g, *, mu, nu, t, b1, b2, eps, eps_root):
     nu = nu - (1 - b2) * jnp.sign(nu - square) * square
     nu_hat = debias(nu, b2, t)
     return safe_divide(debias(mu, b1, t), jnp.sqrt(nu_hat + eps_root) + eps), mu, nu
+
+
+YOGI = Kernel(
+    "scale_by_yogi",
+    _yogi,
+    slots=(Slot("mu"), Slot("nu", fill="initial_accumulator_value", real=True)),
+    hyperparameters={
+        "b1": DECAY,
+        "b2": DECAY,
+        "eps": NON_NEGATIVE,
+        "eps_root": NON_NEGATIVE,
+        "initial_accumulator_value": NON_NEGATIVE,
+    },
+    state=optax.ScaleByAdamState,
+    source="Zaheer et al. 2018, Algorithm 2",
+)
 
 
 def scale_by_yogi(
@@ -117,22 +135,8 @@ def scale_by_yogi(
         >>> print(f"{updates:.3f}")
         -1.000
     """
-    kernel = Kernel(
-        "scale_by_yogi",
-        _yogi,
-        slots=(Slot("mu"), Slot("nu", fill="initial_accumulator_value", real=True)),
-        hyperparameters={
-            "b1": DECAY,
-            "b2": DECAY,
-            "eps": NON_NEGATIVE,
-            "eps_root": NON_NEGATIVE,
-            "initial_accumulator_value": NON_NEGATIVE,
-        },
-        state=optax.ScaleByAdamState,
-        source="Zaheer et al. 2018, Algorithm 2",
-    )
     return lift(
-        kernel,
+        YOGI,
         b1=b1,
         b2=b2,
         eps=eps,
@@ -181,6 +185,23 @@ def _langevin(x: jax.Array) -> jax.Array:
 _TRACTABLE = Range(">= 4", lambda value: value >= 4)
 
 
+RADAM = Kernel(
+    "scale_by_radam",
+    _radam,
+    slots=(Slot("mu"), Slot("nu", real=True)),
+    hyperparameters={
+        "b1": DECAY,
+        "b2": DECAY,
+        "eps": NON_NEGATIVE,
+        "eps_root": NON_NEGATIVE,
+        "threshold": _TRACTABLE,
+    },
+    options=("nesterov",),
+    state=optax.ScaleByAdamState,
+    source="Liu et al. 2020, Algorithm 2",
+)
+
+
 def scale_by_radam(
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
@@ -225,23 +246,8 @@ def scale_by_radam(
         >>> print(f"{updates:.3f}")
         -3.000
     """
-    kernel = Kernel(
-        "scale_by_radam",
-        _radam,
-        slots=(Slot("mu"), Slot("nu", real=True)),
-        hyperparameters={
-            "b1": DECAY,
-            "b2": DECAY,
-            "eps": NON_NEGATIVE,
-            "eps_root": NON_NEGATIVE,
-            "threshold": _TRACTABLE,
-        },
-        options=("nesterov",),
-        state=optax.ScaleByAdamState,
-        source="Liu et al. 2020, Algorithm 2",
-    )
     return lift(
-        kernel,
+        RADAM,
         b1=b1,
         b2=b2,
         eps=eps,

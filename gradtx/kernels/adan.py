@@ -1,7 +1,5 @@
 """Adan: Nesterov momentum from the differences of successive gradients."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule
@@ -25,6 +23,23 @@ def _adan(g, *, m, v, n, g_previous, t, b1, b2, b3, eps, eps_root):
     momentum = debias(m, b1, t) + b2 * debias(v, b2, t)
     size = jnp.sqrt(debias(n, b3, t) + eps_root) + eps
     return safe_divide(momentum, size), m, v, n, g
+
+
+ADAN = Kernel(
+    "scale_by_adan",
+    _adan,
+    slots=(Slot("m"), Slot("v"), Slot("n", real=True), Slot("g", argument="g_previous")),
+    hyperparameters={
+        "b1": DECAY,
+        "b2": DECAY,
+        "b3": DECAY,
+        "eps": NON_NEGATIVE,
+        "eps_root": NON_NEGATIVE,
+    },
+    state=optax.ScaleByAdanState,
+    counters=("t",),
+    source="Xie et al. 2022, Algorithm 1",
+)
 
 
 def scale_by_adan(
@@ -72,32 +87,21 @@ def scale_by_adan(
         >>> print(f"{updates[0]:.3f}")  # (2 - 0.5 * 1.333) / (2 - 0.5 * 2)
         1.333
     """
-    kernel = Kernel(
-        "scale_by_adan",
-        _adan,
-        slots=(
-            Slot("m"),
-            Slot("v"),
-            Slot("n", real=True),
-            Slot("g", argument="g_previous"),
-        ),
-        hyperparameters={
-            "b1": DECAY,
-            "b2": DECAY,
-            "b3": DECAY,
-            "eps": NON_NEGATIVE,
-            "eps_root": NON_NEGATIVE,
-        },
-        state=optax.ScaleByAdanState,
-        counters=("t",),
-        source="Xie et al. 2022, Algorithm 1",
-    )
-    return lift(kernel, b1=b1, b2=b2, b3=b3, eps=eps, eps_root=eps_root)
+    return lift(ADAN, b1=b1, b2=b2, b3=b3, eps=eps, eps_root=eps_root)
 
 
 def _descend_proximally(g, *, learning_rate, weight_decay, decays):
     step = -learning_rate * g
     return step / (1 + learning_rate * weight_decay) if decays else step
+
+
+PROXIMAL_DESCENT = Kernel(
+    "adan",
+    _descend_proximally,
+    hyperparameters={"learning_rate": ANY_NUMBER, "weight_decay": NON_NEGATIVE},
+    options=("decays",),
+    source="Xie et al. 2022, Algorithm 1",
+)
 
 
 def descend_proximally(
@@ -135,12 +139,6 @@ def descend_proximally(
         >>> print(tx.update(jnp.array([2.0]), tx.init(()))[0])
         [-0.5]
     """
-    arguments: dict[str, Any] = {"learning_rate": learning_rate, "weight_decay": weight_decay}
-    kernel = Kernel(
-        "adan",
-        _descend_proximally,
-        hyperparameters={"learning_rate": ANY_NUMBER, "weight_decay": NON_NEGATIVE},
-        options=("decays",),
-        source="Xie et al. 2022, Algorithm 1",
+    return lift(
+        PROXIMAL_DESCENT, learning_rate=learning_rate, weight_decay=weight_decay, decays=decays
     )
-    return lift(kernel, **arguments, decays=decays)

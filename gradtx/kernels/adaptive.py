@@ -16,6 +16,16 @@ def _rss(g, *, sum_of_squares, eps):
     return jnp.where(total > 0, safe_divide(g, jnp.sqrt(total + eps)), 0.0), total
 
 
+RSS = Kernel(
+    "scale_by_rss",
+    _rss,
+    slots=(Slot("sum_of_squares", fill="initial_accumulator_value", real=True),),
+    hyperparameters={"initial_accumulator_value": NON_NEGATIVE, "eps": NON_NEGATIVE},
+    state=optax.ScaleByRssState,
+    source="Duchi et al. 2011, Figure 1",
+)
+
+
 def scale_by_rss(
     initial_accumulator_value: ScalarOrSchedule = 0.1, eps: ScalarOrSchedule = 1e-7
 ) -> optax.GradientTransformationExtraArgs:
@@ -45,15 +55,7 @@ def scale_by_rss(
         >>> print(tx.update(jnp.array([-3.0, 0.0]), tx.init(jnp.zeros(2)))[0])
         [-1.  0.]
     """
-    kernel = Kernel(
-        "scale_by_rss",
-        _rss,
-        slots=(Slot("sum_of_squares", fill="initial_accumulator_value", real=True),),
-        hyperparameters={"initial_accumulator_value": NON_NEGATIVE, "eps": NON_NEGATIVE},
-        state=optax.ScaleByRssState,
-        source="Duchi et al. 2011, Figure 1",
-    )
-    return lift(kernel, initial_accumulator_value=initial_accumulator_value, eps=eps)
+    return lift(RSS, initial_accumulator_value=initial_accumulator_value, eps=eps)
 
 
 def _over_root(g, nu, eps, eps_in_sqrt):
@@ -74,6 +76,27 @@ def _rms_debiased(g, *, nu, t, decay, eps, eps_in_sqrt):
 # optax keeps the classes with a counter private, so they are asked for an instance.
 _RmsWithCountState = state_class(optax.scale_by_rms(bias_correction=True))
 _StddevWithCountState = state_class(optax.scale_by_stddev(bias_correction=True))
+
+
+RMS = Kernel(
+    "scale_by_rms",
+    _rms,
+    slots=(Slot("nu", fill="initial_scale", real=True),),
+    hyperparameters={"decay": DECAY, "eps": NON_NEGATIVE, "initial_scale": NON_NEGATIVE},
+    options=("eps_in_sqrt",),
+    state=optax.ScaleByRmsState,
+    source="Tieleman & Hinton 2012, lecture 6.5",
+)
+
+RMS_DEBIASED = Kernel(
+    "scale_by_rms",
+    _rms_debiased,
+    slots=(Slot("nu", fill="initial_scale", real=True),),
+    hyperparameters={"decay": DECAY, "eps": NON_NEGATIVE, "initial_scale": NON_NEGATIVE},
+    options=("eps_in_sqrt",),
+    state=_RmsWithCountState,
+    source="Tieleman & Hinton 2012, lecture 6.5",
+)
 
 
 def scale_by_rms(
@@ -114,17 +137,12 @@ def scale_by_rms(
         >>> print(tx.update(jnp.array([-3.0]), tx.init(jnp.zeros(1)))[0])
         [-2.]
     """
-    kernel = Kernel(
-        "scale_by_rms",
-        _rms_debiased if bias_correction else _rms,
-        slots=(Slot("nu", fill="initial_scale", real=True),),
-        hyperparameters={"decay": DECAY, "eps": NON_NEGATIVE, "initial_scale": NON_NEGATIVE},
-        options=("eps_in_sqrt",),
-        state=_RmsWithCountState if bias_correction else optax.ScaleByRmsState,
-        source="Tieleman & Hinton 2012, lecture 6.5",
-    )
     return lift(
-        kernel, decay=decay, eps=eps, initial_scale=initial_scale, eps_in_sqrt=bool(eps_in_sqrt)
+        RMS_DEBIASED if bias_correction else RMS,
+        decay=decay,
+        eps=eps,
+        initial_scale=initial_scale,
+        eps_in_sqrt=bool(eps_in_sqrt),
     )
 
 
@@ -144,6 +162,27 @@ def _stddev_debiased(g, *, mu, nu, t, decay, eps, eps_in_sqrt):
     nu = decay * nu + (1 - decay) * abs_squared(g)
     variance = _variance(debias(mu, decay, t), debias(nu, decay, t))
     return _over_root(g, variance, eps, eps_in_sqrt), mu, nu
+
+
+STDDEV = Kernel(
+    "scale_by_stddev",
+    _stddev,
+    slots=(Slot("mu"), Slot("nu", fill="initial_scale", real=True)),
+    hyperparameters={"decay": DECAY, "eps": NON_NEGATIVE, "initial_scale": NON_NEGATIVE},
+    options=("eps_in_sqrt",),
+    state=optax.ScaleByRStdDevState,
+    source="Graves 2013, equations (38) to (40)",
+)
+
+STDDEV_DEBIASED = Kernel(
+    "scale_by_stddev",
+    _stddev_debiased,
+    slots=(Slot("mu"), Slot("nu", fill="initial_scale", real=True)),
+    hyperparameters={"decay": DECAY, "eps": NON_NEGATIVE, "initial_scale": NON_NEGATIVE},
+    options=("eps_in_sqrt",),
+    state=_StddevWithCountState,
+    source="Graves 2013, equations (38) to (40)",
+)
 
 
 def scale_by_stddev(
@@ -187,17 +226,12 @@ def scale_by_stddev(
         >>> print(tx.update(jnp.array([-3.0]), tx.init(jnp.zeros(1)))[0])
         [-2.]
     """
-    kernel = Kernel(
-        "scale_by_stddev",
-        _stddev_debiased if bias_correction else _stddev,
-        slots=(Slot("mu"), Slot("nu", fill="initial_scale", real=True)),
-        hyperparameters={"decay": DECAY, "eps": NON_NEGATIVE, "initial_scale": NON_NEGATIVE},
-        options=("eps_in_sqrt",),
-        state=_StddevWithCountState if bias_correction else optax.ScaleByRStdDevState,
-        source="Graves 2013, equations (38) to (40)",
-    )
     return lift(
-        kernel, decay=decay, eps=eps, initial_scale=initial_scale, eps_in_sqrt=bool(eps_in_sqrt)
+        STDDEV_DEBIASED if bias_correction else STDDEV,
+        decay=decay,
+        eps=eps,
+        initial_scale=initial_scale,
+        eps_in_sqrt=bool(eps_in_sqrt),
     )
 
 
@@ -206,6 +240,16 @@ def _adadelta(g, *, e_g, e_x, rho, eps):
     update = safe_divide(jnp.sqrt(e_x + eps) * g, jnp.sqrt(e_g + eps))
     e_x = rho * e_x + (1 - rho) * abs_squared(update)
     return update, e_g, e_x
+
+
+ADADELTA = Kernel(
+    "scale_by_adadelta",
+    _adadelta,
+    slots=(Slot("e_g", real=True), Slot("e_x", real=True)),
+    hyperparameters={"rho": DECAY, "eps": NON_NEGATIVE},
+    state=optax.ScaleByAdaDeltaState,
+    source="Zeiler 2012, Algorithm 1",
+)
 
 
 def scale_by_adadelta(
@@ -238,15 +282,7 @@ def scale_by_adadelta(
         >>> print(tx.update(jnp.zeros(1), tx.init(jnp.zeros(1)))[0])
         [0.]
     """
-    kernel = Kernel(
-        "scale_by_adadelta",
-        _adadelta,
-        slots=(Slot("e_g", real=True), Slot("e_x", real=True)),
-        hyperparameters={"rho": DECAY, "eps": NON_NEGATIVE},
-        state=optax.ScaleByAdaDeltaState,
-        source="Zeiler 2012, Algorithm 1",
-    )
-    return lift(kernel, rho=rho, eps=eps)
+    return lift(ADADELTA, rho=rho, eps=eps)
 
 
 def _rprop(
@@ -263,6 +299,22 @@ def _rprop(
 
 
 _GROWING = Range("> 1", lambda value: value > 1)
+
+
+RPROP = Kernel(
+    "scale_by_rprop",
+    _rprop,
+    slots=(Slot("step_sizes", fill="learning_rate", real=True), Slot("prev_updates")),
+    hyperparameters={
+        "learning_rate": NON_NEGATIVE,
+        "eta_minus": PROPER_SHARE,
+        "eta_plus": _GROWING,
+        "min_step_size": NON_NEGATIVE,
+        "max_step_size": NON_NEGATIVE,
+    },
+    state=optax.ScaleByRpropState,
+    source="Riedmiller & Braun 1993",
+)
 
 
 def scale_by_rprop(
@@ -322,22 +374,8 @@ def scale_by_rprop(
             largest,
             Range(f">= min_step_size = {smallest}", lambda value: value >= smallest),
         )
-    kernel = Kernel(
-        "scale_by_rprop",
-        _rprop,
-        slots=(Slot("step_sizes", fill="learning_rate", real=True), Slot("prev_updates")),
-        hyperparameters={
-            "learning_rate": NON_NEGATIVE,
-            "eta_minus": PROPER_SHARE,
-            "eta_plus": _GROWING,
-            "min_step_size": NON_NEGATIVE,
-            "max_step_size": NON_NEGATIVE,
-        },
-        state=optax.ScaleByRpropState,
-        source="Riedmiller & Braun 1993",
-    )
     return lift(
-        kernel,
+        RPROP,
         learning_rate=learning_rate,
         eta_minus=eta_minus,
         eta_plus=eta_plus,

@@ -6,7 +6,7 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 from optax.contrib import ScaleByAdemamixState, ScaleBySimplifiedAdEMAMixState
 
-from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Slot, check_dtype
+from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Slot
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
 from gradtx.trees import abs_squared
@@ -18,6 +18,28 @@ def _ademamix(g, *, m1, m2, nu, t, b1, b2, b3, alpha, eps, eps_root):
     nu = b2 * nu + (1 - b2) * abs_squared(g)
     momentum = debias(m1, b1, t) + alpha * m2
     return safe_divide(momentum, jnp.sqrt(debias(nu, b2, t) + eps_root) + eps), m1, m2, nu
+
+
+ADEMAMIX = Kernel(
+    "scale_by_ademamix",
+    _ademamix,
+    slots=(
+        Slot("m1", dtype_argument="mu_dtype"),
+        Slot("m2", dtype_argument="mu_dtype"),
+        Slot("nu", real=True),
+    ),
+    hyperparameters={
+        "b1": DECAY,
+        "b2": DECAY,
+        "b3": DECAY,
+        "alpha": ANY_NUMBER,
+        "eps": NON_NEGATIVE,
+        "eps_root": NON_NEGATIVE,
+    },
+    state=ScaleByAdemamixState,
+    counters=("count", "count_m2"),
+    source="Pagliardini et al. 2024, Algorithm 1",
+)
 
 
 def scale_by_ademamix(
@@ -69,30 +91,39 @@ def scale_by_ademamix(
         >>> print(f"{updates:.3f}")
         -4.000
     """
-    dtype = check_dtype("scale_by_ademamix", "mu_dtype", mu_dtype)
-    kernel = Kernel(
-        "scale_by_ademamix",
-        _ademamix,
-        slots=(Slot("m1", dtype=dtype), Slot("m2", dtype=dtype), Slot("nu", real=True)),
-        hyperparameters={
-            "b1": DECAY,
-            "b2": DECAY,
-            "b3": DECAY,
-            "alpha": ANY_NUMBER,
-            "eps": NON_NEGATIVE,
-            "eps_root": NON_NEGATIVE,
-        },
-        state=ScaleByAdemamixState,
-        counters=("count", "count_m2"),
-        source="Pagliardini et al. 2024, Algorithm 1",
+    return lift(
+        ADEMAMIX,
+        dtypes={"m1": mu_dtype, "m2": mu_dtype},
+        b1=b1,
+        b2=b2,
+        b3=b3,
+        alpha=alpha,
+        eps=eps,
+        eps_root=eps_root,
     )
-    return lift(kernel, b1=b1, b2=b2, b3=b3, alpha=alpha, eps=eps, eps_root=eps_root)
 
 
 def _simplified_ademamix(g, *, m, n, t, b1, b2, alpha, eps, eps_root):
     m = b1 * m + g
     n = b2 * n + (1 - b2) * abs_squared(g)
     return safe_divide(m + alpha * g, jnp.sqrt(debias(n, b2, t) + eps_root) + eps), m, n
+
+
+SIMPLIFIED_ADEMAMIX = Kernel(
+    "scale_by_simplified_ademamix",
+    _simplified_ademamix,
+    slots=(Slot("m"), Slot("n", real=True)),
+    hyperparameters={
+        "b1": DECAY,
+        "b2": DECAY,
+        "alpha": ANY_NUMBER,
+        "eps": NON_NEGATIVE,
+        "eps_root": NON_NEGATIVE,
+    },
+    state=ScaleBySimplifiedAdEMAMixState,
+    counters=("t",),
+    source="Morwani et al. 2025",
+)
 
 
 def scale_by_simplified_ademamix(
@@ -135,19 +166,4 @@ def scale_by_simplified_ademamix(
         >>> print(f"{updates:.3f}")
         -3.000
     """
-    kernel = Kernel(
-        "scale_by_simplified_ademamix",
-        _simplified_ademamix,
-        slots=(Slot("m"), Slot("n", real=True)),
-        hyperparameters={
-            "b1": DECAY,
-            "b2": DECAY,
-            "alpha": ANY_NUMBER,
-            "eps": NON_NEGATIVE,
-            "eps_root": NON_NEGATIVE,
-        },
-        state=ScaleBySimplifiedAdEMAMixState,
-        counters=("t",),
-        source="Morwani et al. 2025",
-    )
-    return lift(kernel, b1=b1, b2=b2, alpha=alpha, eps=eps, eps_root=eps_root)
+    return lift(SIMPLIFIED_ADEMAMIX, b1=b1, b2=b2, alpha=alpha, eps=eps, eps_root=eps_root)

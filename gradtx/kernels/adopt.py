@@ -14,7 +14,7 @@ import optax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, check_dtype
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
 from gradtx.messages import shown
@@ -36,6 +36,22 @@ def _adopt(g, *, mu, nu, t, b1, b2, eps, clip_value_fn, nesterov):
     square = abs_squared(g)
     nu = jnp.where(is_first, square, b2 * nu + (1 - b2) * square)
     return jnp.where(is_first, jnp.zeros_like(g), ahead), mu, nu
+
+
+ADOPT = Kernel(
+    "scale_by_adopt",
+    _adopt,
+    slots=(Slot("mu"), Slot("nu", real=True)),
+    hyperparameters={
+        "b1": DECAY,
+        "b2": DECAY,
+        "eps": NON_NEGATIVE,
+        "clip_value_fn": NON_NEGATIVE,
+    },
+    options=("nesterov",),
+    state=optax.ScaleByAdamState,
+    source="Taniguchi et al. 2024, Algorithm 2",
+)
 
 
 def scale_by_adopt(
@@ -90,25 +106,9 @@ def scale_by_adopt(
         raise ValueError(
             f"scale_by_adopt: clip_value_fn must be a function, got {shown(clip_value_fn)}"
         )
-    kernel = Kernel(
-        "scale_by_adopt",
-        _adopt,
-        slots=(
-            Slot("mu", dtype=check_dtype("scale_by_adopt", "mu_dtype", mu_dtype)),
-            Slot("nu", real=True),
-        ),
-        hyperparameters={
-            "b1": DECAY,
-            "b2": DECAY,
-            "eps": NON_NEGATIVE,
-            "clip_value_fn": NON_NEGATIVE,
-        },
-        options=("nesterov",),
-        state=optax.ScaleByAdamState,
-        source="Taniguchi et al. 2024, Algorithm 2",
-    )
     return lift(
-        kernel,
+        ADOPT,
+        dtypes={"mu": mu_dtype},
         b1=b1,
         b2=b2,
         eps=eps,
@@ -124,6 +124,16 @@ def _acprop(g, *, mu, nu, t, b1, b2, eps, eps_root):
     mu = b1 * mu + (1 - b1) * g
     nu = b2 * nu + (1 - b2) * abs_squared(g - mu) + eps_root
     return safe_divide(g, size + eps), mu, nu
+
+
+ACPROP = Kernel(
+    "scale_by_acprop",
+    _acprop,
+    slots=(Slot("mu"), Slot("nu", real=True)),
+    hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
+    state=optax.ScaleByBeliefState,
+    source="Zhuang et al. 2021, Algorithm 2",
+)
 
 
 def scale_by_acprop(
@@ -170,12 +180,4 @@ def scale_by_acprop(
         4.000
         1.000
     """
-    kernel = Kernel(
-        "scale_by_acprop",
-        _acprop,
-        slots=(Slot("mu"), Slot("nu", real=True)),
-        hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
-        state=optax.ScaleByBeliefState,
-        source="Zhuang et al. 2021, Algorithm 2",
-    )
-    return lift(kernel, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    return lift(ACPROP, b1=b1, b2=b2, eps=eps, eps_root=eps_root)

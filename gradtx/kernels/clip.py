@@ -1,7 +1,9 @@
 """Limits on the size of updates: by element, by norm, by block, and of NaNs."""
 
-import functools
+from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule
@@ -15,6 +17,9 @@ from gradtx.lift import lift
 
 def _clip(g, *, max_delta):
     return jnp.clip(g, -max_delta, max_delta)
+
+
+CLIP = Kernel("clip", _clip, hyperparameters={"max_delta": NON_NEGATIVE})
 
 
 def clip(max_delta: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
@@ -41,13 +46,42 @@ def clip(max_delta: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
         >>> print(tx.update(jnp.array([-3.0, 0.5]), tx.init(None))[0])
         [-1.   0.5]
     """
-    return lift(
-        Kernel("clip", _clip, hyperparameters={"max_delta": NON_NEGATIVE}), max_delta=max_delta
-    )
+    return lift(CLIP, max_delta=max_delta)
+
+
+def norm_of_gradients(
+    gradients: Sequence[jax.Array], axis_name: trees.AxisName | None, axis_reduction: str
+) -> jax.Array:
+    """The measure of a kernel whose options are those that `mapped_axes` returns."""
+    return trees.norm_of_leaves(gradients, axis_name=axis_name, axis_reduction=axis_reduction)
+
+
+def mapped_axes(
+    owner: str, axis_name: trees.AxisName | None, axis_reduction: str
+) -> dict[str, Any]:
+    """The options of a kernel that measures `norm_of_gradients`, checked.
+
+    Raises:
+        ValueError: if `axis_reduction` is unknown.
+    """
+    trees.check_axis_reduction(owner, axis_reduction)
+    # Options are hashable, since the compiled step is found by them.
+    axis_name = tuple(axis_name) if isinstance(axis_name, list) else axis_name
+    return {"axis_name": axis_name, "axis_reduction": axis_reduction}
 
 
 def _clip_by_global_norm(g, *, norm, max_norm):
     return clip_to_norm(g, norm, max_norm)
+
+
+CLIP_BY_GLOBAL_NORM = Kernel(
+    "clip_by_global_norm",
+    _clip_by_global_norm,
+    hyperparameters={"max_norm": NON_NEGATIVE},
+    measures={"norm": norm_of_gradients},
+    options=("axis_name", "axis_reduction"),
+    source="Pascanu et al. 2013, Algorithm 1",
+)
 
 
 def clip_by_global_norm(
@@ -82,18 +116,22 @@ def clip_by_global_norm(
         >>> print(tx.update(jnp.array([3.0, 4.0]), tx.init(None))[0])
         [0.6 0.8]
     """
-    kernel = Kernel(
-        "clip_by_global_norm",
-        _clip_by_global_norm,
-        hyperparameters={"max_norm": NON_NEGATIVE},
-        measures={"norm": _global_norm("clip_by_global_norm", axis_name, axis_reduction)},
-        source="Pascanu et al. 2013, Algorithm 1",
-    )
-    return lift(kernel, max_norm=max_norm)
+    axes = mapped_axes("clip_by_global_norm", axis_name, axis_reduction)
+    return lift(CLIP_BY_GLOBAL_NORM, max_norm=max_norm, **axes)
 
 
 def _normalize_by_update_norm(g, *, norm, scale_factor, eps):
     return direction(g, norm + eps) * scale_factor
+
+
+NORMALIZE_BY_UPDATE_NORM = Kernel(
+    "normalize_by_update_norm",
+    _normalize_by_update_norm,
+    hyperparameters={"scale_factor": ANY_NUMBER, "eps": NON_NEGATIVE},
+    measures={"norm": norm_of_gradients},
+    options=("axis_name", "axis_reduction"),
+    source="Hazan et al. 2015, Algorithm 1",
+)
 
 
 def normalize_by_update_norm(
@@ -130,26 +168,21 @@ def normalize_by_update_norm(
         >>> print(tx.update(jnp.array([3.0, 4.0]), tx.init(None))[0])
         [6. 8.]
     """
-    owner = "normalize_by_update_norm"
-    kernel = Kernel(
-        owner,
-        _normalize_by_update_norm,
-        hyperparameters={"scale_factor": ANY_NUMBER, "eps": NON_NEGATIVE},
-        measures={"norm": _global_norm(owner, axis_name, axis_reduction)},
-        source="Hazan et al. 2015, Algorithm 1",
-    )
-    return lift(kernel, scale_factor=scale_factor, eps=eps)
-
-
-def _global_norm(owner: str, axis_name: trees.AxisName | None, axis_reduction: str):
-    trees.check_axis_reduction(owner, axis_reduction)
-    return functools.partial(
-        trees.norm_of_leaves, axis_name=axis_name, axis_reduction=axis_reduction
-    )
+    axes = mapped_axes("normalize_by_update_norm", axis_name, axis_reduction)
+    return lift(NORMALIZE_BY_UPDATE_NORM, scale_factor=scale_factor, eps=eps, **axes)
 
 
 def _clip_by_block_rms(g, *, threshold):
     return clip_to_norm(g, root_mean_square(g), threshold)
+
+
+CLIP_BY_BLOCK_RMS = Kernel(
+    "clip_by_block_rms",
+    _clip_by_block_rms,
+    hyperparameters={"threshold": NON_NEGATIVE},
+    elementwise=False,
+    source="Shazeer & Stern 2018, section 6",
+)
 
 
 def clip_by_block_rms(threshold: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
@@ -178,20 +211,23 @@ def clip_by_block_rms(threshold: ScalarOrSchedule) -> optax.GradientTransformati
         >>> print(updates["a"], updates["b"])
         [1. 1. 1. 1.] [0.5 0.5 0.5 0.5]
     """
-    kernel = Kernel(
-        "clip_by_block_rms",
-        _clip_by_block_rms,
-        hyperparameters={"threshold": NON_NEGATIVE},
-        elementwise=False,
-        source="Shazeer & Stern 2018, section 6",
-    )
-    return lift(kernel, threshold=threshold)
+    return lift(CLIP_BY_BLOCK_RMS, threshold=threshold)
 
 
 def _adaptive_grad_clip(g, *, p, clipping, eps, axis):
     axis = unit_axes("adaptive_grad_clip", p.shape) if axis is None else axis
     max_norm = clipping * jnp.maximum(trees.norm(p, axis), eps)
     return clip_to_norm(g, trees.norm(g, axis), max_norm)
+
+
+ADAPTIVE_GRAD_CLIP = Kernel(
+    "adaptive_grad_clip",
+    _adaptive_grad_clip,
+    hyperparameters={"clipping": NON_NEGATIVE, "eps": NON_NEGATIVE},
+    options=("axis",),
+    elementwise=False,
+    source="Brock et al. 2021, equation (3)",
+)
 
 
 def adaptive_grad_clip(
@@ -231,21 +267,24 @@ def adaptive_grad_clip(
         >>> print(tx.update(jnp.array([3.0, 4.0]), tx.init(params), params)[0])
         [0.3 0.4]
     """
-    kernel = Kernel(
-        "adaptive_grad_clip",
-        _adaptive_grad_clip,
-        hyperparameters={"clipping": NON_NEGATIVE, "eps": NON_NEGATIVE},
-        options=("axis",),
-        elementwise=False,
-        source="Brock et al. 2021, equation (3)",
-    )
     axes = as_axes("adaptive_grad_clip", axis)
-    return lift(kernel, clipping=clipping, eps=eps, axis=axes)
+    return lift(ADAPTIVE_GRAD_CLIP, clipping=clipping, eps=eps, axis=axes)
 
 
 def _zero_nans(g):
     is_nan = jnp.isnan(g)
     return jnp.where(is_nan, 0.0, g), jnp.any(is_nan)
+
+
+ZERO_NANS = Kernel(
+    "zero_nans",
+    _zero_nans,
+    slots=(
+        Slot("found_nan", fill=False, dtype=bool, real=True, shape=lambda shape: (), is_read=False),
+    ),
+    state=optax.ZeroNansState,
+    elementwise=False,
+)
 
 
 def zero_nans() -> optax.GradientTransformationExtraArgs:
@@ -265,14 +304,4 @@ def zero_nans() -> optax.GradientTransformationExtraArgs:
         >>> print(updates, state.found_nan)
         [0. 2.] True
     """
-    found = Slot(
-        "found_nan", fill=False, dtype=bool, real=True, shape=lambda shape: (), is_read=False
-    )
-    kernel = Kernel(
-        "zero_nans",
-        _zero_nans,
-        slots=(found,),
-        state=optax.ZeroNansState,
-        elementwise=False,
-    )
-    return lift(kernel)
+    return lift(ZERO_NANS)

@@ -22,6 +22,22 @@ def _cocob(g, *, p, init_particles, cumulative_gradients, scale, subgradients, r
     return target - p, init_particles, cumulative_gradients, scale, subgradients, reward
 
 
+COCOB = Kernel(
+    "scale_by_cocob",
+    _cocob,
+    slots=(
+        Slot("init_particles", fill="p"),
+        Slot("cumulative_gradients"),
+        Slot("scale", fill="eps", real=True),
+        Slot("subgradients", real=True),
+        Slot("reward", real=True),
+    ),
+    hyperparameters={"alpha": NON_NEGATIVE, "eps": NON_NEGATIVE},
+    state=COCOBState,
+    source="Orabona & Tommasi 2017, Algorithm 2",
+)
+
+
 def scale_by_cocob(
     alpha: ScalarOrSchedule = 100.0, eps: ScalarOrSchedule = 1e-8
 ) -> optax.GradientTransformationExtraArgs:
@@ -59,18 +75,4 @@ def scale_by_cocob(
         >>> print(tx.update(jnp.array([-2.0]), tx.init(params), params)[0])
         [0.5]
     """
-    kernel = Kernel(
-        "scale_by_cocob",
-        _cocob,
-        slots=(
-            Slot("init_particles", fill="p"),
-            Slot("cumulative_gradients"),
-            Slot("scale", fill="eps", real=True),
-            Slot("subgradients", real=True),
-            Slot("reward", real=True),
-        ),
-        hyperparameters={"alpha": NON_NEGATIVE, "eps": NON_NEGATIVE},
-        state=COCOBState,
-        source="Orabona & Tommasi 2017, Algorithm 2",
-    )
-    return lift(kernel, alpha=alpha, eps=eps)
+    return lift(COCOB, alpha=alpha, eps=eps)

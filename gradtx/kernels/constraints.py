@@ -1,13 +1,12 @@
 """Steps onto a constraint: a gradient of length 1, parameters that stay above zero."""
 
-import functools
-
 import jax.numpy as jnp
 import optax
 
 from gradtx import trees
 from gradtx.kernel import Kernel
 from gradtx.kernels.arithmetic import direction
+from gradtx.kernels.clip import mapped_axes, norm_of_gradients
 from gradtx.lift import lift
 
 
@@ -18,6 +17,11 @@ def _keep_nonnegative(g, *, p):
             f"params are {p.dtype}"
         )
     return jnp.maximum(g, -p)
+
+
+KEEP_PARAMS_NONNEGATIVE = Kernel(
+    "keep_params_nonnegative", _keep_nonnegative, source="Bertsekas 1976"
+)
 
 
 def keep_params_nonnegative() -> optax.GradientTransformationExtraArgs:
@@ -47,12 +51,20 @@ def keep_params_nonnegative() -> optax.GradientTransformationExtraArgs:
         >>> print(params + updates)
         [0.75 0.  ]
     """
-    kernel = Kernel("keep_params_nonnegative", _keep_nonnegative, source="Bertsekas 1976")
-    return lift(kernel)
+    return lift(KEEP_PARAMS_NONNEGATIVE)
 
 
 def _normalize(g, *, norm):
     return direction(g, norm)
+
+
+NORMALIZE = Kernel(
+    "normalize",
+    _normalize,
+    measures={"norm": norm_of_gradients},
+    options=("axis_name", "axis_reduction"),
+    source="Hazan et al. 2015, Algorithm 1",
+)
 
 
 def normalize(
@@ -84,14 +96,4 @@ def normalize(
         >>> print(updates["a"], updates["b"])
         0.6 [0.8]
     """
-    trees.check_axis_reduction("normalize", axis_reduction)
-    norm = functools.partial(
-        trees.norm_of_leaves, axis_name=axis_name, axis_reduction=axis_reduction
-    )
-    kernel = Kernel(
-        "normalize",
-        _normalize,
-        measures={"norm": norm},
-        source="Hazan et al. 2015, Algorithm 1",
-    )
-    return lift(kernel)
+    return lift(NORMALIZE, **mapped_axes("normalize", axis_name, axis_reduction))

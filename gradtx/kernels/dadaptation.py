@@ -123,6 +123,21 @@ def _dadapt(g, *, p, exp_avg, exp_avg_sq, grad_sum, rate, b1, b2, eps, weight_de
     return -step, exp_avg, exp_avg_sq, grad_sum
 
 
+DADAPT_ADAMW = Kernel(
+    "dadapt_adamw",
+    _dadapt,
+    slots=(Slot("exp_avg"), Slot("exp_avg_sq", real=True), Slot("grad_sum")),
+    scalars=(Scalar("estim_lr", fill="estim_lr0"), Scalar("numerator_weighted")),
+    scalar_step=_dadapt_scalars,
+    factors=("rate",),
+    measures={"product": _dadapt_product, "l1_norm": _dadapt_l1_norm},
+    hyperparameters=ADAM | {"growth_rate": GROWTH},
+    options=("bias_correction",),
+    state=DAdaptAdamWState,
+    source="Defazio & Mishchenko 2023, Algorithm 5",
+)
+
+
 def dadapt_adamw(
     learning_rate: ScalarOrSchedule = 1.0,
     betas: tuple[ScalarOrSchedule, ScalarOrSchedule] = (0.9, 0.999),
@@ -181,21 +196,8 @@ def dadapt_adamw(
     """
     check_betas("dadapt_adamw", betas)
     estim_lr0 = check("dadapt_adamw", "estim_lr0", estim_lr0, POSITIVE)
-    kernel = Kernel(
-        "dadapt_adamw",
-        _dadapt,
-        slots=(Slot("exp_avg"), Slot("exp_avg_sq", real=True), Slot("grad_sum")),
-        scalars=(Scalar("estim_lr", fill="estim_lr0"), Scalar("numerator_weighted")),
-        scalar_step=_dadapt_scalars,
-        factors=("rate",),
-        measures={"product": _dadapt_product, "l1_norm": _dadapt_l1_norm},
-        hyperparameters=ADAM | {"growth_rate": GROWTH},
-        options=("bias_correction",),
-        state=DAdaptAdamWState,
-        source="Defazio & Mishchenko 2023, Algorithm 5",
-    )
     return lift(
-        kernel,
+        DADAPT_ADAMW,
         learning_rate=learning_rate,
         b1=betas[0],
         b2=betas[1],

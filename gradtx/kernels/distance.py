@@ -1,6 +1,5 @@
 """Steps as long as the way that was travelled, over the gradients met on it: DoG and DoWG."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +18,6 @@ from gradtx.kernel import (
     Scalar,
     Slot,
     check,
-    check_dtype,
     state_class,
 )
 from gradtx.lift import ScheduledState, lift
@@ -74,6 +72,25 @@ def _dog_scalars(
     }
 
 
+DOG = Kernel(
+    "scale_by_dog",
+    _stretch,
+    slots=(Slot("init_params", fill="p"),),
+    scalars=(
+        Scalar("is_init_step", fill=True, dtype=bool),
+        Scalar("max_dist", fill="first_distance"),
+        Scalar("sum_sq_norm_grads"),
+    ),
+    scalar_step=_dog_scalars,
+    factors=("length",),
+    measures={"squared_distance": _squared_distance, "squared_norm": squared_norm_of},
+    hyperparameters={"first": POSITIVE, "first_distance": NON_NEGATIVE, "eps": NON_NEGATIVE},
+    options=("kind",),
+    state=DoGState,
+    source="Ivgi et al. 2023, section 2",
+)
+
+
 def scale_by_dog(
     init_step: tuple[str, ArrayLike] = ("heuristic", 1e-6), eps: ScalarOrSchedule = 1e-8
 ) -> optax.GradientTransformationExtraArgs:
@@ -119,30 +136,9 @@ def scale_by_dog(
         )
     kind, first = init_step
     check(owner, "init_step", first, POSITIVE)
-
-    def first_distance(parameters: list[jax.Array]) -> Any:
-        if kind == "learning_rate":
-            return 0.0
-        return first if kind == "distance" else first * (1 + trees.norm_of_leaves(parameters))
-
-    kernel = Kernel(
-        owner,
-        _stretch,
-        slots=(Slot("init_params", fill="p"),),
-        scalars=(
-            Scalar("is_init_step", fill=True, dtype=bool),
-            Scalar("max_dist", fill=first_distance),
-            Scalar("sum_sq_norm_grads"),
-        ),
-        scalar_step=_dog_scalars,
-        factors=("length",),
-        measures={"squared_distance": _squared_distance, "squared_norm": squared_norm_of},
-        hyperparameters={"first": POSITIVE, "eps": NON_NEGATIVE},
-        options=("kind",),
-        state=DoGState,
-        source="Ivgi et al. 2023, section 2",
-    )
-    return lift(kernel, kind=kind, first=first, eps=eps)
+    distance = 0.0 if kind == "learning_rate" else first
+    tx = lift(DOG, kind=kind, first=first, first_distance=distance, eps=eps)
+    return _started_in_proportion(tx) if kind == "heuristic" else tx
 
 
 def _dowg_scalars(*, estim_sq_dist, weighted_sq_norm_grads, squared_distance, squared_norm, eps):
@@ -153,6 +149,20 @@ def _dowg_scalars(*, estim_sq_dist, weighted_sq_norm_grads, squared_distance, sq
         "weighted_sq_norm_grads": weighted,
         "length": _quotient(squared, jnp.sqrt(weighted) + eps),
     }
+
+
+DOWG = Kernel(
+    "scale_by_dowg",
+    _stretch,
+    slots=(Slot("init_params", fill="p"),),
+    scalars=(Scalar("weighted_sq_norm_grads"), Scalar("estim_sq_dist", fill="first")),
+    scalar_step=_dowg_scalars,
+    factors=("length",),
+    measures={"squared_distance": _squared_distance, "squared_norm": squared_norm_of},
+    hyperparameters={"first": POSITIVE, "eps": NON_NEGATIVE},
+    state=DoWGState,
+    source="Khaled et al. 2023, Algorithm 1",
+)
 
 
 def scale_by_dowg(
@@ -192,19 +202,7 @@ def scale_by_dowg(
     owner = "scale_by_dowg"
     first = eps if init_estim_sq_dist is None else init_estim_sq_dist
     check(owner, "eps" if init_estim_sq_dist is None else "init_estim_sq_dist", first, POSITIVE)
-    kernel = Kernel(
-        owner,
-        _stretch,
-        slots=(Slot("init_params", fill="p"),),
-        scalars=(Scalar("weighted_sq_norm_grads"), Scalar("estim_sq_dist", fill="first")),
-        scalar_step=_dowg_scalars,
-        factors=("length",),
-        measures={"squared_distance": _squared_distance, "squared_norm": squared_norm_of},
-        hyperparameters={"first": POSITIVE, "eps": NON_NEGATIVE},
-        state=DoWGState,
-        source="Khaled et al. 2023, Algorithm 1",
-    )
-    return lift(kernel, first=first, eps=eps)
+    return lift(DOWG, first=first, eps=eps)
 
 
 def _layer_distance(g, *, p, max_dist, grad_sum_of_squares, init_params, eps, global_scale):
@@ -212,6 +210,21 @@ def _layer_distance(g, *, p, max_dist, grad_sum_of_squares, init_params, eps, gl
     total = grad_sum_of_squares + _sum_of_squares(g)
     length = global_scale * _quotient(max_dist, jnp.sqrt(total[0] + eps))
     return length * g, max_dist, total, init_params
+
+
+LAYERWISE_DOG = Kernel(
+    "scale_by_distance_over_gradients",
+    _layer_distance,
+    slots=(
+        Slot("max_dist", fill="reps_rel", real=True, shape=lambda shape: ()),
+        Slot("grad_sum_of_squares", real=True, shape=lambda shape: (1,)),
+        Slot("init_params", fill="p", dtype_argument="param_dtype"),
+    ),
+    hyperparameters={"reps_rel": POSITIVE, "eps": NON_NEGATIVE, "global_scale": ANY_NUMBER},
+    state=ScaleByDistanceOverGradientsState,
+    elementwise=False,
+    source="Ivgi et al. 2023, section 4",
+)
 
 
 def scale_by_distance_over_gradients(
@@ -254,35 +267,33 @@ def scale_by_distance_over_gradients(
         >>> print(tx.update(jnp.array([-2.0]), tx.init(params), params)[0])
         [-0.5]
     """
-    owner = "scale_by_distance_over_gradients"
-    reps_rel = check(owner, "reps_rel", reps_rel, POSITIVE)
-    kernel = Kernel(
-        owner,
-        _layer_distance,
-        slots=(
-            Slot("max_dist", real=True, shape=lambda shape: ()),
-            Slot("grad_sum_of_squares", real=True, shape=lambda shape: (1,)),
-            Slot("init_params", fill="p", dtype=check_dtype(owner, "param_dtype", param_dtype)),
-        ),
-        hyperparameters={"eps": NON_NEGATIVE, "global_scale": ANY_NUMBER},
-        state=ScaleByDistanceOverGradientsState,
-        elementwise=False,
-        source="Ivgi et al. 2023, section 4",
+    reps_rel = check("scale_by_distance_over_gradients", "reps_rel", reps_rel, POSITIVE)
+    tx = lift(
+        LAYERWISE_DOG,
+        dtypes={"init_params": param_dtype},
+        reps_rel=reps_rel,
+        eps=eps,
+        global_scale=global_scale,
     )
-    tx = lift(kernel, eps=eps, global_scale=global_scale)
+    return _started_in_proportion(tx)
 
-    def first_distance(start: jax.Array, zero: jax.Array) -> jax.Array:
-        size = trees.norm_of_leaves([start]).astype(zero.dtype)
-        return (jnp.asarray(reps_rel).astype(zero.dtype) * (1 + size)).astype(zero.dtype)
+
+def _started_in_proportion(
+    tx: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation with first distances relative to 1 plus the size of the parameters."""
 
     def init(params: Any) -> Any:
-        return _with_first_distances(tx.init(params), first_distance)
+        return _in_proportion(tx.init(params))
 
     return optax.GradientTransformationExtraArgs(init, tx.update)
 
 
-def _with_first_distances(state: Any, first_distance: Callable[..., jax.Array]) -> Any:
+def _in_proportion(state: Any) -> Any:
     if isinstance(state, ScheduledState):
-        return state._replace(inner_state=_with_first_distances(state.inner_state, first_distance))
-    distances = jax.tree.map(first_distance, state.init_params, state.max_dist)
-    return state._replace(max_dist=distances)
+        return state._replace(inner_state=_in_proportion(state.inner_state))
+
+    def distance_of(share: jax.Array, start: Any) -> jax.Array:
+        return share * (1 + trees.norm_of_leaves(jax.tree.leaves(start)).astype(share.dtype))
+
+    return state._replace(max_dist=jax.tree.map(distance_of, state.max_dist, state.init_params))

@@ -16,6 +16,15 @@ def _apply_every(g, *, grad_acc, t, k):
     return jnp.where(t == k, grad_acc, 0.0), grad_acc
 
 
+APPLY_EVERY = Kernel(
+    "apply_every",
+    _apply_every,
+    slots=(Slot("grad_acc"),),
+    hyperparameters={"k": COUNT},
+    state=optax.ApplyEvery,
+)
+
+
 def apply_every(k: ArrayLike = 1) -> optax.GradientTransformationExtraArgs:
     """Let the sum of `k` updates through every `k` steps, and zeros in between.
 
@@ -49,21 +58,13 @@ def apply_every(k: ArrayLike = 1) -> optax.GradientTransformationExtraArgs:
         [7.]
     """
     k = check("apply_every", "k", k, COUNT)
-    kernel = Kernel(
-        "apply_every",
-        _apply_every,
-        slots=(Slot("grad_acc"),),
-        hyperparameters={"k": COUNT},
-        state=optax.ApplyEvery,
-    )
-    accumulate = lift(kernel, k=k)
-    period = jnp.asarray(k).astype(jnp.int32)
+    accumulate = lift(APPLY_EVERY, k=k)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        # Counted modulo k, so that t stays exact however long the run.
         updates, state = accumulate.update(updates, state, params, **extra)
-        return updates, with_fields(
-            optax.ApplyEvery, state, {"count": state.count % period, "grad_acc": state.grad_acc}
-        )
+        # Counted modulo k, so that t stays exact however long the run.
+        count = state.count % jnp.asarray(k).astype(jnp.int32)
+        new = {"count": count, "grad_acc": state.grad_acc}
+        return updates, with_fields(optax.ApplyEvery, state, new)
 
     return optax.GradientTransformationExtraArgs(accumulate.init, update)

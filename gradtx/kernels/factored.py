@@ -70,14 +70,16 @@ def factored_axes(
     return None if shape[second] < min_dim_size_to_factor else (second, longest)
 
 
-def _without(axis: int, axes_of: Callable[..., Any], shape: tuple[int, ...]) -> tuple[int, ...]:
+def _without(
+    axis: int, shape: tuple[int, ...], factored: bool, min_dim_size_to_factor: int
+) -> tuple[int, ...]:
     """The shape without one of the factored axes, 0 for the first; (1,) if there are none."""
-    axes = axes_of(shape)
+    axes = factored_axes(shape, factored, min_dim_size_to_factor)
     return (1,) if axes is None else shape[: axes[axis]] + shape[axes[axis] + 1 :]
 
 
-def _whole(axes_of: Callable[..., Any], shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape if axes_of(shape) is None else (1,)
+def _whole(shape: tuple[int, ...], factored: bool, min_dim_size_to_factor: int) -> tuple[int, ...]:
+    return shape if factored_axes(shape, factored, min_dim_size_to_factor) is None else (1,)
 
 
 def _factored_rms(
@@ -106,6 +108,22 @@ def _inverse_root(v: jax.Array) -> jax.Array:
     """1 / sqrt(v), and 0 where v is 0: without an estimate there is no step."""
     is_zero = v < jnp.finfo(v.dtype).tiny
     return jnp.where(is_zero, 0.0, jax.lax.rsqrt(jnp.where(is_zero, 1.0, v)))
+
+
+FACTORED_RMS = Kernel(
+    "scale_by_factored_rms",
+    _factored_rms,
+    slots=(
+        Slot("v_row", real=True, shape=functools.partial(_without, 1)),
+        Slot("v_col", real=True, shape=functools.partial(_without, 0)),
+        Slot("v", real=True, shape=_whole),
+    ),
+    hyperparameters={"decay": DECAY, "epsilon": NON_NEGATIVE},
+    options=("factored", "min_dim_size_to_factor"),
+    state=optax.FactoredState,
+    elementwise=False,
+    source="Shazeer & Stern 2018, Algorithm 4",
+)
 
 
 def scale_by_factored_rms(
@@ -177,26 +195,16 @@ def scale_by_factored_rms(
     )
     if not callable(decay_rate_fn):
         raise ValueError(f"{owner}: decay_rate_fn must be a function, got {shown(decay_rate_fn)}")
-    options = {"factored": bool(factored), "min_dim_size_to_factor": int(min_dim_size_to_factor)}
-    axes_of = functools.partial(factored_axes, **options)
 
     def decay(count: jax.Array) -> Any:
         rate = decay_rate(count) if callable(decay_rate) else decay_rate
         # In whole numbers, which are exact however late the offset.
         return decay_rate_fn(jnp.maximum(count - step_offset, 0), rate)
 
-    kernel = Kernel(
-        owner,
-        _factored_rms,
-        slots=(
-            Slot("v_row", real=True, shape=functools.partial(_without, 1, axes_of)),
-            Slot("v_col", real=True, shape=functools.partial(_without, 0, axes_of)),
-            Slot("v", real=True, shape=functools.partial(_whole, axes_of)),
-        ),
-        hyperparameters={"decay": DECAY, "epsilon": NON_NEGATIVE},
-        options=tuple(options),
-        state=optax.FactoredState,
-        elementwise=False,
-        source="Shazeer & Stern 2018, Algorithm 4",
+    return lift(
+        FACTORED_RMS,
+        decay=decay,
+        epsilon=epsilon,
+        factored=bool(factored),
+        min_dim_size_to_factor=int(min_dim_size_to_factor),
     )
-    return lift(kernel, decay=decay, epsilon=epsilon, **options)

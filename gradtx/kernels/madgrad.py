@@ -19,6 +19,16 @@ def _madgrad(g, *, grad_sum_sq, s, x0, p, t, learning_rate, momentum, eps):
     return (1 - momentum) * (z - p), grad_sum_sq, s, x0
 
 
+MADGRAD = Kernel(
+    "scale_by_madgrad",
+    _madgrad,
+    slots=(Slot("grad_sum_sq", real=True), Slot("s"), Slot("x0", fill="p")),
+    hyperparameters={"learning_rate": NON_NEGATIVE, "momentum": DECAY, "eps": NON_NEGATIVE},
+    state=MadgradState,
+    source="Defazio & Jelassi 2021, Algorithm 1",
+)
+
+
 def scale_by_madgrad(
     learning_rate: ScalarOrSchedule,
     momentum: ScalarOrSchedule = 0.9,
@@ -59,12 +69,4 @@ def scale_by_madgrad(
         >>> print(f"{updates[0]:.3f}")  # -0.125 / cbrt(0.125)
         -0.250
     """
-    kernel = Kernel(
-        "scale_by_madgrad",
-        _madgrad,
-        slots=(Slot("grad_sum_sq", real=True), Slot("s"), Slot("x0", fill="p")),
-        hyperparameters={"learning_rate": NON_NEGATIVE, "momentum": DECAY, "eps": NON_NEGATIVE},
-        state=MadgradState,
-        source="Defazio & Jelassi 2021, Algorithm 1",
-    )
-    return lift(kernel, learning_rate=learning_rate, momentum=momentum, eps=eps)
+    return lift(MADGRAD, learning_rate=learning_rate, momentum=momentum, eps=eps)

@@ -30,6 +30,17 @@ def _mars(g, *, previous_gradient, t, b1, gamma, max_norm):
     return clip_to_norm(c, trees.norm(c), max_norm), g
 
 
+MARS = Kernel(
+    "scale_by_mars",
+    _mars,
+    slots=(Slot("previous_gradient"),),
+    hyperparameters={"b1": DECAY, "gamma": ANY_NUMBER, "max_norm": NON_NEGATIVE},
+    state=ScaleByMarsState,
+    elementwise=False,
+    source="Yuan et al. 2024, Algorithm 1",
+)
+
+
 def scale_by_mars(
     b1: ScalarOrSchedule = 0.95,
     gamma: ScalarOrSchedule = 0.025,
@@ -73,13 +84,4 @@ def scale_by_mars(
         >>> print(updates)
         [0.125]
     """
-    kernel = Kernel(
-        "scale_by_mars",
-        _mars,
-        slots=(Slot("previous_gradient"),),
-        hyperparameters={"b1": DECAY, "gamma": ANY_NUMBER, "max_norm": NON_NEGATIVE},
-        state=ScaleByMarsState,
-        elementwise=False,
-        source="Yuan et al. 2024, Algorithm 1",
-    )
-    return lift(kernel, b1=b1, gamma=gamma, max_norm=max_norm)
+    return lift(MARS, b1=b1, gamma=gamma, max_norm=max_norm)

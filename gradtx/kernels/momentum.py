@@ -8,7 +8,7 @@ import optax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import COUNT, DECAY, KEPT, Kernel, Slot, check, check_dtype
+from gradtx.kernel import COUNT, DECAY, KEPT, Kernel, Slot, check
 from gradtx.kernels.arithmetic import debias as debiased
 from gradtx.lift import lift
 
@@ -17,6 +17,17 @@ def _trace(g, *, trace, decay, dampening, nesterov):
     g = (1 - dampening) * g
     trace = decay * trace + g
     return (decay * trace + g if nesterov else trace), trace
+
+
+TRACE = Kernel(
+    "trace",
+    _trace,
+    slots=(Slot("trace", dtype_argument="accumulator_dtype"),),
+    hyperparameters={"decay": KEPT, "dampening": DECAY},
+    options=("nesterov",),
+    state=optax.TraceState,
+    source="Polyak 1964, equation (9)",
+)
 
 
 def trace(
@@ -62,22 +73,29 @@ def trace(
         >>> print(updates)
         [1.75]
     """
-    dtype = check_dtype("trace", "accumulator_dtype", accumulator_dtype)
-    kernel = Kernel(
-        "trace",
-        _trace,
-        slots=(Slot("trace", dtype=dtype),),
-        hyperparameters={"decay": KEPT, "dampening": DECAY},
-        options=("nesterov",),
-        state=optax.TraceState,
-        source="Polyak 1964, equation (9)",
+    return lift(
+        TRACE,
+        dtypes={"trace": accumulator_dtype},
+        decay=decay,
+        dampening=dampening,
+        nesterov=nesterov,
     )
-    return lift(kernel, decay=decay, dampening=dampening, nesterov=nesterov)
 
 
 def _ema(g, *, ema, t, decay, debias):
     ema = decay * ema + (1 - decay) * g
     return (debiased(ema, decay, t) if debias else ema), ema
+
+
+EMA = Kernel(
+    "ema",
+    _ema,
+    slots=(Slot("ema", dtype_argument="accumulator_dtype"),),
+    hyperparameters={"decay": DECAY},
+    options=("debias",),
+    state=optax.EmaState,
+    source="Kingma & Ba 2015, section 3",
+)
 
 
 def ema(
@@ -114,17 +132,7 @@ def ema(
         >>> print(updates)
         [5.]
     """
-    dtype = check_dtype("ema", "accumulator_dtype", accumulator_dtype)
-    kernel = Kernel(
-        "ema",
-        _ema,
-        slots=(Slot("ema", dtype=dtype),),
-        hyperparameters={"decay": DECAY},
-        options=("debias",),
-        state=optax.EmaState,
-        source="Kingma & Ba 2015, section 3",
-    )
-    return lift(kernel, decay=decay, debias=bool(debias))
+    return lift(EMA, dtypes={"ema": accumulator_dtype}, decay=decay, debias=bool(debias))
 
 
 class SimpleMovingAverageState(NamedTuple):
@@ -143,6 +151,15 @@ class SimpleMovingAverageState(NamedTuple):
 def _simple_moving_average(g, *, history, t, window):
     history = jnp.concatenate([history[1:], g[None]])
     return jnp.sum(history, axis=0) / jnp.minimum(t, window), history
+
+
+SIMPLE_MOVING_AVERAGE = Kernel(
+    "simple_moving_average",
+    _simple_moving_average,
+    slots=(Slot("history", shape=lambda shape, window: (window, *shape)),),
+    options=("window",),
+    state=SimpleMovingAverageState,
+)
 
 
 def simple_moving_average(window: int) -> optax.GradientTransformationExtraArgs:
@@ -176,13 +193,4 @@ def simple_moving_average(window: int) -> optax.GradientTransformationExtraArgs:
         [4.]
     """
     window = check("simple_moving_average", "window", window, COUNT)
-    length = int(window)
-    history = Slot("history", shape=lambda shape: (length, *shape))
-    kernel = Kernel(
-        "simple_moving_average",
-        _simple_moving_average,
-        slots=(history,),
-        options=("window",),
-        state=SimpleMovingAverageState,
-    )
-    return lift(kernel, window=length)
+    return lift(SIMPLE_MOVING_AVERAGE, window=int(window))
