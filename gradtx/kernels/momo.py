@@ -132,6 +132,31 @@ def _momo(g, *, p, exp_avg, length, learning_rate, beta, weight_decay, t):
     return shrunk(length * exp_avg, p, learning_rate, weight_decay), exp_avg
 
 
+MOMO = Kernel(
+    "momo",
+    _momo,
+    slots=(Slot("exp_avg"),),
+    scalars=(Scalar("barf"), Scalar("gamma"), Scalar("lb", fill="lower_bound")),
+    scalar_step=_momo_scalars,
+    factors=("length",),
+    measures={
+        "gradient_product": gradient_product,
+        "product": _momo_product,
+        "squares": _momo_squares,
+    },
+    extras=("value",),
+    hyperparameters={
+        "learning_rate": NON_NEGATIVE,
+        "beta": DECAY,
+        "lower_bound": ANY_NUMBER,
+        "weight_decay": NON_NEGATIVE,
+    },
+    options=("adapt_lower_bound",),
+    state=MomoState,
+    source="Schaipp et al. 2023, Algorithm 1",
+)
+
+
 def momo(
     learning_rate: ScalarOrSchedule = 1.0,
     beta: ScalarOrSchedule = 0.9,
@@ -186,31 +211,8 @@ def momo(
         [-1.5 -2. ]
     """
     lower_bound = check("momo", "lower_bound", lower_bound, ANY_NUMBER)
-    kernel = Kernel(
-        "momo",
-        _momo,
-        slots=(Slot("exp_avg"),),
-        scalars=(Scalar("barf"), Scalar("gamma"), Scalar("lb", fill="lower_bound")),
-        scalar_step=_momo_scalars,
-        factors=("length",),
-        measures={
-            "gradient_product": gradient_product,
-            "product": _momo_product,
-            "squares": _momo_squares,
-        },
-        extras=("value",),
-        hyperparameters={
-            "learning_rate": NON_NEGATIVE,
-            "beta": DECAY,
-            "lower_bound": ANY_NUMBER,
-            "weight_decay": NON_NEGATIVE,
-        },
-        options=("adapt_lower_bound",),
-        state=MomoState,
-        source="Schaipp et al. 2023, Algorithm 1",
-    )
     return lift(
-        kernel,
+        MOMO,
         learning_rate=learning_rate,
         beta=beta,
         lower_bound=lower_bound,

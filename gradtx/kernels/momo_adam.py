@@ -7,7 +7,7 @@ from optax import ScalarOrSchedule
 from optax.contrib import MomoAdamState
 
 from gradtx import trees
-from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Range, Scalar, Slot, check
+from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Scalar, Slot, check
 from gradtx.kernels.arithmetic import safe_divide, sum_of_weights
 from gradtx.kernels.momo import (
     gradient_product,
@@ -80,6 +80,33 @@ def _momo_adam(g, *, p, exp_avg, exp_avg_sq, length, learning_rate, b1, b2, eps,
     return shrunk(length * direction, p, learning_rate, weight_decay), exp_avg, exp_avg_sq
 
 
+MOMO_ADAM = Kernel(
+    "momo_adam",
+    _momo_adam,
+    slots=(Slot("exp_avg"), Slot("exp_avg_sq", real=True)),
+    scalars=(Scalar("barf"), Scalar("gamma"), Scalar("lb", fill="lower_bound")),
+    scalar_step=_momo_adam_scalars,
+    factors=("length",),
+    measures={
+        "gradient_product": gradient_product,
+        "product": _momo_adam_product,
+        "squares": _momo_adam_squares,
+    },
+    extras=("value",),
+    hyperparameters={
+        "learning_rate": NON_NEGATIVE,
+        "b1": DECAY,
+        "b2": DECAY,
+        "eps": NON_NEGATIVE,
+        "lower_bound": ANY_NUMBER,
+        "weight_decay": NON_NEGATIVE,
+    },
+    options=("adapt_lower_bound",),
+    state=MomoAdamState,
+    source="Schaipp et al. 2023, Algorithm 2",
+)
+
+
 def momo_adam(
     learning_rate: ScalarOrSchedule = 1e-2,
     b1: ScalarOrSchedule = 0.9,
@@ -134,34 +161,8 @@ def momo_adam(
         [-0.5]
     """
     lower_bound = check("momo_adam", "lower_bound", lower_bound, ANY_NUMBER)
-    hyperparameters: dict[str, Range] = {
-        "learning_rate": NON_NEGATIVE,
-        "b1": DECAY,
-        "b2": DECAY,
-        "eps": NON_NEGATIVE,
-        "lower_bound": ANY_NUMBER,
-        "weight_decay": NON_NEGATIVE,
-    }
-    kernel = Kernel(
-        "momo_adam",
-        _momo_adam,
-        slots=(Slot("exp_avg"), Slot("exp_avg_sq", real=True)),
-        scalars=(Scalar("barf"), Scalar("gamma"), Scalar("lb", fill="lower_bound")),
-        scalar_step=_momo_adam_scalars,
-        factors=("length",),
-        measures={
-            "gradient_product": gradient_product,
-            "product": _momo_adam_product,
-            "squares": _momo_adam_squares,
-        },
-        extras=("value",),
-        hyperparameters=hyperparameters,
-        options=("adapt_lower_bound",),
-        state=MomoAdamState,
-        source="Schaipp et al. 2023, Algorithm 2",
-    )
     return lift(
-        kernel,
+        MOMO_ADAM,
         learning_rate=learning_rate,
         b1=b1,
         b2=b2,

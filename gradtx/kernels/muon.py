@@ -9,10 +9,11 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 from optax.contrib import MuonState
 
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, PerLeaf, Scalar, Slot, check_dtype
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, PerLeaf, Scalar, Slot
 from gradtx.kernels.adam import first_moment
 from gradtx.kernels.matrices import WeightDimensionNumbers, matrix_axes
 from gradtx.kernels.orthogonalize import (
+    ITERATION,
     NS_COEFFS,
     Preconditioning,
     newton_schulz,
@@ -50,6 +51,20 @@ def _muon(
     if adaptive:
         u = jnp.sum(jnp.real(jnp.conj(m_hat) * u), axis=(-2, -1), keepdims=True) * u
     return axes.from_matrices(u, g.shape), mu
+
+
+MUON = Kernel(
+    "scale_by_muon",
+    _muon,
+    slots=(Slot("mu"),),
+    scalars=(Scalar("ns_coeffs", fill="coefficients"),),
+    hyperparameters={"beta": DECAY, "eps": NON_NEGATIVE},
+    options=("axes", "nesterov", "bias_correction", "adaptive", *ITERATION),
+    state=MuonState,
+    elementwise=False,
+    stacked=True,
+    source="Jordan et al. 2024",
+)
 
 
 def scale_by_muon(
@@ -121,23 +136,10 @@ def scale_by_muon(
         True
     """
     owner = "scale_by_muon"
-    coefficients, options = newton_schulz_options(
-        owner, ns_coeffs, ns_steps, preconditioning, ns_dtype
-    )
-    kernel = Kernel(
-        owner,
-        _muon,
-        slots=(Slot("mu", dtype=check_dtype(owner, "mu_dtype", mu_dtype)),),
-        scalars=(Scalar("ns_coeffs", fill=lambda parameters: coefficients),),
-        hyperparameters={"beta": DECAY, "eps": NON_NEGATIVE},
-        options=("axes", "nesterov", "bias_correction", "adaptive", *options),
-        state=MuonState,
-        elementwise=False,
-        stacked=True,
-        source="Jordan et al. 2024",
-    )
+    options = newton_schulz_options(owner, ns_coeffs, ns_steps, preconditioning, ns_dtype)
     return lift(
-        kernel,
+        MUON,
+        dtypes={"mu": mu_dtype},
         beta=beta,
         eps=eps,
         axes=_axes(owner, weight_dimension_numbers),
@@ -157,6 +159,16 @@ def _scale_by_shape(g, *, axes, consistent_rms):
     return math.sqrt(max(fan_in, fan_out)) * consistent_rms * g
 
 
+CONSISTENT_RMS = Kernel(
+    "scale_by_shape",
+    _scale_by_shape,
+    hyperparameters={"consistent_rms": NON_NEGATIVE},
+    options=("axes",),
+    elementwise=False,
+    source="Liu et al. 2025, section 2.2",
+)
+
+
 def factor_of_width(fan_in: int, fan_out: int) -> float:
     """sqrt(max(1, fan_out / fan_in)): Muon's length of a matrix in units of an orthogonal one's."""
     return math.sqrt(max(1.0, fan_out / max(fan_in, 1)))
@@ -165,6 +177,15 @@ def factor_of_width(fan_in: int, fan_out: int) -> float:
 def _scale_by_width(g, *, axes):
     *_, fan_in, fan_out = axes.shape_of_matrices(g.shape)
     return factor_of_width(fan_in, fan_out) * g
+
+
+WIDTH = Kernel(
+    "scale_by_shape",
+    _scale_by_width,
+    options=("axes",),
+    elementwise=False,
+    source="Jordan et al. 2024",
+)
 
 
 def scale_by_shape(
@@ -200,25 +221,7 @@ def scale_by_shape(
         >>> print(tx.update(jnp.ones((1, 4)), tx.init(None))[0])
         [[2. 2. 2. 2.]]
     """
-    owner = "scale_by_shape"
-    axes = _axes(owner, weight_dimension_numbers)
+    axes = _axes("scale_by_shape", weight_dimension_numbers)
     if consistent_rms is None:
-        return lift(
-            Kernel(
-                owner,
-                _scale_by_width,
-                options=("axes",),
-                elementwise=False,
-                source="Jordan et al. 2024",
-            ),
-            axes=axes,
-        )
-    kernel = Kernel(
-        owner,
-        _scale_by_shape,
-        hyperparameters={"consistent_rms": NON_NEGATIVE},
-        options=("axes",),
-        elementwise=False,
-        source="Liu et al. 2025, section 2.2",
-    )
-    return lift(kernel, consistent_rms=consistent_rms, axes=axes)
+        return lift(WIDTH, axes=axes)
+    return lift(CONSISTENT_RMS, consistent_rms=consistent_rms, axes=axes)

@@ -1,6 +1,7 @@
 """NorMuon: Muon with a learning rate for each neuron."""
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -10,12 +11,13 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
 from gradtx import trees
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Scalar, Slot, check_dtype
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Scalar, Slot
 from gradtx.kernels.adam import first_moment
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.kernels.matrices import WeightDimensionNumbers, as_matrices
 from gradtx.kernels.muon import factor_of_width
 from gradtx.kernels.orthogonalize import (
+    ITERATION,
     NS_COEFFS,
     Preconditioning,
     newton_schulz,
@@ -73,12 +75,38 @@ def _normuon(
     return consistent_rms * math.sqrt(g.shape[-2] * g.shape[-1]) * unit, mu, nu
 
 
+NORMUON = Kernel(
+    "scale_by_normuon",
+    _normuon,
+    slots=(Slot("mu"), Slot("nu", real=True, shape=lambda shape: (*shape[:-2], shape[-1]))),
+    scalars=(Scalar("ns_coeffs", fill="coefficients"),),
+    hyperparameters={
+        "beta": DECAY,
+        "b2": DECAY,
+        "eps": NON_NEGATIVE,
+        "consistent_rms": NON_NEGATIVE,
+    },
+    options=("nesterov", *ITERATION),
+    state=NorMuonState,
+    elementwise=False,
+    stacked=True,
+    source="Li et al. 2025, Algorithm 1",
+)
+
+
 def _normuon_as_long_as_muon(
     g, *, mu, nu, ns_coeffs, beta, b2, eps, nesterov, ns_steps, preconditioning, ns_dtype
 ):
     iteration = {"ns_steps": ns_steps, "preconditioning": preconditioning, "ns_dtype": ns_dtype}
     o, unit, mu, nu = _evened(g, mu, nu, ns_coeffs, beta, b2, eps, nesterov, iteration)
     return factor_of_width(*g.shape[-2:]) * trees.norm(o, axis=(-2, -1)) * unit, mu, nu
+
+
+NORMUON_AS_LONG_AS_MUON = replace(
+    NORMUON,
+    step=_normuon_as_long_as_muon,
+    hyperparameters={"beta": DECAY, "b2": DECAY, "eps": NON_NEGATIVE},
+)
 
 
 def scale_by_normuon(
@@ -146,29 +174,13 @@ def scale_by_normuon(
         >>> print(f"{jnp.sqrt(jnp.mean(updates**2)):.3f}")
         0.200
     """
-    owner = "scale_by_normuon"
-    coefficients, options = newton_schulz_options(
-        owner, ns_coeffs, ns_steps, preconditioning, ns_dtype
+    options = newton_schulz_options(
+        "scale_by_normuon", ns_coeffs, ns_steps, preconditioning, ns_dtype
     )
-    hyperparameters = {"beta": DECAY, "b2": DECAY, "eps": NON_NEGATIVE}
     length = {} if consistent_rms is None else {"consistent_rms": consistent_rms}
-    kernel = Kernel(
-        owner,
-        _normuon if length else _normuon_as_long_as_muon,
-        slots=(
-            Slot("mu", dtype=check_dtype(owner, "mu_dtype", mu_dtype)),
-            Slot("nu", real=True, shape=lambda shape: (*shape[:-2], shape[-1])),
-        ),
-        scalars=(Scalar("ns_coeffs", fill=lambda parameters: coefficients),),
-        hyperparameters=hyperparameters | dict.fromkeys(length, NON_NEGATIVE),
-        options=("nesterov", *options),
-        state=NorMuonState,
-        elementwise=False,
-        stacked=True,
-        source="Li et al. 2025, Algorithm 1",
-    )
     tx = lift(
-        kernel,
+        NORMUON if length else NORMUON_AS_LONG_AS_MUON,
+        dtypes={"mu": mu_dtype},
         beta=beta,
         b2=b2,
         eps=eps,

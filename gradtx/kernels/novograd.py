@@ -6,7 +6,7 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
 from gradtx import trees
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, check_dtype
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.lift import lift
 
@@ -17,6 +17,23 @@ def _novograd(g, *, p, mu, nu, t, b1, b2, eps, eps_root, weight_decay):
     direction = safe_divide(g, jnp.full_like(g, jnp.sqrt(nu + eps_root) + eps))
     mu = b1 * mu + (direction + weight_decay * p)
     return mu, mu, nu
+
+
+NOVOGRAD = Kernel(
+    "scale_by_novograd",
+    _novograd,
+    slots=(Slot("mu"), Slot("nu", real=True, shape=lambda shape: ())),
+    hyperparameters={
+        "b1": DECAY,
+        "b2": DECAY,
+        "eps": NON_NEGATIVE,
+        "eps_root": NON_NEGATIVE,
+        "weight_decay": NON_NEGATIVE,
+    },
+    state=optax.ScaleByNovogradState,
+    elementwise=False,
+    source="Ginsburg et al. 2019, Algorithm 1",
+)
 
 
 def scale_by_novograd(
@@ -61,26 +78,9 @@ def scale_by_novograd(
         >>> print(updates, state.nu)
         [0.6 0.8] 25.0
     """
-    kernel = Kernel(
-        "scale_by_novograd",
-        _novograd,
-        slots=(
-            Slot("mu", dtype=check_dtype("scale_by_novograd", "mu_dtype", mu_dtype)),
-            Slot("nu", real=True, shape=lambda shape: ()),
-        ),
-        hyperparameters={
-            "b1": DECAY,
-            "b2": DECAY,
-            "eps": NON_NEGATIVE,
-            "eps_root": NON_NEGATIVE,
-            "weight_decay": NON_NEGATIVE,
-        },
-        state=optax.ScaleByNovogradState,
-        elementwise=False,
-        source="Ginsburg et al. 2019, Algorithm 1",
-    )
     return lift(
-        kernel,
+        NOVOGRAD,
+        dtypes={"mu": mu_dtype},
         b1=b1,
         b2=b2,
         eps=eps,

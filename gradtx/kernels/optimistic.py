@@ -20,6 +20,19 @@ def _no_longer_initial(is_initial_step):
     return {"is_initial_step": jnp.array(False), "starts": is_initial_step}
 
 
+OPTIMISTIC_GRADIENT = Kernel(
+    "scale_by_optimistic_gradient",
+    _optimistic_gradient,
+    slots=(Slot("previous_gradient"),),
+    scalars=(Scalar("is_initial_step", fill=True, dtype=bool),),
+    scalar_step=_no_longer_initial,
+    factors=("starts",),
+    hyperparameters={"alpha": ANY_NUMBER, "beta": ANY_NUMBER},
+    state=_State,
+    source="Mokhtari et al. 2020, section 3",
+)
+
+
 def scale_by_optimistic_gradient(
     alpha: ScalarOrSchedule = 1.0, beta: ScalarOrSchedule = 1.0
 ) -> optax.GradientTransformationExtraArgs:
@@ -53,15 +66,4 @@ def scale_by_optimistic_gradient(
         [3.]
         [5.]
     """
-    kernel = Kernel(
-        "scale_by_optimistic_gradient",
-        _optimistic_gradient,
-        slots=(Slot("previous_gradient"),),
-        scalars=(Scalar("is_initial_step", fill=True, dtype=bool),),
-        scalar_step=_no_longer_initial,
-        factors=("starts",),
-        hyperparameters={"alpha": ANY_NUMBER, "beta": ANY_NUMBER},
-        state=_State,
-        source="Mokhtari et al. 2020, section 3",
-    )
-    return lift(kernel, alpha=alpha, beta=beta)
+    return lift(OPTIMISTIC_GRADIENT, alpha=alpha, beta=beta)

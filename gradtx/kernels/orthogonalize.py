@@ -26,11 +26,14 @@ _PRESETS = {
 }
 Preconditioning: TypeAlias = Literal["frobenius", "spectral", "aol", "schatten"]
 
+# The options of a kernel whose equation has the iteration in it.
+ITERATION = ("coefficients", "ns_steps", "preconditioning", "ns_dtype")
+
 
 def newton_schulz_options(
     owner: str, ns_coeffs: Any, ns_steps: int, preconditioning: str, ns_dtype: DTypeLike | None
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """The coefficients as an array, and the iteration's other arguments.
+) -> dict[str, Any]:
+    """The values of the options of `ITERATION`, the coefficients as tuples.
 
     Raises:
         ValueError: if one of them is wrong, naming it and its value.
@@ -55,7 +58,9 @@ def newton_schulz_options(
             f"{owner}: preconditioning must be one of {list(get_args(Preconditioning))}, "
             f"got {shown(preconditioning)}"
         )
-    return coefficients, {
+    rows = coefficients.tolist()
+    return {
+        "coefficients": tuple(map(tuple, rows)) if coefficients.ndim == 2 else tuple(rows),
         "ns_steps": int(ns_steps),
         "preconditioning": preconditioning,
         "ns_dtype": check_dtype(owner, "ns_dtype", ns_dtype),

@@ -26,6 +26,23 @@ def _stretch(g, *, length):
     return length * g
 
 
+POLYAK = Kernel(
+    "scale_by_polyak",
+    _stretch,
+    scalar_step=_polyak_length,
+    factors=("length",),
+    measures={"squared_norm": squared_norm_of},
+    extras=("value",),
+    hyperparameters={
+        "f_min": ANY_NUMBER,
+        "max_learning_rate": NON_NEGATIVE,
+        "eps": NON_NEGATIVE,
+    },
+    options=("variant",),
+    source="Loizou et al. 2021, equation (3)",
+)
+
+
 def scale_by_polyak(
     f_min: ScalarOrSchedule = 0.0,
     max_learning_rate: ScalarOrSchedule = 1.0,
@@ -71,19 +88,4 @@ def scale_by_polyak(
         raise ValueError(
             f"scale_by_polyak: variant must be one of {_VARIANTS}, got {shown(variant)}"
         )
-    kernel = Kernel(
-        "scale_by_polyak",
-        _stretch,
-        scalar_step=_polyak_length,
-        factors=("length",),
-        measures={"squared_norm": squared_norm_of},
-        extras=("value",),
-        hyperparameters={
-            "f_min": ANY_NUMBER,
-            "max_learning_rate": NON_NEGATIVE,
-            "eps": NON_NEGATIVE,
-        },
-        options=("variant",),
-        source="Loizou et al. 2021, equation (3)",
-    )
-    return lift(kernel, f_min=f_min, max_learning_rate=max_learning_rate, eps=eps, variant=variant)
+    return lift(POLYAK, f_min=f_min, max_learning_rate=max_learning_rate, eps=eps, variant=variant)

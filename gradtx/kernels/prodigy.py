@@ -189,7 +189,7 @@ def _prodigy(
     return -rate * step, exp_avg, exp_avg_sq, grad_sum, params0
 
 
-_PRODIGY = Kernel(
+PRODIGY = Kernel(
     "prodigy",
     _prodigy,
     slots=(
@@ -207,11 +207,11 @@ _PRODIGY = Kernel(
     state=ProdigyState,
     source="Mishchenko & Defazio 2023, Algorithm 4",
 )
-_LIMITED = replace(
-    _PRODIGY,
-    scalars=(*_PRODIGY.scalars, Scalar("estim_lr_max", fill="estim_lr0")),
+LIMITED_PRODIGY = replace(
+    PRODIGY,
+    scalars=(*PRODIGY.scalars, Scalar("estim_lr_max", fill="estim_lr0")),
     scalar_step=_limited_scalars,
-    hyperparameters={**_PRODIGY.hyperparameters, "growth_rate": GROWTH},
+    hyperparameters={**PRODIGY.hyperparameters, "growth_rate": GROWTH},
     state=ProdigyGrowthState,
 )
 
@@ -288,9 +288,9 @@ def prodigy(
     check_betas("prodigy", betas)
     estim_lr0 = check("prodigy", "estim_lr0", estim_lr0, POSITIVE)
     is_limited = not (isinstance(growth_rate, float) and growth_rate == math.inf)
-    limit = {"growth_rate": growth_rate} if is_limited else {}
+    limit: dict[str, Any] = {"growth_rate": growth_rate} if is_limited else {}
     return lift(
-        _LIMITED if is_limited else _PRODIGY,
+        LIMITED_PRODIGY if is_limited else PRODIGY,
         learning_rate=learning_rate,
         b1=betas[0],
         b2=betas[1],

@@ -9,7 +9,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import COUNT, DECAY, NON_NEGATIVE, SHARE, Kernel, Slot, check, check_dtype
+from gradtx.kernel import COUNT, DECAY, NON_NEGATIVE, SHARE, Kernel, Slot, check
 from gradtx.kernels.arithmetic import debias, sum_of_weights
 from gradtx.kernels.products import (
     adjoint,
@@ -81,6 +81,31 @@ def _power(values: jax.Array, exponent: float, eps: Any) -> jax.Array:
     return jnp.where(values > 0, jnp.where(values > 0, values, 1.0) ** exponent, 0.0)
 
 
+def _statistics_shapes(shape: tuple[int, ...], max_dimension: int) -> list[tuple[int, ...]]:
+    if len(shape) < 2:
+        return [shape]
+    matrices = matrix_axes_up_to(shape, max_dimension)
+    return [(n, n) if axis in matrices else (n,) for axis, n in enumerate(shape)]
+
+
+SHAMPOO = Kernel(
+    "scale_by_shampoo",
+    _shampoo,
+    slots=(
+        Slot("statistics", shape=_statistics_shapes),
+        Slot("roots", shape=lambda shape, max_dimension: square_shapes(shape, max_dimension)),
+        # Last, because a tree of empty lists cannot say where it does not fit.
+        Slot("mu", shape=lambda shape, averages: shape if averages else []),
+    ),
+    hyperparameters={"b1": DECAY, "b2": SHARE, "eps": NON_NEGATIVE},
+    options=("averages", "update_interval", "max_dimension"),
+    state=ShampooState,
+    elementwise=False,
+    stacked=True,
+    source="Gupta et al. 2018, Algorithm 2",
+)
+
+
 def scale_by_shampoo(
     b1: ScalarOrSchedule | None = 0.9,
     b2: ScalarOrSchedule = 1.0,
@@ -138,35 +163,9 @@ def scale_by_shampoo(
     owner = "scale_by_shampoo"
     update_interval = check(owner, "update_interval", update_interval, COUNT)
     max_dimension = check(owner, "max_dimension", max_dimension, COUNT)
-
-    def statistics_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-        if len(shape) < 2:
-            return [shape]
-        matrices = matrix_axes_up_to(shape, max_dimension)
-        return [(n, n) if axis in matrices else (n,) for axis, n in enumerate(shape)]
-
-    kernel = Kernel(
-        owner,
-        _shampoo,
-        slots=(
-            Slot("statistics", shape=statistics_shapes),
-            Slot("roots", shape=lambda shape: square_shapes(shape, max_dimension)),
-            # Last, because a tree of empty lists cannot say where it does not fit.
-            Slot(
-                "mu",
-                dtype=check_dtype(owner, "mu_dtype", mu_dtype),
-                shape=lambda shape, averages: shape if averages else [],
-            ),
-        ),
-        hyperparameters={"b1": DECAY, "b2": SHARE, "eps": NON_NEGATIVE},
-        options=("averages", "update_interval", "max_dimension"),
-        state=ShampooState,
-        elementwise=False,
-        stacked=True,
-        source="Gupta et al. 2018, Algorithm 2",
-    )
     return lift(
-        kernel,
+        SHAMPOO,
+        dtypes={"mu": mu_dtype},
         b1=0.0 if b1 is None else b1,
         b2=b2,
         eps=eps,

@@ -34,6 +34,17 @@ def _sm3(g, *, mu, nu, b1, b2, eps) -> tuple[jax.Array, list[jax.Array], jax.Arr
     return nu, mu, nu
 
 
+SM3 = Kernel(
+    "scale_by_sm3",
+    _sm3,
+    slots=(Slot("mu", real=True, shape=_accumulator_shapes), Slot("nu")),
+    hyperparameters={"b1": DECAY, "b2": SHARE, "eps": NON_NEGATIVE},
+    state=optax.ScaleBySM3State,
+    elementwise=False,
+    source="Anil et al. 2019, SM3-II",
+)
+
+
 def scale_by_sm3(
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 1.0,
@@ -79,13 +90,4 @@ def scale_by_sm3(
         >>> print(*state.mu)
         [ 9. 16.] [ 9. 16.]
     """
-    kernel = Kernel(
-        "scale_by_sm3",
-        _sm3,
-        slots=(Slot("mu", real=True, shape=_accumulator_shapes), Slot("nu")),
-        hyperparameters={"b1": DECAY, "b2": SHARE, "eps": NON_NEGATIVE},
-        state=optax.ScaleBySM3State,
-        elementwise=False,
-        source="Anil et al. 2019, SM3-II",
-    )
-    return lift(kernel, b1=b1, b2=b2, eps=eps)
+    return lift(SM3, b1=b1, b2=b2, eps=eps)

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
 from gradtx import trees
-from gradtx.kernel import COUNT, DECAY, NON_NEGATIVE, Kernel, Slot, check, check_dtype
+from gradtx.kernel import COUNT, DECAY, NON_NEGATIVE, Kernel, Slot, check
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.kernels.products import (
     adjoint,
@@ -115,6 +115,28 @@ def _improved(
     return nu, improved
 
 
+def _squares(shape: tuple[int, ...], max_precond_dim: int) -> list[tuple[int, ...]]:
+    return square_shapes(shape, max_precond_dim)
+
+
+SOAP = Kernel(
+    "scale_by_soap",
+    _soap,
+    slots=(
+        Slot("mu"),
+        Slot("nu", real=True),
+        Slot("statistics", shape=_squares),
+        Slot("basis", fill=lambda shape, dtype: jnp.eye(*shape, dtype=dtype), shape=_squares),
+    ),
+    hyperparameters={"b1": DECAY, "b2": DECAY, "shampoo_beta": DECAY, "eps": NON_NEGATIVE},
+    options=("precondition_frequency", "max_precond_dim"),
+    state=SoapState,
+    elementwise=False,
+    stacked=True,
+    source="Vyas et al. 2024, Algorithm 3",
+)
+
+
 def scale_by_soap(
     b1: ScalarOrSchedule = 0.95,
     b2: ScalarOrSchedule = 0.95,
@@ -179,28 +201,9 @@ def scale_by_soap(
     owner = "scale_by_soap"
     precondition_frequency = check(owner, "precondition_frequency", precondition_frequency, COUNT)
     max_precond_dim = check(owner, "max_precond_dim", max_precond_dim, COUNT)
-
-    def squares(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-        return square_shapes(shape, max_precond_dim)
-
-    kernel = Kernel(
-        owner,
-        _soap,
-        slots=(
-            Slot("mu", dtype=check_dtype(owner, "mu_dtype", mu_dtype)),
-            Slot("nu", real=True),
-            Slot("statistics", shape=squares),
-            Slot("basis", fill=lambda shape, dtype: jnp.eye(*shape, dtype=dtype), shape=squares),
-        ),
-        hyperparameters={"b1": DECAY, "b2": DECAY, "shampoo_beta": DECAY, "eps": NON_NEGATIVE},
-        options=("precondition_frequency", "max_precond_dim"),
-        state=SoapState,
-        elementwise=False,
-        stacked=True,
-        source="Vyas et al. 2024, Algorithm 3",
-    )
     return lift(
-        kernel,
+        SOAP,
+        dtypes={"mu": mu_dtype},
         b1=b1,
         b2=b2,
         shampoo_beta=b2 if shampoo_beta is None else shampoo_beta,

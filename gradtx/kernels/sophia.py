@@ -14,16 +14,7 @@ from optax.contrib import SophiaState
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
-from gradtx.kernel import (
-    COUNT,
-    COUNT_OR_ZERO,
-    DECAY,
-    NON_NEGATIVE,
-    Kernel,
-    Slot,
-    check,
-    check_dtype,
-)
+from gradtx.kernel import COUNT, COUNT_OR_ZERO, DECAY, NON_NEGATIVE, Kernel, Slot, check
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.kernels.hessian_diagonal import (
     hutchinson_estimator_diag_hessian,
@@ -55,9 +46,34 @@ def _sophia(g, *, mu, nu, t, b1, eps, gamma, clip_threshold, bias_correction):
     return jnp.clip(step, -clip_threshold, clip_threshold), mu, nu
 
 
+SOPHIA = Kernel(
+    "scale_by_sophia",
+    _sophia,
+    slots=(Slot("mu"), Slot("nu")),
+    hyperparameters={
+        "b1": DECAY,
+        "eps": NON_NEGATIVE,
+        "gamma": NON_NEGATIVE,
+        "clip_threshold": NON_NEGATIVE,
+    },
+    options=("bias_correction",),
+    state=_Momentum,
+    source="Liu et al. 2023, Algorithm 3",
+)
+
+
 def _average(g, *, nu, b2):
     nu = b2 * nu + (1 - b2) * g
     return g, nu
+
+
+HESSIAN_AVERAGE = Kernel(
+    "scale_by_sophia",
+    _average,
+    slots=(Slot("nu"),),
+    hyperparameters={"b2": DECAY},
+    state=_Curvature,
+)
 
 
 def scale_by_sophia(
@@ -131,32 +147,15 @@ def scale_by_sophia(
     estimator = as_transformation(owner, "hessian_diagonal_fn", hessian_diagonal_fn)
     limit = float("inf") if clip_threshold is None else clip_threshold
     step = lift(
-        Kernel(
-            owner,
-            _sophia,
-            slots=(Slot("mu", dtype=check_dtype(owner, "mu_dtype", mu_dtype)), Slot("nu")),
-            hyperparameters={
-                "b1": DECAY,
-                "eps": NON_NEGATIVE,
-                "gamma": NON_NEGATIVE,
-                "clip_threshold": NON_NEGATIVE,
-            },
-            options=("bias_correction",),
-            state=_Momentum,
-            source="Liu et al. 2023, Algorithm 3",
-        ),
+        SOPHIA,
+        dtypes={"mu": mu_dtype},
         b1=b1,
         eps=eps,
         gamma=gamma,
         clip_threshold=limit,
         bias_correction=bias_correction,
     )
-    average = lift(
-        Kernel(
-            owner, _average, slots=(Slot("nu"),), hyperparameters={"b2": DECAY}, state=_Curvature
-        ),
-        b2=b2,
-    )
+    average = lift(HESSIAN_AVERAGE, b2=b2)
 
     def init(params: Any) -> SophiaState:
         refuse_complex(owner, params)

@@ -22,6 +22,16 @@ def _agreeing(g, *, p, xi, downhill):
     return jnp.where(agrees, g * factor, jnp.zeros_like(g))
 
 
+CAUTIOUS = Kernel(
+    "cautious",
+    _agreeing,
+    hyperparameters={"xi": NON_NEGATIVE},
+    options=("downhill",),
+    elementwise=False,
+    source="Liang et al. 2024, Algorithm 2",
+)
+
+
 def cautious(
     tx: optax.GradientTransformation,
     *,
@@ -71,16 +81,8 @@ def cautious(
     """
     inner = as_transformation("cautious", "tx", tx)
     xi = check("cautious", "xi", xi, NON_NEGATIVE)
-    kernel = Kernel(
-        "cautious",
-        _agreeing,
-        hyperparameters={"xi": NON_NEGATIVE},
-        options=("downhill",),
-        elementwise=False,
-        source="Liang et al. 2024, Algorithm 2",
-    )
     # The gradient takes the place of the parameters, which this equation does not mention.
-    mask = lift(kernel, xi=xi, downhill=_flips(inner) if downhill is None else bool(downhill))
+    mask = lift(CAUTIOUS, xi=xi, downhill=_flips(inner) if downhill is None else bool(downhill))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         proposed, state = inner.update(updates, state, params, **extra)

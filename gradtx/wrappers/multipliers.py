@@ -24,6 +24,10 @@ def _multiplied(g, *, factor):
     return factor * g
 
 
+MULTIPLY_LEARNING_RATE = Kernel(_OWNER, _multiplied, hyperparameters={"factor": ANY_NUMBER})
+MULTIPLY_EACH_LEARNING_RATE = Kernel(_OWNER, _multiplied, options=("factor",))
+
+
 def multiply_learning_rate(
     factors: Multipliers, rest: ScalarOrSchedule | None = 1.0
 ) -> Transformation:
@@ -75,9 +79,8 @@ def multiply_learning_rate(
         by_label[_REST] = rest
     for label, factor in by_label.items():
         check_hyperparameter(_OWNER, f"the factor of {label!r}", factor, ANY_NUMBER)
-    kernel = Kernel(_OWNER, _multiplied, hyperparameters={"factor": ANY_NUMBER})
     return partition(
-        {label: lift(kernel, factor=factor) for label, factor in by_label.items()},
+        {label: lift(MULTIPLY_LEARNING_RATE, factor=factor) for label, factor in by_label.items()},
         select.groups({pattern: pattern for pattern in factors}, None if rest is None else _REST),
     )
 
@@ -97,5 +100,4 @@ def _by_function(factor_of: Callable[[str], float]) -> Transformation:
     def factors(tree: Any) -> Any:
         return jax.tree_util.tree_map_with_path(factor_at, tree)
 
-    kernel = Kernel(_OWNER, _multiplied, options=("factor",))
-    return lift(kernel, factor=PerLeaf(factors))
+    return lift(MULTIPLY_EACH_LEARNING_RATE, factor=PerLeaf(factors))
