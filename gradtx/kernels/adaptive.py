@@ -1,5 +1,7 @@
 """A learning rate for each element, from the size or the sign of its past gradients."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -88,15 +90,7 @@ RMS = Kernel(
     source="Tieleman & Hinton 2012, lecture 6.5",
 )
 
-RMS_DEBIASED = Kernel(
-    "scale_by_rms",
-    _rms_debiased,
-    slots=(Slot("nu", fill="initial_scale", real=True),),
-    hyperparameters={"decay": DECAY, "eps": NON_NEGATIVE, "initial_scale": NON_NEGATIVE},
-    options=("eps_in_sqrt",),
-    state=_RmsWithCountState,
-    source="Tieleman & Hinton 2012, lecture 6.5",
-)
+RMS_DEBIASED = dataclasses.replace(RMS, step=_rms_debiased, state=_RmsWithCountState)
 
 
 def scale_by_rms(
@@ -174,15 +168,7 @@ STDDEV = Kernel(
     source="Graves 2013, equations (38) to (40)",
 )
 
-STDDEV_DEBIASED = Kernel(
-    "scale_by_stddev",
-    _stddev_debiased,
-    slots=(Slot("mu"), Slot("nu", fill="initial_scale", real=True)),
-    hyperparameters={"decay": DECAY, "eps": NON_NEGATIVE, "initial_scale": NON_NEGATIVE},
-    options=("eps_in_sqrt",),
-    state=_StddevWithCountState,
-    source="Graves 2013, equations (38) to (40)",
-)
+STDDEV_DEBIASED = dataclasses.replace(STDDEV, step=_stddev_debiased, state=_StddevWithCountState)
 
 
 def scale_by_stddev(
