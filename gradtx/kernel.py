@@ -83,6 +83,9 @@ def check(owner: str, argument: str, value: Any, valid: Range) -> Any:
     Raises:
         ValueError: if the value is not a single real number, or lies outside `valid`.
     """
+    # What most arguments are; building an optimizer should cost no more than a look at them.
+    if type(value) is float and valid.contains(value):
+        return value
     if isinstance(value, bool | np.bool_) or not isinstance(
         value, int | float | np.ndarray | np.generic | jax.Array
     ):
@@ -335,6 +338,7 @@ class Kernel:
         return tuple(name for name in self.counters if name in self.state._fields)
 
 
+@functools.lru_cache(maxsize=1024)
 def measure_arguments(measure: Callable[..., Any]) -> tuple[str, ...]:
     """What a measure, or a shape, asks for beside its first argument; not what has a default."""
     _, *others = inspect.signature(measure).parameters.values()
