@@ -1,52 +1,144 @@
-"""Times one training step and its tracing, ours and optax's, in the same process.
+"""Compares gradtx with optax, and its normalization with flax, in one process on this machine.
 
-    python -m gradtx.bench [--size N] [--leaves N] [--width N] [--repeats N]
+    python -m gradtx.bench [--only SECTION ...] [--repeats N] [--cpu-time] [--quick]
+                           [--json FILE] [--plot FILE]
 
-The step is `chain(clip_by_global_norm(1.0), adamw(1e-3))` with the parameters and the state
-donated. The bound is the time that the same arrays need only to be read and written once:
-gradient, parameters and two moments in, parameters and moments out. "alone" repeats one program,
-whose arrays may then stay in a large cache; "in turn" runs the three one after another, so that
-each finds the cache filled by the others. Further methods take their steps on a tree of matrices
-and vectors, in turn with optax's.
+Every figure is a median of measurements that the libraries take in turn, and every ratio is
+theirs / ours: larger is better for gradtx. The programs are compiled, and give the memory of the
+parameters and the state away. The sections:
+
+- trace, compile, step: `chain(clip_by_global_norm(1.0), adamw(1e-3))` and the addition of its
+  updates, on five trees. The bound is the time for reading and writing the same arrays once.
+- eager: the same update, not compiled.
+- construction, import: building a transformation, and importing the library after jax.
+- normalization: forward and backward, beside flax if it is installed.
+- methods: each optimizer that both libraries have, on 12 matrices of 256 by 256 and 24 vectors.
+
+The file of `--json` holds an object: "jax", "jaxlib", "optax" and "gradtx" are their versions,
+"device" and "cpus" name the machine, "clock" is "wall" or "cpu", "repeats" the number of
+measurements, and "figures" a list of objects with the fields of `gradtx.bench.measure.Figure` and
+their "ratio" (null where gradtx needs nothing).
 """
 
 import argparse
+import dataclasses
+import json
+import os
 import signal
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import jaxlib.version
 import optax
-import optax.contrib
 
 import gradtx
+from gradtx.bench import norms, report, sections
+from gradtx.bench.measure import Figure, Settings
+from gradtx.bench.methods import methods
+from gradtx.diagnostics import _extras
 
-LIBRARIES = {"optax": optax, "gradtx": gradtx}
+SECTIONS: dict[str, Callable[[Settings], Iterator[Figure]]] = {
+    "trace": sections.trace,
+    "compile": sections.compile,
+    "step": sections.step,
+    "eager": sections.eager,
+    "construction": sections.construction,
+    "import": sections.import_,
+    "normalization": norms.normalization,
+    "methods": methods,
+}
+_REPEATS = 15
+_PICTURES = (".pdf", ".png", ".svg")
 
 
-def main() -> None:
-    """Print the benchmark's tables."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the tables, and write what else was asked for.
+
+    Args:
+        arguments: those of the command line.
+
+    Raises:
+        ImportError: if a plot is asked for and matplotlib is not installed.
+    """
+    options = _parser().parse_args(arguments)
+    if options.plot:
+        _extras.load("matplotlib")  # better now than after minutes of measuring
+    # A program that another process has compiled would take no time.
+    jax.config.update("jax_enable_compilation_cache", False)
+    repeats = options.repeats or (1 if options.quick else _REPEATS)
+    settings = Settings(repeats, cpu_time=options.cpu_time, quick=options.quick)
+    about = _about(settings)
+    title = (
+        f"jax {about['jax']}, jaxlib {about['jaxlib']}, optax {about['optax']}, "
+        f"{about['device']}, {about['cpus']} CPUs, {about['clock']} time, medians"
+    )
+    print(title, flush=True)
+    figures = list(_measured(options.only, settings))
+    print("\nslower than the other library, or with more memory")
+    print("\n".join(f"  {line}" for line in report.losses(figures)) or "  nothing")
+    if options.json:
+        rows = [{**dataclasses.asdict(figure), "ratio": figure.ratio} for figure in figures]
+        _parent_of(options.json).write_text(json.dumps({**about, "figures": rows}, indent=1) + "\n")
+    if options.plot:
+        report.chart(figures, title).savefig(_parent_of(options.plot), dpi=120)
+
+
+def _measured(names: Sequence[str], settings: Settings) -> Iterator[Figure]:
+    """All figures of some sections, each printed when it is complete."""
+    for name, section in SECTIONS.items():
+        if name not in names:
+            continue
+        notice = norms.missing() if name == "normalization" else None
+        if notice is not None:
+            print(f"\n{notice}", flush=True)
+            continue
+        figures = list(section(settings))
+        print(f"\n{name}", *(f"  {line}" for line in report.table(figures)), sep="\n", flush=True)
+        yield from figures
+
+
+def _about(settings: Settings) -> dict[str, Any]:
+    """The versions, the machine and the way of measuring."""
+    usable = getattr(os, "sched_getaffinity", None)
+    return {
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.version.__version__,
+        "optax": optax.__version__,
+        "gradtx": gradtx.__version__,
+        "device": jax.devices()[0].device_kind,
+        "cpus": len(usable(0)) if usable else os.cpu_count(),
+        "clock": "cpu" if settings.cpu_time else "wall",
+        "repeats": settings.repeats,
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m gradtx.bench",
-        description="Compare the speed of gradtx and optax.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Compare gradtx with optax and flax on this machine: ratios theirs / ours.",
     )
-    for option, default, what in (
-        ("--size", 1 << 24, "elements of the one large leaf"),
-        ("--leaves", 500, "leaves of the tree to trace"),
-        ("--width", 512, "sides of the methods' matrices"),
-        ("--repeats", 15, "measurements of each figure"),
-    ):
-        parser.add_argument(option, type=_count, default=default, help=what)
-    arguments = parser.parse_args()
-    device = jax.devices()[0]
-    print(f"jax {jax.__version__}, optax {optax.__version__}, {device.device_kind}")
-    _compare_steps(arguments.size, arguments.repeats)
-    _compare_tracing(arguments.leaves, max(3, arguments.repeats // 3))
-    _compare_methods(arguments.width, arguments.repeats)
+    add = parser.add_argument
+    add(
+        "--only",
+        nargs="+",
+        choices=SECTIONS,
+        default=list(SECTIONS),
+        metavar="SECTION",
+        help=f"measure only these: {', '.join(SECTIONS)}",
+    )
+    add(
+        "--repeats",
+        type=_count,
+        metavar="N",
+        help=f"measurements of each figure, a third as many (but 5) of slow ones: {_REPEATS}",
+    )
+    add("--cpu-time", action="store_true", help="measure processor time, for a busy machine")
+    add("--quick", action="store_true", help="tiny sizes, once, only to see that everything runs")
+    add("--json", type=Path, metavar="FILE", help="write the figures there")
+    add("--plot", type=_picture, metavar="FILE", help="draw the ratios there")
+    return parser
 
 
 def _count(text: str) -> int:
@@ -55,123 +147,16 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _transformation(library: Any) -> optax.GradientTransformationExtraArgs:
-    return library.chain(library.clip_by_global_norm(1.0), library.adamw(1e-3))
+def _picture(text: str) -> Path:
+    if Path(text).suffix not in _PICTURES:
+        raise argparse.ArgumentTypeError(f"must end in .pdf, .png or .svg, got {text!r}")
+    return Path(text)
 
 
-def _compare_steps(size: int, repeats: int) -> None:
-    gradient = jax.random.normal(jax.random.key(0), (size,))
-    compiled, carried = {}, {}
-    for name, library in LIBRARIES.items():
-        tx = _transformation(library)
-        params = jax.random.normal(jax.random.key(1), (size,))
-        carried[name] = (params, tx.init(params))
-        compiled[name] = _compile(_step(library, tx), (0, 1), (*carried[name], gradient))
-    arrays = [jnp.ones(size) for _ in range(3)]
-    compiled["bound"] = _compile(_touch, (0, 1, 2), (*arrays, gradient))
-    carried["bound"] = tuple(arrays)
-
-    alone = {name: [] for name in compiled}
-    in_turn = {name: [] for name in compiled}
-
-    def run(name: str, times: dict[str, list[float]]) -> None:
-        start = time.perf_counter()
-        carried[name] = jax.block_until_ready(compiled[name](*carried[name], gradient))
-        times[name].append(time.perf_counter() - start)
-
-    for name in compiled:
-        run(name, {name: []})  # the first run also fetches the pages of the outputs
-        for _ in range(repeats):
-            run(name, alone)
-    for _ in range(repeats):
-        for name in compiled:
-            run(name, in_turn)
-    print(f"\none step on one leaf of {size:,} elements")
-    for label, times in (("alone", alone), ("in turn", in_turn)):
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        for name, seconds in medians.items():
-            print(
-                f"  {label:8} {name:7} {seconds * 1e3:8.2f} ms   "
-                f"{seconds / medians['optax']:5.2f} of optax   "
-                f"{seconds / medians['bound']:5.2f} of the bound"
-            )
-    for name in LIBRARIES:
-        temporary = compiled[name].memory_analysis().temp_size_in_bytes
-        print(f"  {name:16} {temporary:>12,} bytes of temporary memory")
-
-
-def _step(library: Any, tx: optax.GradientTransformationExtraArgs) -> Callable[..., Any]:
-    def step(params: Any, state: Any, gradient: Any) -> Any:
-        updates, state = tx.update(gradient, state, params)
-        return library.apply_updates(params, updates), state
-
-    return step
-
-
-def _touch(params: Any, mu: Any, nu: Any, gradient: Any) -> Any:
-    return params + gradient, 0.9 * mu, 0.9 * nu
-
-
-def _compile(function: Callable[..., Any], donated: tuple[int, ...], arguments: Any) -> Any:
-    return jax.jit(function, donate_argnums=donated).lower(*arguments).compile()
-
-
-def _compare_tracing(leaves: int, repeats: int) -> None:
-    params = {f"layer{i}": jnp.ones((8, 8) if i % 2 else (8,)) for i in range(leaves)}
-    transformations = {name: _transformation(library) for name, library in LIBRARIES.items()}
-    times = {name: [] for name in LIBRARIES}
-    for _ in range(repeats):
-        for name, tx in transformations.items():
-            state = tx.init(params)
-            jax.clear_caches()
-            start = time.perf_counter()
-            jax.jit(tx.update).trace(params, state, params)
-            times[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    print(f"\ntracing the update of {leaves:,} leaves, with empty caches")
-    for name, seconds in medians.items():
-        print(f"  {name:7} {seconds * 1e3:8.1f} ms   {seconds / medians['optax']:5.2f} of optax")
-
-
-# What the catalogue has most of: methods of elements, of leaves, of the whole tree, of matrices.
-METHODS = ("adafactor", "adan", "lamb", "lion", "muon", "prodigy", "sm3")
-MINI_STEPS = 4
-
-
-def _compare_methods(width: int, repeats: int) -> None:
-    params = {
-        f"layer{i}": {"kernel": jnp.ones((width, width)), "bias": jnp.ones(width)} for i in range(8)
-    }
-    gradient = jax.tree.map(lambda p: jax.random.normal(jax.random.key(2), p.shape), params)
-    print(f"\none step of 8 layers with kernels of {width} by {width}, in turn")
-    for method in (*METHODS, f"MultiSteps({MINI_STEPS}) of muon"):
-        compiled, carried, times = {}, {}, {}
-        for name, library in LIBRARIES.items():
-            tx = _method(library, method)
-            # Copies, because some states of optax share arrays with the parameters.
-            carried[name] = jax.tree.map(jnp.copy, (params, tx.init(params)))
-            times[name] = []
-            compiled[name] = _compile(_step(library, tx), (0, 1), (*carried[name], gradient))
-        for _ in range(repeats + 1):
-            for name, step in compiled.items():
-                start = time.perf_counter()
-                for _ in range(MINI_STEPS):
-                    carried[name] = step(*carried[name], gradient)
-                jax.block_until_ready(carried[name])
-                times[name].append((time.perf_counter() - start) / MINI_STEPS)
-        optax_time, own_time = (statistics.median(values[1:]) for values in times.values())
-        print(
-            f"  {method:22} optax {optax_time * 1e3:8.2f} ms   gradtx {own_time * 1e3:8.2f} ms   "
-            f"{own_time / optax_time:5.2f}"
-        )
-
-
-def _method(library: Any, method: str) -> optax.GradientTransformationExtraArgs:
-    if method.startswith("MultiSteps"):
-        inner = _method(library, "muon")
-        return library.MultiSteps(inner, MINI_STEPS).gradient_transformation()
-    factory = getattr(library, method, None) or getattr(optax.contrib, method)
-    return factory(learning_rate=1e-3)
+def _parent_of(file: Path) -> Path:
+    """The file, in a folder that exists."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
 
 
 if __name__ == "__main__":

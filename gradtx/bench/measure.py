@@ -1,0 +1,191 @@
+"""How anything here is measured: in turn, several times, and as the median."""
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax
+
+# Takes one measurement: what it measured, in seconds.
+Task: TypeAlias = Callable[[], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line says about all sections.
+
+    Attributes:
+        repeats: the measurements of each figure.
+        cpu_time: whether to measure the time of the process on all its processors, to which other
+            programs add little, instead of the time on the wall.
+        quick: whether everything is tiny and measured once, only to see that it runs.
+    """
+
+    repeats: int
+    cpu_time: bool = False
+    quick: bool = False
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The seconds since some point in the past."""
+        return time.process_time if self.cpu_time else time.perf_counter
+
+    @property
+    def slow_repeats(self) -> int:
+        """The measurements of what takes long, and varies little: tracing, compiling, importing."""
+        return 1 if self.quick else max(5, self.repeats // 3)
+
+    @property
+    def shortest(self) -> float:
+        """The seconds that calls take which are measured together, so that the clock is exact."""
+        return 0.0 if self.quick else 0.01
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A row of the tables.
+
+    Attributes:
+        section: one of the names that `--only` takes.
+        case: what was measured, such as a tree or a method.
+        measure: what about it: "trace", "compile", "step", "temporary", ...
+        theirs: the other library's median, in `unit`.
+        ours: that of gradtx.
+        unit: "seconds" or "bytes".
+        peer: the other library.
+        bound: the seconds that the machine needs to read and write the same arrays once, where
+            that was measured.
+    """
+
+    section: str
+    case: str
+    measure: str
+    theirs: float
+    ours: float
+    unit: str = "seconds"
+    peer: str = "optax"
+    bound: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """Larger is better for gradtx; None where it needs nothing at all."""
+        return self.theirs / self.ours if self.ours else None
+
+
+def in_turn(tasks: Mapping[str, Task], repeats: int) -> dict[str, dict[str, float]]:
+    """The medians of what the tasks measure, in turn.
+
+    Each round begins with another task, so that none is always the one that follows itself, or the
+    first after whatever disturbs the machine.
+    """
+    names = list(tasks)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for number in range(repeats):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            found[name].append(tasks[name]())
+    return {
+        name: {measure: statistics.median(row[measure] for row in rows) for measure in rows[0]}
+        for name, rows in found.items()
+    }
+
+
+def compared(
+    section: str, case: str, medians: Mapping[str, Mapping[str, float]], **rest: Any
+) -> Iterator[Figure]:
+    """A figure for each measure that `in_turn` found, of "gradtx" and the library beside it."""
+    theirs = next(values for name, values in medians.items() if name != "gradtx")
+    for measure, value in theirs.items():
+        yield Figure(section, case, measure, value, medians["gradtx"][measure], **rest)
+
+
+class Subject:
+    """A program that is traced, lowered, compiled and run, each as often as it takes.
+
+    Args:
+        settings: those of the command line.
+        function: returns the new values of its first `donated` arguments, if there are any.
+        arguments: arrays, or `jax.ShapeDtypeStruct` for what is only compiled.
+        donated: how many of the first arguments give their memory away.
+
+    Attributes:
+        carried: those arguments now, after the steps that were run.
+    """
+
+    def __init__(
+        self, settings: Settings, function: Callable[..., Any], arguments: Any, donated: int = 0
+    ) -> None:
+        self._settings, self._clock = settings, settings.clock
+        self._function, self._donated = function, donated
+        self.carried, self._rest = arguments[:donated], arguments[donated:]
+        self._calls = 0
+        self._lowered: Any = None
+        self._compiled: Any = None
+
+    def trace(self) -> dict[str, float]:
+        """Trace and lower, as if in a new process."""
+        jax.clear_caches()
+        gc.collect()
+        jitted = jax.jit(self._function, donate_argnums=range(self._donated))
+        start = self._clock()
+        traced = jitted.trace(*self.carried, *self._rest)
+        between = self._clock()
+        self._lowered = traced.lower()
+        end = self._clock()
+        return {"trace": between - start, "lower": end - between, "trace + lower": end - start}
+
+    def compile(self) -> dict[str, float]:
+        """Compile, after tracing and lowering, which does not count here."""
+        self.trace()
+        start = self._clock()
+        self._compiled = self._lowered.compile()
+        return {"compile": self._clock() - start}
+
+    def temporary_bytes(self) -> int | None:
+        """The memory of the compiled program beside its arguments and results, if known."""
+        analysis = self._compiled.memory_analysis()
+        return None if analysis is None else analysis.temp_size_in_bytes
+
+    def warm_up(self, multiple: int = 1) -> None:
+        """Compile if needed, and find out how many calls to measure together.
+
+        Args:
+            multiple: of which the number of calls is one.
+        """
+        if self._compiled is None:
+            self.compile()
+        self._run(multiple)  # the first run also fetches the pages of the outputs
+        seconds = self._run(multiple) * multiple
+        self._calls = multiple * max(1, math.ceil(self._settings.shortest / max(seconds, 1e-9)))
+
+    def step(self) -> dict[str, float]:
+        """Run, warmed up before."""
+        return {"step": self._run(self._calls)}
+
+    def _run(self, calls: int) -> float:
+        outputs = None
+        start = self._clock()
+        for _ in range(calls):
+            outputs = self._compiled(*self.carried, *self._rest)
+            if self._donated:
+                self.carried = outputs
+        jax.block_until_ready(outputs)
+        return (self._clock() - start) / calls
+
+
+def memory(
+    section: str,
+    case: str,
+    subjects: Mapping[str, Subject],
+    measure: str = "temporary",
+    peer: str = "optax",
+) -> Iterator[Figure]:
+    """A figure of the temporary memory of compiled programs, where the backend tells it."""
+    found = {name: subject.temporary_bytes() for name, subject in subjects.items()}
+    if None not in found.values():
+        values = {name: {measure: float(size)} for name, size in found.items() if size is not None}
+        yield from compared(section, case, values, unit="bytes", peer=peer)

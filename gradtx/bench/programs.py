@@ -1,0 +1,122 @@
+"""What is measured: the step of a training loop, on trees of several kinds."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+
+import gradtx
+from gradtx.bench.measure import Settings, Subject
+
+LIBRARIES = ("optax", "gradtx")
+
+
+def named(library: str, name: str) -> Any:
+    """A public name of a library; those of `optax.contrib` count as optax's, as in gradtx."""
+    if library == "gradtx":
+        return getattr(gradtx, name)
+    # `dir`, because asking for a deprecated name warns.
+    return getattr(optax if name in dir(optax) else optax.contrib, name)
+
+
+def clipped_adamw(library: str) -> optax.GradientTransformation:
+    """The transformation that most trainings of large models take."""
+    clip, adamw = named(library, "clip_by_global_norm"), named(library, "adamw")
+    return named(library, "chain")(clip(1.0), adamw(1e-3))
+
+
+def training_step(
+    library: str, tx: optax.GradientTransformation, **extra: Any
+) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
+    """From parameters, state and gradient to new parameters and state, as the library does it."""
+    update = optax.with_extra_args_support(tx).update
+    apply_updates = named(library, "apply_updates")
+
+    def step(params: Any, state: Any, gradient: Any) -> tuple[Any, Any]:
+        updates, state = update(gradient, state, params, **extra)
+        return apply_updates(params, updates), state
+
+    return step
+
+
+def to_run(
+    settings: Settings, function: Callable[..., Any], tx: Any, gradient: Any, params: Any = None
+) -> Subject:
+    """The subject for a step, with arrays of its own.
+
+    Args:
+        settings: those of the command line.
+        function: the step.
+        tx: the transformation in it.
+        gradient: the gradients.
+        params: the parameters; None: with the gradients' shapes.
+    """
+    params = drawn(gradient, 1) if params is None else params
+    # Copies, because some states of optax share arrays with the parameters.
+    carried = jax.tree.map(jnp.copy, (params, tx.init(params)))
+    return Subject(settings, function, (*carried, gradient), 2)
+
+
+def touch(params: Any, mu: Any, nu: Any, gradient: Any) -> Any:
+    """Read and write what a step of Adam must, once, and do as good as nothing beside that."""
+    return params + gradient, 0.9 * mu, 0.9 * nu
+
+
+def trees(quick: bool = False) -> dict[str, Any]:
+    """Shapes of parameters by the name of the tree, the one large leaf first."""
+    if quick:
+        return {"1 leaf of 4K": [_shape(4096)], "GPT-like, 1 layer": gpt(1, 8, 16)}
+    return {
+        "1 leaf of 16M": [_shape(1 << 24)],
+        "500 leaves of 32K": _leaves(500, 1 << 15),
+        "300 leaves of 64": _leaves(300, 64),
+        "1,000 leaves of 64": _leaves(1000, 64),
+        "GPT-like, 12 layers, 10M": gpt(12, 256, 2048),
+    }
+
+
+def gpt(layers: int, width: int, vocabulary: int) -> Any:
+    """The parameters of a transformer with biases and learned positions."""
+
+    def dense(inputs: int, outputs: int) -> Any:
+        return {"kernel": _shape(inputs, outputs), "bias": _shape(outputs)}
+
+    def norm() -> Any:
+        return {"scale": _shape(width), "bias": _shape(width)}
+
+    def layer() -> Any:
+        return {
+            "attention": {"qkv": dense(width, 3 * width), "out": dense(width, width)},
+            "attention_norm": norm(),
+            "mlp": {"up": dense(width, 4 * width), "down": dense(4 * width, width)},
+            "mlp_norm": norm(),
+        }
+
+    return {
+        "tokens": _shape(vocabulary, width),
+        "positions": _shape(256, width),
+        **{f"layer{number}": layer() for number in range(layers)},
+        "norm": norm(),
+    }
+
+
+def drawn(shapes: Any, seed: int) -> Any:
+    """Normally distributed numbers."""
+    # NumPy's, because jax would compile a program for each shape after each clearing of its caches.
+    generator = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.array(generator.standard_normal(leaf.shape, np.float32), leaf.dtype),
+        shapes,
+    )
+
+
+def _leaves(count: int, size: int) -> Any:
+    return {f"leaf{number}": _shape(size) for number in range(count)}
+
+
+def _shape(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
