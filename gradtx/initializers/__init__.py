@@ -2,13 +2,13 @@
 
 Every initializer is a function `init(key, shape, dtype, out_sharding)` with the signature of
 `jax.nn.initializers`, whose names, arguments and defaults it shares: the same call gives the same
-numbers. `variance_scaling` has exactly the variance that is asked for, truncated or not, and
-`truncated_normal` has with `exact_stddev=True`. Dtypes below 32 bits are drawn in float32 and
-rounded once, and never to a bound that a distribution does not reach.
+numbers. `variance_scaling` has exactly the requested variance, truncated or not, and so does
+`truncated_normal` with `exact_stddev=True`. Dtypes below 32 bits are drawn in float32 and
+rounded once, and never to a bound that the distribution does not reach.
 
-The same key draws the same random bits compiled or not and on any layout of devices, so that the
-numbers agree up to how a compiler rounds the last bits of a function. This needs a generator that
-keeps the promise: jax's default, Threefry, does; its `rbg` generators do not.
+The same key draws the same random bits, compiled or not and on any layout of devices, so the
+numbers agree up to how a compiler rounds the last bits of a function. This requires a generator
+with the same property: jax's default, Threefry, has it; its `rbg` generators do not.
 """
 
 from gradtx.initializers.bias import (

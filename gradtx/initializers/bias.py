@@ -1,25 +1,25 @@
 """Initializers for biases, besides `zeros` and `constant(0.01)`."""
 
 from gradtx.initializers.distributions import normal
-from gradtx.initializers.initializer import DType, Initializer, Scalar
+from gradtx.initializers.initializer import DType, Initializer, Scalar, require_nonnegative
 
 
 def bias_normal(fan_in: int, dtype: DType = None) -> Initializer:
-    """Normal with the variance of LeCun's rule, the bias counted as one more input.
+    """Normal with the variance of LeCun's rule, with the bias counted as one more input.
 
     Equation: b ~ N(0, 1 / (fan_in + 1)). Together with a kernel from
-    `lecun_normal(count_bias=True)`, a unit fed fan_in inputs of variance 1 has variance 1.
+    `lecun_normal(count_bias=True)`, a unit with fan_in inputs of variance 1 has variance 1.
 
     Args:
-        fan_in: Number of inputs of the unit that the bias belongs to, >= 1. A bias does not
-            show it in its own shape.
-        dtype: Default dtype of the result, real or complex; None is jax's default float.
+        fan_in: number of inputs of the unit that the bias belongs to, >= 1; the shape of a bias
+            does not show it.
+        dtype: default dtype of the result, real or complex; None is jax's default float.
 
     Returns:
         An initializer.
 
     Raises:
-        ValueError: If `fan_in` is below 1.
+        ValueError: if `fan_in` is below 1 or not finite.
 
     Source:
         LeCun, Bottou, Orr and Müller (1998), "Efficient BackProp", section 4.6, equation (16),
@@ -32,24 +32,24 @@ def bias_normal(fan_in: int, dtype: DType = None) -> Initializer:
         0.1
     """
     if not 1 <= fan_in < float("inf"):
-        raise ValueError(f"fan_in must be a finite number >= 1, got {fan_in}")
+        raise ValueError(f"bias_normal: fan_in must be a finite number >= 1, got {fan_in}")
     return normal((fan_in + 1) ** -0.5, dtype)
 
 
 def small_random(stddev: Scalar = 1e-2, dtype: DType = None) -> Initializer:
-    """Small normal numbers: enough to tell units apart, too little to move them.
+    """Small normal numbers, just large enough to break the symmetry between units.
 
     Equation: b ~ N(0, stddev²).
 
     Args:
-        stddev: Standard deviation, >= 0.
-        dtype: Default dtype of the result, real or complex; None is jax's default float.
+        stddev: standard deviation, >= 0.
+        dtype: default dtype of the result, real or complex; None is jax's default float.
 
     Returns:
         An initializer.
 
     Raises:
-        ValueError: If `stddev` is negative or not finite.
+        ValueError: if `stddev` is negative or not finite.
 
     Source:
         Krizhevsky, Sutskever and Hinton (2012), "ImageNet Classification with Deep
@@ -61,4 +61,5 @@ def small_random(stddev: Scalar = 1e-2, dtype: DType = None) -> Initializer:
         >>> round(float(b.std()), 3)
         0.01
     """
+    require_nonnegative("small_random", "stddev", stddev)
     return normal(stddev, dtype)

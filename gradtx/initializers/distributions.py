@@ -24,13 +24,13 @@ from gradtx.initializers.truncated import (
 def zeros(
     key: jax.Array, shape: Shape, dtype: DType = None, out_sharding: Sharding = None
 ) -> jax.Array:
-    """An array of zeros: the usual first bias.
+    """An array of zeros: the usual initial bias.
 
     Args:
-        key: Ignored.
-        shape: Shape of the result.
-        dtype: Any dtype; None is jax's default, float32 unless `jax_enable_x64` is set.
-        out_sharding: NamedSharding or PartitionSpec of the result, or None.
+        key: ignored.
+        shape: shape of the result.
+        dtype: any dtype; None is jax's default, float32 unless `jax_enable_x64` is set.
+        out_sharding: namedSharding or PartitionSpec of the result, or None.
 
     Returns:
         Array of the given shape and dtype.
@@ -48,13 +48,13 @@ def zeros(
 def ones(
     key: jax.Array, shape: Shape, dtype: DType = None, out_sharding: Sharding = None
 ) -> jax.Array:
-    """An array of ones: the usual first scale of a normalization layer.
+    """An array of ones: the usual initial scale of a normalization layer.
 
     Args:
-        key: Ignored.
-        shape: Shape of the result.
-        dtype: Any dtype; None is jax's default, float32 unless `jax_enable_x64` is set.
-        out_sharding: NamedSharding or PartitionSpec of the result, or None.
+        key: ignored.
+        shape: shape of the result.
+        dtype: any dtype; None is jax's default, float32 unless `jax_enable_x64` is set.
+        out_sharding: namedSharding or PartitionSpec of the result, or None.
 
     Returns:
         Array of the given shape and dtype.
@@ -70,13 +70,13 @@ def ones(
 
 
 def constant(value: jax.typing.ArrayLike, dtype: DType = None) -> Initializer:
-    """The same value everywhere; `constant(0.01)` keeps rectified units alive at the start.
+    """The same value everywhere; as a bias, `constant(0.01)` keeps rectified units active at first.
 
     Equation: w = value.
 
     Args:
-        value: A number, or an array that broadcasts to the shapes asked for.
-        dtype: Default dtype of the result; None is jax's default float.
+        value: a number, or an array that broadcasts to the requested shape.
+        dtype: default dtype of the result; None is jax's default float.
 
     Returns:
         An initializer, which ignores its key.
@@ -101,14 +101,14 @@ def uniform(scale: Scalar = 1e-2, dtype: DType = None) -> Initializer:
     Equation: w ~ U[0, scale), of mean scale/2 and variance scale²/12.
 
     Args:
-        scale: Upper bound, >= 0, which is not reached in any dtype.
-        dtype: Default dtype of the result, real; None is jax's default float.
+        scale: upper bound, >= 0, which no dtype reaches.
+        dtype: default dtype of the result, real; None is jax's default float.
 
     Returns:
         An initializer.
 
     Raises:
-        ValueError: If `scale` is negative or not finite; on call, if the dtype is not real.
+        ValueError: if `scale` is negative or not finite; on call, if the dtype is not real.
 
     Source:
         jax.nn.initializers.uniform.
@@ -118,7 +118,7 @@ def uniform(scale: Scalar = 1e-2, dtype: DType = None) -> Initializer:
         >>> bool((w >= 0).all() and (w < 10).all())
         True
     """
-    require_nonnegative("scale", scale)
+    require_nonnegative("uniform", "scale", scale)
 
     def sample(key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> Bounded:
         samples = rescale(jax.random.uniform(key, shape, dtype), scale)
@@ -134,14 +134,14 @@ def uniform_symmetric(limit: Scalar, dtype: DType = None) -> Initializer:
     Equation: w ~ U[-limit, limit), of mean 0 and variance limit²/3.
 
     Args:
-        limit: Largest absolute value, >= 0, which no dtype exceeds.
-        dtype: Default dtype of the result, real; None is jax's default float.
+        limit: largest absolute value, >= 0, which no dtype exceeds.
+        dtype: default dtype of the result, real; None is jax's default float.
 
     Returns:
         An initializer.
 
     Raises:
-        ValueError: If `limit` is negative or not finite; on call, if the dtype is not real.
+        ValueError: if `limit` is negative or not finite; on call, if the dtype is not real.
 
     Source:
         Glorot and Bengio (2010), "Understanding the difficulty of training deep feedforward
@@ -152,7 +152,7 @@ def uniform_symmetric(limit: Scalar, dtype: DType = None) -> Initializer:
         >>> bool((abs(w) <= 0.1).all() and (w < 0).any())
         True
     """
-    require_nonnegative("limit", limit)
+    require_nonnegative("uniform_symmetric", "limit", limit)
 
     def sample(key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> Bounded:
         samples = rescale(jax.random.uniform(key, shape, dtype, -1, 1), limit)
@@ -163,20 +163,20 @@ def uniform_symmetric(limit: Scalar, dtype: DType = None) -> Initializer:
 
 
 def normal(stddev: Scalar = 1e-2, dtype: DType = None) -> Initializer:
-    """Normal around zero.
+    """Normal with mean zero.
 
-    Equation: w ~ N(0, stddev²); for a complex dtype the real and the imaginary part have
-    variance stddev²/2 each, so that E|w|² = stddev².
+    Equation: w ~ N(0, stddev²); for a complex dtype the real and the imaginary part each
+    have variance stddev²/2, so that E|w|² = stddev².
 
     Args:
-        stddev: Standard deviation, >= 0.
-        dtype: Default dtype of the result, real or complex; None is jax's default float.
+        stddev: standard deviation, >= 0.
+        dtype: default dtype of the result, real or complex; None is jax's default float.
 
     Returns:
         An initializer.
 
     Raises:
-        ValueError: If `stddev` is negative or not finite.
+        ValueError: if `stddev` is negative or not finite.
 
     Source:
         jax.nn.initializers.normal.
@@ -186,7 +186,7 @@ def normal(stddev: Scalar = 1e-2, dtype: DType = None) -> Initializer:
         >>> round(float(w.std()), 3)
         0.02
     """
-    require_nonnegative("stddev", stddev)
+    require_nonnegative("normal", "stddev", stddev)
 
     def sample(key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> jax.Array:
         return rescale(jax.random.normal(key, shape, dtype), stddev)
@@ -206,35 +206,35 @@ def truncated_normal(
 
     Equation: w = stddev z, where z is standard normal given lower < z < upper. The bounds are in
     units of `stddev`, which is the deviation before truncation; that of w is smaller, 0.88 stddev
-    at the default bounds. With `exact_stddev`, w = stddev z / s has the deviation asked for and
+    at the default bounds. With `exact_stddev`, w = stddev z / s has deviation `stddev` and
     lies in (lower, upper) stddev / s, where with the normal density φ and distribution Φ and the
     mass Z = Φ(upper) - Φ(lower),
 
         m  = (φ(lower) - φ(upper)) / Z
         s² = 1 + (lower φ(lower) - upper φ(upper)) / Z - m².
 
-    With asymmetric bounds the mean is stddev m, or stddev m / s, not 0.
+    With asymmetric bounds the mean is not 0 but stddev m, or stddev m / s.
 
     The numbers are those of `jax.nn.initializers.truncated_normal`, but more accurate in the
-    tails, and finite also with infinite bounds.
+    tails, and finite even if the bounds are infinite.
 
     Args:
-        stddev: Standard deviation before truncation, or with `exact_stddev` that of the samples,
+        stddev: standard deviation before truncation, or, with `exact_stddev`, that of the samples,
             >= 0.
-        dtype: Default dtype of the result, real; None is jax's default float.
-        lower: Lower bound or -inf, at most 12. Arrays that broadcast with the samples and traced
-            numbers are taken as well, and handed on to `jax.random.truncated_normal`.
-        upper: Upper bound or inf, above `lower` and at least -12; or as for `lower`.
-        exact_stddev: Whether the samples themselves have the deviation `stddev`. The bounds must
-            be concrete numbers then.
+        dtype: default dtype of the result, real; None is jax's default float.
+        lower: lower bound or -inf, at most 12. Arrays that broadcast with the samples and traced
+            numbers are accepted too, and passed on to `jax.random.truncated_normal`.
+        upper: upper bound or inf, above `lower` and at least -12; or as for `lower`.
+        exact_stddev: whether the samples themselves have the deviation `stddev`. The bounds must
+            then be concrete numbers.
 
     Returns:
         An initializer.
 
     Raises:
-        ValueError: If `stddev` is negative or not finite, if `lower` is not below `upper`, if
-            no part of the interval is within 12 of zero, or if `exact_stddev` is asked for with
-            bounds that are no concrete numbers; on call, if the dtype is not real.
+        ValueError: if `stddev` is negative or not finite, if `lower` is not below `upper`, if
+            no part of the interval is within 12 of zero, or if `exact_stddev` is set and the
+            bounds are not concrete numbers; on call, if the dtype is not real.
 
     Source:
         jax.nn.initializers.truncated_normal; the deviation is that of Johnson, Kotz and
@@ -249,11 +249,11 @@ def truncated_normal(
         >>> round(float(w.std()), 1), round(float(abs(w).max()), 2)
         (1.0, 2.27)
     """
-    require_nonnegative("stddev", stddev)
+    require_nonnegative("truncated_normal", "stddev", stddev)
     bounds = concrete_bounds(lower, upper)
     if exact_stddev and bounds is None:
         raise ValueError(
-            "exact_stddev needs bounds that are concrete numbers, "
+            "truncated_normal: exact_stddev needs bounds that are concrete numbers, "
             f"got lower={lower} and upper={upper}"
         )
     deviation = truncated_deviation(*bounds) if exact_stddev and bounds else 1.0

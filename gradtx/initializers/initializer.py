@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-# jax's own protocol, so that what is annotated with either is accepted where the other is asked.
+# jax's own protocol, so that either annotation is accepted in place of the other.
 Initializer: TypeAlias = jax.nn.initializers.Initializer
 
 Shape: TypeAlias = tuple[int, ...]
@@ -23,7 +23,7 @@ Sharding: TypeAlias = jax.sharding.NamedSharding | jax.sharding.PartitionSpec | 
 
 
 class Bounded(NamedTuple):
-    """Real samples between two bounds, where rounding is to leave them.
+    """Real samples between two bounds, which rounding must not carry them to or beyond.
 
     Attributes:
         samples: the numbers, of at least 32 bits.
@@ -45,17 +45,16 @@ def initializer(sample: Sampler, dtype: DType) -> Initializer:
     """The initializer that draws with `sample`, in `dtype` unless a call asks for another.
 
     Args:
-        sample: The equation, `(key, shape, dtype) -> array`, or `-> Bounded`. It is only asked
-            for real dtypes of at least 32 bits, for complex dtypes, and for whatever else is not
-            floating.
-        dtype: Default dtype of the result; None is jax's default, float32 unless
+        sample: the equation, `(key, shape, dtype) -> array`, or `-> Bounded`. It is called
+            with real dtypes of at least 32 bits, complex dtypes and dtypes that are not floating.
+        dtype: default dtype of the result; None is jax's default, float32 unless
             `jax_enable_x64` is set.
 
     Returns:
         A function `init(key, shape, dtype=dtype, out_sharding=None)`. Dtypes below 32 bits are
-        drawn and scaled in float32 and rounded once, at the end; what this would carry to a bound
-        or beyond it becomes the nearest number within. `shape` may be an integer. `out_sharding` (a
-        NamedSharding, or a PartitionSpec under `jax.set_mesh`) decides where the numbers live,
+        drawn and scaled in float32 and rounded once, at the end; a number that this would carry to
+        a bound or beyond becomes the nearest one inside. `shape` may be an integer. `out_sharding`
+        (a NamedSharding, or a PartitionSpec under `jax.set_mesh`) decides where the numbers live,
         never what they are.
 
     Example:
@@ -107,8 +106,8 @@ def rescale(samples: jax.Array, factor: Scalar) -> jax.Array:
     """The product `factor * samples`, rounded once whether compiled or not.
 
     Args:
-        samples: Numbers fresh from a random generator, of any shape.
-        factor: A number, or an array that broadcasts with the samples.
+        samples: numbers from a random generator, of any shape.
+        factor: a number, or an array that broadcasts with the samples.
 
     Returns:
         An array of the shape and dtype of `samples`.
@@ -122,27 +121,28 @@ def rescale(samples: jax.Array, factor: Scalar) -> jax.Array:
     return jax.lax.optimization_barrier(samples) * jnp.asarray(factor, samples.dtype)
 
 
-def require_nonnegative(name: str, value: Scalar) -> None:
-    """Refuses what cannot be a scale: negative numbers, infinities and NaN.
+def require_nonnegative(owner: str, name: str, value: Scalar) -> None:
+    """Refuse what cannot be a scale: negative numbers, infinities and NaN.
 
     Args:
-        name: The argument's name, for the message.
-        value: The argument. A tracer has no value yet and passes.
+        owner: name of the function that the user called, which opens the message.
+        name: the argument's name.
+        value: the argument. A tracer has no value yet and passes.
 
     Raises:
-        ValueError: If `value` is negative or not finite.
+        ValueError: if `value` is negative or not finite.
 
     Example:
-        >>> require_nonnegative("stddev", -1.0)
+        >>> require_nonnegative("normal", "stddev", -1.0)
         Traceback (most recent call last):
         ...
-        ValueError: stddev must be a finite number >= 0, got -1.0
+        ValueError: normal: stddev must be a finite number >= 0, got -1.0
     """
     if isinstance(value, Tracer):
         return
     numbers = np.asarray(value, float)
     if not np.all((numbers >= 0) & (numbers < float("inf"))):
-        raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+        raise ValueError(f"{owner}: {name} must be a finite number >= 0, got {value}")
 
 
 def _arithmetic_dtype(dtype: jax.typing.DTypeLike) -> Any:

@@ -1,4 +1,4 @@
-"""Initializers that keep lengths: orthogonal matrices, and convolutions that act like them."""
+"""Initializers that preserve lengths: orthogonal matrices, and convolutions that act like them."""
 
 import math
 
@@ -25,16 +25,16 @@ def orthogonal(scale: Scalar = 1.0, column_axis: int = -1, dtype: DType = None) 
     WᵀW = scale² I, otherwise WWᵀ = scale² I.
 
     Args:
-        scale: The length of every orthonormal row or column, >= 0.
-        column_axis: The axis that indexes columns.
-        dtype: Default dtype of the result, real or complex; None is jax's default float.
+        scale: the length of every orthonormal row or column, >= 0.
+        column_axis: the axis that indexes columns.
+        dtype: default dtype of the result, real or complex; None is jax's default float.
 
     Returns:
         An initializer for shapes of rank 2 and above.
 
     Raises:
-        ValueError: If `scale` is negative or not finite; on call, if the shape has less than
-            two axes or no axis `column_axis`.
+        ValueError: if `scale` is negative or not finite; on call, if the shape has fewer
+            than two axes or no axis `column_axis`.
 
     Source:
         Saxe, McClelland and Ganguli (2014), "Exact solutions to the nonlinear dynamics of
@@ -46,13 +46,18 @@ def orthogonal(scale: Scalar = 1.0, column_axis: int = -1, dtype: DType = None) 
         >>> bool(jnp.allclose(w.T @ w, jnp.eye(2), atol=1e-6))
         True
     """
-    require_nonnegative("scale", scale)
+    return _orthogonal("orthogonal", scale, column_axis, dtype)
+
+
+def _orthogonal(owner: str, scale: Scalar, column_axis: int, dtype: DType) -> Initializer:
+    """`orthogonal` for the function `owner`, whose name opens the messages."""
+    require_nonnegative(owner, "scale", scale)
 
     def sample(key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> jax.Array:
         rank = len(shape)
         if rank < 2 or not -rank <= column_axis < rank:
             raise ValueError(
-                "orthogonal needs a shape of rank 2 or more that has the column axis, "
+                f"{owner}: the shape must have at least two axes, column_axis among them, "
                 f"got shape={shape} and column_axis={column_axis}"
             )
         if 0 in shape:
@@ -71,20 +76,20 @@ def delta_orthogonal(
 ) -> Initializer:
     """A convolution kernel that is an orthogonal matrix at its centre tap and zero elsewhere.
 
-    Equation: K[centre] = W with W from `orthogonal`, K[other taps] = 0. As fan_in <= fan_out,
+    Equation: K[centre] = W with W from `orthogonal`, K[other taps] = 0. Since fan_in <= fan_out,
     the convolution with padding "SAME" multiplies the length of every signal by `scale`.
 
     Args:
-        scale: The factor by which lengths grow, >= 0.
-        column_axis: The axis of W that indexes columns.
-        dtype: Default dtype of the result, real or complex; None is jax's default float.
+        scale: the factor that lengths are multiplied by, >= 0.
+        column_axis: the axis of W that indexes columns.
+        dtype: default dtype of the result, real or complex; None is jax's default float.
 
     Returns:
         An initializer for kernels (*space, fan_in, fan_out) with one to three spatial axes. The
         centre of an even number k of taps is tap k/2 - 1, as in padding "SAME".
 
     Raises:
-        ValueError: If `scale` is negative or not finite; on call, if the rank is not 3, 4 or 5
+        ValueError: if `scale` is negative or not finite; on call, if the rank is not 3, 4 or 5
             or fan_in exceeds fan_out.
 
     Source:
@@ -96,15 +101,17 @@ def delta_orthogonal(
         >>> abs(kernel).sum((1, 2)) > 0
         Array([False,  True, False], dtype=bool)
     """
-    draw_matrix = orthogonal(scale, column_axis)
+    draw_matrix = _orthogonal("delta_orthogonal", scale, column_axis, None)
 
     def sample(key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> jax.Array:
         if len(shape) not in (3, 4, 5):
-            raise ValueError(f"delta_orthogonal needs a shape of rank 3, 4 or 5, got shape={shape}")
+            raise ValueError(
+                f"delta_orthogonal: the shape must have 3, 4 or 5 axes, got shape={shape}"
+            )
         fan_in, fan_out = shape[-2:]
         if fan_in > fan_out:
             raise ValueError(
-                "delta_orthogonal cannot keep lengths with fewer outputs than inputs, "
+                "delta_orthogonal: with fewer outputs than inputs no kernel keeps lengths, "
                 f"got fan_in={fan_in} and fan_out={fan_out} in shape={shape}"
             )
         return _at_centre(draw_matrix(key, (fan_in, fan_out), dtype), shape)
@@ -119,8 +126,8 @@ def identity(scale: float = 1.0, dtype: DType = None) -> Initializer:
     tap and zeros elsewhere. Rectangular matrices copy the first min(fan_in, fan_out) inputs.
 
     Args:
-        scale: The factor that the input is multiplied by, of either sign.
-        dtype: Default dtype of the result; None is jax's default float.
+        scale: the factor that the input is multiplied by, of either sign.
+        dtype: default dtype of the result; None is jax's default float.
 
     Returns:
         An initializer, which ignores its key, for matrices (fan_in, fan_out) and for kernels
@@ -128,7 +135,7 @@ def identity(scale: float = 1.0, dtype: DType = None) -> Initializer:
         of taps is tap k/2 - 1, as in padding "SAME".
 
     Raises:
-        ValueError: On call, if the rank is not 2, 3, 4 or 5.
+        ValueError: on call, if the rank is not 2, 3, 4 or 5.
 
     Source:
         Le, Jaitly and Hinton (2015), "A Simple Way to Initialize Recurrent Networks of
@@ -143,7 +150,7 @@ def identity(scale: float = 1.0, dtype: DType = None) -> Initializer:
 
     def sample(_key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> jax.Array:
         if len(shape) not in (2, 3, 4, 5):
-            raise ValueError(f"identity needs a shape of rank 2, 3, 4 or 5, got shape={shape}")
+            raise ValueError(f"identity: the shape must have 2 to 5 axes, got shape={shape}")
         return _at_centre(rescale(jnp.eye(*shape[-2:], dtype=dtype), scale), shape)
 
     return initializer(sample, dtype)

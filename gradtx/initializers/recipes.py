@@ -5,7 +5,7 @@ Every rule comes in a normal version, truncated at two standard deviations befor
 """
 
 from gradtx.initializers.initializer import DType, Initializer
-from gradtx.initializers.scaling import Axes, variance_scaling
+from gradtx.initializers.scaling import Axes, scaled_by_fans
 
 
 def lecun_normal(
@@ -16,22 +16,22 @@ def lecun_normal(
     *,
     count_bias: bool = False,
 ) -> Initializer:
-    """Keeps the variance of activations through linear units, and through tanh near zero.
+    """LeCun's rule: activations keep their variance through linear units, and tanh near zero.
 
     Equation: Var w = 1 / fan_in.
 
     Args:
-        in_axis: Axis or axes that index inputs.
-        out_axis: Axis or axes that index outputs.
-        batch_axis: Axis or axes that index independent layers.
-        dtype: Default dtype of the result, real or complex; None is jax's default float.
-        count_bias: Whether the bias counts as one more input: Var w = 1 / (1 + fan_in).
+        in_axis: axis or axes that index inputs.
+        out_axis: axis or axes that index outputs.
+        batch_axis: axis or axes that index independent layers.
+        dtype: default dtype of the result, real or complex; None is jax's default float.
+        count_bias: whether the bias counts as one more input: Var w = 1 / (1 + fan_in).
 
     Returns:
         An initializer, as from `variance_scaling`.
 
     Raises:
-        ValueError: On call, if the shape lacks a named axis.
+        ValueError: on call, if the shape lacks a named axis.
 
     Source:
         LeCun, Bottou, Orr and Müller (1998), "Efficient BackProp", section 4.6, equation (16).
@@ -42,15 +42,9 @@ def lecun_normal(
         >>> round(float(w.std()), 2)
         0.1
     """
-    return variance_scaling(
-        1.0,
-        "fan_in",
-        "truncated_normal",
-        in_axis,
-        out_axis,
-        batch_axis,
-        dtype,
-        count_bias=count_bias,
+    axes = (in_axis, out_axis, batch_axis)
+    return scaled_by_fans(
+        "lecun_normal", 1.0, "fan_in", "truncated_normal", axes, dtype, count_bias
     )
 
 
@@ -62,22 +56,22 @@ def lecun_uniform(
     *,
     count_bias: bool = False,
 ) -> Initializer:
-    """LeCun's rule with uniform weights.
+    """LeCun's rule, with uniform weights.
 
     Equation: w ~ U[-L, L) with L = sqrt(3 / fan_in).
 
     Args:
-        in_axis: Axis or axes that index inputs.
-        out_axis: Axis or axes that index outputs.
-        batch_axis: Axis or axes that index independent layers.
-        dtype: Default dtype of the result, real or complex; None is jax's default float.
-        count_bias: Whether the bias counts as one more input: L = sqrt(3 / (1 + fan_in)).
+        in_axis: axis or axes that index inputs.
+        out_axis: axis or axes that index outputs.
+        batch_axis: axis or axes that index independent layers.
+        dtype: default dtype of the result, real or complex; None is jax's default float.
+        count_bias: whether the bias counts as one more input: L = sqrt(3 / (1 + fan_in)).
 
     Returns:
         An initializer, as from `variance_scaling`.
 
     Raises:
-        ValueError: On call, if the shape lacks a named axis.
+        ValueError: on call, if the shape lacks a named axis.
 
     Source:
         LeCun, Bottou, Orr and Müller (1998), "Efficient BackProp", section 4.6, equation (16).
@@ -88,16 +82,8 @@ def lecun_uniform(
         >>> round(float(w.std()), 2)
         0.1
     """
-    return variance_scaling(
-        1.0,
-        "fan_in",
-        "uniform",
-        in_axis,
-        out_axis,
-        batch_axis,
-        dtype,
-        count_bias=count_bias,
-    )
+    axes = (in_axis, out_axis, batch_axis)
+    return scaled_by_fans("lecun_uniform", 1.0, "fan_in", "uniform", axes, dtype, count_bias)
 
 
 def glorot_normal(
@@ -108,22 +94,22 @@ def glorot_normal(
     *,
     count_bias: bool = False,
 ) -> Initializer:
-    """Compromises between keeping activations and keeping gradients, for linear units and tanh.
+    """Glorot's rule: a compromise between preserving activations and preserving gradients.
 
     Equation: Var w = 2 / (fan_in + fan_out).
 
     Args:
-        in_axis: Axis or axes that index inputs.
-        out_axis: Axis or axes that index outputs.
-        batch_axis: Axis or axes that index independent layers.
-        dtype: Default dtype of the result, real or complex; None is jax's default float.
-        count_bias: Whether the bias counts as one more input: Var w = 2 / (1 + fan_in + fan_out).
+        in_axis: axis or axes that index inputs.
+        out_axis: axis or axes that index outputs.
+        batch_axis: axis or axes that index independent layers.
+        dtype: default dtype of the result, real or complex; None is jax's default float.
+        count_bias: whether the bias counts as one more input: Var w = 2 / (1 + fan_in + fan_out).
 
     Returns:
         An initializer, as from `variance_scaling`.
 
     Raises:
-        ValueError: On call, if the shape lacks a named axis.
+        ValueError: on call, if the shape lacks a named axis.
 
     Source:
         Glorot and Bengio (2010), "Understanding the difficulty of training deep feedforward
@@ -135,15 +121,9 @@ def glorot_normal(
         >>> round(float(w.std()), 2)
         0.1
     """
-    return variance_scaling(
-        1.0,
-        "fan_avg",
-        "truncated_normal",
-        in_axis,
-        out_axis,
-        batch_axis,
-        dtype,
-        count_bias=count_bias,
+    axes = (in_axis, out_axis, batch_axis)
+    return scaled_by_fans(
+        "glorot_normal", 1.0, "fan_avg", "truncated_normal", axes, dtype, count_bias
     )
 
 
@@ -155,22 +135,22 @@ def glorot_uniform(
     *,
     count_bias: bool = False,
 ) -> Initializer:
-    """Glorot's rule with uniform weights.
+    """Glorot's rule, with uniform weights.
 
     Equation: w ~ U[-L, L) with L = sqrt(6 / (fan_in + fan_out)).
 
     Args:
-        in_axis: Axis or axes that index inputs.
-        out_axis: Axis or axes that index outputs.
-        batch_axis: Axis or axes that index independent layers.
-        dtype: Default dtype of the result, real or complex; None is jax's default float.
-        count_bias: Whether the bias counts as one more input: L = sqrt(6 / (1 + fan_in + fan_out)).
+        in_axis: axis or axes that index inputs.
+        out_axis: axis or axes that index outputs.
+        batch_axis: axis or axes that index independent layers.
+        dtype: default dtype of the result, real or complex; None is jax's default float.
+        count_bias: whether the bias counts as one more input: L = sqrt(6 / (1 + fan_in + fan_out)).
 
     Returns:
         An initializer, as from `variance_scaling`.
 
     Raises:
-        ValueError: On call, if the shape lacks a named axis.
+        ValueError: on call, if the shape lacks a named axis.
 
     Source:
         Glorot and Bengio (2010), "Understanding the difficulty of training deep feedforward
@@ -182,16 +162,8 @@ def glorot_uniform(
         >>> round(float(w.std()), 2)
         0.1
     """
-    return variance_scaling(
-        1.0,
-        "fan_avg",
-        "uniform",
-        in_axis,
-        out_axis,
-        batch_axis,
-        dtype,
-        count_bias=count_bias,
-    )
+    axes = (in_axis, out_axis, batch_axis)
+    return scaled_by_fans("glorot_uniform", 1.0, "fan_avg", "uniform", axes, dtype, count_bias)
 
 
 def he_normal(
@@ -202,22 +174,22 @@ def he_normal(
     *,
     count_bias: bool = False,
 ) -> Initializer:
-    """Keeps the variance of activations through rectifiers, which pass half of it on.
+    """He's rule: activations keep their size through rectifiers, which pass on half of it.
 
     Equation: Var w = 2 / fan_in.
 
     Args:
-        in_axis: Axis or axes that index inputs.
-        out_axis: Axis or axes that index outputs.
-        batch_axis: Axis or axes that index independent layers.
-        dtype: Default dtype of the result, real or complex; None is jax's default float.
-        count_bias: Whether the bias counts as one more input: Var w = 2 / (1 + fan_in).
+        in_axis: axis or axes that index inputs.
+        out_axis: axis or axes that index outputs.
+        batch_axis: axis or axes that index independent layers.
+        dtype: default dtype of the result, real or complex; None is jax's default float.
+        count_bias: whether the bias counts as one more input: Var w = 2 / (1 + fan_in).
 
     Returns:
         An initializer, as from `variance_scaling`.
 
     Raises:
-        ValueError: On call, if the shape lacks a named axis.
+        ValueError: on call, if the shape lacks a named axis.
 
     Source:
         He, Zhang, Ren and Sun (2015), "Delving Deep into Rectifiers", section 2.2, equation
@@ -229,16 +201,8 @@ def he_normal(
         >>> round(float(w.std()), 2)
         0.1
     """
-    return variance_scaling(
-        2.0,
-        "fan_in",
-        "truncated_normal",
-        in_axis,
-        out_axis,
-        batch_axis,
-        dtype,
-        count_bias=count_bias,
-    )
+    axes = (in_axis, out_axis, batch_axis)
+    return scaled_by_fans("he_normal", 2.0, "fan_in", "truncated_normal", axes, dtype, count_bias)
 
 
 def he_uniform(
@@ -249,22 +213,22 @@ def he_uniform(
     *,
     count_bias: bool = False,
 ) -> Initializer:
-    """He's rule with uniform weights.
+    """He's rule, with uniform weights.
 
     Equation: w ~ U[-L, L) with L = sqrt(6 / fan_in).
 
     Args:
-        in_axis: Axis or axes that index inputs.
-        out_axis: Axis or axes that index outputs.
-        batch_axis: Axis or axes that index independent layers.
-        dtype: Default dtype of the result, real or complex; None is jax's default float.
-        count_bias: Whether the bias counts as one more input: L = sqrt(6 / (1 + fan_in)).
+        in_axis: axis or axes that index inputs.
+        out_axis: axis or axes that index outputs.
+        batch_axis: axis or axes that index independent layers.
+        dtype: default dtype of the result, real or complex; None is jax's default float.
+        count_bias: whether the bias counts as one more input: L = sqrt(6 / (1 + fan_in)).
 
     Returns:
         An initializer, as from `variance_scaling`.
 
     Raises:
-        ValueError: On call, if the shape lacks a named axis.
+        ValueError: on call, if the shape lacks a named axis.
 
     Source:
         He, Zhang, Ren and Sun (2015), "Delving Deep into Rectifiers", section 2.2, equation
@@ -276,16 +240,8 @@ def he_uniform(
         >>> round(float(w.std()), 2)
         0.1
     """
-    return variance_scaling(
-        2.0,
-        "fan_in",
-        "uniform",
-        in_axis,
-        out_axis,
-        batch_axis,
-        dtype,
-        count_bias=count_bias,
-    )
+    axes = (in_axis, out_axis, batch_axis)
+    return scaled_by_fans("he_uniform", 2.0, "fan_in", "uniform", axes, dtype, count_bias)
 
 
 xavier_normal = glorot_normal

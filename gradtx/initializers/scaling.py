@@ -1,4 +1,4 @@
-"""Variance scaling: how large weights must be for a signal to pass many layers unchanged.
+"""Variance scaling: how large weights must be for a signal to pass through many layers unchanged.
 
 `variance_scaling` is the rule; LeCun's, Glorot's and He's are choices of its scale and mode, each
 in a normal (truncated at two standard deviations before scaling) and a uniform version.
@@ -40,16 +40,16 @@ def compute_fans(
     field of a convolution and count in both.
 
     Args:
-        shape: Shape of the kernel.
-        in_axis: Axis or axes that index inputs.
-        out_axis: Axis or axes that index outputs.
-        batch_axis: Axis or axes that index independent layers.
+        shape: shape of the kernel.
+        in_axis: axis or axes that index inputs.
+        out_axis: axis or axes that index outputs.
+        batch_axis: axis or axes that index independent layers.
 
     Returns:
         `(fan_in, fan_out)`.
 
     Raises:
-        ValueError: If `shape` has no such axis.
+        ValueError: if `shape` lacks a named axis.
 
     Source:
         Glorot and Bengio (2010), section 4.2.1; He, Zhang, Ren and Sun (2015), section 2.2, for
@@ -61,12 +61,18 @@ def compute_fans(
         >>> compute_fans((64, 4, 16), in_axis=0, out_axis=(1, 2))
         (64, 64)
     """
+    return _fans("compute_fans", shape, in_axis, out_axis, batch_axis)
+
+
+def _fans(
+    owner: str, shape: Sequence[int], in_axis: Axes, out_axis: Axes, batch_axis: Axes
+) -> tuple[int, int]:
     rank = len(shape)
     named = [(axis,) if isinstance(axis, int) else axis for axis in (in_axis, out_axis, batch_axis)]
     if any(not -rank <= axis < rank for axes in named for axis in axes):
         raise ValueError(
-            f"shape={tuple(shape)} has {rank} axes and lacks some of in_axis={in_axis}, "
-            f"out_axis={out_axis}, batch_axis={batch_axis}; name the axes that it has"
+            f"{owner}: shape={tuple(shape)} has {rank} axes and lacks some of in_axis={in_axis}, "
+            f"out_axis={out_axis}, batch_axis={batch_axis}"
         )
     inputs, outputs, batch = ({axis % rank for axis in axes} for axes in named)
     fan_in = math.prod(size for axis, size in enumerate(shape) if axis not in outputs | batch)
@@ -89,8 +95,8 @@ def variance_scaling(
 
     Equation: Var w = scale / n, where n is
 
-        fan_in                    with mode "fan_in",       which keeps activations;
-        fan_out                   with mode "fan_out",      which keeps gradients;
+        fan_in                    with mode "fan_in",       which preserves activations;
+        fan_out                   with mode "fan_out",      which preserves gradients;
         (fan_in + fan_out) / 2    with mode "fan_avg",      a compromise between the two;
         sqrt(fan_in fan_out)      with mode "fan_geo_avg",  another;
 
@@ -101,19 +107,19 @@ def variance_scaling(
         "truncated_normal"        a normal cut at two of its own standard deviations, then
                                   widened until its variance is scale / n again.
 
-    Complex weights have E|w|² = scale / n, and "uniform" is uniform on a disk; their modulus is
-    what the truncation cuts. (`jax.nn.initializers` widens them too far: its complex truncated
+    Complex weights have E|w|² = scale / n, and "uniform" is uniform on a disk; the truncation
+    applies to their modulus. (`jax.nn.initializers` widens them too far: its complex truncated
     normal has variance 1.019 scale / n. Otherwise the numbers are the same.)
 
     Args:
-        scale: Factor of the variance, >= 0: 1 for a linear layer, 2 before a rectifier.
+        scale: factor of the variance, >= 0: 1 for a linear layer, 2 before a rectifier.
         mode: "fan_in", "fan_out", "fan_avg" or "fan_geo_avg".
         distribution: "truncated_normal", "normal" or "uniform".
-        in_axis: Axis or axes that index inputs.
-        out_axis: Axis or axes that index outputs.
-        batch_axis: Axis or axes that index independent layers.
-        dtype: Default dtype of the result, real or complex; None is jax's default float.
-        count_bias: Whether fan_in counts the bias, a weight on an input that is always 1, so
+        in_axis: axis or axes that index inputs.
+        out_axis: axis or axes that index outputs.
+        batch_axis: axis or axes that index independent layers.
+        dtype: default dtype of the result, real or complex; None is jax's default float.
+        count_bias: whether fan_in counts the bias, a weight on an input that is always 1, so
             that "fan_avg" divides by (1 + fan_in + fan_out) / 2. The bias passes no gradient on
             to an input, so fan_out is the same either way.
 
@@ -121,7 +127,7 @@ def variance_scaling(
         An initializer for kernels in which the named axes exist.
 
     Raises:
-        ValueError: If `scale` is negative or not finite, or `mode` or `distribution` unknown; on
+        ValueError: if `scale` is negative or not finite, or `mode` or `distribution` is unknown; on
             call, if the shape lacks a named axis.
 
     Source:
@@ -133,15 +139,31 @@ def variance_scaling(
         >>> round(float(init(jax.random.key(0), (200, 100)).var()), 3)
         0.01
     """
-    require_nonnegative("scale", scale)
+    axes = (in_axis, out_axis, batch_axis)
+    return scaled_by_fans("variance_scaling", scale, mode, distribution, axes, dtype, count_bias)
+
+
+def scaled_by_fans(
+    owner: str,
+    scale: Scalar,
+    mode: Mode,
+    distribution: Distribution,
+    axes: tuple[Axes, Axes, Axes],
+    dtype: DType,
+    count_bias: bool,
+) -> Initializer:
+    """`variance_scaling` for the function `owner`, whose name opens the messages."""
+    require_nonnegative(owner, "scale", scale)
     if mode not in _DIVISORS:
-        raise ValueError(f"mode must be one of {sorted(_DIVISORS)}, got {mode!r}")
+        raise ValueError(f"{owner}: mode must be one of {sorted(_DIVISORS)}, got {mode!r}")
     if distribution not in _NOISES:
-        raise ValueError(f"distribution must be one of {sorted(_NOISES)}, got {distribution!r}")
+        raise ValueError(
+            f"{owner}: distribution must be one of {sorted(_NOISES)}, got {distribution!r}"
+        )
     divisor, noise = _DIVISORS[mode], _NOISES[distribution]
 
     def sample(key: jax.Array, shape: Shape, dtype: Any) -> jax.Array | Bounded:
-        fan_in, fan_out = compute_fans(shape, in_axis, out_axis, batch_axis)
+        fan_in, fan_out = _fans(owner, shape, *axes)
         # Only the fans of an empty array can be zero, and it has no elements to scale.
         variance = scale / max(divisor(fan_in + count_bias, fan_out), 1)
         samples, deviation = noise(key, shape, dtype)
@@ -194,6 +216,6 @@ def _with_random_phase(key: jax.Array, radius: jax.Array) -> jax.Array:
     return jax.lax.complex(radius * jnp.cos(phase), radius * jnp.sin(phase))
 
 
-# How far the real ones of them reach.
+# The largest absolute value of the real noises that have one.
 _BOUNDS = {"truncated_normal": _TRUNCATION, "uniform": 1.0}
 _NOISES = {"truncated_normal": _truncated_normal, "normal": _normal, "uniform": _uniform}

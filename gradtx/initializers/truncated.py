@@ -21,11 +21,11 @@ def concrete_bounds(lower: Scalar, upper: Scalar) -> tuple[float, float] | None:
     """Both bounds as Python floats, or None if one is an array or traced.
 
     Args:
-        lower: Lower bound, or -inf.
-        upper: Upper bound, or inf.
+        lower: lower bound, or -inf.
+        upper: upper bound, or inf.
 
     Raises:
-        ValueError: If they are concrete, and `lower` is not below `upper` or no part of the
+        ValueError: if they are concrete, and `lower` is not below `upper` or no part of the
             interval is within 12 of zero.
 
     Example:
@@ -36,10 +36,12 @@ def concrete_bounds(lower: Scalar, upper: Scalar) -> tuple[float, float] | None:
         return None
     low, high = float(lower), float(upper)
     if not low < high:
-        raise ValueError(f"lower must be below upper, got lower={low} and upper={high}")
+        raise ValueError(
+            f"truncated_normal: lower must be below upper, got lower={low} and upper={high}"
+        )
     if low > _FARTHEST_BOUND or high < -_FARTHEST_BOUND:
         raise ValueError(
-            f"the interval must come within {_FARTHEST_BOUND:g} of zero, "
+            f"truncated_normal: the interval must come within {_FARTHEST_BOUND:g} of zero, "
             f"got lower={low} and upper={high}"
         )
     return low, high
@@ -54,8 +56,8 @@ def truncated_deviation(lower: float, upper: float) -> float:
     its own mean subtracts nothing.
 
     Args:
-        lower: Lower bound, or -inf.
-        upper: Upper bound, or inf.
+        lower: lower bound, or -inf.
+        upper: upper bound, or inf.
 
     Returns:
         A Python float.
@@ -82,14 +84,14 @@ def sample_truncated(
 ) -> jax.Array:
     """Standard normal numbers given lower < z < upper, accurate in the tails as well.
 
-    Equation: z = Φ⁻¹(u) with u ~ U[Φ(lower), Φ(upper)], growing with what the key draws as that
-    of `jax.random.truncated_normal` does.
+    Equation: z = Φ⁻¹(u) with u ~ U[Φ(lower), Φ(upper)], increasing in u as in
+    `jax.random.truncated_normal`.
 
     Args:
-        key: A PRNG key.
-        lower: Lower bound, or -inf.
-        upper: Upper bound, or inf.
-        shape: Shape of the result.
+        key: a PRNG key.
+        lower: lower bound, or -inf.
+        upper: upper bound, or inf.
+        shape: shape of the result.
         dtype: float32 or float64.
 
     Returns:
@@ -105,8 +107,8 @@ def sample_truncated(
     """
     # An infinite bound must not be drawn: Φ⁻¹(0) = -inf comes up once in 2²³ float32 numbers.
     lower, upper, _ = _effective_bounds(lower, upper, float(jnp.finfo(dtype).eps))
-    # The probabilities are computed here: a compiler that folds constants may round them in another
-    # way than the device does, and the numbers would depend on which of the two.
+    # The probabilities are computed here, not compiled: a compiler that folds constants may round
+    # differently than the device, and the numbers would depend on which of them did it.
     if upper < -_TAIL:
         # In the lower tail Φ keeps full relative precision.
         z = ndtri(jax.random.uniform(key, shape, dtype, _exceedance(-lower), _exceedance(-upper)))

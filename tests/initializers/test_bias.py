@@ -42,10 +42,12 @@ def test_bias_and_kernel_that_counts_it_give_unit_variance():
 
 @pytest.mark.parametrize("fan_in", [0, -3, 0.5, math.nan, math.inf])
 def test_fan_in_below_one(fan_in):
-    with pytest.raises(ValueError, match=f"fan_in must be a finite number >= 1, got {fan_in}"):
+    message = f"^bias_normal: fan_in must be a finite number >= 1, got {fan_in}"
+    with pytest.raises(ValueError, match=message):
         gi.bias_normal(fan_in)
 
 
 def test_negative_deviation():
-    with pytest.raises(ValueError, match=r"stddev must be a finite number >= 0, got -0\.1"):
+    message = r"^small_random: stddev must be a finite number >= 0, got -0\.1"
+    with pytest.raises(ValueError, match=message):
         gi.small_random(-0.1)

@@ -156,7 +156,7 @@ def test_key_decides(name):
 
 
 def assert_same_numbers(placed, expected):
-    """Equal up to the few last bits that a compiler may round in another way."""
+    """Equal up to the few last bits that a compiler may round differently."""
     tolerance = 4 * np.finfo(np.float32).eps
     np.testing.assert_allclose(
         placed, expected, rtol=tolerance, atol=tolerance * abs(expected).max()

@@ -129,24 +129,26 @@ def test_empty_kernels(init, shape):
 
 
 @pytest.mark.parametrize(
-    ("init", "shape", "message"),
+    ("name", "arguments", "shape", "message"),
     [
-        (gi.orthogonal(), (5,), r"rank 2 or more .* got shape=\(5,\) and column_axis=-1"),
-        (gi.orthogonal(), (), r"got shape=\(\)"),
-        (gi.orthogonal(1.0, 2), (5, 4), r"got shape=\(5, 4\) and column_axis=2"),
-        (gi.delta_orthogonal(), (4, 4), r"rank 3, 4 or 5, got shape=\(4, 4\)"),
-        (gi.delta_orthogonal(), (1, 1, 1, 1, 4, 4), "rank 3, 4 or 5, got shape"),
-        (gi.delta_orthogonal(), (3, 5, 4), "got fan_in=5 and fan_out=4"),
-        (gi.identity(), (4,), r"rank 2, 3, 4 or 5, got shape=\(4,\)"),
-        (gi.identity(), (1, 1, 1, 1, 4, 4), "rank 2, 3, 4 or 5"),
+        ("orthogonal", (), (5,), r"two axes.* got shape=\(5,\) and column_axis=-1"),
+        ("orthogonal", (), (), r"got shape=\(\)"),
+        ("orthogonal", (1.0, 2), (5, 4), r"got shape=\(5, 4\) and column_axis=2"),
+        ("delta_orthogonal", (1.0, 2), (3, 4, 4), r"got shape=\(4, 4\) and column_axis=2"),
+        ("delta_orthogonal", (), (4, 4), r"3, 4 or 5 axes, got shape=\(4, 4\)"),
+        ("delta_orthogonal", (), (1, 1, 1, 1, 4, 4), "3, 4 or 5 axes, got shape"),
+        ("delta_orthogonal", (), (3, 5, 4), "got fan_in=5 and fan_out=4"),
+        ("identity", (), (4,), r"2 to 5 axes, got shape=\(4,\)"),
+        ("identity", (), (1, 1, 1, 1, 4, 4), "2 to 5 axes"),
     ],
 )
-def test_wrong_shapes(init, shape, message):
-    with pytest.raises(ValueError, match=message):
-        init(KEY, shape)
+def test_wrong_shapes(name, arguments, shape, message):
+    with pytest.raises(ValueError, match=f"^{name}: .*{message}"):
+        getattr(gi, name)(*arguments)(KEY, shape)
 
 
 @pytest.mark.parametrize("build", [gi.orthogonal, gi.delta_orthogonal])
 def test_negative_scale(build):
-    with pytest.raises(ValueError, match=r"scale must be a finite number >= 0, got -1\.0"):
+    message = rf"^{build.__name__}: scale must be a finite number >= 0, got -1\.0"
+    with pytest.raises(ValueError, match=message):
         build(-1.0)

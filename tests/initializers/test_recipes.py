@@ -65,6 +65,9 @@ def test_aliases(alias, name, kind):
     assert getattr(gi, f"{alias}_{kind}") is getattr(gi, f"{name}_{kind}")
 
 
-def test_missing_axis():
-    with pytest.raises(ValueError, match=r"shape=\(5,\) has 1 axes"):
-        gi.he_normal()(KEY, (5,))
+@pytest.mark.parametrize("rule", ["lecun", "glorot", "he"])
+@pytest.mark.parametrize("kind", ["normal", "uniform"])
+def test_missing_axis(rule, kind):
+    name = f"{rule}_{kind}"
+    with pytest.raises(ValueError, match=rf"^{name}: shape=\(5,\) has 1 axes"):
+        getattr(gi, name)()(KEY, (5,))

@@ -164,17 +164,17 @@ def test_zero_scale():
 
 
 @pytest.mark.parametrize(
-    ("build", "message"),
+    ("name", "arguments", "message"),
     [
-        (lambda: gi.variance_scaling(-1.0, "fan_in", "normal"), "scale must be .* got -1.0"),
-        (lambda: gi.variance_scaling(math.nan, "fan_in", "normal"), "scale must be .* got nan"),
-        (lambda: gi.variance_scaling(1.0, "fan", "normal"), "mode must be one of .* got 'fan'"),
-        (lambda: gi.variance_scaling(1.0, "fan_in", "cauchy"), "distribution .* got 'cauchy'"),
+        ("variance_scaling", (-1.0, "fan_in", "normal"), "scale must be .* got -1.0"),
+        ("variance_scaling", (math.nan, "fan_in", "normal"), "scale must be .* got nan"),
+        ("variance_scaling", (1.0, "fan", "normal"), "mode must be one of .* got 'fan'"),
+        ("variance_scaling", (1.0, "fan_in", "cauchy"), "distribution .* got 'cauchy'"),
     ],
 )
-def test_wrong_arguments(build, message):
-    with pytest.raises(ValueError, match=message):
-        build()
+def test_wrong_arguments(name, arguments, message):
+    with pytest.raises(ValueError, match=f"^{name}: {message}"):
+        getattr(gi, name)(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -188,5 +188,7 @@ def test_wrong_arguments(build, message):
 )
 def test_missing_axes(shape, axes, message):
     init = gi.variance_scaling(1.0, "fan_in", "normal", **axes)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^variance_scaling: {message}"):
         init(KEY, shape)
+    with pytest.raises(ValueError, match=f"^compute_fans: {message}"):
+        gi.compute_fans(shape, **axes)
