@@ -1,8 +1,8 @@
 """Normalization as functions: statistics first, then one way to apply them.
 
 Every function here is `statistics -> normalize`. `moments` computes statistics that can be
-masked, merged across micro-batches and taken across devices; `normalize` applies any mean and
-variance; the named normalizations choose over which axes the statistics run. Nothing holds
+masked, merged across micro-batches and combined across devices; `normalize` applies any mean and
+variance; the named normalizations choose over which axes the statistics run. Nothing keeps
 state: `batch_norm` takes its running statistics and returns the new ones.
 """
 

@@ -1,13 +1,12 @@
 """What is measured of data before they are normalized, for values of any size.
 
-The squares of float32 numbers beyond 1e19 overflow and those of numbers below 1e-19 vanish,
-although what they are squared for, a number divided by a deviation, is ordinary. Data of such
-sizes are therefore measured in a unit: a power of two near the largest of them, by which nothing
-is rounded.
+The squares of float32 numbers above 1e19 overflow and those of numbers below 1e-19 vanish,
+although the result, a number divided by a deviation, is of ordinary size. Such data are therefore
+measured in a unit: a power of two near the largest of them, so that dividing by it rounds nothing.
 
 The mean of float32 data near 1e4 is itself only known to about 5e-4, and squares of `x - mean`
-would carry that error. The data are therefore centred twice: once on a first mean, which need
-only be near, and once more on the mean of what is left. This is the corrected two-pass
+would carry that error. The data are therefore centred twice: on a first mean, which need only
+be close, and then on the mean of what is left. This is the corrected two-pass
 algorithm, with the correction applied to the deviations instead of to the sum of their squares.
 """
 
@@ -39,34 +38,34 @@ class Over:
     unbiased: bool = False
 
     def total(self, terms: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """The sum of all terms that the mask lets in."""
+        """The sum of all terms inside the mask."""
         counted = terms if mask is None else jnp.where(mask, terms, 0)
         local = jnp.sum(counted, self.axes, keepdims=True)
         return local if self.axis_name is None else lax.psum(local, self.axis_name)
 
     def largest(self, values: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """The largest absolute value that the mask lets in; 0 if there is none."""
+        """The largest absolute value inside the mask; 0 if there is none."""
         sizes = jnp.abs(values if mask is None else jnp.where(mask, values, 0))
         local = jnp.max(sizes, self.axes, keepdims=True, initial=0)
         return local if self.axis_name is None else lax.pmax(local, self.axis_name)
 
     def count(self, like: jax.Array, values: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """How many values enter each sum, laid out `like` one, without expanding the mask."""
+        """How many values enter each sum, in the shape of `like`, without expanding the mask."""
         if mask is None:
             local = jnp.full_like(like, math.prod(values.shape[a] for a in self.axes))
         else:
             repeats = math.prod(values.shape[a] for a in self.axes if mask.shape[a] == 1)
-            # Integers count exactly where float32 sums of ones would stop at 2^24.
+            # Integers count exactly, where a float32 sum of ones would stop at 2^24.
             counted = jnp.sum(mask, self.axes, keepdims=True, dtype=jnp.int32)
             local = jnp.zeros_like(like) + counted.astype(like.dtype) * repeats
         return local if self.axis_name is None else lax.psum(local, self.axis_name)
 
     def mean(self, terms: jax.Array, mask: jax.Array | None, count: jax.Array) -> jax.Array:
-        """The mean of all terms that the mask lets in, with their count known."""
+        """The mean of all terms inside the mask, whose count is known."""
         return self.total(terms, mask) / jnp.maximum(count, 1)
 
     def divisor(self, count: jax.Array) -> jax.Array:
-        """What a sum of squared deviations is divided by; never 0."""
+        """The divisor of a sum of squared deviations; never 0."""
         return jnp.maximum(count - 1 if self.unbiased else count, 1)
 
 
@@ -75,14 +74,14 @@ class Measured(NamedTuple):
 
     Attributes:
         count: how many values entered.
-        unit: a power of two near the largest value; 1 where squares are ordinary.
-        squares: the sum of squared deviations of the values by `unit`.
-        own: 1 where variance + epsilon fits without the unit, because only then does epsilon
-            keep its bits; elsewhere 1 / `unit`.
-        shift: the mean of the values times `own`, as well as one number can hold it.
-        correction: what that mean is more.
+        unit: a power of two near the largest value; 1 where squares are in range.
+        squares: the sum of squared deviations of the values divided by `unit`.
+        own: 1 where variance + epsilon is in range without the unit, so that epsilon keeps its
+            bits; elsewhere 1 / `unit`.
+        shift: the mean of the values times `own`, rounded to one number.
+        correction: the rest of that mean.
         inverse: 1 / sqrt(variance + epsilon) of the values times `own`.
-        factor: the same; 0 where all values are equal and `deviations` are rounding.
+        factor: the same; 0 where all values are equal and `deviations` are rounding errors.
     """
 
     count: jax.Array
@@ -95,22 +94,22 @@ class Measured(NamedTuple):
     factor: jax.Array
 
     def deviations(self, values: jax.Array, over: Over) -> jax.Array:
-        """What is multiplied by `factor`: more accurate than a subtraction of the mean."""
+        """What `factor` multiplies; more accurate than subtracting the mean."""
         scaled = values * self.own
         return (scaled - self.shift) - self.correction if over.centred else scaled
 
 
 def measure(values: jax.Array, mask: jax.Array | None, epsilon: jax.Array, over: Over) -> Measured:
-    """Measures values of at least 32 bits. Derivatives stop here; `_standardize` has them."""
+    """Measure values of at least 32 bits. Derivatives stop here; `_standardize` defines them."""
     return _measure(lax.stop_gradient(values), mask, lax.stop_gradient(epsilon), over)
 
 
 @functools.partial(jax.jit, static_argnames="over")
 def _measure(values: jax.Array, mask: jax.Array | None, epsilon: jax.Array, over: Over) -> Measured:
-    """A CPU measures without a unit first, and for ordinary data that is all.
+    """A CPU measures without a unit first, which suffices for data of ordinary size.
 
-    An accelerator would have to wait for the answer whether they are ordinary, and it finds the
-    largest value on the way through memory that it takes anyway: it always uses a unit.
+    An accelerator would have to wait to learn whether it does, and finds the largest value in a
+    pass over memory that it makes anyway, so it always uses a unit.
     """
 
     def always() -> Measured:
@@ -128,7 +127,7 @@ def _measure(values: jax.Array, mask: jax.Array | None, epsilon: jax.Array, over
 
 
 def _sums(values: jax.Array, mask: jax.Array | None, over: Over) -> tuple[jax.Array, ...]:
-    """Count, shift, correction and squares: what `Measured` has of values in their own unit."""
+    """The count, shift, correction and squares of `Measured`, of values in their own unit."""
     if not over.centred:
         squares = over.total(jnp.square(values), mask)
         zero = jnp.zeros_like(squares)
@@ -148,7 +147,7 @@ def _by_unit(
     are_equal = _are_equal(shift, squares)
     squares = jnp.where(are_equal, 0, squares)
     variance = squares / over.divisor(count)
-    # Products, because XLA makes one division of two, by a square that may not fit.
+    # Products, because XLA merges two divisions into one, by a square that may overflow.
     original = variance * unit * unit + epsilon
     fits = (original > _least(unit)) & (original < 1 / _least(unit))
     back, own = jnp.where(fits, unit, 1), jnp.where(fits, 1, 1 / unit)
@@ -158,10 +157,10 @@ def _by_unit(
 
 
 def _needs_unit(sums: tuple[jax.Array, ...], epsilon: jax.Array) -> jax.Array:
-    """Whether squares overflowed, or lost to underflow or to rounding what counts.
+    """Whether squares overflowed, or lost significant digits to underflow or rounding.
 
-    If all of them underflowed, the variance is none that fits, and 0 will do unless it is divided
-    by.
+    If all of them underflowed, the variance is below the range of the dtype, and 0 will do unless
+    something is divided by it.
     """
     count, shift, _, squares = sums
     variance = squares / jnp.maximum(count, 1)
@@ -172,17 +171,17 @@ def _needs_unit(sums: tuple[jax.Array, ...], epsilon: jax.Array) -> jax.Array:
 
 
 def _are_equal(shift: jax.Array, squares: jax.Array) -> jax.Array:
-    """Whether deviations are smaller than those of two numbers that differ: all are rounding."""
+    """Whether deviations are too small for numbers that differ, and so are rounding errors."""
     return squares < jnp.square(shift * (jnp.finfo(shift.dtype).eps / 16))
 
 
 def _least(like: jax.Array) -> float:
-    """A variance that sums of squares are accurate down to."""
+    """The smallest variance down to which sums of squares are accurate."""
     return 2.0 ** -(jnp.finfo(like.dtype).maxexp * 25 // 32)
 
 
 def power_of_two(largest: jax.Array) -> jax.Array:
-    """A power of two next to the largest value, or to those that an inverse or a sum fits of."""
+    """A power of two near the largest value, whose inverse and sums stay in range."""
     info = jnp.finfo(largest.dtype)
     held = jnp.clip(largest, _least(largest), 2.0 ** (info.maxexp - 2))
     return lax.reduce_precision(held, exponent_bits=info.nexp, mantissa_bits=0)
@@ -190,7 +189,7 @@ def power_of_two(largest: jax.Array) -> jax.Array:
 
 @jax.custom_batching.custom_vmap
 def _anywhere(flag: jax.Array) -> jax.Array:
-    """The flag, and under `vmap` whether any element has it: a condition that stays one."""
+    """The flag; under `vmap`, whether it holds anywhere, so that a condition stays a condition."""
     return flag
 
 

@@ -1,9 +1,9 @@
-"""Functions of data and of what was measured of them, with their derivatives.
+"""Functions of data and their measured statistics, with derivatives.
 
-What was measured is a function of the data, and the rules here know how it changes with them.
-They are written in the standardized values, which are of order one however large the data are,
-so that no derivative overflows on the way to a result that fits. All of them are exact, and
-functions that can be differentiated themselves, at any order.
+Statistics are functions of the data, and the rules here take that into account. They are written
+in terms of the standardized values, which are of order one however large the data are, so that
+no derivative overflows on the way to a result that is in range. All of them are exact and can be
+differentiated again, to any order.
 """
 
 import functools
@@ -16,7 +16,7 @@ from gradtx.normalization._measure import Measured, Over, measure
 
 
 def standardize_over(x: jax.Array, epsilon: Scalar, over: Over) -> jax.Array:
-    """`(x - mean) / sqrt(variance + epsilon)`, in the dtype that is computed in."""
+    """`(x - mean) / sqrt(variance + epsilon)`, in the dtype of the computation."""
     values = x.astype(compute_dtype(x.dtype))
     added = jnp.asarray(epsilon, values.dtype)
     measured = measure(values, None, added, over)
@@ -40,7 +40,7 @@ def standardized(
 def _standardized_jvp(over: Over, primals: tuple, tangents: tuple) -> tuple:
     """The changes of the two results, y and r.
 
-    With u for `measured.own`, a constant, and because the mean of y is 0 whatever x is:
+    With u = `measured.own`, a constant, and since the mean of y is 0 for every x:
 
         t = u r dx,  s = sum(y t) / divisor + (u r)^2 depsilon / 2
         dr = -r s,  dy = t - mean(t) - y s
@@ -49,10 +49,10 @@ def _standardized_jvp(over: Over, primals: tuple, tangents: tuple) -> tuple:
     change, epsilon_change = tangents[:2]
     own = measured.own
     y, inverse = standardized(values, epsilon, mask, measured, over)
-    fourfold = 4 * own * inverse  # the inverse of a deviation may not fit, this does
+    fourfold = 4 * own * inverse  # the inverse of a deviation may overflow, this does not
     moved = change / 4 * fourfold
-    # About zero, y is a product of the values, which XLA calculates again instead of keeping it
-    # if it is written in two ways.
+    # About zero, y is a product of the values. If it is written in two ways, XLA computes it
+    # again instead of keeping it in memory.
     again = y if over.centred else values / 4 * fourfold
     half_of_epsilon = epsilon_change / 32 * fourfold * fourfold
     shrinkage = -(over.total(again * moved, mask) / over.divisor(measured.count) + half_of_epsilon)
@@ -67,9 +67,9 @@ def _standardized_jvp(over: Over, primals: tuple, tangents: tuple) -> tuple:
 def mean_and_variance(
     values: jax.Array, mask: jax.Array | None, measured: Measured, over: Over
 ) -> tuple[jax.Array, jax.Array]:
-    """The mean and the variance (of divisor count) without a unit, infinite where it is too large.
+    """The mean and the variance (with divisor count) without a unit, infinite where it overflows.
 
-    The variance may fit where the sum of squares does not.
+    The variance may be finite where the sum of squares is not.
     """
     del values, mask, over
     mean = (measured.shift + measured.correction) / measured.own
@@ -79,9 +79,9 @@ def mean_and_variance(
 
 @mean_and_variance.defjvp
 def _mean_and_variance_jvp(over: Over, primals: tuple, tangents: tuple) -> tuple:
-    """The change is centred too: what rounding leaves of the mean in `x - mean` is lost there.
+    """The change is centred too, which removes what rounding leaves of the mean in `x - mean`.
 
-    Half of `x - mean` is finite for all finite x.
+    Half of `x - mean` is finite for every finite x.
     """
     values, mask, measured = primals
     change = tangents[0]

@@ -1,4 +1,4 @@
-"""How every normalization ends, and the one that starts from given statistics."""
+"""The last step of every normalization, and the one that starts from given statistics."""
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,8 @@ def normalize(
 
         y = scale (x - mean) / sqrt(var + epsilon) + bias
 
-    With `moments` and `merge_moments` this makes a batch normalization over statistics that
-    come from elsewhere: several micro-batches, another mask, another data set.
+    Together with `moments` and `merge_moments` this is a batch normalization whose statistics
+    come from elsewhere: from several micro-batches, another mask, another data set.
 
     Args:
         x: real floating-point array of any shape.
@@ -46,7 +46,7 @@ def normalize(
         y, in the shape and dtype of `x`; computed in float32, or float64 for float64.
 
     Raises:
-        ValueError: an array is not real floating point or has the wrong shape, `axis` names no
+        ValueError: if an array is not real floating point or has the wrong shape, `axis` names no
             axis of `x`, or `epsilon` is negative or not finite.
 
     Source:
@@ -59,15 +59,30 @@ def normalize(
         >>> print(normalize(first, both.mean, both.variance(), epsilon=0.0).ravel())
         [-1.3416407 -0.4472136]
     """
-    check_epsilon(epsilon)
-    array = as_floating("x", x)
-    axes = canonical_axes(axis, array.ndim)
+    check_epsilon("normalize", epsilon)
+    array = as_floating("normalize", "x", x)
+    axes = canonical_axes("normalize", axis, array.ndim)
+    return normalized("normalize", array, mean, var, scale, bias, axes, epsilon)
+
+
+def normalized(
+    owner: str,
+    array: jax.Array,
+    mean: ArrayLike,
+    var: ArrayLike,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    axes: tuple[int, ...],
+    epsilon: Scalar,
+) -> jax.Array:
+    """`normalize` for the function `owner`, which has checked the array, axes and epsilon."""
     dtype = compute_dtype(array.dtype)
-    # Half of a difference is finite for all finite numbers.
-    half = array.astype(dtype) / 2 - along_axes("mean", mean, array, axes).astype(dtype) / 2
-    variance = along_axes("var", var, array, axes).astype(dtype)
+    # Half the difference of two finite numbers is finite.
+    center = along_axes(owner, "mean", mean, array, axes).astype(dtype)
+    half = array.astype(dtype) / 2 - center / 2
+    variance = along_axes(owner, "var", var, array, axes).astype(dtype)
     inverse = _inverse_square_root(variance + jnp.asarray(epsilon, dtype))
-    return affine(half * (2 * inverse), scale, bias, array, axes)
+    return affine(owner, half * (2 * inverse), scale, bias, array, axes)
 
 
 @jax.custom_jvp
@@ -79,12 +94,13 @@ def _inverse_square_root(x: jax.Array) -> jax.Array:
 def _inverse_square_root_jvp(
     primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """The derivative -r^3 / 2 one factor after the other: the cube of r may not fit."""
+    """The derivative -r^3 / 2, one factor after the other, since the cube of r may overflow."""
     inverse = _inverse_square_root(*primals)
     return inverse, -tangents[0] / 2 * inverse * inverse * inverse
 
 
 def affine(
+    owner: str,
     standardized: jax.Array,
     scale: ArrayLike | None,
     bias: ArrayLike | None,
@@ -94,7 +110,7 @@ def affine(
     """`scale * standardized + bias` with both along `axes`, in the dtype of the input `x`."""
     y = standardized
     if scale is not None:
-        y = y * along_axes("scale", scale, x, axes).astype(y.dtype)
+        y = y * along_axes(owner, "scale", scale, x, axes).astype(y.dtype)
     if bias is not None:
-        y = y + along_axes("bias", bias, x, axes).astype(y.dtype)
+        y = y + along_axes(owner, "bias", bias, x, axes).astype(y.dtype)
     return y.astype(x.dtype)

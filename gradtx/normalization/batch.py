@@ -22,7 +22,7 @@ from gradtx.normalization._arguments import (
 )
 from gradtx.normalization._measure import Over, measure
 from gradtx.normalization._standardize import standardized
-from gradtx.normalization.affine import affine, normalize
+from gradtx.normalization.affine import affine, normalized
 from gradtx.normalization.statistics import Moments, moments_of
 
 
@@ -51,10 +51,10 @@ def init_batch_stats(
         `BatchStats` of shape (num_features,).
 
     Raises:
-        ValueError: a size is not a positive integer, or `dtype` is not floating point.
+        ValueError: if a size is not a positive integer, or `dtype` is not floating point.
 
     Source:
-        PyTorch's initial values; Ioffe and Szegedy (2015) name none.
+        PyTorch's initial values; Ioffe and Szegedy (2015) give none.
 
     Example:
         >>> print(init_batch_stats(2).var)
@@ -62,9 +62,13 @@ def init_batch_stats(
     """
     sizes = np.atleast_1d(num_features).tolist()
     if not sizes or not all(isinstance(n, int) and n > 0 for n in sizes):
-        raise ValueError(f"num_features must be a positive integer, got {num_features!r}")
+        raise ValueError(
+            f"init_batch_stats: num_features must be a positive integer, got {num_features!r}"
+        )
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype must be a real floating-point dtype, got {dtype!r}")
+        raise ValueError(
+            f"init_batch_stats: dtype must be a real floating-point dtype, got {dtype!r}"
+        )
     return BatchStats(jnp.zeros(sizes, dtype), jnp.ones(sizes, dtype))
 
 
@@ -97,31 +101,32 @@ def batch_norm(
         scale: factor gamma, of the same shape; None: 1.
         bias: summand beta, of the same shape; None: 0.
         training: whether to normalize with the statistics of `x` and track them (True), or with
-            the running ones (False). A Python bool: under `jit` a static argument.
+            the running ones (False). A Python bool, and so a static argument
+            under `jit`.
         momentum: the share of the running statistics that is kept, in [0, 1). PyTorch's
             `momentum` is 1 minus this one.
         epsilon: added to the variance.
         unbiased: whether the variance that normalizes has divisor count - 1 instead of count.
-        unbiased_running: the same for the variance that is tracked; None: as `unbiased`. False
-            and True, in this order, are PyTorch's convention. Both divisors are 1 or more.
+        unbiased_running: the same for the variance that is tracked; None: as `unbiased`. PyTorch's
+            convention is False and True, in this order. Both divisors are at least 1.
         axis: the feature axis, or several, taken in the order of `x`.
         axis_name: a name, or a tuple of names, of axes mapped by `vmap` or `shard_map`. The
-            batch is then everything along them, every value with the same weight however
-            unequal the masks are.
+            batch then extends over them, and every value has the same weight, however unequal
+            the masks are.
         mask: boolean array, True at the positions that enter the statistics. Its shape is that
-            of `x` with or without the feature axes; any size may be 1 instead, and then holds
-            for all. Positions outside it are normalized too, with the statistics of the others;
+            of `x` with or without the feature axes; any size may be 1 instead, and is then
+            broadcast. Positions outside it are normalized too, with the statistics of the others;
             gradients need finite numbers there.
 
     Returns:
         The pair of y, in the shape and dtype of `x`, and the running statistics, in their own
-        dtypes. They are returned as given in evaluation, and keep their values in training
+        dtypes. In evaluation they are returned as given; in training they keep their values
         where no position enters. Statistics are computed in float32, or float64 for float64.
-        Values of any size are normalized; a running statistic that would not fit its dtype is
-        the largest number that does, from which later batches free it as from any other.
+        Values of any size are normalized; a running statistic that would overflow its dtype is
+        held at the largest finite number, from which later batches bring it back.
 
     Raises:
-        ValueError: an array is not real floating point or has the wrong shape, `axis` names no
+        ValueError: if an array is not real floating point or has the wrong shape, `axis` names no
             axis of `x`, `mask` is not boolean or does not fit, `training` is not a bool,
             `momentum` is outside [0, 1), or `epsilon` is negative or not finite.
 
@@ -139,21 +144,22 @@ def batch_norm(
         >>> print(stats.mean, stats.var)
         [0.2 2. ] [ 1.  10.9]
     """
-    check_momentum(momentum)
-    check_epsilon(epsilon)
+    owner = "batch_norm"
+    check_momentum(owner, momentum)
+    check_epsilon(owner, epsilon)
     if not isinstance(training, bool | np.bool_):
         raise ValueError(
-            f"training must be a Python bool, got {training!r}: it selects which program is "
-            "compiled; under jax.jit list it in static_argnames"
+            f"{owner}: training must be a Python bool, got {training!r}: it selects which program "
+            "is compiled; under jax.jit list it in static_argnames"
         )
-    array = as_floating("x", x)
-    axes = canonical_axes(axis, array.ndim)
+    array = as_floating(owner, "x", x)
+    axes = canonical_axes(owner, axis, array.ndim)
     for name, running in zip(("stats.mean", "stats.var"), stats, strict=True):
-        along_axes(name, running, array, axes)
+        along_axes(owner, name, running, array, axes)
     if not training:
-        return normalize(array, *stats, scale, bias, axis=axes, epsilon=epsilon), stats
+        return normalized(owner, array, *stats, scale, bias, axes, epsilon), stats
 
-    aligned = None if mask is None else aligned_mask(mask, array, left_out=axes)
+    aligned = None if mask is None else aligned_mask(owner, mask, array, left_out=axes)
     values = array.astype(compute_dtype(array.dtype))
     added = jnp.asarray(epsilon, values.dtype)
     over = Over(other_axes(axes, array.ndim), axis_name, unbiased=unbiased)
@@ -161,7 +167,8 @@ def batch_norm(
     y, _ = standardized(values, added, aligned, measured, over)
     batch = moments_of(values, aligned, measured, over)
     track_unbiased = unbiased if unbiased_running is None else unbiased_running
-    return affine(y, scale, bias, array, axes), _tracked(stats, batch, momentum, track_unbiased)
+    running = _tracked(stats, batch, momentum, track_unbiased)
+    return affine(owner, y, scale, bias, array, axes), running
 
 
 def _tracked(stats: BatchStats, batch: Moments, momentum: Scalar, unbiased: bool) -> BatchStats:
@@ -172,7 +179,7 @@ def _tracked(stats: BatchStats, batch: Moments, momentum: Scalar, unbiased: bool
         dtype = compute_dtype(old.dtype, new.dtype)
         kept = jnp.asarray(momentum, dtype) * old.astype(dtype)
         added = jnp.asarray(1 - momentum, dtype) * new.astype(dtype)
-        # An infinity would stay: any share of it is infinite.
+        # An infinity would never go away: any share of it is infinite.
         largest = float(jnp.finfo(old.dtype).max)
         held = jnp.clip(kept + added, -largest, largest)
         return jnp.where(batch.count > 0, held.astype(old.dtype), old)

@@ -1,4 +1,4 @@
-"""Group and instance normalization: every example by itself, over positions and some features."""
+"""Group and instance normalization: each example by itself, over positions and some features."""
 
 import jax
 from jax.typing import ArrayLike
@@ -34,17 +34,17 @@ def group_norm(
             others. Without a batch axis: `group_norm(x[None], ...)[0]`.
         scale: factor gamma, of shape (num_features,); None: 1.
         bias: summand beta, of shape (num_features,); None: 0.
-        groups: number of groups G, a divisor of the number of features. 1 takes all features
-            together, num_features each by itself.
+        groups: number of groups G, a divisor of the number of features. 1 puts all
+            features into one group, num_features each into its own.
         axis: the feature axis; not 0, which is the batch.
         epsilon: added to the variance.
 
     Returns:
         y, in the shape and dtype of `x`; computed in float32, or float64 for float64. Finite
-        values of any size are normalized, also where their variance does not fit the dtype.
+        values of any size are normalized, even where their variance overflows the dtype.
 
     Raises:
-        ValueError: an array is not real floating point or has the wrong shape, `axis` names no
+        ValueError: if an array is not real floating point or has the wrong shape, `axis` names no
             axis of `x` or the batch, `groups` does not divide the features, or `epsilon` is
             negative or not finite.
 
@@ -57,18 +57,21 @@ def group_norm(
         >>> print(group_norm(x, groups=2, epsilon=0.0))
         [[-1.  1. -1.  1.]]
     """
-    check_epsilon(epsilon)
-    array = as_floating("x", x)
-    feature_axis = _feature_axis(array, axis)
+    owner = "group_norm"
+    check_epsilon(owner, epsilon)
+    array = as_floating(owner, "x", x)
+    feature_axis = _feature_axis(owner, array, axis)
     features = array.shape[feature_axis]
     if not isinstance(groups, int) or groups < 1 or features % groups:
-        raise ValueError(f"groups must divide the {features} features of x, got {groups!r}")
+        raise ValueError(
+            f"{owner}: groups must divide the {features} features of x, got {groups!r}"
+        )
     grouped = array
     if groups < features:
         before, after = array.shape[:feature_axis], array.shape[feature_axis + 1 :]
         grouped = array.reshape(*before, groups, features // groups, *after)
     y = standardize_over(grouped, epsilon, Over(other_axes((0, feature_axis), grouped.ndim)))
-    return affine(y.reshape(array.shape), scale, bias, array, (feature_axis,))
+    return affine(owner, y.reshape(array.shape), scale, bias, array, (feature_axis,))
 
 
 def instance_norm(
@@ -93,10 +96,10 @@ def instance_norm(
 
     Returns:
         y, in the shape and dtype of `x`; computed in float32, or float64 for float64. Finite
-        values of any size are normalized, also where their variance does not fit the dtype.
+        values of any size are normalized, even where their variance overflows the dtype.
 
     Raises:
-        ValueError: an array is not real floating point or has the wrong shape, `axis` names no
+        ValueError: if an array is not real floating point or has the wrong shape, `axis` names no
             axis of `x` or the batch, or `epsilon` is negative or not finite.
 
     Source:
@@ -110,20 +113,25 @@ def instance_norm(
         [[-1. -1.]
          [ 1.  1.]]
     """
-    array = as_floating("x", x)
+    owner = "instance_norm"
+    check_epsilon(owner, epsilon)
+    array = as_floating(owner, "x", x)
     if array.ndim < 3:
         raise ValueError(
-            f"x must have a batch axis, a feature axis and positions, got shape {array.shape}"
+            f"{owner}: x must have a batch axis, a feature axis and positions, "
+            f"got shape {array.shape}"
         )
-    groups = array.shape[_feature_axis(array, axis)]
-    return group_norm(array, scale, bias, groups=groups, axis=axis, epsilon=epsilon)
+    feature_axis = _feature_axis(owner, array, axis)
+    y = standardize_over(array, epsilon, Over(other_axes((0, feature_axis), array.ndim)))
+    return affine(owner, y, scale, bias, array, (feature_axis,))
 
 
-def _feature_axis(x: jax.Array, axis: int) -> int:
-    """The feature axis, which follows the batch axis."""
-    axes = canonical_axes(axis, x.ndim)
+def _feature_axis(owner: str, x: jax.Array, axis: int) -> int:
+    """The feature axis, which is not the batch axis."""
+    axes = canonical_axes(owner, axis, x.ndim)
     if len(axes) != 1 or axes[0] == 0:
         raise ValueError(
-            f"axis must be one axis of x with shape {x.shape} other than 0, the batch; got {axis!r}"
+            f"{owner}: axis must be one axis of x with shape {x.shape} other than 0, the batch; "
+            f"got {axis!r}"
         )
     return axes[0]

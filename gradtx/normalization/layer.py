@@ -1,4 +1,4 @@
-"""Layer and root-mean-square normalization: every example by itself, over its own features."""
+"""Layer and root-mean-square normalization: each example by itself, over its features."""
 
 import jax
 from jax.typing import ArrayLike
@@ -38,10 +38,10 @@ def layer_norm(
 
     Returns:
         y, in the shape and dtype of `x`; computed in float32, or float64 for float64. Finite
-        values of any size are normalized, also where their squares do not fit the dtype.
+        values of any size are normalized, even where their squares overflow the dtype.
 
     Raises:
-        ValueError: an array is not real floating point or has the wrong shape, `axis` names no
+        ValueError: if an array is not real floating point or has the wrong shape, `axis` names no
             axis of `x`, or `epsilon` is negative or not finite.
 
     Source:
@@ -52,11 +52,11 @@ def layer_norm(
         >>> print(layer_norm(jnp.array([1.0, 2.0, 3.0]), epsilon=0.0).round(4))
         [-1.2247  0.      1.2247]
     """
-    check_epsilon(epsilon)
-    array = as_floating("x", x)
-    axes = canonical_axes(axis, array.ndim)
+    check_epsilon("layer_norm", epsilon)
+    array = as_floating("layer_norm", "x", x)
+    axes = canonical_axes("layer_norm", axis, array.ndim)
     y = standardize_over(array, epsilon, Over(axes, unbiased=unbiased))
-    return affine(y, scale, bias, array, axes)
+    return affine("layer_norm", y, scale, bias, array, axes)
 
 
 def rms_norm(
@@ -80,10 +80,10 @@ def rms_norm(
 
     Returns:
         y, in the shape and dtype of `x`; computed in float32, or float64 for float64. Finite
-        values of any size are normalized, also where their squares do not fit the dtype.
+        values of any size are normalized, even where their squares overflow the dtype.
 
     Raises:
-        ValueError: an array is not real floating point or has the wrong shape, `axis` names no
+        ValueError: if an array is not real floating point or has the wrong shape, `axis` names no
             axis of `x`, or `epsilon` is negative or not finite.
 
     Source:
@@ -94,8 +94,8 @@ def rms_norm(
         >>> print(rms_norm(jnp.array([3.0, 4.0, 0.0, 0.0]), epsilon=0.0))
         [1.2 1.6 0.  0. ]
     """
-    check_epsilon(epsilon)
-    array = as_floating("x", x)
-    axes = canonical_axes(axis, array.ndim)
+    check_epsilon("rms_norm", epsilon)
+    array = as_floating("rms_norm", "x", x)
+    axes = canonical_axes("rms_norm", axis, array.ndim)
     y = standardize_over(array, epsilon, Over(axes, centred=False))
-    return affine(y, scale, bias, array, axes)
+    return affine("rms_norm", y, scale, bias, array, axes)

@@ -28,9 +28,9 @@ class Moments:
     Attributes:
         count: how many values entered, in the dtype and shape of `mean`.
         mean: their mean; 0 where none entered.
-        m2: the sum of (value - mean)^2; infinite where it is too large for its dtype.
-        var: m2 / count, which may fit where `m2` does not; 0 where none entered. Without it,
-            it is calculated from the other two.
+        m2: the sum of (value - mean)^2; infinite where it overflows its dtype.
+        var: m2 / count, which may be finite where `m2` is not; 0 where none entered. If it is not
+            given, it is computed from the other two.
     """
 
     count: jax.Array
@@ -39,7 +39,7 @@ class Moments:
     var: Any = None
 
     def __post_init__(self) -> None:
-        """Completes moments that are given as three numbers, or a tree of three specifications."""
+        """Complete moments that are given as three numbers, or a tree of three specifications."""
         if self.var is None:
             are_numbers = isinstance(self.m2, float | np.ndarray | np.floating | jax.Array)
             var = self.m2 / jnp.maximum(self.count, 1) if are_numbers else self.m2
@@ -52,8 +52,8 @@ class Moments:
             unbiased: divide by count - 1 instead of count.
 
         Returns:
-            The variance, in the shape of `mean`; infinite where it is too large for its dtype.
-            The divisor is held at 1 or more, so that the variance of one value (which has no
+            The variance, in the shape of `mean`; infinite where it overflows its dtype.
+            The divisor is at least 1, so that the variance of one value (which has no
             unbiased estimate) and that of none are 0.
 
         Example:
@@ -74,14 +74,14 @@ def moments(
 
         n = number of values,  mean = sum x / n,  m2 = sum (x - mean)^2
 
-    Each result is right wherever it fits its dtype, also if intermediate results do not: the mean
-    of all finite values, the variance of values up to 1e19 in float32.
+    Each result is right wherever it fits its dtype, even if intermediate results would not: the
+    mean of all finite values, the variance of values up to 1e19 in float32.
 
     Args:
         x: real floating-point array of any shape.
-        axis: the axes that the sums run over; they are gone from the result.
+        axis: the axes that the sums run over; they are removed from the result.
         mask: boolean array of the rank of `x`, each size that of `x` or 1; only positions where
-            it is True enter. None: all of them.
+            it is True enter. None: all.
         axis_name: a name, or a tuple of names, of axes mapped by `vmap` or `shard_map`; the
             moments are then those of all their slices together, each weighted by its count.
 
@@ -89,7 +89,7 @@ def moments(
         `Moments` with the axes of `x` that `axis` leaves out, in float32, or float64 for float64.
 
     Raises:
-        ValueError: `x` is not real floating point, `axis` names no axis of it, or `mask` is not
+        ValueError: if `x` is not real floating point, `axis` names no axis of it, or `mask` is not
             boolean or does not fit.
 
     Source:
@@ -102,12 +102,12 @@ def moments(
         >>> print(seen.count, seen.mean, seen.m2)
         [2. 3.] [1.5 4. ] [0.5 0. ]
     """
-    array = as_floating("x", x)
-    axes = canonical_axes(axis, array.ndim)
-    aligned = None if mask is None else aligned_mask(mask, array)
+    array = as_floating("moments", "x", x)
+    axes = canonical_axes("moments", axis, array.ndim)
+    aligned = None if mask is None else aligned_mask("moments", mask, array)
     values = array.astype(compute_dtype(array.dtype))
     over = Over(axes, axis_name)
-    # Nothing is divided by the deviation here, so that any epsilon will do.
+    # Nothing is divided by the deviation here, so any epsilon will do.
     measured = measure(values, aligned, jnp.ones((), values.dtype), over)
     return moments_of(values, aligned, measured, over)
 
@@ -124,7 +124,7 @@ def moments_of(
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
-    """The moments of two sets of data together, from those of each.
+    """The moments of two sets of data together, from the moments of each.
 
         n = n_a + n_b,  d = mean_b - mean_a
         mean = mean_a + d n_b / n,  m2 = m2_a + m2_b + d^2 n_a n_b / n
@@ -138,7 +138,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
         order, give the statistics of the whole batch up to rounding, wherever these fit.
 
     Raises:
-        ValueError: the two have different shapes.
+        ValueError: if the two have different shapes.
 
     Source:
         Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
@@ -152,13 +152,13 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(
-            f"b must have the shapes of a: its mean has shape {b.mean.shape}, "
+            f"merge_moments: b must have the shapes of a: its mean has shape {b.mean.shape}, "
             f"that of a has {a.mean.shape}"
         )
     count = a.count + b.count
     held = jnp.maximum(count, 1)
     share_a, share_b = a.count / held, b.count / held
-    # Half of a difference is finite for all finite numbers, and the shares come before the square.
+    # Half the difference of two finite numbers is finite; the shares come before the square.
     half = b.mean / 2 - a.mean / 2
     mean = a.mean + half * (2 * share_b)
     between = 4 * (half * share_a) * (half * share_b)

@@ -1,4 +1,4 @@
-"""Statistics taken out of data: `standardize` each feature, `whiten` all of them together."""
+"""Statistics removed from data: `standardize` each feature, `whiten` all of them together."""
 
 from functools import partial
 
@@ -11,13 +11,14 @@ from gradtx.normalization._arguments import (
     Axis,
     Scalar,
     as_floating,
+    canonical_axes,
     check_epsilon,
     compute_dtype,
 )
-from gradtx.normalization._measure import power_of_two
-from gradtx.normalization.layer import layer_norm
+from gradtx.normalization._measure import Over, power_of_two
+from gradtx.normalization._standardize import standardize_over
 
-# Accelerators multiply float32 matrices in fewer bits unless they are asked not to.
+# Accelerators multiply float32 matrices with fewer bits unless told otherwise.
 _product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
@@ -36,7 +37,7 @@ def standardize(x: ArrayLike, axis: Axis, epsilon: Scalar = 1e-5) -> jax.Array:
         y, in the shape and dtype of `x`; computed in float32, or float64 for float64.
 
     Raises:
-        ValueError: `x` is not real floating point, `axis` names no axis of it, or `epsilon` is
+        ValueError: if `x` is not real floating point, `axis` names no axis of it, or `epsilon` is
             negative or not finite.
 
     Source:
@@ -47,17 +48,20 @@ def standardize(x: ArrayLike, axis: Axis, epsilon: Scalar = 1e-5) -> jax.Array:
         [[-1. -1.]
          [ 1.  1.]]
     """
-    return layer_norm(x, axis=axis, epsilon=epsilon)
+    check_epsilon("standardize", epsilon)
+    array = as_floating("standardize", "x", x)
+    axes = canonical_axes("standardize", axis, array.ndim)
+    return standardize_over(array, epsilon, Over(axes)).astype(array.dtype)
 
 
 def whiten(x: ArrayLike, epsilon: Scalar = 1e-5) -> jax.Array:
-    """Samples rotated and stretched to mean 0 and covariance I, and otherwise moved the least.
+    """Samples with mean 0 and covariance I, as close to the originals as possible.
 
         y = (x - mu) (S + epsilon I)^(-1/2),  S = (x - mu)^T (x - mu) / n
 
     Of all whitening transformations this one, ZCA or Mahalanobis whitening, keeps the samples
-    closest to the originals. First derivatives are exact and finite, also where eigenvalues of the
-    covariance S coincide or vanish.
+    closest. First derivatives are exact and finite, even where eigenvalues of the covariance S
+    coincide or vanish.
 
     Args:
         x: real floating-point array of shape (samples, features).
@@ -68,7 +72,7 @@ def whiten(x: ArrayLike, epsilon: Scalar = 1e-5) -> jax.Array:
         y, in the shape and dtype of `x`; computed in float32, or float64 for float64.
 
     Raises:
-        ValueError: `x` is not real floating point or not a matrix, or `epsilon` is negative or
+        ValueError: if `x` is not real floating point or not a matrix, or `epsilon` is negative or
             not finite.
 
     Source:
@@ -83,21 +87,21 @@ def whiten(x: ArrayLike, epsilon: Scalar = 1e-5) -> jax.Array:
         [[1. 0.]
          [0. 1.]]
     """
-    check_epsilon(epsilon)
-    array = as_floating("x", x)
+    check_epsilon("whiten", epsilon)
+    array = as_floating("whiten", "x", x)
     if array.ndim != 2:
-        raise ValueError(f"x must have shape (samples, features), got shape {array.shape}")
+        raise ValueError(f"whiten: x must have shape (samples, features), got shape {array.shape}")
     dtype = compute_dtype(array.dtype)
     scaled, added = _in_units(array.astype(dtype), jnp.asarray(epsilon, dtype))
-    centred = _centred(_centred(scaled))  # the second time on what rounding leaves of the mean
+    centred = _centred(_centred(scaled))  # the second time removes what rounding left of the mean
     covariance = _product(centred.T, centred) / max(len(array), 1)
     return _product(centred, _inverse_square_root(covariance, added)).astype(array.dtype)
 
 
 def _in_units(values: jax.Array, epsilon: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Values and epsilon by a power of two that keeps cubes of deviations ordinary numbers.
+    """Values and epsilon divided by a power of two that keeps cubes of deviations in range.
 
-    An epsilon far below what rounding leaves of vanishing eigenvalues is raised for that as well.
+    To that end an epsilon far below what rounding leaves of vanishing eigenvalues is raised too.
     """
     largest = jnp.max(jnp.abs(values), initial=0)
     scale = 1 / power_of_two(lax.stop_gradient(jnp.maximum(largest, jnp.sqrt(epsilon))))
@@ -122,8 +126,8 @@ def _inverse_square_root_jvp(
 ) -> tuple[jax.Array, jax.Array]:
     """The derivative V (D * V^T dS V) V^T, with D the divided differences of s^(-1/2).
 
-    Those are -1 / (a b (a + b)) between eigenvalues a^2 and b^2, with nothing to cancel and no
-    special case where a = b. The derivative of the eigenvectors, which is infinite there, is
+    Those are -1 / (a b (a + b)) between eigenvalues a^2 and b^2, where nothing cancels and a = b is
+    not a special case. The derivative of the eigenvectors, which is infinite there, is
     never formed.
     """
     covariance, epsilon = primals

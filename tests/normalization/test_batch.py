@@ -263,7 +263,7 @@ def test_a_training_loop_compiles_once(x_dtype, stats_dtype):
 )
 def test_wrong_arguments_are_named(arguments, message):
     good = {"x": np.ones((4, 3), np.float32), "stats": init_batch_stats(3), "training": True}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^batch_norm: {message}"):
         batch_norm(**(good | arguments))
 
 
@@ -282,5 +282,5 @@ def test_a_traced_training_flag_is_explained():
     ],
 )
 def test_wrong_initial_statistics_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^init_batch_stats: {message}"):
         init_batch_stats(*arguments)

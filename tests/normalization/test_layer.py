@@ -139,5 +139,5 @@ def test_large_mean_and_small_deviation_in_float32(axis):
     ],
 )
 def test_wrong_arguments_are_named(function, arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{function.__name__}: {message}"):
         function(**({"x": np.ones((2, 3, 4), np.float32)} | arguments))

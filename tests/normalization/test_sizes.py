@@ -1,4 +1,4 @@
-"""Values whose squares do not fit their dtype, against NumPy in long double."""
+"""Values whose squares are out of range of their dtype, against NumPy in long double."""
 
 from functools import partial
 
@@ -54,7 +54,7 @@ def by_definition(x, axis, epsilon, *, mean=True, ddof=0):
 
 
 def assert_near(actual, expected, digits, axis=None):
-    """Relative to the largest of what belongs together."""
+    """Close relative to the largest value of the same row."""
     actual, expected = exactly(actual), exactly(expected)
     size = np.abs(expected).max(axis, keepdims=True)
     assert np.all(np.abs(actual - expected) <= digits * size)
@@ -66,7 +66,7 @@ def batch_norm_of_rows(x, epsilon):
     return batch_norm(x, stats, training=True, axis=0, epsilon=epsilon)[0]
 
 
-# Each takes an array of rows and normalizes every row by itself.
+# Each takes an array of rows and normalizes each row by itself.
 OF_ROWS = {
     "layer": layer_norm,
     "layer-unbiased": partial(layer_norm, unbiased=True),
@@ -121,7 +121,7 @@ def test_large_gradients_of_the_largest_values():
 
 
 def test_second_derivatives():
-    """Those of x -> f(1e20 x) are those of f at 1 without an epsilon, whatever the unit."""
+    """Without an epsilon those of x -> f(1e20 x) equal those of f at 1, whatever the unit."""
     x, weight = jnp.asarray(BASE, jnp.float32), jnp.cos(jnp.arange(6.0))
     for function in (layer_norm, rms_norm):
 
@@ -135,7 +135,7 @@ def test_second_derivatives():
 
 @pytest.mark.parametrize("size", [1.1e13, 1.1e20, 1.1e38])
 def test_equal_values_have_variance_zero_whatever_rounding_leaves_of_them(size):
-    # 1,000 equal numbers have a mean that rounding moves, and deviations that are all alike.
+    # 1,000 equal numbers have a rounded mean, and so deviations that are all alike.
     x = jnp.full((1000, 2), size, jnp.float32)
     y, stats = jax.jit(partial(batch_norm, training=True, momentum=0.0))(x, init_batch_stats(2))
     np.testing.assert_array_equal(y, 0.0)
@@ -326,7 +326,7 @@ def test_whiten(size):
 
 
 def test_a_condition_stays_one_under_vmap():
-    """A condition with a batch of answers would do both of its branches for all."""
+    """A condition on a batch of flags would run both branches for all of it."""
 
     def conditions(jaxpr):
         for equation in jaxpr.eqns:
@@ -344,7 +344,7 @@ def test_a_condition_stays_one_under_vmap():
 
 
 class TestAccelerators:
-    """They have no condition to wait for, and get the same numbers."""
+    """They have no condition to wait for, and give the same numbers."""
 
     def test_have_no_condition(self):
         def conditions(platform):
@@ -352,7 +352,7 @@ class TestAccelerators:
             return lowered.as_text().count("stablehlo.case")
 
         traced = jax.jit(layer_norm).trace(jnp.ones((4, 6)))
-        # Those that are left everywhere are about the kind of device, and constant.
+        # The conditions that remain are on the kind of device, and constant.
         assert conditions("cuda") == conditions("tpu") == conditions("cpu") - 1
 
     def test_get_the_same_numbers(self, monkeypatch):

@@ -89,7 +89,7 @@ class TestFloat64:
         x = normal(5, mean=3.0)
         close(jax.jit(jax.grad(lambda x: moments(x, 0).mean))(x), np.full(5, 1 / 5))
         close(jax.jit(jax.grad(lambda x: moments(x, 0).variance()))(x), 2 * (x - x.mean()) / 5)
-        # A shift that is held constant must leave second derivatives alone as well.
+        # A shift that is held constant must not change second derivatives either.
         curvature = jax.jit(jax.hessian(lambda x: moments(x, 0).variance()))(x)
         close(curvature, 2 / 5 * (np.eye(5) - 1 / 5))
 
@@ -174,7 +174,7 @@ def test_too_few_values_have_variance_zero(x):
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^moments: {message}"):
         moments(**arguments)
 
 
@@ -187,11 +187,13 @@ def test_wrong_arguments_are_named(arguments, message):
     ],
 )
 def test_wrong_masks_are_named(mask, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^moments: {message}"):
         moments(np.ones((3, 2), np.float32), 0, mask=mask)
 
 
 def test_moments_of_different_shapes_do_not_merge():
     x = np.ones((3, 2), np.float32)
-    with pytest.raises(ValueError, match=r"b must have .* shape \(3,\).* has \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"^merge_moments: b must have .* shape \(3,\).* has \(2,\)"
+    ):
         merge_moments(moments(x, 0), moments(x, 1))

@@ -94,5 +94,5 @@ def test_whiten_batches_under_vmap():
     ],
 )
 def test_wrong_arguments_are_named(x, epsilon, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^whiten: {message}"):
         whiten(x, epsilon)
