@@ -9,7 +9,7 @@ from gradtx.tables import text_table
 
 # What is nearer to 1 may be noise, and so few bytes do not matter.
 _WORSE = 0.95
-_FEW_BYTES = 4096
+_FEW_BYTES = 1 << 16
 # Enough for a library a thousand times slower or faster.
 _TICKS = [digit * 10.0**power for power in range(-3, 4) for digit in (1, 2, 5)]
 _COLORS = {"trace": "C0", "lower": "C1", "trace + lower": "C2", "compile": "C3", "step": "C4"}
@@ -26,10 +26,10 @@ def table(figures: Sequence[Figure]) -> list[str]:
             figure.measure,
             _amount(figure.theirs, figure.unit),
             _amount(figure.ours, figure.unit),
-            "" if figure.ratio is None else f"{figure.ratio:.2f}",
+            "" if figure.ratio is None else _ratio(figure.ratio),
         ]
         if has_bound:
-            share = "" if figure.bound is None else f"{figure.bound / figure.ours:.2f}"
+            share = "" if figure.bound is None else _ratio(figure.bound / figure.ours)
             row.append(share)
         rows.append(row)
         last = figure.case
@@ -41,7 +41,7 @@ def losses(figures: Sequence[Figure]) -> Iterator[str]:
     ratios = [(figure.ratio, figure) for figure in figures if figure.ratio is not None]
     for ratio, figure in sorted(ratios, key=lambda pair: pair[0]):
         if ratio < _WORSE and (figure.unit != "bytes" or figure.ours > _FEW_BYTES):
-            yield f"{ratio:.2f}  {figure.section}: {figure.case}, {figure.measure}"
+            yield f"{_ratio(ratio)}  {figure.section}: {figure.case}, {figure.measure}"
 
 
 def chart(figures: Sequence[Figure], title: str) -> Any:
@@ -102,7 +102,7 @@ def _draw(axes: Any, section: str, figures: Sequence[Figure]) -> None:
         color = _COLORS.get(figure.measure, "C7")
         axes.barh(place, ratio - 1, left=1, height=0.8, color=color)
         axes.annotate(
-            f"{ratio:.2f}",
+            _ratio(ratio),
             (ratio, place),
             xytext=(3 if ratio >= 1 else -3, 0),
             textcoords="offset points",
@@ -128,6 +128,12 @@ def _amount(value: float, unit: str) -> str:
         if value >= scale:
             return f"{_digits(value / scale)} {name}"
     return f"{_digits(value / 1e-6)} µs"
+
+
+def _ratio(value: float) -> str:
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:#.2g}"
 
 
 def _digits(value: float) -> str:

@@ -154,7 +154,7 @@ FIGURES = [
     Figure("step", "2 leaves", "step", 1.5, 2.0),
     Figure("compile", "1 leaf", "compile", 2e-4, 4e-4),
     Figure("compile", "1 leaf", "temporary", 1e6, 0.0, unit="bytes"),
-    Figure("compile", "2 leaves", "temporary", 8e3, 8e4, unit="bytes"),
+    Figure("compile", "2 leaves", "temporary", 2e5, 8e6, unit="bytes"),
     Figure("compile", "3 leaves", "temporary", 8.0, 80.0, unit="bytes"),
 ]
 
@@ -174,7 +174,7 @@ def test_a_table_shows_units_ratios_and_the_share_of_the_bound():
 
 def test_losses_are_listed_from_the_worst_on():
     assert list(report.losses(FIGURES)) == [
-        "0.10  compile: 2 leaves, temporary",
+        "0.025  compile: 2 leaves, temporary",
         "0.50  compile: 1 leaf, compile",
         "0.75  step: 2 leaves, step",
     ]
