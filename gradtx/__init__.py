@@ -239,7 +239,12 @@ from gradtx.schedules import (
 )
 from gradtx.select import select
 from gradtx.trees import global_norm
-from gradtx.updates import apply_updates, incremental_update, periodic_update
+from gradtx.updates import (
+    apply_updates,
+    incremental_update,
+    periodic_update,
+    update_and_apply,
+)
 from gradtx.wrappers.accumulate import MultiSteps
 from gradtx.wrappers.average import AverageParamsState, average_params, averaged_params
 from gradtx.wrappers.cautious import cautious
@@ -548,6 +553,7 @@ __all__ = [
     "tree_map_params",
     "unitwise_clip",
     "unitwise_norm",
+    "update_and_apply",
     "update_infinity_moment",
     "update_moment",
     "update_moment_per_elem_norm",

@@ -7,6 +7,7 @@ back has the dtype that it was stored in.
 import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -71,37 +72,38 @@ def start_scalar(
     return jnp.array(fill, scalar.dtype or trees.widest(parameters))
 
 
-@functools.lru_cache(maxsize=1024)
-def leaf_step_of(
-    name: str,
-    step: Callable[..., Any],
-    slots_read: tuple[tuple[str, bool], ...],
-    static: tuple[tuple[str, Any], ...],
-    stacked: bool = False,
-) -> Callable[..., tuple[jax.Array, tuple[jax.Array, ...]]]:
-    """The compiled step on one leaf, shared by all transformations with the same numbers.
+@dataclass(frozen=True, eq=False)
+class LeafStep:
+    """A kernel's step on one leaf: what is stored narrowly is calculated in float32.
 
-    `slots_read` has for each slot the argument, "" if the step only writes it, and whether it is
-    real.
-
-    With `stacked` the step of several leaves of one type, which all arrays but the scalars and
-    the counter have along their first axis.
+    Attributes:
+        name: the kernel's name.
+        function: the equation.
+        slots: for each slot the argument, "" if the step only writes it, and whether it is real.
+        static: the options and the hyperparameters that are compiled in.
+        reads_parameter: whether the equation mentions the parameter.
     """
 
-    def leaf_step(g, slots, p, t, key, scalars):
+    name: str
+    function: Callable[..., Any]
+    slots: tuple[tuple[str, bool], ...] = ()
+    static: tuple[tuple[str, Any], ...] = ()
+    reads_parameter: bool = False
+
+    def __call__(
+        self, g: Any, slots: tuple[Any, ...], p: Any, t: Any, key: Any, scalars: Mapping[str, Any]
+    ) -> tuple[jax.Array, tuple[Any, ...]]:
+        """The update and the new slots."""
         g = jnp.asarray(g)
         dtype = trees.compute_dtype(g.dtype)
         real = trees.real_dtype(dtype)
-        given = dict(static)
+        given = dict(self.static)
         given |= {name: as_scalar(value, real) for name, value in scalars.items()}
-        given |= {
-            name: jax.tree.map(
-                functools.partial(to_compute, dtype=real if is_real else dtype), slot
-            )
-            for (name, is_real), slot in zip(slots_read, slots, strict=True)
-            if name
-        }
-        if p is not None:
+        for (name, is_real), slot in zip(self.slots, slots, strict=True):
+            if name:
+                own = real if is_real else dtype
+                given[name] = jax.tree.map(functools.partial(to_compute, dtype=own), slot)
+        if self.reads_parameter:
             given["p"] = jnp.asarray(p).astype(dtype)
         if t is not None:
             given["t"] = t.astype(real)
@@ -110,31 +112,67 @@ def leaf_step_of(
         # A complex gradient meets real slots and numbers, which strict promotion would refuse.
         mixes = is_complex(dtype)
         with jax.numpy_dtype_promotion("standard") if mixes else contextlib.nullcontext():
-            result = step(g.astype(dtype), **given)
-        results = result if isinstance(result, tuple) else (result,)
-        expected = {"an update": g.shape}
-        expected |= {
-            f"a {name or f'slot {number}'}": jax.tree.map(jnp.shape, slot)
-            for number, ((name, _), slot) in enumerate(zip(slots_read, slots, strict=True))
-        }
-        if len(results) != len(expected):
-            raise ValueError(
-                f"{name}: the kernel returned {len(results)} arrays, expected {', '.join(expected)}"
-            )
-        for (what, shape), array in zip(expected.items(), results, strict=True):
-            if jax.tree.map(np.shape, array) != shape:
-                raise ValueError(
-                    f"{name}: the kernel returned {what} of shape {jax.tree.map(np.shape, array)} "
-                    f"for a gradient of shape {g.shape}, expected shape {shape}"
-                )
-        update, *new = results
+            result = self.function(g.astype(dtype), **given)
+        update, *new = result if isinstance(result, tuple) else (result,)
+        self._check_shapes(g, slots, update, new)
         new = tuple(
             jax.tree.map(_stored_as, value, slot) for value, slot in zip(new, slots, strict=True)
         )
         return update.astype(g.dtype), new
 
-    leaf_step.__name__ = name
-    return jax.jit(jax.vmap(leaf_step, (0, 0, 0, None, 0, None)) if stacked else leaf_step)
+    def _check_shapes(self, g: Any, slots: Any, update: Any, new: list[Any]) -> None:
+        """Refuse what a kernel returned if it does not fit what it was given."""
+        names = ["an update"] + [
+            f"a {name or f'slot {number}'}" for number, (name, _) in enumerate(self.slots)
+        ]
+        if len(new) != len(slots):
+            raise ValueError(
+                f"{self.name}: the kernel returned {1 + len(new)} arrays, expected "
+                f"{', '.join(names)}"
+            )
+        for what, returned, like in zip(names, (update, *new), (g, *slots), strict=True):
+            found, expected = jax.tree.map(np.shape, returned), jax.tree.map(jnp.shape, like)
+            if found != expected:
+                raise ValueError(
+                    f"{self.name}: the kernel returned {what} of shape {found} for a gradient of "
+                    f"shape {g.shape}, expected shape {expected}"
+                )
+
+
+# Equal steps are one object, so that a composed step is found again quickly.
+leaf_step_of = functools.lru_cache(maxsize=1024)(LeafStep)
+
+
+@functools.lru_cache(maxsize=4096)
+def composed_step(steps: tuple[LeafStep, ...]) -> Callable[..., tuple[jax.Array, list[Any]]]:
+    """The compiled steps of one leaf, one after another.
+
+    Returns:
+        A function of the gradient, the parameter and for each step its slots, `t`, key and
+        scalars, that returns the last update and the new slots of each step. All transformations
+        with the same numbers share it.
+    """
+
+    def composed(g, p, arguments):
+        new = []
+        for step, (slots, t, key, scalars) in zip(steps, arguments, strict=True):
+            g, own = step(g, slots, p, t, key, scalars)
+            new.append(own)
+        return g, new
+
+    composed.__name__ = "_".join(step.name for step in steps)
+    return jax.jit(composed)
+
+
+@functools.lru_cache(maxsize=1024)
+def stacked_step(step: LeafStep) -> Callable[..., tuple[jax.Array, tuple[Any, ...]]]:
+    """The compiled step of several leaves of one type, stacked along the first axis."""
+
+    def stacked(*arguments):
+        return jax.vmap(step, (0, 0, 0, None, 0, None))(*arguments)
+
+    stacked.__name__ = step.name
+    return jax.jit(stacked)
 
 
 @functools.lru_cache(maxsize=1024)

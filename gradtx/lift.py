@@ -6,6 +6,7 @@ the time to trace a step grows with the number of layers, not of operations.
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,18 +18,7 @@ import optax
 from jax.typing import DTypeLike
 
 from gradtx import trees
-from gradtx.agreement import check_leaf
-from gradtx.inputs import (
-    as_array,
-    as_gradient,
-    as_gradients,
-    check_state,
-    has_fields,
-    is_exact,
-    known_parameters,
-    trained,
-    with_fields,
-)
+from gradtx.inputs import as_array, as_gradients, check_state, has_fields, trained, with_fields
 from gradtx.kernel import (
     Kernel,
     PerLeaf,
@@ -38,7 +28,15 @@ from gradtx.kernel import (
     measure_arguments,
     squeezed,
 )
-from gradtx.leaf import as_scalar, leaf_step_of, scalar_step_of, start_scalar, start_slot
+from gradtx.leaf import (
+    LeafStep,
+    as_scalar,
+    leaf_step_of,
+    scalar_step_of,
+    start_scalar,
+    start_slot,
+)
+from gradtx.leaves import Finish, Leaves, Link, WaitingStep, run, step_together
 
 
 class ScheduledState(NamedTuple):
@@ -117,7 +115,7 @@ def options_of(transformation: optax.GradientTransformation, tree: Any) -> list[
     return [chosen | own for own in lifted.own_options(tree, tree, len(leaves), lifted.per_leaf)]
 
 
-class _Lifted:
+class _Lifted(Link):
     """A kernel with its arguments sorted by how they reach the step.
 
     Nothing in it changes after it is built, so that a copy of it is itself.
@@ -201,79 +199,89 @@ class _Lifted:
 
     def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         """One step: the new updates and the new state."""
-        kernel = self.kernel
-        params = trained(params)
-        count, inner = self._unpack(state, updates, params)
-        gradients, treedef = trees.flatten(updates)
-        stored = self._stored(inner, updates)
-        slots = [[trees.as_list(part) for part in parts] for parts in stored]
-        parameters = self._parameters(params, updates, len(gradients))
-        if any(map(is_exact, gradients)):
-            gradients = self._promoted(gradients, slots, known_parameters(treedef, params))
-            updates = treedef.unflatten(gradients)
-        own = self.own_options(
-            updates if params is None else params, updates, len(gradients), self.per_leaf
-        )
-        active = [i for i, gradient in enumerate(gradients) if trees.is_parameter(gradient)]
-        for i, gradient in enumerate(gradients):
-            leaf = [gradient, parameters[i], *(slot[i] for slot in slots)]
-            if trees.is_parameter(gradient):
-                check_leaf(self.owner, kernel, i, leaf, self.static | own[i], updates, inner)
+        return run(self, updates, state, params, extra)
+
+    def join(self, leaves: Leaves, state: Any) -> Finish:
+        """Align what belongs to each leaf, measure the tree, and put the steps to the leaves."""
+        count, inner = self._unpack(state, leaves)
+        slots = self._aligned_slots(inner, leaves)
+        leaves.promote(slots)
+        if self.kernel.needs_parameters:
+            leaves.align_parameters(self.owner)
+        active = leaves.active()
+        own = self._options_of_leaves(leaves) if self.per_leaf else [{}] * len(leaves.leaves)
+        self._check(leaves, active, slots, own)
 
         t = None if count is None else optax.safe_increment(count)
-        scalars, new_scalars = self._scalars(
-            count,
-            t,
-            inner,
-            extra,
-            [jnp.asarray(gradients[i]) for i in active],
-            {
-                slot.read_as: [values[i] for i in active]
-                for slot, values in zip(kernel.slots, slots, strict=True)
-            }
-            | {"p": [parameters[i] for i in active]},
-        )
+        scalars, new_scalars = self._measured(leaves, active, slots, count, t, inner)
         new_key, keys = self._keys(inner, len(active))
-        key_of = dict(zip(active, keys, strict=True))
-        for group in self._groups(active, gradients, slots, own):
-            arguments = [
-                (
-                    gradients[i],
-                    tuple(slot[i] for slot in slots),
-                    parameters[i] if "p" in kernel.arguments else None,
-                    key_of[i],
-                )
-                for i in group
-            ]
-            results = self._step(arguments, own[group[0]], t, scalars)
-            for i, (update, new) in zip(group, results, strict=True):
-                gradients[i] = update
-                for slot, value in zip(slots, new, strict=True):
-                    slot[i] = value
 
-        fields = {
-            slot.name: treedef.unflatten(map(trees.in_container_of, old, new))
-            for slot, old, new in zip(kernel.slots, stored, slots, strict=True)
-        }
-        fields |= new_scalars
-        fields |= {name: optax.safe_increment(getattr(inner, name)) for name in kernel.counts}
-        if new_key is not None:
-            fields["rng_key"] = new_key
-        return treedef.unflatten(gradients), self._renewed(t, state, inner, fields)
-
-    def _stored(self, inner: Any, updates: Any) -> list[list[Any]]:
-        """For each slot what the state has for each leaf of the updates."""
-        return [
-            trees.flatten_like(
-                self.owner,
-                f"the state's {slot.name}",
-                getattr(inner, slot.name),
-                "updates",
-                updates,
-                subtrees=slot.shape is not None,
+        steps = {
+            i: WaitingStep(
+                self._step_of(own[i]),
+                tuple(slot[i] for slot in slots),
+                t if "t" in self.kernel.arguments else None,
+                key,
+                scalars,
             )
-            for slot in self.slots
-        ]
+            for i, key in zip(active, keys, strict=True)
+        }
+        if self.kernel.stacked:
+            step_together([(leaves.leaves[i], step) for i, step in steps.items()])
+        else:
+            for i, step in steps.items():
+                leaves.leaves[i].waiting.append(step)
+
+        treedef = leaves.treedef
+
+        def finish() -> Any:
+            for i, step in steps.items():
+                for slot, value in zip(slots, step.new, strict=True):
+                    slot[i] = value
+            fields = {
+                slot.name: treedef.unflatten(self._as_before(slot, inner, treedef, new))
+                for slot, new in zip(self.slots, slots, strict=True)
+            }
+            fields |= new_scalars
+            first, *others = self.kernel.counts or (None,)
+            fields |= {first: t} if first else {}
+            fields |= {name: optax.safe_increment(getattr(inner, name)) for name in others}
+            if new_key is not None:
+                fields["rng_key"] = new_key
+            return self._renewed(t, state, inner, fields)
+
+        return finish
+
+    def _aligned_slots(self, inner: Any, leaves: Leaves) -> list[list[Any]]:
+        """For each slot what the state has for each leaf."""
+        slots = []
+        for slot in self.slots:
+            kept, several = getattr(inner, slot.name), slot.shape is not None
+            parts = leaves.aligned(self.owner, f"the state's {slot.name}", kept, subtrees=several)
+            slots.append([trees.as_list(part) for part in parts] if several else parts)
+        return slots
+
+    def _as_before(self, slot: Slot, inner: Any, treedef: Any, new: list[Any]) -> Iterable[Any]:
+        """The new values of a slot in the containers that the old ones came in."""
+        if slot.shape is None:
+            return new
+        old = treedef.flatten_up_to(getattr(inner, slot.name))
+        return map(trees.in_container_of, old, new)
+
+    def _check(
+        self, leaves: Leaves, active: list[int], slots: list[list[Any]], own: list[dict[str, Any]]
+    ) -> None:
+        """Refuse leaves whose parameter or slots are missing or of another shape."""
+        for i in active:
+            if self.kernel.needs_parameters:
+                leaves.check_parameter(self.owner, i)
+            shape = np.shape(leaves.leaves[i].value)
+            for slot, values in zip(self.slots, slots, strict=True):
+                expected = shape
+                if slot.shape is not None:
+                    expected = slot.shape_for(shape, self.static | own[i])
+                if getattr(values[i], "shape", None) != expected:
+                    leaves.check_slot(self.owner, i, slot.name, values[i], expected)
 
     def _number(self, fill: Any) -> Any:
         """A value at the start; a name stands for that hyperparameter's."""
@@ -291,12 +299,12 @@ class _Lifted:
             return self.kernel.scheduled_state(count)
         return ScheduledState(count, inner)
 
-    def _unpack(self, state: Any, updates: Any, params: Any) -> tuple[Any, Any]:
+    def _unpack(self, state: Any, leaves: Leaves) -> tuple[Any, Any]:
         """The counter, if there is one, and the state that holds the slots."""
         own = self.kernel.state
         if not self.reads_state:
             if not has_fields(state, own._fields):
-                state = self.init(as_gradients(updates, params))
+                state = self.init(as_gradients(leaves.shapes(), leaves.params))
             return None, state
         if self.counts_for_schedules and own._fields:
             check_state(self.owner, state, ScheduledState._fields)
@@ -317,23 +325,13 @@ class _Lifted:
         new = {"count": t, "inner_state": with_fields(own, inner, fields)}
         return with_fields(ScheduledState, state, new)
 
-    def _parameters(self, params: Any, updates: Any, number: int) -> Sequence[Any]:
-        if not self.kernel.needs_parameters:
-            return [None] * number
-        if params is None:
-            raise ValueError(
-                f"{self.owner}: needs the parameters; call update(updates, state, params)"
-            )
-        return trees.flatten_like(self.owner, "params", params, "updates", updates)
-
-    def _promoted(
-        self, gradients: list[Any], slots: list[list[Any]], parameters: list[Any]
-    ) -> list[Any]:
-        """The gradients, those of integers as what they are for the parameter and slots there."""
-        return [
-            as_gradient(gradient, parameter, [slot[i] for slot in slots])
-            for i, (gradient, parameter) in enumerate(zip(gradients, parameters, strict=True))
-        ]
+    def _options_of_leaves(self, leaves: Leaves) -> list[dict[str, Any]]:
+        """For each leaf the options that differ from leaf to leaf."""
+        updates = leaves.shapes() if leaves.params is not None else leaves.updates()
+        params = trained(leaves.params)
+        return self.own_options(
+            updates if params is None else params, updates, len(leaves.leaves), self.per_leaf
+        )
 
     def own_options(
         self, tree: Any, updates: Any, number: int, names: Iterable[str]
@@ -349,54 +347,35 @@ class _Lifted:
                 options[name] = value
         return own
 
-    def _step(
-        self, arguments: list[Any], own: dict[str, Any], t: Any, scalars: dict[str, Any]
-    ) -> list[Any]:
-        """The new update and slots of each of these leaves, which are of one type."""
-        kernel = self.kernel
-        static = {
-            name: value for name, value in (self.static | own).items() if name in kernel.arguments
-        }
-        step = leaf_step_of(
-            kernel.name,
-            kernel.step,
+    def _step_of(self, own: dict[str, Any]) -> LeafStep:
+        """The step of a leaf with these options of its own."""
+        if not own:
+            return self.step
+        return self._with_options(own)
+
+    @functools.cached_property
+    def step(self) -> LeafStep:
+        """The step of all leaves, where no option differs."""
+        return self._with_options({})
+
+    def _with_options(self, own: dict[str, Any]) -> LeafStep:
+        asked = self.kernel.arguments
+        return leaf_step_of(
+            self.kernel.name,
+            self.kernel.step,
             tuple((slot.read_as if slot.is_read else "", slot.real) for slot in self.slots),
-            tuple(static.items()),
-            stacked=len(arguments) > 1,
+            tuple((name, value) for name, value in (self.static | own).items() if name in asked),
+            "p" in asked,
         )
-        t = t if "t" in kernel.arguments else None
-        if len(arguments) == 1:
-            g, slots, p, key = arguments[0]
-            return [step(g, slots, p, t, key, scalars)]
-        g, slots, p, key = jax.tree.map(lambda *leaves: jnp.stack(leaves), *arguments)
-        stacked = step(g, slots, p, t, key, scalars)
-        return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(arguments))]
 
-    def _groups(
+    def _measured(
         self,
+        leaves: Leaves,
         active: list[int],
-        gradients: list[Any],
         slots: list[list[Any]],
-        own: list[dict[str, Any]],
-    ) -> list[list[int]]:
-        """The leaves that take their step together: those of one type, if the kernel stacks."""
-        if not self.kernel.stacked:
-            return [[i] for i in active]
-        groups: dict[Any, list[int]] = {}
-        for i in active:
-            arrays, structure = jax.tree.flatten([gradients[i], [slot[i] for slot in slots]])
-            types = tuple((np.shape(x), jnp.result_type(x)) for x in arrays)
-            groups.setdefault((structure, types, tuple(own[i].items())), []).append(i)
-        return list(groups.values())
-
-    def _scalars(
-        self,
         count: Any,
         t: Any,
         inner: Any,
-        extra: dict[str, Any],
-        gradients: list[jax.Array],
-        leaves: dict[str, list[Any]],
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the step takes of the whole tree, and the new scalars of the state."""
         kernel = self.kernel
@@ -406,20 +385,30 @@ class _Lifted:
             else self.values[name]
             for name in self.traced
         }
+        values = {name: jnp.asarray(value) for name, value in values.items()}
+        if not (kernel.measures or kernel.scalars or kernel.extras):
+            return values, {}
+        leaves.take_steps()
+        gradients = [jnp.asarray(leaves.leaves[i].value) for i in active]
         dtype = trees.widest(gradients)
         kept = {scalar.name: getattr(inner, scalar.name) for scalar in kernel.scalars}
         known: dict[str, Any] = {name: as_scalar(value, dtype) for name, value in values.items()}
         known |= {name: as_scalar(jnp.asarray(value), dtype) for name, value in kept.items()}
         for name in kernel.extras:
-            if extra.get(name) is None:
+            if leaves.extra.get(name) is None:
                 raise ValueError(
                     f"{self.owner}: needs {name}; call update(updates, state, params, {name}=...)"
                 )
-            value = squeezed(f"{self.owner}: {name}", jnp.asarray(extra[name]))
+            value = squeezed(f"{self.owner}: {name}", jnp.asarray(leaves.extra[name]))
             known[name] = as_scalar(value, dtype)
         if t is not None:
             known["t"] = t.astype(dtype)
-        given = known | leaves | self.static
+        given = known | self.static
+        given |= {
+            slot.read_as: [own[i] for i in active]
+            for slot, own in zip(self.slots, slots, strict=True)
+        }
+        given["p"] = [leaves.leaves[i].parameter for i in active]
         for name, measure in kernel.measures.items():
             values[name] = known[name] = measure(
                 gradients, **{asked: given[asked] for asked in measure_arguments(measure)}

@@ -94,16 +94,34 @@ def flatten_like(
         ValueError: if the structures differ, naming the first path that only one of them has.
     """
     leaves, treedef = flatten(reference)
+    return parts_at(owner, what, tree, reference_name, treedef, leaves, subtrees=subtrees)
+
+
+def parts_at(
+    owner: str,
+    what: str,
+    tree: Any,
+    reference_name: str,
+    treedef: Any,
+    leaves: Sequence[Any],
+    *,
+    subtrees: bool = False,
+) -> list:
+    """`flatten_like` for a reference that was flattened before."""
+
+    def difference() -> str:
+        reference = treedef.unflatten(leaves)
+        return describe_difference(what, tree, reference_name, reference, subtrees=subtrees)
+
     try:
         parts = treedef.flatten_up_to(tree)
     except (ValueError, TypeError, KeyError) as mismatch:
-        difference = describe_difference(what, tree, reference_name, reference, subtrees=subtrees)
-        raise ValueError(f"{owner}: {difference}") from mismatch
-    opposite = [part for leaf, part in zip(leaves, parts, strict=True) if leaf is not None]
-    if not subtrees and not jax.tree_util.all_leaves(
-        [part for part in opposite if part is not None]
-    ):
-        raise ValueError(f"{owner}: {describe_difference(what, tree, reference_name, reference)}")
+        raise ValueError(f"{owner}: {difference()}") from mismatch
+    if not subtrees:
+        opposite = zip(leaves, parts, strict=True)
+        present = [part for leaf, part in opposite if leaf is not None and part is not None]
+        if not jax.tree_util.all_leaves(present):
+            raise ValueError(f"{owner}: {difference()}")
     return parts
 
 
@@ -218,6 +236,7 @@ def _describe(leaves: dict[str, Any], path: str) -> str:
     return f"shape {np.shape(leaf)}" if hasattr(leaf, "shape") else shown(leaf)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def norm(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
     """The Euclidean norm of one array along `axis`, its axes kept with length 1.
 
@@ -227,21 +246,54 @@ def norm(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
         x: an array of at least 32 bits.
         axis: the axes to sum over; None: all.
     """
-    squares = jnp.sum(abs_squared(x), axis=axis, keepdims=True)
 
-    def rescaled() -> jax.Array:
-        largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0.0))
-        # XLA may multiply by the inverse of the unit, which must not be subnormal.
-        largest = jnp.minimum(largest, 2.0 ** (jnp.finfo(largest.dtype).maxexp - 8))
-        unit = jnp.where(largest > 0, largest, 1.0)
-        total = jnp.sum(abs_squared(x / unit.astype(x.dtype)), axis=axis, keepdims=True)
-        return unit * _safe_sqrt(total)
+    def total(factor: jax.Array) -> jax.Array:
+        scaled = lax.optimization_barrier(x) * factor.astype(x.dtype)
+        return jnp.sum(abs_squared(scaled), axis=axis, keepdims=True)
 
-    # One pass is enough where the sums of squares are ordinary numbers.
-    is_ordinary = jnp.all(_is_ordinary(squares))
-    if isinstance(is_ordinary, Tracer):
-        return lax.cond(is_ordinary, lambda: _safe_sqrt(squares), rescaled)
-    return _safe_sqrt(squares) if is_ordinary else rescaled()
+    one = jnp.ones_like(jnp.sum(jnp.real(x), axis=axis, keepdims=True))
+    return _root_of_sum(total, one)
+
+
+@norm.defjvp
+def _norm_jvp(axis: Any, primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    (x,), (change,) = primals, tangents
+    length = norm(x, axis)
+    parts = jnp.real(jnp.conj(direction(x, length.astype(x.dtype))) * change)
+    return length, jnp.sum(parts, axis=axis, keepdims=True)
+
+
+def direction(g: jax.Array, norm: jax.Array) -> jax.Array:
+    """Divide g by its norm; g itself where that is 0."""
+    # XLA may multiply by the inverse of the norm, which must not be subnormal.
+    unit = jnp.where(norm > 2.0 ** (jnp.finfo(norm.dtype).maxexp - 8), 2.0**-8, 1.0)
+    return g * unit / jnp.where(norm == 0, 1.0, norm * unit)
+
+
+def _root_of_sum(total: Callable[[jax.Array], jax.Array], one: jax.Array) -> jax.Array:
+    """The root of a sum of squares which may lie outside the range of its dtype.
+
+    Where the sum is an ordinary number, one pass is enough. Elsewhere a second pass scales by a
+    power of two, which is exact and leaves room for 2^32 elements. Both passes are one loop, so
+    that the code of the sum stands once in the program.
+
+    Args:
+        total: from a factor to the sum of squares of all elements multiplied by it.
+        one: the first factor, of the type of the sum.
+    """
+    exponent = jnp.finfo(one.dtype).maxexp * 5 // 8
+    small, large = (jnp.full_like(one, 2.0**power) for power in (-exponent, exponent))
+
+    def sum_up(carried: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Any, Any, Any]:
+        factor, _, _ = carried
+        squares = total(factor)
+        is_done = (factor != one) | _is_ordinary(squares)
+        scale = lax.select(squares > one, small, large)
+        return lax.select(is_done, factor, scale), squares, ~jnp.all(is_done)
+
+    start = (one, one, jnp.any(one > 0))
+    factor, squares, _ = lax.while_loop(lambda carried: carried[2], sum_up, start)
+    return jnp.sqrt(squares) / factor
 
 
 def _is_ordinary(squares: jax.Array) -> jax.Array:
@@ -305,31 +357,51 @@ def norm_of_leaves(
     """`global_norm` of a list of inexact arrays."""
     if not leaves:
         return jnp.zeros((), jnp.float32)
+    summed_over = axis_name if axis_reduction == "sum" else None
+    if isinstance(summed_over, list):
+        summed_over = tuple(summed_over)
+    # Eagerly one compiled call; inside of a trace the code itself, which is traced faster.
+    is_traced = axis_name or any(isinstance(leaf, Tracer) for leaf in leaves)
+    result = (_norm_of_leaves if is_traced else _compiled_norm)(leaves, summed_over)
+    return lax.pmean(result, axis_name) if axis_name and axis_reduction == "mean" else result
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _norm_of_leaves(leaves: Sequence[jax.Array], axis_name: AxisName | None) -> jax.Array:
+    # Every leaf in the dtype of the widest: what underflows in its own may count in the whole.
     dtype = widest(leaves)
 
-    def total(of_leaf: Callable[..., jax.Array], *arguments: jax.Array) -> jax.Array:
-        # Every leaf in the dtype of the widest: what underflows in its own may count in the whole.
-        parts = [of_leaf(leaf, *arguments, dtype=dtype) for leaf in leaves]
+    def total(factor: jax.Array) -> jax.Array:
+        # Of a leaf that it knows, such as the zero gradient of an unused parameter, XLA would
+        # multiply the squares with the square of the factor, which overflows.
+        parts = [
+            jnp.sum(abs_squared(x * factor.astype(x.dtype))).reshape(1)
+            for x in (_widened(leaf, dtype) for leaf in lax.optimization_barrier(list(leaves)))
+        ]
         whole = jnp.sum(lax.concatenate(parts, 0))
-        return lax.psum(whole, axis_name) if axis_name and axis_reduction == "sum" else whole
+        return lax.psum(whole, axis_name) if axis_name else whole
 
-    # One pass is enough where the sum of squares is an ordinary number. Elsewhere a second pass
-    # scales by a power of two, which is exact, and leaves room for 2^32 elements.
-    exponent = jnp.finfo(dtype).maxexp
-    squares = total(_sum_of_squares)
+    one = jnp.ones((), dtype)
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        # The loop starts with what varies over the same axes as the sum; its value is not used.
+        one = jnp.ones_like(total(one))
+    return _root_of_sum(total, one)
 
-    def rescaled() -> jax.Array:
-        factor = jnp.where(squares > 1, 2.0 ** -(exponent * 5 // 8), 2.0 ** (exponent * 5 // 8))
-        factor = factor.astype(dtype)
-        return _safe_sqrt(total(_sum_of_scaled_squares, factor)) / factor
 
-    is_ordinary = _is_ordinary(squares)
-    if isinstance(is_ordinary, Tracer):
-        result = lax.cond(is_ordinary, lambda: _safe_sqrt(squares), rescaled)
-    else:
-        # An eager conditional would be compiled, with all leaves in it, at every call.
-        result = _safe_sqrt(squares) if is_ordinary else rescaled()
-    return lax.pmean(result, axis_name) if axis_name and axis_reduction == "mean" else result
+@_norm_of_leaves.defjvp
+def _norm_of_leaves_jvp(axis_name: Any, primals: tuple[Any], tangents: tuple[Any]) -> Any:
+    (leaves,), (changes,) = primals, tangents
+    length = _norm_of_leaves(leaves, axis_name)
+
+    def part(leaf: jax.Array, change: jax.Array) -> jax.Array:
+        x = _widened(leaf, length.dtype)
+        return inner_product(direction(x, length), _widened(change, length.dtype))
+
+    total = sum(map(part, leaves, changes))
+    return length, lax.psum(total, axis_name) if axis_name else total
+
+
+_compiled_norm = jax.jit(_norm_of_leaves, static_argnums=1)
 
 
 def sum_of(function: Callable[..., jax.Array], *lists: Sequence[Any]) -> jax.Array:
@@ -360,25 +432,6 @@ def inner_product(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.sum(jnp.real(jnp.conj(x) * y))
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
-def _sum_of_squares(x: jax.Array, *, dtype: np.dtype) -> jax.Array:
-    return jnp.sum(abs_squared(_widened(x, dtype))).reshape(1)
-
-
-@functools.partial(jax.jit, static_argnames="dtype")
-def _sum_of_scaled_squares(x: jax.Array, factor: jax.Array, *, dtype: np.dtype) -> jax.Array:
-    # Of a leaf that it knows, such as the zero gradient of an unused parameter, XLA would multiply
-    # the squares with the square of the factor, which overflows.
-    x = lax.optimization_barrier(_widened(x, dtype))
-    return jnp.sum(abs_squared(x * factor.astype(x.dtype))).reshape(1)
-
-
 def _widened(x: jax.Array, dtype: np.dtype) -> jax.Array:
     """`x` in a real dtype, or in the complex dtype of that precision."""
     return x.astype(np.promote_types(compute_dtype(x.dtype), dtype))
-
-
-def _safe_sqrt(x: jax.Array) -> jax.Array:
-    """sqrt(x) whose derivative at zero is zero, not infinite."""
-    is_zero = x == 0
-    return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, x)))

@@ -1,16 +1,21 @@
 """From updates to parameters."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 from jax.typing import ArrayLike
 
 from gradtx import trees
+from gradtx.compose.sequence import as_transformation
 from gradtx.inputs import holds_state, is_exact
 from gradtx.kernel import COUNT, SHARE, check
+from gradtx.leaf import LeafStep
+from gradtx.leaves import Leaves, WaitingStep, join
 
 
 def apply_updates(params: Any, updates: Any) -> Any:
@@ -40,20 +45,80 @@ def apply_updates(params: Any, updates: Any) -> Any:
     """
     leaves, treedef = trees.flatten(params)
     changes = _aligned(updates, params)
-    new = []
-    for i, (parameter, change) in enumerate(zip(leaves, changes, strict=True)):
-        if not (trees.is_parameter(parameter) or is_exact(parameter)) or not (
-            trees.is_parameter(change) or is_exact(change)
-        ):
-            new.append(parameter)
-            continue
-        if np.shape(parameter) != np.shape(change):
-            trees.refuse_shape("apply_updates", "params", params, i, "updates", change)
-        if is_exact(parameter):
-            new.append(_add_exactly(parameter, change, params, i))
-        else:
-            new.append(_add(parameter, change))
-    return treedef.unflatten(new)
+    return treedef.unflatten(
+        _new_parameter(parameter, change, params, i)
+        for i, (parameter, change) in enumerate(zip(leaves, changes, strict=True))
+    )
+
+
+def update_and_apply(
+    tx: optax.GradientTransformation, updates: Any, state: Any, params: Any, **extra: Any
+) -> tuple[Any, Any]:
+    """Take one step of an optimizer, from gradients to new parameters.
+
+        u = tx(g),    p <- p + u
+
+    The same as `tx.update` and then `apply_updates`, for any transformation of gradtx or optax. Of
+    a chain of gradtx the addition becomes part of the one compiled step that each leaf takes, so
+    that the updates are not written to memory, and there is less to trace and to compile.
+
+    Args:
+        tx: the gradient transformation.
+        updates: the gradients, a tree of the structure of `params`.
+        state: the state of `tx`.
+        params: a tree of parameters.
+        **extra: the extra arguments of `tx.update`, such as `value`.
+
+    Returns:
+        The pair of the new parameters, in their own dtypes, and the new state.
+
+    Raises:
+        ValueError: as `tx.update` and `apply_updates` do.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = {"w": jnp.array([1.0])}
+        >>> tx = gradtx.chain(gradtx.clip(1.0), gradtx.sgd(0.25, momentum=0.9))
+        >>> state = tx.init(params)
+        >>> params, state = gradtx.update_and_apply(tx, {"w": jnp.array([3.0])}, state, params)
+        >>> print(params["w"])
+        [0.75]
+    """
+    tx = as_transformation("update_and_apply", "tx", tx)
+    leaves = Leaves(updates, params, extra)
+    finish = join(tx.update, leaves, state)
+    if isinstance(params, optax.LookaheadParams):
+        return apply_updates(params, leaves.updates()), finish()
+    leaves.align_parameters("update_and_apply")
+    added = [
+        trees.is_parameter(leaf.value)
+        and trees.is_parameter(leaf.parameter)
+        and np.shape(leaf.value) == np.shape(leaf.parameter)
+        for leaf in leaves.leaves
+    ]
+    for leaf, is_added in zip(leaves.leaves, added, strict=True):
+        if is_added:
+            leaf.waiting.append(WaitingStep(_ADDITION))
+    leaves.take_steps()
+    new = [
+        leaf.value if is_added else _new_parameter(leaf.parameter, leaf.value, params, i)
+        for i, (leaf, is_added) in enumerate(zip(leaves.leaves, added, strict=True))
+    ]
+    return leaves.treedef.unflatten(new), finish()
+
+
+def _new_parameter(parameter: Any, change: Any, params: Any, index: int) -> Any:
+    """The parameter of this number in the tree after its update."""
+    if not (trees.is_parameter(parameter) or is_exact(parameter)) or not (
+        trees.is_parameter(change) or is_exact(change)
+    ):
+        return parameter
+    if np.shape(parameter) != np.shape(change):
+        trees.refuse_shape("apply_updates", "params", params, index, "updates", change)
+    if is_exact(parameter):
+        return _add_exactly(parameter, change, params, index)
+    return _add(parameter, change)
 
 
 def _aligned(updates: Any, params: Any) -> list[Any]:
@@ -82,12 +147,27 @@ def _add_exactly(parameter: Any, change: Any, params: Any, index: int) -> Any:
     return parameter + change if isinstance(parameter, int) else _add(parameter, change)
 
 
-@jax.jit
-def _add(parameter: jax.Array, change: jax.Array) -> jax.Array:
+def _sum(parameter: Any, change: Any) -> jax.Array:
     parameter, change = jnp.asarray(parameter), jnp.asarray(change)
     is_inexact = jnp.issubdtype(parameter.dtype, jnp.inexact)
     dtype = trees.compute_dtype(parameter.dtype) if is_inexact else parameter.dtype
     return (parameter.astype(dtype) + change.astype(dtype)).astype(parameter.dtype)
+
+
+_add = jax.jit(_sum)
+
+
+class _Addition(LeafStep):
+    """The sum of a parameter and its update as the last step of a chain."""
+
+    def __call__(
+        self, g: Any, slots: tuple[Any, ...], p: Any, t: Any, key: Any, scalars: Mapping[str, Any]
+    ) -> tuple[jax.Array, tuple[Any, ...]]:
+        del slots, t, key, scalars
+        return _sum(p, g), ()
+
+
+_ADDITION = _Addition("apply_updates", _sum, reads_parameter=True)
 
 
 def incremental_update(new_tensors: Any, old_tensors: Any, step_size: ArrayLike) -> Any:

@@ -15,10 +15,11 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 
 # Each part may import the parts before it. The rest of the library uses public names only.
 LAYERS = [
-    ("messages.py", "trees.py", "inputs.py", "kernel.py", "updates.py", "tables.py"),
+    ("messages.py", "trees.py", "inputs.py", "kernel.py", "tables.py"),
     ("roles.py", "select.py"),
+    ("leaf.py", "leaves.py"),
     ("compose/",),
-    ("lift.py", "leaf.py", "agreement.py"),
+    ("lift.py", "updates.py"),
     ("kernels/",),
     ("wrappers/", "schedules.py"),
     ("recipes/",),

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import optax
 
-from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import ExtraArgs, Transformation, as_transformation, set_to_zero
 from gradtx.inputs import check_state, describe_state
+from gradtx.leaves import Finish, Leaves, join
 from gradtx.messages import listed
 from gradtx.select import Mask, fitted, is_function_of_tree, mask_for
 
@@ -72,19 +72,20 @@ def masked_for(
             return optax.MaskedState(inner.init(params))
         return optax.MaskedState(inner.init(_hidden(params, flags_of(params))))
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        flags = flags_of(_asked(owner, mask, updates, params))
-        return _update_masked(
-            owner, inner, flags, updates, state, params, extra, mask_compatible_extra_args
-        )
+    def joined(leaves: Leaves, state: Any) -> Finish:
+        flags = flags_of(_asked(owner, mask, leaves))
+        chosen = _chosen(owner, flags, leaves, mask_compatible_extra_args)
+        finish = join(inner.update, chosen, state.inner_state)
+        return lambda: optax.MaskedState(finish())
 
     return composed(
         "masked",
         (Part("", inner, flags_of),),
         init,
-        update,
+        joined,
         state=optax.MaskedState,
         only_hands_on=True,
+        joins=True,
     )
 
 
@@ -93,42 +94,33 @@ def _hidden(tree: Any, flags: Any) -> Any:
     return jax.tree.map(lambda flag, part: part if flag else optax.MaskedNode(), flags, tree)
 
 
-def _update_masked(
-    owner: str,
-    inner: ExtraArgs,
-    flags: Any,
-    updates: Any,
-    state: Any,
-    params: Any,
-    extra: dict[str, Any],
-    mask_compatible_extra_args: bool,
-) -> tuple[Any, Any]:
-    """The updates of the chosen leaves, among the others as they were, and the new state."""
-    own = fitted(owner, "the mask", flags, updates)
+def _chosen(owner: str, flags: Any, leaves: Leaves, mask_compatible_extra_args: bool) -> Leaves:
+    """The chosen leaves, with their parameters and extra arguments."""
+    shapes = leaves.shapes()
+    own = fitted(owner, "the mask", flags, shapes)
+    extra = leaves.extra
     if mask_compatible_extra_args:
-        structure = jax.tree.structure(updates)
+        structure = jax.tree.structure(shapes)
         extra = {
             name: _hidden(value, own) if jax.tree.structure(value) == structure else value
             for name, value in extra.items()
         }
-    hidden_params = params
+    params = leaves.params
     if params is not None:
         # Parameters that do not fit are refused by whatever reads them.
         with contextlib.suppress(ValueError):
-            hidden_params = _hidden(params, fitted(owner, "the mask", flags, params))
-    new, inner_state = inner.update(
-        _hidden(updates, own), state.inner_state, hidden_params, **extra
-    )
-    merged = jax.tree.map(lambda flag, a, b: a if flag else b, own, new, updates)
-    return merged, optax.MaskedState(inner_state)
+            params = _hidden(params, fitted(owner, "the mask", flags, params))
+    return leaves.restricted(lambda tree: _hidden(tree, own), params, extra)
 
 
-def _asked(owner: str, choice: Any, updates: Any, params: Any) -> Any:
+def _asked(owner: str, choice: Any, leaves: Leaves) -> Any:
     """The tree that a choice is for: of a function the parameters, where they are given."""
-    if params is None or not is_function_of_tree(choice):
-        return updates
-    trees.flatten_like(owner, "params", params, "updates", updates)
-    return params
+    if not is_function_of_tree(choice):
+        return leaves.shapes()
+    if leaves.params is None:
+        return leaves.updates()
+    leaves.aligned(owner, "params", leaves.params)
+    return leaves.params
 
 
 def partition(
@@ -197,30 +189,24 @@ def partition(
             }
         )
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        labels = labels_of(_asked("partition", param_labels, updates, params))
-        new_states = {}
+    def joined(leaves: Leaves, state: Any) -> Finish:
+        labels = labels_of(_asked("partition", param_labels, leaves))
+        finishes = {}
         for label, tx in transforms.items():
-            inner_state = _state_of_group(state, label)
+            inner_state = _state_of_group(state, label).inner_state
             flags = _chosen_by(label, labels)
-            updates, new_states[label] = _update_masked(
-                "partition",
-                tx,
-                flags,
-                updates,
-                inner_state,
-                params,
-                extra,
-                mask_compatible_extra_args,
-            )
-        return updates, optax.transforms.PartitionState(new_states)
+            chosen = _chosen("partition", flags, leaves, mask_compatible_extra_args)
+            finishes[label] = join(tx.update, chosen, inner_state)
+        return lambda: optax.transforms.PartitionState(
+            {label: optax.MaskedState(finish()) for label, finish in finishes.items()}
+        )
 
     parts = tuple(
         Part(str(label), tx, lambda tree, label=label: _chosen_by(label, labels_of(tree)))
         for label, tx in transforms.items()
     )
     kept = optax.transforms.PartitionState
-    return composed("partition", parts, init, update, state=kept, only_hands_on=True)
+    return composed("partition", parts, init, joined, state=kept, only_hands_on=True, joins=True)
 
 
 def _refuse_unknown(labels: Any, transforms: Mapping[Hashable, Transformation]) -> None:

@@ -8,6 +8,7 @@ import jax
 import optax
 
 from gradtx.inputs import as_gradients, check_state, has_fields
+from gradtx.leaves import Finish, Leaves, Link, run
 
 Locality: TypeAlias = Literal["element", "leaf", "tree"]
 
@@ -28,36 +29,48 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Composed:
+class Composed(Link):
     """An update function that knows its parts.
 
     Attributes:
         owner: the public name of what put the parts together.
         parts: in the order in which they act.
-        function: the update function itself.
+        function: the update function itself; of a composition of links what joins them: from
+            the leaves and the state to what gives the new state.
         locality: what an element's update depends on, beside what the parts make it depend on:
             that "element" alone, its whole "leaf", or the whole "tree".
         fields: what the function reads of its state; it may be of any class that has them.
         only_hands_on: whether the function leaves it to its parts to look at the updates.
         reads_state: whether the function reads its state; if not, it accepts any.
+        joins: whether the steps of its parts may wait at the leaves.
     """
 
     owner: str
     parts: tuple[Part, ...]
-    function: Callable[..., tuple[Any, Any]]
+    function: Callable[..., Any]
     locality: Locality = "element"
     fields: tuple[str, ...] = ()
     only_hands_on: bool = False
     reads_state: bool = True
+    joins: bool = False
 
     def __call__(
         self, updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, Any]:
         """The update of the whole."""
+        if self.joins:
+            return run(self, updates, state, params, extra)
         check_state(self.owner, state, self.fields)
         if not self.only_hands_on:
             updates = as_gradients(updates, params)
         return self.function(updates, state, params, **extra)
+
+    def join(self, leaves: Leaves, state: Any) -> Finish:
+        """Put the steps of its parts to the leaves, or those of the others through the whole."""
+        if not self.joins:
+            return leaves.through(self, state)
+        check_state(self.owner, state, self.fields)
+        return self.function(leaves, state)
 
     @property
     def __name__(self) -> str:
@@ -73,12 +86,13 @@ def composed(
     owner: str,
     parts: tuple[Part, ...],
     init: optax.TransformInitFn,
-    update: Callable[..., tuple[Any, Any]],
+    update: Callable[..., Any],
     *,
     locality: Locality = "element",
     state: Any = None,
     only_hands_on: bool = False,
     reads_state: bool = True,
+    joins: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation of optax's type whose parts `parts_of` finds again.
 
@@ -86,15 +100,16 @@ def composed(
         owner: the public name of what put the parts together.
         parts: in the order in which they act.
         init: the init function.
-        update: the update function.
+        update: the update function; with `joins` the function of the leaves and the state.
         locality: see `Composed`.
         state: the class of the state, whose fields the update reads; None: it looks at the state
             itself, or has none.
         only_hands_on: see `Composed`.
         reads_state: see `Composed`.
+        joins: see `Composed`.
     """
     fields = getattr(state, "_fields", ())
-    whole = Composed(owner, parts, update, locality, fields, only_hands_on, reads_state)
+    whole = Composed(owner, parts, update, locality, fields, only_hands_on, reads_state, joins)
     return optax.GradientTransformationExtraArgs(init, whole)
 
 

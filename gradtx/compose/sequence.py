@@ -12,6 +12,7 @@ import optax
 from gradtx import trees
 from gradtx.compose.parts import Part, composed, would_lose
 from gradtx.inputs import describe_state
+from gradtx.leaves import Finish, Leaves, join
 from gradtx.messages import listed, shown
 
 Transformation = optax.GradientTransformation
@@ -91,7 +92,7 @@ def chain(*args: Transformation) -> ExtraArgs:
     def init(params: Any) -> Any:
         return tuple(tx.init(params) for tx in transformations)
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def joined(leaves: Leaves, state: Any) -> Finish:
         if state is None:
             raise ValueError("chain: needs a state, got None; make one with init(params)")
         if not isinstance(state, tuple | list) or len(state) != len(transformations):
@@ -100,15 +101,14 @@ def chain(*args: Transformation) -> ExtraArgs:
                 f"{describe_state(state)}; gradtx.migrate carries the state of another "
                 "transformation over"
             )
-        new_states = []
+        finishes = []
         for i, (tx, inner) in enumerate(zip(transformations, state, strict=True)):
             _refuse_loss("chain", f"place {i}", tx, inner)
-            updates, new = tx.update(updates, inner, params, **extra)
-            new_states.append(new)
-        return updates, _in_container_of(state, new_states)
+            finishes.append(join(tx.update, leaves, inner))
+        return lambda: _in_container_of(state, [finish() for finish in finishes])
 
     parts = tuple(Part("", tx) for tx in transformations)
-    return composed("chain", parts, init, update, only_hands_on=True)
+    return composed("chain", parts, init, joined, only_hands_on=True, joins=True)
 
 
 def _in_container_of(state: Any, new_states: list[Any]) -> Any:
@@ -160,21 +160,21 @@ def named_chain(*args: tuple[str, Transformation]) -> ExtraArgs:
     def init(params: Any) -> Any:
         return OrderedDict((name, tx.init(params)) for name, tx in transformations)
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def joined(leaves: Leaves, state: Any) -> Finish:
         if not isinstance(state, Mapping) or set(state) != set(names):
             raise ValueError(
                 f"named_chain: expected the states of {listed(names)}, got {describe_state(state)}"
             )
-        new_states = {}
+        finishes = {}
         for name, tx in transformations:
             _refuse_loss("named_chain", repr(name), tx, state[name])
-            updates, new_states[name] = tx.update(updates, state[name], params, **extra)
+            finishes[name] = join(tx.update, leaves, state[name])
         # In the container that it came in, so that a loop can carry it.
         container = dict if type(state) is dict else OrderedDict
-        return updates, container((name, new_states[name]) for name in state)
+        return lambda: container((name, finishes[name]()) for name in state)
 
     parts = tuple(Part(name, tx) for name, tx in transformations)
-    return composed("named_chain", parts, init, update, only_hands_on=True)
+    return composed("named_chain", parts, init, joined, only_hands_on=True, joins=True)
 
 
 def identity() -> ExtraArgs:
@@ -191,18 +191,14 @@ def identity() -> ExtraArgs:
         >>> print(tx.update(3.0, tx.init(None))[0])
         3.0
     """
-
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        del params, extra
-        return updates, state
-
     return composed(
         "identity",
         (),
         lambda params: optax.EmptyState(),
-        update,
+        lambda leaves, state: lambda: state,
         only_hands_on=True,
         reads_state=False,
+        joins=True,
     )
 
 

@@ -25,7 +25,7 @@ def _adam(g, *, mu, nu, t, b1, b2, eps, eps_root, nesterov, bias_correction):
     nu = b2 * nu + (1 - b2) * abs_squared(g)
     mu_hat = first_moment(g, mu, t, b1, nesterov, bias_correction)
     nu_hat = debias(nu, b2, t) if bias_correction else nu
-    return safe_divide(mu_hat, jnp.sqrt(nu_hat + eps_root) + eps), mu, nu
+    return safe_divide(mu_hat, jnp.sqrt(nu_hat + eps_root) + eps, eps), mu, nu
 
 
 ADAM = Kernel(
@@ -106,7 +106,7 @@ def _amsgrad(
     nu = b2 * nu + (1 - b2) * abs_squared(g)
     mu_hat = debias(mu, b1, t) if bias_correction_mu else mu
     nu_max = jnp.maximum(nu_max, debias(nu, b2, t) if bias_correction_nu else nu)
-    return safe_divide(mu_hat, jnp.sqrt(nu_max + eps_root) + eps), mu, nu, nu_max
+    return safe_divide(mu_hat, jnp.sqrt(nu_max + eps_root) + eps, eps), mu, nu, nu_max
 
 
 AMSGRAD = Kernel(

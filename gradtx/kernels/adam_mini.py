@@ -28,7 +28,7 @@ def _adamini(g, *, mu, nu, t, b1, b2, eps, eps_root):
     square = jnp.sum(abs_squared(g), axis=within, keepdims=True) / max(number, 1)
     mu = b1 * mu + (1 - b1) * g
     nu = b2 * nu + (1 - b2) * square
-    return safe_divide(debias(mu, b1, t), jnp.sqrt(debias(nu, b2, t) + eps_root) + eps), mu, nu
+    return safe_divide(debias(mu, b1, t), jnp.sqrt(debias(nu, b2, t) + eps_root) + eps, eps), mu, nu
 
 
 def _shape_of_blocks(shape: tuple[int, ...], blocks: tuple[int, ...]) -> tuple[int, ...]:

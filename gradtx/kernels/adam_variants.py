@@ -16,7 +16,7 @@ def _belief(g, *, mu, nu, t, b1, b2, eps, eps_root, nesterov):
     mu = b1 * mu + (1 - b1) * g
     nu = b2 * nu + (1 - b2) * abs_squared(g - mu) + eps_root
     mu_hat = first_moment(g, mu, t, b1, nesterov)
-    return safe_divide(mu_hat, jnp.sqrt(debias(nu, b2, t)) + eps), mu, nu
+    return safe_divide(mu_hat, jnp.sqrt(debias(nu, b2, t)) + eps, eps), mu, nu
 
 
 BELIEF = Kernel(
@@ -77,7 +77,7 @@ def _yogi(g, *, mu, nu, t, b1, b2, eps, eps_root):
     mu = b1 * mu + (1 - b1) * g
     nu = nu - (1 - b2) * jnp.sign(nu - square) * square
     nu_hat = debias(nu, b2, t)
-    return safe_divide(debias(mu, b1, t), jnp.sqrt(nu_hat + eps_root) + eps), mu, nu
+    return safe_divide(debias(mu, b1, t), jnp.sqrt(nu_hat + eps_root) + eps, eps), mu, nu
 
 
 YOGI = Kernel(
@@ -149,7 +149,7 @@ def _radam(g, *, mu, nu, t, b1, b2, eps, eps_root, threshold, nesterov):
     mu = b1 * mu + (1 - b1) * g
     nu = b2 * nu + (1 - b2) * abs_squared(g)
     mu_hat = first_moment(g, mu, t, b1, nesterov)
-    adaptive = safe_divide(mu_hat, jnp.sqrt(debias(nu, b2, t) + eps_root) + eps)
+    adaptive = safe_divide(mu_hat, jnp.sqrt(debias(nu, b2, t) + eps_root) + eps, eps)
     rho, rho_inf = _degrees_of_freedom(b2, t), (1 + b2) / (1 - b2)
     is_tractable = rho >= threshold
     # Where the variance is not tractable the root below may be of a negative number.

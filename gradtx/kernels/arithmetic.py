@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gradtx import trees
+from gradtx.trees import direction as direction
 
 
 def debias(average: jax.Array, decay: Any, t: jax.Array) -> jax.Array:
@@ -30,8 +31,17 @@ def log_decay(decay: Any) -> Any:
     return jnp.log1p(decay - 1)
 
 
-def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """Divide, with 0 / 0 = 0 and a finite derivative there."""
+def safe_divide(numerator: jax.Array, denominator: jax.Array, at_least: Any = 0.0) -> jax.Array:
+    """Divide, with 0 / 0 = 0 and a finite derivative there.
+
+    Args:
+        numerator: an array.
+        denominator: an array of its dtype.
+        at_least: what the denominator is at least; where that is a number above zero, there is
+            nothing to be tested.
+    """
+    if isinstance(at_least, float) and at_least >= jnp.finfo(denominator.dtype).tiny:
+        return numerator / denominator
     is_zero = (numerator == 0) & (denominator == 0)
     return numerator / jnp.where(is_zero, 1.0, denominator)
 
@@ -42,13 +52,6 @@ def root_mean_square(x: jax.Array, axis: int | None = None) -> jax.Array:
     return trees.norm(x, axis) / math.sqrt(max(number, 1))
 
 
-def direction(g: jax.Array, norm: jax.Array) -> jax.Array:
-    """Divide g by its norm; g itself where that is 0."""
-    # XLA may multiply by the inverse of the norm, which must not be subnormal.
-    unit = jnp.where(norm > 2.0 ** (jnp.finfo(norm.dtype).maxexp - 8), 2.0**-8, 1.0)
-    return g * unit / jnp.where(norm == 0, 1.0, norm * unit)
-
-
 def clip_factor(norm: jax.Array, max_norm: Any) -> jax.Array:
     """min(1, max_norm / norm), also where the norm is 0; NaN where it is NaN."""
     is_within = norm <= max_norm
@@ -56,11 +59,16 @@ def clip_factor(norm: jax.Array, max_norm: Any) -> jax.Array:
     return jnp.where(is_within, 1.0, max_norm / jnp.where(is_within, 1.0, norm))
 
 
+def clip_factors(norm: jax.Array, max_norm: Any) -> tuple[jax.Array, jax.Array]:
+    """Two numbers whose product is min(1, max_norm / norm), also if that is too small for one."""
+    is_within = norm <= max_norm
+    # XLA takes subnormal numbers for zero; powers of two are exact.
+    up = jnp.where(norm * 2.0 ** (jnp.finfo(norm.dtype).minexp + 26) > max_norm, 2.0**32, 1.0)
+    # XLA calculates a quotient once, where it would repeat a choice in the loop of each leaf.
+    return 1 / up, jnp.where(is_within, 1.0, max_norm) * up / jnp.where(is_within, 1.0, norm)
+
+
 def clip_to_norm(g: jax.Array, norm: jax.Array, max_norm: Any) -> jax.Array:
     """Multiply g by min(1, max_norm / norm), also where that is too small for its dtype."""
-    factor = clip_factor(norm, max_norm)
-    # XLA takes subnormal numbers for zero; powers of two are exact.
-    is_tiny = factor < 2.0 ** (jnp.finfo(factor.dtype).minexp + 1)
-    down, up = jnp.where(is_tiny, 2.0**-32, 1.0), jnp.where(is_tiny, 2.0**32, 1.0)
-    # The quotient that is not taken has a derivative too, which must not overflow.
-    return g * down * jnp.where(is_tiny, max_norm * up / jnp.where(is_tiny, norm, 1.0), factor)
+    down, rest = clip_factors(norm, max_norm)
+    return g * down * rest

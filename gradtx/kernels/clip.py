@@ -10,7 +10,7 @@ from optax import ScalarOrSchedule
 
 from gradtx import trees
 from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, Slot
-from gradtx.kernels.arithmetic import clip_to_norm, direction, root_mean_square
+from gradtx.kernels.arithmetic import clip_factors, clip_to_norm, direction, root_mean_square
 from gradtx.kernels.unitwise import as_axes, unit_axes
 from gradtx.lift import lift
 
@@ -70,8 +70,13 @@ def mapped_axes(
     return {"axis_name": axis_name, "axis_reduction": axis_reduction}
 
 
-def _clip_by_global_norm(g, *, norm, max_norm):
-    return clip_to_norm(g, norm, max_norm)
+def _clip_factors(*, norm, max_norm):
+    down, rest = clip_factors(norm, max_norm)
+    return {"down": down, "rest": rest}
+
+
+def _clip_by_global_norm(g, *, down, rest):
+    return g * down * rest
 
 
 CLIP_BY_GLOBAL_NORM = Kernel(
@@ -80,6 +85,8 @@ CLIP_BY_GLOBAL_NORM = Kernel(
     hyperparameters={"max_norm": NON_NEGATIVE},
     measures={"norm": norm_of_gradients},
     options=("axis_name", "axis_reduction"),
+    scalar_step=_clip_factors,
+    factors=("down", "rest"),
     source="Pascanu et al. 2013, Algorithm 1",
 )
 
