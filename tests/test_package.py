@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -63,40 +64,85 @@ def test_initializers_and_normalization_stand_alone(module):
     assert all(path.startswith(own) for path in imported_by(module))
 
 
-def test_public_names_are_listed_once_and_documented():
-    assert sorted(gradtx.__all__) == sorted(set(gradtx.__all__))
+def printed_by(program):
+    """What a program prints in a process of its own."""
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_each_public_name_stands_once():
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    names = [alias for node in imports for alias in node.names]
+    # "import name as name" is how a stub says that the name is public.
+    assert all(alias.name == alias.asname for alias in names)
+    assert sorted(alias.name for alias in names) == gradtx.__all__
+
+
+def test_public_names_have_an_example():
     for name in gradtx.__all__:
         thing = getattr(gradtx, name)
         if inspect.isfunction(thing) and thing.__module__.startswith("gradtx"):
             assert ">>>" in (thing.__doc__ or ""), f"{name} has no example"
 
 
-def test_library_needs_its_four_dependencies_only():
+def test_public_names_are_found_after_all_modules_were_imported():
+    # Importing a module sets an attribute of the package, which could hide a public name.
+    program = (
+        "import importlib, pkgutil, types, gradtx\n"
+        "for module in pkgutil.walk_packages(gradtx.__path__, 'gradtx.'):\n"
+        "    if not module.name.endswith('__main__'):\n"
+        "        importlib.import_module(module.name)\n"
+        "print([name for name in gradtx.__all__ if name != 'tree'\n"
+        "       and isinstance(getattr(gradtx, name), types.ModuleType)])"
+    )
+    modules = ["diagnostics", "initializers", "normalization", "schedules", "testing", "training"]
+    assert printed_by(program) == str(modules)
+
+
+def test_importing_gradtx_imports_no_room_before_it_is_asked_for():
     program = (
         "import sys, gradtx\n"
+        "loaded = lambda: {name.split('.')[1] for name in sys.modules if name[:7] == 'gradtx.'}\n"
+        "before = loaded()\n"
+        "gradtx.explain, gradtx.testing.check_transformation\n"
+        "print(sorted(before), sorted(loaded() - before))"
+    )
+    before, after = printed_by(program).split("] [")
+    rooms = ("bench", "catalogue", "diagnostics", "differences", "inspection", "testing")
+    rooms += ("initializers", "kernels", "normalization", "recipes", "training", "wrappers")
+    assert [room for room in rooms if room in before] == []
+    assert "inspection" in after
+    assert "testing" in after
+
+
+def test_the_package_is_used_like_any_other():
+    scope = {}
+    exec("from gradtx import *", scope)
+    assert set(gradtx.__all__) <= set(scope)
+    assert set(gradtx.__all__) <= set(dir(gradtx))
+    assert gradtx.inspection.explain is gradtx.explain
+    assert pickle.loads(pickle.dumps(gradtx.explain)) is gradtx.explain
+    with pytest.raises(AttributeError, match="module 'gradtx' has no attribute 'adamm'"):
+        _ = gradtx.adamm
+
+
+def test_library_needs_its_four_dependencies_only():
+    program = (
+        "import sys\n"
+        "from gradtx import *\n"
         "extras = {'matplotlib', 'sklearn', 'rich', 'flax', 'equinox', 'orbax', 'hypothesis',"
         " 'haiku', 'scipy.stats', 'pytest', 'tensorboardX'}\n"
         "print(sorted(extras & set(sys.modules)))"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == "[]"
+    assert printed_by(program) == "[]"
 
 
 def test_import_starts_no_devices():
     # jax.distributed.initialize must come before that.
     program = (
-        "import gradtx\n"
+        "from gradtx import *\n"
         "from jax._src import xla_bridge\n"
         "print(xla_bridge.backends_are_initialized())"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == "False"
-
-
-def test_modules_are_reached_as_attributes():
-    for name in ("initializers", "normalization", "schedules", "testing", "training"):
-        assert inspect.ismodule(getattr(gradtx, name))
+    assert printed_by(program) == "False"

@@ -5,6 +5,7 @@ The states are optax's, and optax's own transformations may stand anywhere among
 
 from gradtx.compose.conditions import conditionally_mask, conditionally_transform
 from gradtx.compose.groups import freeze, masked, partition, selective_transform
+from gradtx.compose.groups import partition as multi_transform
 from gradtx.compose.sequence import (
     chain,
     identity,
@@ -22,6 +23,7 @@ __all__ = [
     "freeze",
     "identity",
     "masked",
+    "multi_transform",
     "named_chain",
     "partition",
     "selective_transform",
