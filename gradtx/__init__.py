@@ -5,7 +5,7 @@ lifted from an equation on one array. Names and states are optax's, so that eith
 transformations chain with the other's, and either resumes the other's runs.
 """
 
-import ast
+import re
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,15 +16,10 @@ from gradtx.select import select as select
 
 __version__ = "0.1.0"
 
-
-def _homes() -> dict[str, str]:
-    # The stub lists the public names, where type checkers and editors read them too.
-    stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text())
-    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
-    return {alias.name: node.module or "" for node in imports for alias in node.names}
-
-
-_HOMES = _homes()
+# The stub lists the public names, where type checkers and editors read them too.
+_STUB = Path(__file__).with_suffix(".pyi").read_text()
+_IMPORTS = re.finditer(r"^from (\S+) import \(?\s*(\w+) as ", _STUB, re.MULTILINE)
+_HOMES = {name: home for home, name in map(re.Match.groups, _IMPORTS)}
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
