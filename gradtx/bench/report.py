@@ -60,17 +60,19 @@ def chart(figures: Sequence[Figure], title: str) -> Any:
     columns = _columns({section: len(rows) for section, rows in panels.items()})
     # Beside its bars each panel takes two of their heights for its title and axis.
     heights = [[len(panels[section]) + 2 for section in column] for column in columns]
+    tallest = max(map(sum, heights))
     drawing = _extras.load("matplotlib.figure").Figure(
-        figsize=(7.5 * len(columns), 1.2 + 0.2 * max(map(sum, heights))), layout="constrained"
+        figsize=(7.5 * len(columns), 1.2 + 0.2 * tallest), layout="constrained"
     )
     ratios = [figure.ratio for rows in panels.values() for figure in rows if figure.ratio]
     limits = (min(0.5, *ratios) / 1.5, max(2.0, *ratios) * 1.5)
     ticks = [tick for tick in _TICKS if limits[0] < tick < limits[1]]
     grid = drawing.add_gridspec(1, len(columns))
     for column, sizes, place in zip(columns, heights, grid, strict=True):
-        for section, cell in zip(
-            column, place.subgridspec(len(column), 1, height_ratios=sizes), strict=True
-        ):
+        # The shorter column stays empty below, so that all bars are equally wide.
+        sizes = [*sizes, tallest - sum(sizes) or 1e-3]
+        cells = place.subgridspec(len(sizes), 1, height_ratios=sizes)
+        for section, cell in zip(column, cells, strict=False):
             axes = drawing.add_subplot(cell)
             _draw(axes, section, panels[section])
             axes.set(xscale="log", xlim=limits)
