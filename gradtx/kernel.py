@@ -83,9 +83,6 @@ def check(owner: str, argument: str, value: Any, valid: Range) -> Any:
     Raises:
         ValueError: if the value is not a single real number, or lies outside `valid`.
     """
-    # What most arguments are; building an optimizer should cost no more than a look at them.
-    if type(value) is float and valid.contains(value):
-        return value
     if isinstance(value, bool | np.bool_) or not isinstance(
         value, int | float | np.ndarray | np.generic | jax.Array
     ):
@@ -315,6 +312,17 @@ class Kernel:
             raise ValueError(f"{self.name}: the step asks for t, but the state has no count")
         if "key" in wanted and "rng_key" not in fields:
             raise ValueError(f"{self.name}: the step asks for key, but the state has no rng_key")
+
+    @functools.cached_property
+    def names(self) -> frozenset[str]:
+        """The names of what a transformation is made with."""
+        return frozenset({*self.hyperparameters, *self.options})
+
+    @functools.cached_property
+    def reads_state(self) -> bool:
+        """Whether an equation reads what the state holds."""
+        written = {slot.name for slot in self.slots if not slot.is_read}
+        return bool({*self.state._fields} - written)
 
     @functools.cached_property
     def arguments(self) -> frozenset[str]:

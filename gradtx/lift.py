@@ -89,7 +89,7 @@ def lift(
         >>> print(updates["w"])
         [-2.  4.]
     """
-    lifted = _Lifted(kernel, owner or kernel.name, dtypes or {}, key, arguments)
+    lifted = _Lifted(kernel, owner or kernel.name, dtypes, key, arguments)
     return optax.GradientTransformationExtraArgs(lifted.init, lifted.update)
 
 
@@ -125,48 +125,69 @@ class _Lifted(Link):
         self,
         kernel: Kernel,
         owner: str,
-        dtypes: Mapping[str, DTypeLike | None],
+        dtypes: Mapping[str, DTypeLike | None] | None,
         key: Any,
         arguments: dict[str, Any],
     ) -> None:
-        expected = {*kernel.hyperparameters, *kernel.options}
-        if arguments.keys() != expected:
+        if arguments.keys() != kernel.names:
             raise ValueError(
-                f"{owner}: takes the arguments {sorted(expected)}, got {sorted(arguments)}"
+                f"{owner}: takes the arguments {sorted(kernel.names)}, got {sorted(arguments)}"
             )
         self.kernel = kernel
         self.owner = owner
-        self.slots = tuple(_stored_in(slot, owner, dtypes.get(slot.name)) for slot in kernel.slots)
+        self.slots = kernel.slots
+        if dtypes and any(dtypes.values()):
+            self.slots = tuple(
+                _stored_in(slot, owner, dtypes.get(slot.name)) for slot in kernel.slots
+            )
         self.key = key
-        self.schedules: dict[str, Callable[[jax.Array], Any]] = {}
+        self.arguments = arguments
         self.values: dict[str, Any] = {}
-        # Python numbers are compiled in, exactly as a plain closure would; arrays and the values
-        # of schedules are arguments of the compiled step, so that one step serves many values.
-        self.static = {
-            name: arguments[name]
-            for name in kernel.options
-            if not isinstance(arguments[name], PerLeaf)
-        }
-        self.per_leaf = {
-            name: arguments[name].choose for name in kernel.options if name not in self.static
-        }
-        self.traced: tuple[str, ...] = ()
+        self.schedules: dict[str, Callable[[jax.Array], Any]] = {}
         for name, valid in kernel.hyperparameters.items():
-            value = check_hyperparameter(owner, name, arguments[name], valid)
+            value = arguments[name]
+            # Most are Python floats, and building an optimizer should cost no more than a look.
+            if type(value) is float and valid.contains(value):
+                self.values[name] = value
+                continue
+            value = check_hyperparameter(owner, name, value, valid)
             if callable(value):
                 self.schedules[name] = value
             else:
                 is_array = isinstance(value, np.ndarray | jax.Array)
                 self.values[name] = jnp.asarray(value) if is_array else float(value)
-            if isinstance(self.values.get(name), float):
-                self.static[name] = self.values[name]
-            elif name in kernel.arguments | kernel.tree_arguments:
-                self.traced += (name,)
         self.counts_for_schedules = bool(self.schedules) and not kernel.counts
-        written = {slot.name for slot in kernel.slots if not slot.is_read}
         # A piece that reads nothing of its state accepts any.
-        self.fields = kernel.state._fields
-        self.reads_state = self.counts_for_schedules or bool({*kernel.state._fields} - written)
+        self.reads_state = self.counts_for_schedules or kernel.reads_state
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of the kernel's state."""
+        return self.kernel.state._fields
+
+    @functools.cached_property
+    def static(self) -> dict[str, Any]:
+        """What is compiled into the step: the options of all leaves, and Python numbers.
+
+        Numbers are compiled in, exactly as a plain closure would; arrays and the values of
+        schedules are arguments of the compiled step, so that one step serves many values.
+        """
+        options = {name: self.arguments[name] for name in self.kernel.options}
+        options = {name: v for name, v in options.items() if not isinstance(v, PerLeaf)}
+        return options | {name: v for name, v in self.values.items() if isinstance(v, float)}
+
+    @functools.cached_property
+    def per_leaf(self) -> dict[str, Callable[[Any], Any]]:
+        """The options that differ from leaf to leaf."""
+        options = {name: self.arguments[name] for name in self.kernel.options}
+        return {name: v.choose for name, v in options.items() if isinstance(v, PerLeaf)}
+
+    @functools.cached_property
+    def traced(self) -> tuple[str, ...]:
+        """The hyperparameters that are arguments of the compiled step."""
+        kernel = self.kernel
+        asked = (kernel.arguments | kernel.tree_arguments) - self.static.keys()
+        return tuple(name for name in kernel.hyperparameters if name in asked)
 
     def __deepcopy__(self, memo: Any) -> "_Lifted":
         return self

@@ -28,7 +28,7 @@ class Part(NamedTuple):
     choose: Callable[[Any], Any] | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Composed(Link):
     """An update function that knows its parts.
 

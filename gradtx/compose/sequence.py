@@ -43,13 +43,13 @@ def with_extra_args_support(tx: Transformation) -> ExtraArgs:
 
 def as_transformation(owner: str, argument: str, tx: Any) -> ExtraArgs:
     """`tx` with support for extra arguments, or a ValueError that says which argument is wrong."""
+    if isinstance(tx, ExtraArgs):
+        return tx
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
         hint = "; did you forget to call it?" if callable(tx) else ""
         raise ValueError(
             f"{owner}: {argument} must be a gradient transformation, got {shown(tx)}{hint}"
         )
-    if isinstance(tx, ExtraArgs):
-        return tx
     if isinstance(tx, Transformation):
         return optax.with_extra_args_support(tx)
     # Objects with the two methods, such as MultiSteps, optax's or ours.
@@ -87,7 +87,10 @@ def chain(*args: Transformation) -> ExtraArgs:
         >>> print(updates)
         [-0.75 -1.  ]
     """
-    transformations = [as_transformation("chain", f"argument {i}", t) for i, t in enumerate(args)]
+    transformations = [
+        tx if isinstance(tx, ExtraArgs) else as_transformation("chain", f"argument {i}", tx)
+        for i, tx in enumerate(args)
+    ]
 
     def init(params: Any) -> Any:
         return tuple(tx.init(params) for tx in transformations)
@@ -107,7 +110,7 @@ def chain(*args: Transformation) -> ExtraArgs:
             finishes.append(join(tx.update, leaves, inner))
         return lambda: _in_container_of(state, [finish() for finish in finishes])
 
-    parts = tuple(Part("", tx) for tx in transformations)
+    parts = tuple([Part("", tx) for tx in transformations])
     return composed("chain", parts, init, joined, only_hands_on=True, joins=True)
 
 

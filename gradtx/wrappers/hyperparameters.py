@@ -25,7 +25,7 @@ from gradtx.wrappers.steps import is_step, kept_after
 _State = optax.InjectStatefulHyperparamsState
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True)
 class Injected(Composed):
     """An update function whose transformation is made anew from the hyperparameters of each step.
 
