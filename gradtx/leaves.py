@@ -4,10 +4,13 @@ A step of a chain is not taken when it is met. It waits at its leaf until somebo
 numbers: a norm of the whole tree, a function that is not ours, the end of the chain. Then all that
 waits there is one compiled function, called once for each leaf, and traced once for each type of
 leaf.
+
+What is not a link of a chain, as most wrappers are not, finds its leaves in an `Aligned`.
 """
 
+import functools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradtx import trees
-from gradtx.inputs import UNKNOWN, as_gradient, is_exact, trained
+from gradtx.inputs import UNKNOWN, as_array, as_gradient, is_exact, trained
 from gradtx.leaf import LeafStep, composed_step, stacked_step
 from gradtx.messages import shown
 
@@ -263,3 +266,143 @@ def run(link: Link, updates: Any, state: Any, params: Any, extra: Mapping[str, A
     leaves = Leaves(updates, params, extra)
     finish = link.join(leaves, state)
     return leaves.updates(), finish()
+
+
+class Aligned:
+    """Trees of one structure, leaf by leaf, and which of their leaves take part.
+
+    Args:
+        owner: name of the caller, which opens the messages.
+        named: the trees by what messages call them; the first gives structure and shapes.
+        takes_part: whether the leaves at one place take part. None: where the first tree has an
+            inexact number or array; all else is left alone.
+        same_shapes: whether what takes part must have the shape that the first tree has there.
+        subtrees: whether trees may lie where the first one has leaves.
+
+    Attributes:
+        columns: for each tree by name what it has at the places of the leaves.
+        active: the numbers of the leaves that take part.
+
+    Raises:
+        ValueError: if structures or shapes differ, naming the path and both.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        named: Mapping[str, Any],
+        *,
+        takes_part: Callable[..., bool] | None = None,
+        same_shapes: bool = True,
+        subtrees: bool = False,
+    ):
+        self.owner = owner
+        (self.name, self.tree), *others = named.items()
+        leaves, self.treedef = trees.flatten(self.tree)
+        self.columns = {self.name: leaves} | {
+            what: trees.parts_at(
+                owner, what, tree, self.name, self.treedef, leaves, subtrees=subtrees
+            )
+            for what, tree in others
+        }
+        rows = zip(*self.columns.values(), strict=True)
+        is_active = takes_part or (lambda leaf, *_: trees.is_parameter(leaf))
+        self.active = [i for i, row in enumerate(rows) if is_active(*row)]
+        if same_shapes:
+            self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        leaves = self.columns[self.name]
+        for what, parts in self.columns.items():
+            for i in self.active:
+                if parts[i] is None or np.shape(parts[i]) != np.shape(leaves[i]):
+                    trees.refuse_shape(self.owner, self.name, self.tree, i, what, parts[i])
+
+    def path(self, index: int) -> str:
+        """Where a leaf is."""
+        return trees.paths(self.tree)[index]
+
+    def arrays(self, what: str | None = None) -> list[jax.Array]:
+        """What takes part of one of the trees, or of the first, as arrays."""
+        return [jnp.asarray(self.columns[what or self.name][i]) for i in self.active]
+
+    def tree_of(self, values: Iterable[Any], rest: str | None = None) -> Any:
+        """One of the trees, or the first, with these values in place of what takes part."""
+        leaves = list(self.columns[rest or self.name])
+        for i, value in zip(self.active, values, strict=True):
+            leaves[i] = value
+        return self.treedef.unflatten(leaves)
+
+
+def map_leaves(
+    function: Callable[..., Any],
+    owner: str,
+    named: Mapping[str, Any],
+    *,
+    rests: Sequence[str] = (),
+    **alignment: Any,
+) -> Any:
+    """Map a function over the leaves of several trees that take part, and leave the others alone.
+
+    Args:
+        function: of one leaf of each tree. It returns one value, or several if there are `rests`.
+        owner: name of the caller, which opens the messages.
+        named: the trees by what messages call them, see `Aligned`.
+        rests: for each of several results the tree whose leaves it has where none take part.
+        **alignment: what else `Aligned` takes.
+
+    Returns:
+        One tree, or one for each of the `rests`.
+
+    Raises:
+        ValueError: if structures or shapes differ, naming the path and both.
+    """
+    aligned = Aligned(owner, named, **alignment)
+    columns = aligned.columns.values()
+    new = [function(*(column[i] for column in columns)) for i in aligned.active]
+    if not rests:
+        return aligned.tree_of(new)
+    results = zip(*new, strict=True) if new else [()] * len(rests)
+    return tuple(map(aligned.tree_of, results, rests))
+
+
+def map_parameters(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Map a function over the inexact numbers and arrays of a tree; None is all that else is."""
+    return jax.tree.map(lambda leaf: function(leaf) if trees.is_parameter(leaf) else None, tree)
+
+
+def parameters_of(tree: Any) -> list[Any]:
+    """The inexact numbers and arrays of a tree, as arrays or their shapes and dtypes."""
+    return [as_array(leaf) for leaf in jax.tree.leaves(tree) if trees.is_parameter(leaf)]
+
+
+def equation(*stored_as: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile an equation on one leaf, which calculates in at least float32.
+
+    Its arrays come in the widest of their dtypes, and so do its arguments by keyword, except for
+    booleans.
+
+    Args:
+        *stored_as: for each result the number of the array whose dtype it is stored in; none of
+            them: there is one result, stored as the first array.
+    """
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        @jax.jit
+        @functools.wraps(function)
+        def step(*arrays: Any, **numbers: Any) -> Any:
+            own = [jnp.result_type(array) for array in arrays]
+            dtype = functools.reduce(np.promote_types, map(trees.compute_dtype, own))
+
+            def wide(value: Any) -> jax.Array:
+                value = jnp.asarray(value)
+                return value if value.dtype == np.bool_ else value.astype(dtype)
+
+            new = function(*map(wide, arrays), **jax.tree.map(wide, numbers))
+            if not stored_as:
+                return new.astype(own[0])
+            return tuple(x.astype(own[i]) for x, i in zip(new, stored_as, strict=True))
+
+        return step
+
+    return compiled

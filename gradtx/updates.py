@@ -15,7 +15,7 @@ from gradtx.compose.sequence import as_transformation
 from gradtx.inputs import holds_state, is_exact
 from gradtx.kernel import COUNT, SHARE, check
 from gradtx.leaf import LeafStep
-from gradtx.leaves import Leaves, WaitingStep, join
+from gradtx.leaves import Leaves, WaitingStep, equation, join, map_leaves
 
 
 def apply_updates(params: Any, updates: Any) -> Any:
@@ -198,28 +198,17 @@ def incremental_update(new_tensors: Any, old_tensors: Any, step_size: ArrayLike)
     """
     owner = "incremental_update"
     step_size = check(owner, "step_size", step_size, SHARE)
-    targets, treedef = trees.flatten(new_tensors)
-    starts = trees.flatten_like(owner, "old_tensors", old_tensors, "new_tensors", new_tensors)
-
-    def move(i: int, new: Any, old: Any) -> Any:
-        if not trees.is_parameter(new) or old is None:
-            return new
-        if np.shape(new) != np.shape(old):
-            trees.refuse_shape(owner, "new_tensors", new_tensors, i, "old_tensors", old)
-        return _mix(new, old, step_size)
-
-    return treedef.unflatten(
-        move(i, new, old) for i, (new, old) in enumerate(zip(targets, starts, strict=True))
+    return map_leaves(
+        lambda new, old: _mix(old, new, step_size=step_size),
+        owner,
+        {"new_tensors": new_tensors, "old_tensors": old_tensors},
+        takes_part=lambda new, old: trees.is_parameter(new) and old is not None,
     )
 
 
-@jax.jit
-def _mix(new: jax.Array, old: jax.Array, step_size: jax.Array) -> jax.Array:
-    new, old = jnp.asarray(new), jnp.asarray(old)
-    dtype = trees.compute_dtype(old.dtype)
-    step_size = jnp.asarray(step_size).astype(dtype)
-    mixed = step_size * new.astype(dtype) + (1 - step_size) * old.astype(dtype)
-    return mixed.astype(old.dtype)
+@equation()
+def _mix(old: jax.Array, new: jax.Array, *, step_size: jax.Array) -> jax.Array:
+    return step_size * new + (1 - step_size) * old
 
 
 def periodic_update(

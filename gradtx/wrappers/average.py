@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.inputs import check_order
 from gradtx.kernel import DECAY, check_hyperparameter
 from gradtx.kernels.momentum import ema
+from gradtx.leaves import map_leaves
 from gradtx.updates import apply_updates
 from gradtx.wrappers.steps import is_step, kept_after
 
@@ -137,11 +137,10 @@ def averaged_params(state: Any, params: Any = None) -> Any:
     average, weight = found[0].average.ema
     if params is None:
         return jax.tree.map(lambda a: _debiased(a, weight), average)
-    raw, treedef = trees.flatten(params)
-    averages = trees.flatten_like("averaged_params", "the average", average, "params", params)
-    return treedef.unflatten(
-        averaged_leaf(p, a, weight) if trees.is_parameter(p) else p
-        for p, a in zip(raw, averages, strict=True)
+    return map_leaves(
+        lambda p, a: averaged_leaf(p, a, weight),
+        "averaged_params",
+        {"params": params, "the average": average},
     )
 
 

@@ -10,6 +10,7 @@ from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.kernels.arithmetic import safe_divide
+from gradtx.leaves import equation, map_leaves
 
 
 class GraftState(NamedTuple):
@@ -71,22 +72,15 @@ def graft(
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         lengths, magnitude_state = magnitude.update(updates, state.magnitude, params, **extra)
         directions, direction_state = direction.update(updates, state.direction, params, **extra)
-        leaves, treedef = trees.flatten(directions)
-        others = trees.flatten_like(owner, "the lengths", lengths, "the directions", directions)
-        grafted = [
-            _grafted(jnp.asarray(m), jnp.asarray(d)) if trees.is_parameter(d) else d
-            for m, d in zip(others, leaves, strict=True)
-        ]
-        return treedef.unflatten(grafted), GraftState(magnitude_state, direction_state)
+        named = {"the directions": directions, "the lengths": lengths}
+        grafted = map_leaves(_grafted, owner, named)
+        return grafted, GraftState(magnitude_state, direction_state)
 
     parts = (Part("magnitude", magnitude), Part("direction", direction))
     return composed(owner, parts, init, update, locality="leaf", state=GraftState)
 
 
-@jax.jit
-def _grafted(m: jax.Array, d: jax.Array) -> jax.Array:
-    dtype = trees.compute_dtype(d.dtype)
-    wide = d.astype(dtype)
-    unit = safe_divide(wide, jnp.broadcast_to(trees.norm(wide), d.shape).astype(dtype))
-    length = jnp.broadcast_to(trees.norm(m.astype(dtype)), d.shape)
-    return (unit * length.astype(dtype)).astype(d.dtype)
+@equation()
+def _grafted(d: jax.Array, m: jax.Array) -> jax.Array:
+    length, own_length = (jnp.broadcast_to(trees.norm(x), d.shape).astype(d.dtype) for x in (m, d))
+    return safe_divide(d, own_length) * length

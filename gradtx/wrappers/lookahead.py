@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -12,6 +11,7 @@ from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.kernel import COUNT, NON_NEGATIVE, check
+from gradtx.leaves import map_leaves
 from gradtx.updates import apply_updates
 from gradtx.wrappers.branches import either
 from gradtx.wrappers.steps import is_step
@@ -109,20 +109,13 @@ def _pulled_back(
     updates: Any, params: optax.LookaheadParams, is_sync: jax.Array, step_size: ArrayLike
 ) -> optax.LookaheadParams:
     """The updates of both weights, from those of the fast optimizer."""
-    leaves, treedef = trees.flatten(updates)
-    fast = trees.flatten_like(_OWNER, "params.fast", params.fast, "updates", updates)
-    slow = trees.flatten_like(_OWNER, "params.slow", params.slow, "updates", updates)
-    fast_updates, slow_updates = list(leaves), list(leaves)
-    for i, update in enumerate(leaves):
-        if not trees.is_parameter(update):
-            continue
-        for name, weights in (("params.fast", fast[i]), ("params.slow", slow[i])):
-            if np.shape(weights) != np.shape(update):
-                trees.refuse_shape(_OWNER, "updates", updates, i, name, weights)
-        fast_updates[i], slow_updates[i] = _pulled_back_leaf(
-            update, fast[i], slow[i], is_sync, step_size
-        )
-    return optax.LookaheadParams(treedef.unflatten(fast_updates), treedef.unflatten(slow_updates))
+    fast, slow = map_leaves(
+        lambda *leaf: _pulled_back_leaf(*leaf, is_sync, step_size),
+        _OWNER,
+        {"updates": updates, "params.fast": params.fast, "params.slow": params.slow},
+        rests=("updates", "updates"),
+    )
+    return optax.LookaheadParams(fast, slow)
 
 
 @jax.jit

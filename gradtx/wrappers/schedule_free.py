@@ -1,17 +1,18 @@
 """Learning without a schedule: the average of the iterates, kept without a copy of its own."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 from jax.typing import ArrayLike, DTypeLike
+from optax.contrib import ScheduleFreeState
 
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
-from gradtx.inputs import as_array, refuse_shapes_alone
+from gradtx.inputs import refuse_shapes_alone
 from gradtx.kernel import (
     ANY_NUMBER,
     NON_NEGATIVE,
@@ -20,9 +21,11 @@ from gradtx.kernel import (
     check_dtype,
     check_hyperparameter,
 )
+from gradtx.leaves import equation, map_leaves, map_parameters, parameters_of
 from gradtx.lift import evaluate
 from gradtx.wrappers.steps import in_step, is_step
 
+_OWNER = "schedule_free"
 _POSITIVE_SHARE = Range("in (0, 1]", lambda value: 0 < value <= 1)
 
 
@@ -82,101 +85,93 @@ def schedule_free(
         >>> print(params, gradtx.eval_params(state, params))
         [2.25] [2.5]
     """
-    owner = "schedule_free"
-    base = as_transformation(owner, "base_optimizer", base_optimizer)
-    learning_rate = check_hyperparameter(owner, "learning_rate", learning_rate, NON_NEGATIVE)
-    b1 = check(owner, "b1", b1, _POSITIVE_SHARE)
-    weight_lr_power = check(owner, "weight_lr_power", weight_lr_power, NON_NEGATIVE)
-    r = check(owner, "r", r, ANY_NUMBER)
-    dtype = check_dtype(owner, "state_dtype", state_dtype)
+    base = as_transformation(_OWNER, "base_optimizer", base_optimizer)
+    learning_rate = check_hyperparameter(_OWNER, "learning_rate", learning_rate, NON_NEGATIVE)
+    b1 = check(_OWNER, "b1", b1, _POSITIVE_SHARE)
+    weight_lr_power = check(_OWNER, "weight_lr_power", weight_lr_power, NON_NEGATIVE)
+    r = check(_OWNER, "r", r, ANY_NUMBER)
+    dtype = check_dtype(_OWNER, "state_dtype", state_dtype)
+    average = functools.partial(
+        _averaged, learning_rate=learning_rate, b1=b1, weight_lr_power=weight_lr_power, r=r
+    )
 
-    def init(params: Any) -> optax.contrib.ScheduleFreeState:
-        parameters = [as_array(p) for p in jax.tree.leaves(params) if trees.is_parameter(p)]
-        real = trees.widest(parameters)
-
-        def start(p: Any) -> Any:
-            if not trees.is_parameter(p):
-                return None
-            refuse_shapes_alone(owner, "z", p)
-            # A copy, because the caller may donate both.
-            return jnp.array(p, dtype or trees.compute_dtype(jnp.result_type(p)))
-
-        return optax.contrib.ScheduleFreeState(
+    def init(params: Any) -> ScheduleFreeState:
+        real = trees.widest(parameters_of(params))
+        return ScheduleFreeState(
             b1=jnp.array(b1, real),
             weight_sum=jnp.zeros((), real),
             step_count=jnp.ones((), jnp.int32),
             max_lr=jnp.zeros((), real),
             base_optimizer_state=base.init(params),
-            z=jax.tree.map(start, params),
+            z=map_parameters(functools.partial(_start, dtype=dtype), params),
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         if params is None:
-            raise ValueError(f"{owner}: needs the parameters; call update(updates, state, params)")
+            raise ValueError(f"{_OWNER}: needs the parameters; call update(updates, state, params)")
         base_updates, base_state = base.update(updates, state.base_optimizer_state, params, **extra)
-
-        def advance() -> tuple[Any, Any]:
-            return average(updates, state, params, base_updates)
-
         step = is_step(state.base_optimizer_state, base_state, base_updates)
-        old = (state.weight_sum, state.step_count, state.max_lr, state.z)
-        new, (weight_sum, step_count, max_lr, z) = in_step(owner, step, advance, updates, old)
-        return new, optax.contrib.ScheduleFreeState(
-            b1=state.b1,
-            weight_sum=weight_sum,
-            step_count=step_count,
-            max_lr=max_lr,
-            base_optimizer_state=base_state,
-            z=z,
+        old = {name: getattr(state, name) for name in _AVERAGED}
+        new, kept = in_step(
+            _OWNER, step, lambda: average(updates, state, params, base_updates), updates, old
         )
+        return new, ScheduleFreeState(b1=state.b1, base_optimizer_state=base_state, **kept)
 
-    def average(updates: Any, state: Any, params: Any, base_updates: Any) -> tuple[Any, Any]:
-        real = state.weight_sum.dtype
-        rate = learning_rate
-        if callable(rate):
-            rate = evaluate(rate, state.step_count - 1)
-        max_lr = jnp.maximum(state.max_lr, jnp.asarray(rate, real))
-        weight = max_lr ** jnp.asarray(weight_lr_power, real)
-        weight *= state.step_count.astype(real) ** jnp.asarray(r, real)
-        weight_sum = state.weight_sum + weight
-        # Where all rates were zero so far, there is nothing to average yet.
-        c = jnp.where(weight_sum == 0, 0.0, weight / jnp.where(weight_sum == 0, 1.0, weight_sum))
-        new, z = _averaged(owner, updates, base_updates, params, state.z, c, b1)
-        return new, (weight_sum, optax.safe_increment(state.step_count), max_lr, z)
+    return composed(_OWNER, (Part("", base),), init, update, state=ScheduleFreeState)
 
-    return composed(owner, (Part("", base),), init, update, state=optax.contrib.ScheduleFreeState)
+
+# The fields of the state that a step of the average renews.
+_AVERAGED = ("weight_sum", "step_count", "max_lr", "z")
 
 
 def _averaged(
-    owner: str, updates: Any, base_updates: Any, params: Any, z: Any, c: jax.Array, b1: ArrayLike
-) -> tuple[Any, Any]:
-    """The updates of y and the new z of all leaves."""
-    leaves, treedef = trees.flatten(updates)
-    steps, points, means = (
-        trees.flatten_like(owner, what, tree, "updates", updates)
-        for what, tree in (
-            ("the base updates", base_updates),
-            ("params", params),
-            ("the state's z", z),
-        )
+    updates: Any,
+    state: Any,
+    params: Any,
+    base_updates: Any,
+    *,
+    learning_rate: Any,
+    b1: ArrayLike,
+    weight_lr_power: ArrayLike,
+    r: ArrayLike,
+) -> tuple[Any, dict[str, Any]]:
+    """The updates of y, and what the state keeps of the average."""
+    real, rate = state.weight_sum.dtype, learning_rate
+    if callable(rate):
+        rate = evaluate(rate, state.step_count - 1)
+    max_lr = jnp.maximum(state.max_lr, jnp.asarray(rate, real))
+    weight = max_lr ** jnp.asarray(weight_lr_power, real)
+    weight *= state.step_count.astype(real) ** jnp.asarray(r, real)
+    weight_sum = state.weight_sum + weight
+    # Where all rates were zero so far, there is nothing to average yet.
+    c = jnp.where(weight_sum == 0, 0.0, weight / jnp.where(weight_sum == 0, 1.0, weight_sum))
+    new, z = map_leaves(
+        functools.partial(_step, c=c, b1=b1),
+        _OWNER,
+        {
+            "updates": updates,
+            "the base updates": base_updates,
+            "params": params,
+            "the state's z": state.z,
+        },
+        rests=("updates", "the state's z"),
     )
-    for i, (u, y, mean) in enumerate(zip(steps, points, means, strict=True)):
-        if trees.is_parameter(leaves[i]):
-            for what, other in (("params", y), ("the state's z", mean)):
-                if jnp.shape(leaves[i]) != jnp.shape(other):
-                    trees.refuse_shape(owner, "updates", updates, i, what, other)
-            leaves[i], means[i] = _step(leaves[i], u, y, mean, c, b1)
-    return treedef.unflatten(leaves), treedef.unflatten(means)
+    number = optax.safe_increment(state.step_count)
+    return new, dict(zip(_AVERAGED, (weight_sum, number, max_lr, z), strict=True))
 
 
-@jax.jit
-def _step(g: Any, u: Any, y: Any, z: Any, c: Any, b1: Any) -> tuple[jax.Array, jax.Array]:
-    """The update of y and the new z of one leaf, in at least float32."""
-    stored, dtype = z.dtype, trees.compute_dtype(jnp.result_type(g))
-    u, y, z = (jnp.asarray(x).astype(dtype) for x in (u, y, z))
-    c, b1 = c.astype(trees.real_dtype(dtype)), jnp.asarray(b1, trees.real_dtype(dtype))
+def _start(p: Any, *, dtype: Any) -> jax.Array:
+    refuse_shapes_alone(_OWNER, "z", p)
+    # A copy, because the caller may donate both.
+    return jnp.array(p, dtype or trees.compute_dtype(jnp.result_type(p)))
+
+
+@equation(0, 3)
+def _step(g: Any, u: Any, y: Any, z: Any, *, c: Any, b1: Any) -> tuple[jax.Array, jax.Array]:
+    """The update of y and the new z of one leaf."""
+    del g
     new = z + u
-    return (c * (new - y) + (1 - c) * (1 - b1) * u).astype(jnp.result_type(g)), new.astype(stored)
+    return c * (new - y) + (1 - c) * (1 - b1) * u, new
 
 
 def evaluated_leaf(state: Any, y: Any, z: Any) -> jax.Array:
