@@ -1,8 +1,8 @@
-"""The contract of a gradient transformation, as checks for anybody's transformations.
+"""The contract of a gradient transformation, as checks for your own transformations too.
 
-`check_transformation(tx)` runs all clauses; each is a function of its own too. They raise
-`ConformanceError`, which names the clause, the leaf, what was expected and what came. Strategies
-for property-based tests are in `gradtx.testing.strategies`, which needs hypothesis.
+`check_transformation(tx)` runs all clauses; each of them is also a function by itself. They raise
+`ConformanceError`, which names the clause, the leaf, what was expected and what was found.
+Strategies for property-based tests are in `gradtx.testing.strategies`, which needs hypothesis.
 """
 
 from gradtx.testing.clause import Clause, ConformanceError

@@ -1,4 +1,4 @@
-"""A clause of the contract: a public function, and the case that it is asked about."""
+"""A clause of the contract: a public function, and the case that it judges."""
 
 import functools
 import inspect
@@ -17,7 +17,7 @@ from gradtx.testing.trees import gradients_like, hostile_parameters
 ExtraArgs = Mapping[str, Any] | Callable[[Any], Mapping[str, Any]] | None
 
 # Compilation contracts multiplications with additions and reorders sums; each of the few dozen
-# operations of an optimizer may so be off by a rounding or two.
+# operations of an optimizer may therefore be off by a rounding or two.
 ULPS = 64.0
 
 
@@ -25,7 +25,7 @@ class ConformanceError(AssertionError):
     """A transformation breaks its contract.
 
     Args:
-        failures: the name of each broken clause, with what was expected and what came.
+        failures: the name of each broken clause, with what was expected and what was found.
 
     Attributes:
         failures: as given.
@@ -33,7 +33,7 @@ class ConformanceError(AssertionError):
 
     def __init__(self, failures: Mapping[str, str]) -> None:
         self.failures = dict(failures)
-        # What breaks every step breaks most clauses in the same way; that is said once.
+        # A broken step breaks most clauses in the same way, so that is reported once.
         names: dict[str, list[str]] = {}
         for name, text in self.failures.items():
             names.setdefault(text, []).append(name)
@@ -46,7 +46,7 @@ class CompiledRun(NamedTuple):
     Attributes:
         state: the state before the first step.
         steps: the updates and the state after each step.
-        is_retraced: whether the second step was traced anew.
+        is_retraced: whether the second step was traced again.
     """
 
     state: Any
@@ -56,7 +56,7 @@ class CompiledRun(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A transformation with inputs; what several clauses need is calculated once.
+    """A transformation with inputs; what several clauses need is computed once.
 
     Attributes:
         tx: the transformation.
@@ -98,7 +98,7 @@ class Case:
 
     @functools.cached_property
     def traces(self) -> list[str]:
-        """One entry for each time that the compiled update was traced."""
+        """One entry for each trace of the compiled update."""
         return []
 
     @functools.cached_property
@@ -113,7 +113,7 @@ class Case:
 
         def call(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
             with warnings.catch_warnings():
-                # A gradient that no output can reuse is nothing to complain about.
+                # It is fine if no output can reuse a gradient.
                 warnings.filterwarnings("ignore", "Some donated buffers were not usable")
                 return step(updates, state, params)
 
@@ -130,7 +130,7 @@ class Case:
 
 
 def copy(tree: Any) -> Any:
-    """The tree with buffers of its own, which may be donated."""
+    """A copy of the tree in its own buffers, which may be donated."""
     return jax.tree.map(lambda leaf: jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
 
 
@@ -143,7 +143,7 @@ class Clause:
 
     def __init__(self, name: str, check: Callable[[Case], None]) -> None:
         functools.update_wrapper(self, check)
-        self.__signature__ = inspect.signature(self.__call__)  # not that of what it wraps
+        self.__signature__ = inspect.signature(self.__call__)  # not that of the wrapped function
         self.name = name
         self._check = check
 
@@ -174,7 +174,7 @@ class Clause:
             raise ConformanceError({self.name: failure}) from cause
 
     def judge(self, case: Case) -> tuple[str | None, Exception | None]:
-        """What is wrong with a case, None if nothing is; and the exception that told."""
+        """What is wrong with a case, or None; and the exception that says so."""
         try:
             self._check(case)
         except Violation as violation:
@@ -187,7 +187,7 @@ class Clause:
 
 
 def clause(name: str) -> Callable[[Callable[[Case], None]], Clause]:
-    """Make a clause of a function that raises `Violation`, or whatever the transformation raises.
+    """Make a clause from a function that raises `Violation`, or whatever the transformation raises.
 
     Args:
         name: the name of the clause.

@@ -1,4 +1,4 @@
-"""Clauses about calling a transformation: its type, and that it has no effect but its result."""
+"""Clauses about calling a transformation: its type, and that its only effect is its result."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ from gradtx.testing.comparison import (
 def check_type(case: Case) -> None:
     """It is optax's own class with extra arguments, and ignores those that it does not know.
 
-    optax asks for the class where it puts transformations together; one that only looks alike
-    loses its extra arguments in `optax.chain`.
+    optax tests for the class where it combines transformations; one that merely looks alike loses
+    its extra arguments in `optax.chain`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -58,7 +58,7 @@ def check_purity(case: Case) -> None:
 
 
 def _unchanged(name: str, function: Any, *arguments: Any) -> Any:
-    """The result of a call that leaves the containers of its arguments as they were."""
+    """The result of a call, which must leave the containers of its arguments unchanged."""
     given = jax.tree.map(lambda leaf: leaf, arguments)  # new containers around the same leaves
     result = function(*given)
     expect_same_structure(f"{name} to leave the structure of its arguments and", arguments, given)
@@ -70,7 +70,7 @@ def _unchanged(name: str, function: Any, *arguments: Any) -> Any:
 
 
 def _effects(jaxpr: Any) -> set[str]:
-    """The names of the operations in a jaxpr that reach out of it."""
+    """The names of the operations in a jaxpr that have effects outside it."""
     found = set()
     for equation in jaxpr.eqns:
         called = [x for x in jax.tree.leaves(list(equation.params.values())) if hasattr(x, "eqns")]

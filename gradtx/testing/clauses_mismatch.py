@@ -14,9 +14,9 @@ from gradtx.testing.trees import is_parameter
 def check_mismatches(case: Case) -> None:
     """Arguments of different structure or shapes: a ValueError that names the leaf and shapes.
 
-    A gradient of a wrong shape must never be broadcast. What a transformation does not look at it
-    need not compare: a state that is the same for all parameters, or parameters that it can do
-    without.
+    A gradient of a wrong shape must never be broadcast. A transformation
+    need not compare what it does not read: a state that is the same for all parameters, or
+    parameters that it does not need.
 
     Example:
         >>> import jax.numpy as jnp
@@ -63,7 +63,7 @@ def check_mismatches(case: Case) -> None:
 
 
 def _update(case: Case, updates: Any, state: Any, params: Any) -> Any:
-    # The extra arguments fit; it is the others that do not.
+    # The extra arguments match; the others do not.
     return case.tx.update(updates, state, params, **case.extra(case.params))
 
 
@@ -94,7 +94,7 @@ def _raises(call: Callable[[], Any]) -> bool:
 
 
 def _shapes_below(state: Any, path: Any) -> set[str]:
-    """The shapes of what the state keeps for one parameter, which need not be its own."""
+    """The shapes of what the state keeps for one parameter; they may differ from its shape."""
 
     def lies_below(place: Any) -> bool:
         starts = range(len(place) - len(path) + 1)
@@ -105,7 +105,7 @@ def _shapes_below(state: Any, path: Any) -> set[str]:
 
 
 def _expect_refusal(what: str, path: Any, shapes: list[set[str]], call: Callable[[], Any]) -> None:
-    """Demand a ValueError that spells the path, and one shape of each set."""
+    """Demand a ValueError that names the path, and one shape of each set."""
     name = path_name(path)
     spellings = {name, name.replace("/", "."), jax.tree_util.keystr(path)}
     wanted = [f"'{name}'", *(" or ".join(sorted(either)) for either in shapes)]

@@ -14,10 +14,10 @@ from gradtx.testing.trees import cast_parameters, is_parameter
 
 @clause("half_precision")
 def check_half_precision(case: Case) -> None:
-    """In float16 and bfloat16 zero gradients give finite updates, and tiny and large ones no NaN.
+    """In float16 and bfloat16, zero gradients give finite updates, and tiny and large ones no NaN.
 
     Tiny is the smallest subnormal number. Large is the largest number whose square float32 can
-    add up; an overflow of float32 itself is no fault of half precision.
+    add up; an overflow of float32 itself is not the fault of half precision.
 
     Example:
         >>> import jax.numpy as jnp
@@ -48,10 +48,10 @@ def _filled(params: Any, value: float) -> Any:
 
 @clause("locality")
 def check_locality(case: Case) -> None:
-    """A kernel that is declared elementwise gives the same for elements in another order or shape.
+    """A kernel declared elementwise gives the same for elements in another order or shape.
 
-    It asks `gradtx.lift.kernel_of` for the declaration; other transformations promise nothing,
-    and neither do kernels that draw random numbers.
+    `gradtx.lift.kernel_of` has the declaration; other transformations promise nothing, and neither
+    do kernels that draw random numbers.
 
     Example:
         >>> import jax.numpy as jnp

@@ -13,7 +13,7 @@ from gradtx.testing.comparison import Violation, expect_same, flatten
 
 @clause("sharding")
 def check_sharding(case: Case) -> None:
-    """Spread over devices, state lies where its parameters lie, and the numbers are the same.
+    """Sharded over devices, the state lies where its parameters lie, and the numbers are the same.
 
     Each parameter is sharded along its first axis that the number of devices divides, under
     `jax.jit`; then all of them are replicated under `jax.shard_map`. On one device there is
@@ -55,6 +55,6 @@ def _expect_beside(what: str, state: Any, params: Any) -> None:
             if not isinstance(leaf, jax.Array) or leaf.shape != parameter.shape:
                 continue
             if parameter.sharding.is_fully_replicated:
-                continue  # what lies on one device, uncommitted, is copied where it is needed
+                continue  # an uncommitted array on one device is copied where it is needed
             if not leaf.sharding.is_equivalent_to(parameter.sharding, leaf.ndim):
                 raise Violation(path, f"{what} to lie as {parameter.sharding}", f"{leaf.sharding}")

@@ -1,4 +1,4 @@
-"""Clauses about trees: what comes back, and what is left alone."""
+"""Clauses about trees: what is returned, and what is left alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -68,7 +68,7 @@ def check_none_leaves(case: Case) -> None:
         kept, found = dict(flatten(old)[0]), dict(flatten(new)[0])
         for path in missing:
             expect_same(f"the slot of '{path}'", {path: kept[path]}, {path: found[path]})
-    # The same with parameters that were never there.
+    # The same for parameters that were None from the start.
     params = _every_second(case.params, None)
     updates, _ = case.update(gradients, case.tx.init(params), params)
     expect_same_structure("the updates", gradients, updates)
@@ -93,7 +93,7 @@ def check_masked_leaves(case: Case) -> None:
 
 @clause("empty_trees")
 def check_empty_trees(case: Case) -> None:
-    """A tree without leaves is nothing to do, and no error.
+    """A tree without leaves is not an error.
 
     Example:
         >>> import gradtx
@@ -110,10 +110,10 @@ def check_empty_trees(case: Case) -> None:
 
 @clause("non_parameters")
 def check_non_parameters(case: Case) -> None:
-    """Float0 gradients and functions come back as they went in; integers are left alone.
+    """Float0 gradients and functions are returned unchanged; integers are left alone.
 
-    An array of integers that stands for the gradient of a parameter of integers must not become
-    its update: that is zero, or None. What hands on all gradients may hand on that one too.
+    An integer array in place of the gradient of an integer parameter must not become its update,
+    which is zero or None. A transformation that passes on all gradients may pass on that one too.
 
     Example:
         >>> import gradtx
@@ -122,7 +122,7 @@ def check_non_parameters(case: Case) -> None:
     """
     shape = (2,)
     strangers = (
-        # What stands among the parameters, and what may stand for its gradient.
+        # What may be among the parameters, and what may be in place of its gradient.
         (jnp.array([3, -7]), np.zeros(shape, jax.dtypes.float0)),
         (jnp.array([3, -7]), jnp.array([1, 2])),
         (jnp.array([True, False]), np.zeros(shape, jax.dtypes.float0)),
@@ -146,7 +146,7 @@ def check_non_parameters(case: Case) -> None:
                 zero = None if found[path] is None else jnp.zeros_like(leaf)
                 expect_same("the update of an integer", {path: zero}, {path: found[path]})
             else:
-                expect_same("an update that is no number", {path: leaf}, {path: found[path]})
+                expect_same("an update that is not a number", {path: leaf}, {path: found[path]})
 
 
 def _replaced(tree: Any, chosen: Callable[[int, int], bool], by: Any) -> Any:
@@ -158,7 +158,7 @@ def _replaced(tree: Any, chosen: Callable[[int, int], bool], by: Any) -> Any:
 
 
 def _every_second(tree: Any, by: Any) -> Any:
-    """The tree with every second leaf replaced, the last among them."""
+    """The tree with every second leaf replaced, including the last."""
     return _replaced(tree, lambda index, number: (number - index) % 2 == 1, by)
 
 

@@ -1,4 +1,4 @@
-"""Clauses about jax's transformations: whatever way a step is run, it is the same step."""
+"""Clauses about jax's transformations: however a step is run, it is the same step."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from gradtx.testing.trees import is_parameter
 
 @clause("jit")
 def check_jit(case: Case) -> None:
-    """Compiled, init and two updates give the numbers of the eager calls.
+    """Compiled, init and two updates give the same numbers as eager calls.
 
     Example:
         >>> import jax.numpy as jnp
@@ -29,7 +29,7 @@ def check_jit(case: Case) -> None:
 
 @clause("vmap")
 def check_vmap(case: Case) -> None:
-    """Mapped over a batch of two trees, it gives what it gives for each of them.
+    """Mapped over a batch of two trees, it gives the same as for each of them.
 
     Example:
         >>> import jax.numpy as jnp
@@ -54,7 +54,7 @@ def check_vmap(case: Case) -> None:
 
 @clause("scan")
 def check_scan(case: Case) -> None:
-    """In a `lax.scan` over gradients, it gives what it gives in a loop.
+    """In a `lax.scan` over gradients, it gives the same as in a loop.
 
     Example:
         >>> import jax.numpy as jnp
@@ -93,10 +93,10 @@ def check_eval_shape(case: Case) -> None:
 
 @clause("donation")
 def check_donation(case: Case) -> None:
-    """Gradients and state may be donated to the compiled update, time and again.
+    """Gradients and state may be donated to the compiled update, again and again.
 
-    So init must return buffers of its own: not the parameters, not one buffer in two places, and
-    not one that it will return again.
+    So init must return new buffers: not the parameters, not one buffer in two places, and not one
+    that it will return again.
 
     Example:
         >>> import jax.numpy as jnp
@@ -110,7 +110,7 @@ def check_donation(case: Case) -> None:
         for path, leaf in _arrays(state):
             if _buffer(leaf) in owners:
                 got = f"that of {owners[_buffer(leaf)]}"
-                raise Violation(path, "init to return a buffer of its own", got)
+                raise Violation(path, "init to return a new buffer", got)
             owners[_buffer(leaf)] = f"'{path}' of this or an earlier state"
     for state in states:
         result = case.compiled(case.gradients(1), state, case.params)

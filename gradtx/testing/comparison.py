@@ -1,4 +1,4 @@
-"""Comparing trees, and saying at which leaf they differ."""
+"""Comparing trees, and naming the leaf at which they differ."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ class Violation(Exception):
 
 
 def flatten(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
-    """The leaves, None among them, each with its key path; and the structure."""
+    """The leaves, including None, each with its key path; and the structure."""
     named, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)
     return [(path_name(path), leaf) for path, leaf in named], treedef
 
@@ -36,7 +36,7 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def expect_same_structure(what: str, expected: Any, got: Any) -> None:
-    """Demand the same paths and containers, None in the same places."""
+    """Demand the same paths and containers, with None in the same places."""
     (named, treedef), (found, other) = flatten(expected), flatten(got)
     ours, theirs = dict(named), dict(found)
     for path in [*ours, *theirs]:
@@ -65,7 +65,7 @@ def expect_same(what: str, expected: Any, got: Any, ulps: float = 0.0) -> None:
 
     Args:
         what: what the trees are called in the message.
-        expected: the tree that is right.
+        expected: the correct tree.
         got: the tree to judge.
         ulps: how far inexact numbers may differ, in units of the last place of the leaf's
             largest number; NaN equals NaN.

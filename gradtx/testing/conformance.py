@@ -74,17 +74,17 @@ def check_transformation(
 ) -> None:
     """Check a gradient transformation against the contract, clause by clause.
 
-    The clauses hide, drop and replace leaves. What depends on certain leaves cannot keep those:
-    skip "none_leaves", "masked_leaves", "non_parameters" and "mismatches" for a transformation
-    that chooses leaves by name or needs a loss of all of them, and "none_leaves" for one whose
-    state moves without a gradient, such as `average_params`. optax's own transformations break
-    several clauses, which is what gradtx is there for.
+    The clauses hide, drop and replace leaves. A transformation that depends on certain leaves
+    cannot satisfy all of them: skip "none_leaves", "masked_leaves", "non_parameters" and
+    "mismatches" for one that chooses leaves by name or needs a loss of all of them, and
+    "none_leaves" for one whose state changes without a gradient, such as `average_params`. optax's
+    own transformations break several clauses.
 
     Args:
         tx: the transformation, of gradtx, optax or your own.
         params: a tree of arrays; None: `hostile_parameters()`.
         extra_args: the extra arguments that the update needs, or a function of the parameters
-            that returns them as a dictionary. Some clauses ask for them for parameters of other
+            that returns them as a dictionary. Some clauses call it with parameters of other
             values and dtypes, with None, `optax.MaskedNode`, integers or functions among the
             leaves.
         clauses: the names of the clauses to check; None: all, see `gradtx.testing.clauses()`.
@@ -95,7 +95,7 @@ def check_transformation(
 
     Raises:
         ConformanceError: if clauses are broken; the message names each, with the leaf, what was
-            expected and what came.
+            expected and what was found.
         ValueError: if `tx` is not a transformation, or `clauses` or `skip` names an unknown clause.
 
     Example:

@@ -39,7 +39,7 @@ def check_reference(
             a leaf.
 
     Raises:
-        ConformanceError: if an update differs; the message names step and leaf.
+        ConformanceError: if an update differs; the message names the step and the leaf.
 
     Example:
         >>> import gradtx
@@ -68,7 +68,7 @@ def check_reference(
 
 
 def _columns(*trees: Any) -> Iterable[tuple[Any, ...]]:
-    """For each leaf, None among them, its value in every tree."""
+    """For each leaf, including None, its value in every tree."""
     return zip(*([leaf for _, leaf in flatten(tree)[0]] for tree in trees), strict=True)
 
 

@@ -5,7 +5,7 @@
         params, gradients = inputs
         ...
 
-This module alone of the kit needs hypothesis: `pip install "gradtx[test]"`.
+This is the only module of the kit that needs hypothesis: `pip install "gradtx[test]"`.
 """
 
 import math
@@ -62,7 +62,7 @@ def trees(
 
     Args:
         leaves: a strategy for the leaves; None: `arrays()`.
-        max_leaves: how many leaves a tree has at most.
+        max_leaves: the largest number of leaves of a tree.
 
     Returns:
         A strategy for trees; one leaf alone is a tree too, and so is an empty container.
@@ -93,8 +93,8 @@ def parameters(
 
     Args:
         dtypes: the dtypes to choose from.
-        max_leaves: how many leaves a tree has at most.
-        with_strangers: whether None, `optax.MaskedNode()` and integer arrays stand among them.
+        max_leaves: the largest number of leaves of a tree.
+        with_strangers: whether to include None, `optax.MaskedNode()` and integer arrays.
 
     Returns:
         A strategy for trees.
@@ -118,8 +118,8 @@ def gradients(params: Any, *, extreme: bool = False) -> st.SearchStrategy[Any]:
 
     Args:
         params: a tree of arrays.
-        extreme: whether to draw any finite number of each leaf's dtype, subnormal and largest
-            ones among them, instead of numbers between -10 and 10.
+        extreme: whether to draw any finite number of each leaf's dtype, including subnormal and
+            largest ones, instead of numbers between -10 and 10.
 
     Returns:
         A strategy for trees of the structure of `params`, with None where that has no inexact

@@ -26,19 +26,19 @@ class Dense(NamedTuple):
 
 
 def is_parameter(leaf: Any) -> bool:
-    """Whether a leaf is an inexact array, which alone can be trained."""
+    """Whether a leaf is an inexact array; only those can be trained."""
     return jnp.issubdtype(getattr(leaf, "dtype", np.dtype(bool)), jnp.inexact)
 
 
 def hostile_parameters() -> Tree:
     """The tree on which `check_transformation` runs by default.
 
-    It nests a dictionary, a named tuple and a list, and has a matrix (of 8 rows, so that it can
-    be spread over devices), a vector, a scalar, an array without elements and a bfloat16 vector.
-    It is small: most of the time of a check is spent on compiling.
+    It nests a dictionary, a named tuple and a list, and has a matrix (with 8 rows, so that it can
+    be sharded over devices), a vector, a scalar, an array without elements and a bfloat16 vector.
+    It is small: most of the time of a check is compilation.
 
     Returns:
-        A tree of five arrays, the same in every call.
+        A tree of five arrays, the same at each call.
 
     Example:
         >>> import jax
@@ -55,11 +55,11 @@ def hostile_parameters() -> Tree:
 
 
 def hostile_trees() -> dict[str, Tree]:
-    """Trees at the edge of what a transformation may be given, by name.
+    """Unusual trees that a transformation may be given, by name.
 
     Returns:
         No leaves at all; one array without a container; only None; only arrays without elements;
-        leaves that no optimizer may touch; masked leaves; many dimensions; complex numbers.
+        leaves that no optimizer may change; masked leaves; many dimensions; complex numbers.
 
     Example:
         >>> import gradtx
@@ -95,8 +95,8 @@ def gradients_like(params: Tree, seed: int = 0) -> Tree:
         seed: the same seed gives the same numbers.
 
     Returns:
-        A tree of the structure of `params`; where that has no inexact array, None, which stands
-        for "no gradient".
+        A tree of the structure of `params`; where that has no inexact array, None, which means
+        "no gradient".
 
     Raises:
         ValueError: if `seed` is not a whole number >= 0.

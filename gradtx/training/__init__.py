@@ -1,8 +1,9 @@
 """Training: the state of a run, one compiled step, and the batches to feed it.
 
 A run is three things: `TrainState.create` makes the state, `make_train_step` compiles the step that
-takes a state and a batch to the next state and the step's metrics, and `minibatches` cuts the data
-into shuffled batches. `accumulate_grads` is the gradient of a batch that does not fit into memory.
+maps a state and a batch to the next state and the metrics of the step, and `minibatches` splits the
+data into shuffled batches. `accumulate_grads` computes the gradient of a batch that does not fit
+into memory.
 """
 
 from gradtx.training.accumulation import accumulate_grads

@@ -22,14 +22,14 @@ def accumulate_grads(
 
         L = 1/k * sum_i loss_fn(params, batch_i),    dL/dparams likewise
 
-    This is loss and gradient of the whole batch wherever `loss_fn` is a mean over samples, with
-    the memory for one micro-batch. Sums are formed in at least float32. The micro-batch i has the
-    samples i, i + k, i + 2k, ..., so that a batch that is spread over devices stays so.
+    This is the loss and the gradient of the whole batch wherever `loss_fn` is a mean over samples,
+    in the memory of one micro-batch. Sums are formed in at least float32. Micro-batch i has the
+    samples i, i + k, i + 2k, ..., so that a batch sharded over devices stays sharded.
 
     Args:
         loss_fn: a function of (params, batch) that returns a real scalar, the mean over the
             samples of the batch.
-        micro_batches: k, how many to cut a batch into, >= 1.
+        micro_batches: k, the number of micro-batches in a batch, >= 1.
         has_aux: whether `loss_fn` returns (loss, aux).
 
     Returns:
@@ -39,8 +39,8 @@ def accumulate_grads(
         the dtypes of the parameters, and None for leaves that are not inexact arrays.
 
     Raises:
-        ValueError: if `micro_batches` is not a whole number >= 1, or `loss_fn` not a function; in
-            the call, if the first axes of the arrays differ or k does not divide them.
+        ValueError: if `micro_batches` is not a whole number >= 1, or `loss_fn` is not a
+            function; on call, if the first axes of the arrays differ or k does not divide them.
 
     Example:
         >>> import jax.numpy as jnp

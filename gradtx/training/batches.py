@@ -1,4 +1,4 @@
-"""Mini-batches: every sample once an epoch, in an order that a key decides."""
+"""Mini-batches: every sample once per epoch, in an order that a key decides."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,20 +19,20 @@ def minibatches(
     epochs: int | None = 1,
     drop_remainder: bool = False,
 ) -> Iterator[Any]:
-    """Cut data into shuffled batches, each sample once an epoch.
+    """Split data into shuffled batches, each sample once per epoch.
 
         batch i of epoch e = data[order_e[i * batch_size : (i + 1) * batch_size]]
         order_e = a random permutation of 0 .. n-1, drawn with fold_in(key, e)
 
     Args:
         key: the PRNG key that decides the order. The same key gives the same batches; each epoch
-            has an order of its own, that does not depend on how many there are.
+            has its own order, which does not depend on the number of epochs.
         data: an array of shape (n, ...), or a tree of arrays with the same n. NumPy arrays give
             NumPy batches, JAX arrays give JAX batches.
         batch_size: how many samples a batch has, >= 1.
-        epochs: how often to go through the data, >= 1; None: without end.
+        epochs: how often to go through the data, >= 1; None: forever.
         drop_remainder: whether to leave out the last n mod batch_size samples of each epoch's
-            order. False: they make a smaller last batch, for which a compiled step is compiled a
+            order. False: they form a smaller last batch, for which a compiled step is compiled a
             second time.
 
     Returns:
@@ -41,7 +41,7 @@ def minibatches(
 
     Raises:
         ValueError: if `batch_size` or `epochs` is not a whole number >= 1, `data` has no arrays,
-            or an array without a first axis, or arrays of different n; or if `drop_remainder`
+            or an array without a first axis, or arrays with different n; or if `drop_remainder`
             would drop everything.
 
     Source:
@@ -68,7 +68,7 @@ def minibatches(
             f"{owner}: batch_size must be at most the number of samples, {number}, with "
             f"drop_remainder, got {batch_size}"
         )
-    # A function of its own, because a generator would check its arguments only at the first batch.
+    # A separate function: a generator would not check its arguments before the first batch.
     return _batches(key, data, number, int(batch_size), epochs, drop_remainder)
 
 

@@ -11,18 +11,18 @@ from gradtx.compose.sequence import as_transformation
 
 
 class TrainState(NamedTuple):
-    """What a training run carries from step to step, and what a checkpoint of it holds.
+    """What a training run carries from step to step, and what its checkpoint holds.
 
-    It is an immutable tree of arrays: `jax.jit`, `jax.device_put`, orbax and `jax.tree.map` take
+    It is an immutable tree of arrays: `jax.jit`, `jax.device_put`, orbax and `jax.tree.map` accept
     it as it is, and `state._replace(step=...)` returns a changed copy.
 
     Attributes:
         params: the parameters, a tree of arrays.
         opt_state: the state of the gradient transformation.
-        step: how often the step was called, an int32 scalar; calls in which the transformation
-            only collects a gradient (`MultiSteps`) or skips it are among them.
-        model_state: what else the network carries, such as the running statistics of batch
-            normalization; None: nothing.
+        step: the number of calls of the step, an int32 scalar, including calls in which the
+            transformation only collects a gradient (`MultiSteps`) or skips it.
+        model_state: the rest of the network's state, such as the running statistics of batch
+            normalization; None: there is none.
         key: the PRNG key of the run, from which each step derives its own; None: the loss is
             not random.
 
@@ -52,14 +52,14 @@ class TrainState(NamedTuple):
         """The state before the first step.
 
         Every array is copied, so that a step may reuse the state's memory (see `donate` of
-        `make_train_step`) while the arrays given here stay valid. Parameters that lie on a mesh
-        of devices take the rest of the state there: arrays without a place of their own are
+        `make_train_step`) while the arrays given here stay valid. If parameters lie on a mesh
+        of devices, the rest of the state goes there too: arrays that are not placed yet are
         replicated over that mesh.
 
         Args:
             params: the parameters, a tree of arrays or numbers.
             tx: the gradient transformation that will update them.
-            model_state: what else the network carries, a tree of arrays; None: nothing.
+            model_state: the rest of the network's state, a tree of arrays; None: there is none.
             key: the PRNG key of the run, for a loss with dropout or other noise.
 
         Returns:
@@ -83,8 +83,8 @@ class TrainState(NamedTuple):
 
 
 def _copy(leaf: Any) -> Any:
-    # The dtype is named because that makes a weakly typed array an ordinary one: its type would
-    # change in the first step, and the second would be compiled anew.
+    # Naming the dtype makes a weakly typed array an ordinary one: otherwise its type would change
+    # in the first step, and the second step would be compiled again.
     return jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True)
 
 

@@ -1,4 +1,4 @@
-"""One training step: gradient, update, new parameters and what happened, compiled as a whole."""
+"""One training step: gradient, update, new parameters and metrics, compiled as a whole."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,11 +33,11 @@ def make_train_step(
     learning_rate: optax.ScalarOrSchedule | None = None,
     donate: bool = True,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """Build the compiled function that takes a training run one step further.
+    """Build the compiled function that advances a training run by one step.
 
         g = d loss / d params,    u = tx(g),    params <- params + u
 
-    What the loss function takes and returns is told by three flags:
+    Three flags say what the loss function takes and returns:
 
         has_model_state  has_aux   returns
         False            False     loss
@@ -45,16 +45,16 @@ def make_train_step(
         True             False     (loss, model_state)
         True             True      (loss, (model_state, aux))
 
-    and it is called as `loss_fn(params, batch)`, with the flags
-    `loss_fn(params, model_state, batch, key)`.
+    It is called as `loss_fn(params, batch)`, or as `loss_fn(params, model_state, batch, key)` with
+    the arguments that the flags ask for.
 
-    Transformations that ask for the loss, such as `newton` and the line search of `lbfgs`, get it
+    Transformations that need the loss, such as `newton` and the line search of `lbfgs`, receive it
     as the extra arguments `value`, `grad` and `value_fn`: the loss of this batch, as a function of
     the parameters alone.
 
     Args:
         loss_fn: the loss of a batch, a real scalar, differentiable in its first argument.
-        tx: the gradient transformation, the one that `TrainState.create` was called with.
+        tx: the gradient transformation, the one that was given to `TrainState.create`.
         has_model_state: whether the loss takes and returns `state.model_state`, such as the
             running statistics of batch normalization.
         has_aux: whether the loss returns a dictionary of further metrics.
@@ -62,37 +62,37 @@ def make_train_step(
             a run resumed from a checkpoint draws the same numbers.
         learning_rate: what to report as the learning rate: a number, or the schedule that `tx` was
             made with, which is evaluated at the count in the state of `tx` (without one, as in a
-            transformation of your own, at `state.step`). None: the one value named
-            `learning_rate` in that state (`inject_hyperparams` and line searches keep one, that
-            of the latest step); if there is none, or several, it is not reported.
-        donate: whether a step may reuse the memory of the state that it is given. That state is
-            then deleted, and what was read from it: continue with the returned one.
+            transformation of your own, at `state.step`). None: the only value named
+            `learning_rate` in that state (`inject_hyperparams` and line searches keep that of the
+            latest step); if there is none, or more than one, it is not reported.
+        donate: whether a step may reuse the memory of the state that it is given. The arrays of
+            that state are then deleted: continue with the returned state.
 
     Returns:
         A function `train_step(state, batch) -> (state, metrics)`, compiled once for each type of
-        state and batch. `batch` is any tree of arrays. The metrics stay on the device, so that
-        nothing waits for a step before its metrics are read:
+        state and batch. `batch` is any tree of arrays. The metrics stay on the device, so
+        nothing waits for a step until its metrics are read:
 
         - "loss": the loss before the update,
         - "gradient_norm": the global norm of g, before any clipping,
         - "update_norm": the global norm of u,
-        - "learning_rate": see above. Where parts of `tx` follow the schedule that do not step at
+        - "learning_rate": see above. If parts of `tx` follow the schedule but do not step at
           the same time, such as a `MultiSteps` in one group of `partition`, each has its own, as
           in `gradtx.metrics`: "learning_rate/matrices",
         - and the entries of `aux`.
 
         A complex parameter's gradient is conjugated, so that it points uphill. Parameters that are
-        not inexact arrays are left alone. A state sharded over a mesh stays so. If the batches lie
-        on a mesh, put the state there too before the first step (`jax.device_put`): otherwise that
-        step moves it, and the second is compiled anew.
+        not inexact arrays are left alone. A state sharded over a mesh stays sharded. If the batches
+        lie on a mesh, put the state there too before the first step (`jax.device_put`): otherwise
+        that step moves it, and the second step is compiled again.
 
     Raises:
         ValueError: if `loss_fn` is not callable, `tx` is not a gradient transformation, or
-            `learning_rate` is neither a number nor a schedule; in the step, if the loss is no
-            real scalar or does not return what the flags announce, if `aux` uses the name of
-            another metric, if the model state changes its structure, shapes or dtypes, if the
-            state lacks the key or the model state that the flags announce, or if `tx` holds steps
-            back and has no count for the schedule.
+            `learning_rate` is neither a number nor a schedule; in the step, if the loss is
+            not a real scalar or `loss_fn` does not return what the flags announce, if `aux` uses
+            the name of another metric, if the model state changes its structure, shapes or dtypes,
+            if the state lacks the key or the model state that the flags announce, or if `tx` holds
+            steps back and has no count for the schedule.
 
     Source:
         Goodfellow, Bengio & Courville 2016, "Deep learning", Algorithm 8.1.
@@ -117,7 +117,7 @@ def make_train_step(
         learning_rate = check_hyperparameter(_OWNER, "learning_rate", learning_rate, ANY_NUMBER)
 
     def loss_of(params: Any, state: TrainState, batch: Any) -> tuple[jax.Array, tuple[Any, Any]]:
-        """The loss with its two by-products, whichever of them the loss function has."""
+        """The loss, the model state and aux, or None for what the loss function does not return."""
         arguments = [params]
         if has_model_state:
             arguments.append(_present("model_state", state.model_state))
@@ -170,7 +170,7 @@ def make_train_step(
 def _scheduled_rates(
     schedule: optax.Schedule, tx: optax.GradientTransformation, state: TrainState
 ) -> Metrics:
-    """The schedule where `tx` stands in it: `state.step` counts calls, which may take no step."""
+    """The schedule at the count of `tx`: `state.step` also counts calls that take no step."""
     rates = scheduled_rates_of(tx, state.opt_state, schedule)
     if not rates and holding_back(state.opt_state):
         raise ValueError(
@@ -217,14 +217,14 @@ def _merged(metrics: Metrics, aux: Any) -> Metrics:
 
 
 def _check_same_types(old: Any, new: Any) -> None:
-    """Refuse a model state of another type, which would be compiled anew in the next step."""
+    """Refuse a model state of another type, for which the next step would be compiled again."""
     before, _ = trees.flatten(old)
     after = trees.flatten_like(_OWNER, "the new model_state", new, "the old model_state", old)
     for path, was, is_now in zip(trees.paths(old), before, after, strict=True):
         if _type_name(was) != _type_name(is_now):
             raise ValueError(
-                f"{_OWNER}: the loss changed the type of the model_state at '{path}': it was "
-                f"{_type_name(was)}, and became {_type_name(is_now)}"
+                f"{_OWNER}: the loss changed the type of the model_state at '{path}' from "
+                f"{_type_name(was)} to {_type_name(is_now)}"
             )
 
 
@@ -259,10 +259,10 @@ def _real_scalar(loss: Any) -> jax.Array:
 
 
 def _strongly_typed(leaf: Any) -> jax.Array:
-    # A weak type would differ from what the step was compiled for.
+    # A weak type would differ from the one that the step was compiled for.
     return jnp.asarray(leaf, dtype=jnp.result_type(leaf))
 
 
 def _uphill(gradient: Any) -> Any:
-    """JAX's gradient of a real function of complex numbers is the conjugate of the steepest way."""
+    """JAX's gradient of a real function is the conjugate of its direction of steepest ascent."""
     return jnp.conj(gradient) if jnp.issubdtype(gradient.dtype, jnp.complexfloating) else gradient

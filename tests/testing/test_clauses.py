@@ -290,7 +290,7 @@ def weakly_typed_when_traced():
     return ExtraArgs(init, update)
 
 
-@breaks("donation", says="a buffer of its own, got that of the parameter 'dense/kernel'")
+@breaks("donation", says="a new buffer, got that of the parameter 'dense/kernel'")
 def keeping_the_parameters():
     return passenger(lambda params: params)
 

@@ -338,7 +338,7 @@ def test_wrong_arguments_are_refused_when_the_step_is_built(arguments, message):
         (
             lambda p, s, b: (p["w"][0], {"mean": s["mean"].astype(jnp.float16)}),
             {"has_model_state": True},
-            "at 'mean': it was float32 of shape (2,), and became float16 of shape (2,)",
+            "at 'mean' from float32 of shape (2,) to float16 of shape (2,)",
         ),
         (
             lambda p, s, b: (p["w"][0], {"mean": {"new": s["mean"]}}),
