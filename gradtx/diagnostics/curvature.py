@@ -50,7 +50,7 @@ def sharpness(
     Args:
         loss_fn: a function of the parameters and `args` that returns a real scalar.
         params: the point x, a tree of arrays. Leaves that are not inexact arrays are left alone.
-        *args: what else the loss function takes, such as a batch.
+        *args: further arguments of the loss function, such as a batch.
         key: the PRNG key of the random first vector; None: always the same.
         iterations: the number of Lanczos iterations, >= 1. They need memory for that many copies
             of the parameters.
@@ -158,7 +158,7 @@ def along_gradient(
     Args:
         loss_fn: a function of the parameters and `args` that returns a real scalar.
         params: the point x, a tree of arrays. Leaves that are not inexact arrays are left alone.
-        *args: what else the loss function takes, such as a batch.
+        *args: further arguments of the loss function, such as a batch.
         step_sizes: the values of eta, shape (n,), n >= 1; numbers > 0, in a range around the
             learning rate. The default suits the learning rate 0.1.
 
@@ -196,7 +196,7 @@ def lipschitz_along_gradient(
     Args:
         loss_fn: a function of the parameters and `args` that returns a real scalar.
         params: the point x, a tree of arrays. Leaves that are not inexact arrays are left alone.
-        *args: what else the loss function takes, such as a batch.
+        *args: further arguments of the loss function, such as a batch.
         step_sizes: the values of eta, shape (n,), n >= 1; numbers > 0, in a range around the
             learning rate. The default suits the learning rate 0.1.
 
@@ -236,7 +236,7 @@ def curvature_along_gradient(
     Args:
         loss_fn: a function of the parameters and `args` that returns a real scalar.
         params: the point x, a tree of arrays. Leaves that are not inexact arrays are left alone.
-        *args: what else the loss function takes, such as a batch.
+        *args: further arguments of the loss function, such as a batch.
         step_sizes: the values of eta, shape (n,), n >= 1; numbers > 0, in a range around the
             learning rate. The default suits the learning rate 0.1.
 

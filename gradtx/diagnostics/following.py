@@ -43,7 +43,7 @@ class Operation:
 
 
 def find_layer(equation: Any, inputs: Sequence[Value]) -> int | None:
-    """Which operand of a product is the parameter of a layer; None: it is no layer.
+    """Which operand of a product is the parameter of a layer; None: it is not a layer.
 
     A parameter that meets data makes a layer. Where both operands are parameters, the one without
     data is the weight: the other may be an input to which a parameter was added.
@@ -176,7 +176,7 @@ def following(value: Value) -> dict[Layer, Image]:
 
 
 def consumed(equation: Any, inputs: Sequence[Value]) -> None:
-    """Note that an operation, not on each element by itself, took these values.
+    """Note that an operation that is not elementwise took these values.
 
     It ends the nonlinearity that a value went through; or, if it sums up powers of a layer's
     output as a variance does, these were no nonlinearity.
@@ -285,7 +285,7 @@ def _follow(layer: Layer, operation: Operation) -> Image:
         _extend(layer, operation, Image(units, slope), is_affine)
     elif any(other.is_data for other in others):
         if "select_n" in operation.parts and layer.last is Last.SCALE:
-            # A dropout, that makes up for what it is about to drop.
+            # A dropout, which scales up to compensate for what it drops.
             layer.take_back()
         layer.is_settled = True
     return Image(units, slope, base, stage)

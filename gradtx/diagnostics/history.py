@@ -26,8 +26,8 @@ class HistoryState(NamedTuple):
 
     Attributes:
         count: how many calls there were, int32.
-        steps: the step at which each place of the buffers was written, -1: not yet; int32 of shape
-            (length,).
+        steps: the step at which each place of the buffers was written, -1 before that; int32 of
+            shape (length,).
         buffers: name of the measure -> its values, arrays of shape (length, ...) that are
             overwritten from the front when they are full.
     """
@@ -52,9 +52,9 @@ def record_history(
     added to the parameters. The buffers have a fixed size and are part of the state, so that
     nothing leaves the device until `history_of` reads them.
 
-    Its place says what a step t is. In a chain inside of `MultiSteps` or `apply_if_finite` it is a
-    step of theirs, and g the mean gradient; in a chain around them it is a call, and g the gradient
-    of one mini-batch, or after them zero where they hold the step back.
+    Its place determines what counts as a step t. In a chain inside of `MultiSteps` or
+    `apply_if_finite` it is a step of theirs, and g the mean gradient; in a chain around them it is
+    a call, and g the gradient of one mini-batch, or after them zero where they hold the step back.
 
     Args:
         measures: name -> function. Its first argument gets the updates; each further argument
@@ -73,8 +73,8 @@ def record_history(
     Raises:
         ValueError: if `measures` is empty or has a name or a function that cannot be used, or
             `length` or `every` is not a whole number >= 1; in `init`, if a measure is complex; in
-            `update`, if a measure asks for what is not given or returns other shapes than in
-            `init`, or the state belongs to other measures.
+            `update`, if a measure asks for an argument that is not given or returns other shapes
+            than in `init`, or the state belongs to other measures.
 
     Example:
         >>> import jax.numpy as jnp
@@ -142,7 +142,7 @@ def record_history(
         if isinstance(is_due, Tracer):
             steps, buffers = lax.cond(is_due, record, keep)
         else:
-            # An eager conditional would be compiled anew at every call.
+            # An eager conditional would be compiled again at each call.
             steps, buffers = record() if is_due else keep()
         return updates, HistoryState(jnp.asarray(optax.safe_increment(state.count)), steps, buffers)
 

@@ -36,7 +36,7 @@ def interpolate_loss(
             numbers and arrays.
         start: the parameters at t = 0, a tree of arrays.
         end: the parameters at t = 1, a tree of the same structure and shapes.
-        *args: what else the loss function takes, such as a batch: trees of arrays.
+        *args: further arguments of the loss function, such as a batch: trees of arrays.
         points: the number of points, evenly spaced, the ends included, >= 2.
 
     Returns:
@@ -105,7 +105,7 @@ class ConnectingPath(NamedTuple):
 
         Args:
             loss_fn: a function of the parameters and `args`, see `interpolate_loss`.
-            *args: what else the loss function takes.
+            *args: further arguments of the loss function.
             points: the number of points, evenly spaced in t, the ends included, >= 2.
 
         Returns:
@@ -262,7 +262,7 @@ def _mixture(weights: Sequence[Any], parts: Sequence[Any]) -> Any:
 
 
 def _parameters(tree: Any) -> list[Any]:
-    """The leaves of a tree, with None for those that are no parameters."""
+    """The leaves of a tree, with None for those that are not parameters."""
     return [leaf if trees.is_parameter(leaf) else None for leaf in trees.flatten(tree)[0]]
 
 

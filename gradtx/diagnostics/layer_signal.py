@@ -19,7 +19,7 @@ class LayerSignal:
         activation: the name of f, or of the last operation in it; empty: there is none.
         depth: the number of layers on the longest way from the data to this one, itself included.
         is_hidden: whether another layer receives its signal.
-        is_recurrent: whether it receives what the step before of a recurrence has left.
+        is_recurrent: whether it receives what the previous step of a recurrence has left.
         input_rms: root mean square of x.
         output_rms: root mean square of z.
         mean: mean of f(z).

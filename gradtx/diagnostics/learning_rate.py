@@ -129,7 +129,7 @@ def learning_rate_range(
         smoothing: the share of the exponential moving average of the losses that is kept, in
             [0, 1); 0: no smoothing. It lags smoothing / (1 - smoothing) steps behind.
         stacked: whether the arrays of `batch` have a first axis of batches, which take turns.
-        model_state: what else the network carries; None: nothing.
+        model_state: the rest of the network's state; None: there is none.
         has_aux: whether the loss returns further metrics; they are dropped.
         key: the PRNG key of the run; None: the loss is not random.
 

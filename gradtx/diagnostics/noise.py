@@ -38,7 +38,7 @@ def gradient_noise_scale(
     *,
     small_batch_size: int = 1,
 ) -> NoiseScale:
-    """The simple noise scale of a loss: the batch size at which noise and gradient are as large.
+    """The simple noise scale of a loss: the batch size where noise and gradient are equal.
 
         B_simple = tr(S) / |G|^2
 
@@ -69,7 +69,7 @@ def gradient_noise_scale(
         `NoiseScale(noise_scale, gradient_squared_norm, noise_trace)` of scalars, float64 if a
         parameter is, else float32. `noise_scale` is infinite if the estimate of |G|^2 is not
         positive: then B samples are too few to see the gradient. It is NaN if all gradients are
-        zero, or one is not finite, and right also where the other two overflow or underflow.
+        zero, or one is not finite, and right even where the other two overflow or underflow.
 
     Raises:
         ValueError: if `loss_fn` is not a function or does not return a real scalar, `batch` has no
@@ -135,7 +135,7 @@ def gradient_noise_scale(
     wider = _unit(means, unit)
     trace = deviations * jnp.square(unit / wider) * (small / (number - 1))
     squared = _squared_norm(means, wider) - trace / size
-    # Without any gradient and noise, or with some that is not finite, there is no such ratio.
+    # If gradient and noise are both zero, or one is not finite, there is no such ratio.
     beyond_sight = jnp.where((squared <= 0) & (trace > 0), jnp.inf, jnp.nan)
     is_seen = squared > 0
     return NoiseScale(

@@ -31,7 +31,7 @@ class Culprit:
         made: "NaN" or "infinity".
         operation: the name of the primitive; "argument" if it was given.
         layer: the layer that the operation belongs to: the last one whose output it works with;
-            the parameter or argument itself if it was given. Empty: it comes before all layers.
+            the parameter or argument itself if it was given. Empty: it precedes all layers.
         source: the line of the program, as `file.py:12 (function)`; empty: not known.
         in_gradient: whether it happened on the way back, and the loss is finite.
         infinity: the operation that made an infinity out of finite numbers before it, if that is

@@ -16,7 +16,7 @@ AFFINE = _names(
     """
 )
 
-# What a function may consist of and still be gone into, because it is no nonlinearity by itself.
+# What a called function may consist of and still be entered: it is not a nonlinearity by itself.
 STRAIGHT = AFFINE | _names("broadcast_in_dim")
 
 # Bends and steps between straight pieces.
@@ -39,7 +39,7 @@ SMOOTH = LEVELLING | _names(
     """
 )
 
-# Names that people know better, and those of x times a squashing function of x.
+# More familiar names, and those of x times a squashing function of x.
 FAMILIAR = {"logistic": "sigmoid", "select_n": "where"}
 GATES = {"tanh": "gelu", "erf": "gelu", "erfc": "gelu", "sigmoid": "silu"}
 
@@ -69,7 +69,7 @@ CALLS = {
     "custom_vjp_call": "call_jaxpr",
 }
 
-# The calls among them that bring their own derivative.
+# Those calls that have their own derivative.
 WITH_OWN_DERIVATIVE = frozenset({"custom_jvp_call", "custom_vjp_call"})
 
 

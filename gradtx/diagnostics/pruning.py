@@ -1,4 +1,4 @@
-"""Pruning: which weights to remove, removing them, and training what is left.
+"""Pruning: which weights to remove, removing them, and training the rest.
 
 A mask is a tree of the structure of the parameters: for each inexact array a boolean array of its
 shape, true where a weight is kept, and true for any other leaf.
@@ -45,7 +45,7 @@ def prune_by_magnitude(
             with at least two axes, so that biases and scales are kept.
         scope: "global" compares the weights of all those leaves with each other; "leaf" prunes the
             same fraction of each.
-        mask: an earlier mask of these parameters: what it has pruned stays pruned, and `fraction`
+        mask: an earlier mask of these parameters: its pruned weights stay pruned, and `fraction`
             refers to the weights that are left. None: nothing has been pruned.
 
     Returns:

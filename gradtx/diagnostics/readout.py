@@ -59,9 +59,8 @@ def history_of(state: Any) -> dict[str, np.ndarray]:
         shared = sorted(merged.keys() & history.keys() - {"step"})
         if shared:
             raise ValueError(
-                f"history_of: the state has several measures of the names {listed(shared)}; give "
-                "each "
-                "record_history names of its own"
+                f"history_of: the state has several measures with the names {listed(shared)}; give "
+                "each record_history distinct names"
             )
         merged |= history
     return merged

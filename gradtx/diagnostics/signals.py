@@ -40,21 +40,21 @@ def signal_report(
     functions with derivatives of their own. In a scan, a layer that takes slices of stacked
     parameters counts as many layers; one that meets the same parameter in each iteration (a
     recurrent network) is one layer, measured over all of them. A product of two signals, as in an
-    attention, is no layer, and what stands in a `while_loop` or `shard_map` is not seen.
+    attention, is not a layer, and nothing inside a `while_loop` or `shard_map` is seen.
 
     A layer's output is followed through its bias, normalization and sums to the first nonlinearity,
-    as long as each element stays by itself: not through a pooling.
+    as long as each element is treated by itself: not through a pooling.
 
     A recurrence is judged by how the gradient changes from step to step of a layer that receives
-    what the step before has left. That shows where the loss depends on the last steps alone: a loss
-    at each step gives each a gradient of its own.
+    what the previous step has left. That shows where the loss depends on the last steps alone: a
+    loss at each step gives each a gradient of its own.
 
     Args:
         loss_fn: the loss, a real scalar: `loss_fn(params, *args)`.
-        params: the parameters, a tree of arrays. Leaves that are no arrays (the functions in an
+        params: the parameters, a tree of arrays. Leaves that are not arrays (the functions in an
             equinox module) are left alone.
-        *args: what else the loss takes: a batch, running statistics, a PRNG key. Arrays are data;
-            anything else is passed on as it is.
+        *args: further arguments of the loss: a batch, running statistics, a PRNG key. Arrays are
+            data; anything else is passed on as it is.
         has_aux: whether the loss returns a pair of the loss and something else.
 
     Returns:

@@ -60,8 +60,8 @@ def trace(
     Args:
         owner: name of the caller, which opens the messages.
         loss_fn: the loss, `loss_fn(params, *args)`.
-        params: the parameters; leaves that are no inexact arrays or numbers are left alone.
-        args: the other arguments; leaves that are no arrays are left alone.
+        params: the parameters; leaves that are not inexact arrays or numbers are left alone.
+        args: the other arguments; leaves that are not arrays are left alone.
         has_aux: whether the loss returns a pair of the loss and something else.
 
     Raises:

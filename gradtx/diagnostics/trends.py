@@ -41,7 +41,7 @@ def trend_of(sequence: Sequence[float]) -> Trend:
     """The factor from each element to the next that fits best, and that from first to last."""
     values = np.asarray(sequence, float)
     if not np.isfinite(values).all():
-        # What comes before the overflow tells how it came about.
+        # What precedes the overflow shows how it came about.
         values = values[: int(np.argmin(np.isfinite(values)))]
     if len(values) < 2 or not values[0]:
         return Trend(1.0, 1.0, len(values))
@@ -57,7 +57,7 @@ def gradients_backwards(layers: Sequence[LayerSignal]) -> list[float]:
     """The norms of the gradients that arrive at each depth, from the last to the first."""
     # The last layer's weights scale all gradients alike, and may be small on purpose.
     norms = gradients(hidden(layers))[::-1]
-    # No gradient comes through weights that are zero in the beginning on purpose; the first step
+    # No gradient comes through weights that are initially zero on purpose; the first step
     # changes that.
     if any(layer.weight_rms == 0 for layer in layers):
         norms = [norm for norm in norms if norm]

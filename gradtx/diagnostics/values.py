@@ -1,4 +1,4 @@
-"""What is remembered about the values of a traced function: where each comes from.
+"""What the interpreter remembers about the values of a traced function: where each comes from.
 
 The interpreter carries a `Value` for each array. It tells whether the array is (a view of) a
 parameter, whether data went into it, and of which layers it is an elementwise image.
@@ -109,7 +109,7 @@ class Layer:
         activation: the name of the nonlinearity; empty: none.
         parts: the names of the operations that the nonlinearity consists of.
         is_hidden: whether another layer receives the image.
-        is_recurrent: whether it receives what the iteration before has left.
+        is_recurrent: whether it receives what the previous iteration has left.
         sources: the layers that this one receives its inputs from.
     """
 
@@ -185,8 +185,8 @@ class Value:
         array: the array.
         origin: the parameter that it is; None: it is none.
         is_signal: whether data took part in it.
-        is_uniform: whether all its elements are the same number, which is no data.
-        is_carried: whether it comes from the iteration before, without a layer in between.
+        is_uniform: whether all its elements are the same number, which is not data.
+        is_carried: whether it comes from the previous iteration, without a layer in between.
         sources: the layers whose outputs took part in it, without another layer in between.
         images: the layers that it follows elementwise from, and how.
     """

@@ -85,15 +85,18 @@ def _not_finite(
         return None
     if culprit is None:
         return Diagnosis(
-            "nan", (), 1.0, "nan: the loss or its gradient is not finite; where, is not to be seen."
+            "nan",
+            (),
+            1.0,
+            "nan: the loss or its gradient is not finite, but where this begins was not found.",
         )
     if culprit.operation == "argument":
         return Diagnosis(
             "nan",
             (),
             1.0,
-            f"nan: the {culprit.layer} has NaN in it already. If a run has made it, begin again "
-            "from before, with a smaller learning rate and clip_by_global_norm(1.0).",
+            f"nan: the {culprit.layer} already contains NaN. If it comes from training, restart "
+            "from an earlier state with a smaller learning rate, and clip_by_global_norm(1.0).",
         )
     affected = [culprit.layer] if culprit.layer else []
     if culprit.in_gradient:
@@ -108,11 +111,11 @@ def _not_finite(
     if culprit.infinity is not None:
         infinity = culprit.infinity
         if infinity.operation == "argument":
-            cause, cure = f" The infinity in it was given, in the {infinity.layer}.", None
+            cause, cure = f" Its infinity is in the {infinity.layer} already.", None
         else:
             layer_of = f" in layer '{infinity.layer}'" if infinity.layer else ""
             line_of = f", at {infinity.source}" if infinity.source else ""
-            cause = f" The infinity in it comes from `{infinity.operation}`{layer_of}{line_of}."
+            cause = f" Its infinity comes from `{infinity.operation}`{layer_of}{line_of}."
             cure = _CURES.get(infinity.operation, cure) if not culprit.derivative_of else cure
             if infinity.layer and infinity.layer not in affected and not culprit.in_gradient:
                 affected.insert(0, infinity.layer)
@@ -122,7 +125,7 @@ def _not_finite(
             f" Up to there the signal grows by a factor of {growth.factor:.3g} per layer: "
             f"{_rescaling(layers, growth.factor)}."
         )
-    advice = f" To mend it, {cure}." if cure else ""
+    advice = f" To fix it, {cure}." if cure else ""
     return Diagnosis(
         "nan",
         tuple(affected),
@@ -150,7 +153,7 @@ def _dead(layers: Sequence[LayerSignal], culprit: Culprit | None, loss: float) -
 
 def _chance_of_death(layer: LayerSignal) -> float:
     # In a deep network all samples look alike to a layer, and half of its units are zero for all of
-    # them; more than three standard deviations above that is no chance.
+    # them; more than three standard deviations above that is not chance.
     return min(0.5 + 3 * 0.5 / math.sqrt(max(layer.units, 1)), 0.95)
 
 
@@ -216,7 +219,7 @@ def _change_by_step(what: str, trend: trends.Trend, layer: LayerSignal) -> Diagn
         (layer.name,),
         trend.factor,
         f"{kind}: the {_on_its_way(what)} {verb} by a factor of {trend.factor:.3g} per step of the "
-        f"recurrence ({trend.in_all:.2g} in all), in layer '{layer.name}'. To mend it, initialize "
+        f"recurrence ({trend.in_all:.2g} in all), in layer '{layer.name}'. To fix it, initialize "
         f"it with orthogonal(){multiply}, or use gates (a GRU or LSTM){clip}.",
     )
 
@@ -226,7 +229,7 @@ def _change_by_layer(what: str, trend: trends.Trend, layers: Sequence[LayerSigna
     kind, verb = ("exploding", "grows") if grows else ("vanishing", "shrinks")
     hidden = trends.hidden(layers)
     changes = trends.signal_changes(hidden) if what == "signal" else trends.gradient_changes(hidden)
-    # Those that have at least half of the average share in it.
+    # The layers with at least half of the average share.
     share = math.log(trend.factor) / 2 if trend.factor else -math.inf
     found = [
         (layer, change)
@@ -236,11 +239,11 @@ def _change_by_layer(what: str, trend: trends.Trend, layers: Sequence[LayerSigna
     affected = [layer for layer, _ in found] or hidden
     factor = trend.factor
     if factor and found and 2 * len(found) < len(hidden):
-        # Few layers: what they do themselves, and not the average over all.
+        # Few layers: their own change, not the average over all.
         factor = math.exp(sum(change for _, change in found) / len(found))
     sentence = (
         f"{kind}: the {_on_its_way(what)} {verb} by a factor of {factor:.3g} per layer "
-        f"({trend.in_all:.2g} in all), in {_listing(affected)}. To mend it, "
+        f"({trend.in_all:.2g} in all), in {_listing(affected)}. To fix it, "
         f"{_advice(what, affected, factor)}, or put a batch_norm or layer_norm before the "
         "nonlinearities."
     )

@@ -35,7 +35,7 @@ def test_found_anywhere(place):
     ("recorders", "message"),
     [
         ([], "history_of: the state has no record_history"),
-        ([{}, {}], r"history_of: .* several measures of the names \['gradient_norm'\]"),
+        ([{}, {}], r"history_of: .* several measures with the names \['gradient_norm'\]"),
         ([{}, {"every": 2}], r"history_of: .* 2 histories taken at different steps"),
         ([{}, {"length": 1}], r"history_of: .* 2 histories taken at different steps"),
     ],

@@ -113,7 +113,7 @@ def test_parameters_that_a_run_has_ruined():
     params[1]["bias"] = jnp.full_like(params[1]["bias"], jnp.nan)
     report = diagnostics.signal_report(loss_with(jax.nn.relu), params, inputs())
     assert report.kind == "nan"
-    assert "the parameter '1/bias' has NaN in it already" in report.verdict
+    assert "the parameter '1/bias' already contains NaN" in report.verdict
     assert "smaller learning rate" in report.verdict
 
 
