@@ -315,7 +315,12 @@ class Aligned:
         leaves = self.columns[self.name]
         for what, parts in self.columns.items():
             for i in self.active:
-                if parts[i] is None or np.shape(parts[i]) != np.shape(leaves[i]):
+                if parts[i] is None:
+                    raise ValueError(
+                        f"{self.owner}: {what} has none at '{self.path(i)}', where {self.name} has "
+                        f"shape {np.shape(leaves[i])}; was init called with these parameters?"
+                    )
+                if np.shape(parts[i]) != np.shape(leaves[i]):
                     trees.refuse_shape(self.owner, self.name, self.tree, i, what, parts[i])
 
     def path(self, index: int) -> str:

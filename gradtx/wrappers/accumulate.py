@@ -1,12 +1,10 @@
 """One step for several mini-batches."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
@@ -15,11 +13,13 @@ from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.inputs import as_gradients, check_state
 from gradtx.kernel import COUNT, check_dtype, check_hyperparameter
+from gradtx.leaves import Aligned, equation, map_parameters
 from gradtx.lift import evaluate
 from gradtx.messages import shown
 from gradtx.wrappers.branches import either, zeros_like
 
 _OWNER = "MultiSteps"
+_TOTAL = "the state's acc_grads"
 
 
 class MultiSteps:
@@ -99,7 +99,7 @@ class MultiSteps:
             mini_step=jnp.zeros([], jnp.int32),
             gradient_step=gradient_step,
             inner_opt_state=self._opt.init(params),
-            acc_grads=jax.tree.map(self._start, params),
+            acc_grads=map_parameters(self._start, params),
             skip_state=skip_state,
         )
 
@@ -127,28 +127,25 @@ class MultiSteps:
         mini_step = jnp.asarray(state.mini_step)
         is_last = mini_step + 1 >= self._number_of_mini_steps(state.gradient_step)
         emit = is_last if skip is None else is_last & ~skip
-        gradients, treedef = trees.flatten(updates)
-        totals = self._totals(updates, state.acc_grads)
-        active = [i for i, gradient in enumerate(gradients) if trees.is_parameter(gradient)]
+        aligned = Aligned(_OWNER, {"updates": updates, _TOTAL: state.acc_grads})
+        gradients, totals = aligned.arrays(), aligned.arrays(_TOTAL)
+        accumulated = _mean if self._use_grad_mean else _sum
 
-        def with_this(i: int) -> jax.Array:
-            return _accumulated(totals[i], gradients[i], mini_step, self._use_grad_mean)
+        def with_this() -> list[jax.Array]:
+            return [accumulated(a, g, n=mini_step) for a, g in zip(totals, gradients, strict=True)]
 
         def step() -> Any:
-            means, emptied = list(gradients), list(totals)
-            for i in active:
-                means[i] = with_this(i).astype(jnp.result_type(gradients[i]))
-                emptied[i] = jnp.zeros_like(totals[i])
+            means = [a.astype(g.dtype) for a, g in zip(with_this(), gradients, strict=True)]
             new, inner_state = self._opt.update(
-                treedef.unflatten(means), state.inner_opt_state, params, **extra
+                aligned.tree_of(means), state.inner_opt_state, params, **extra
             )
-            return new, (inner_state, treedef.unflatten(emptied))
+            return new, (inner_state, aligned.tree_of(map(jnp.zeros_like, totals), _TOTAL))
 
         def wait() -> Any:
-            kept = list(totals)
-            for i in active:
-                kept[i] = with_this(i) if skip is None else jnp.where(skip, totals[i], with_this(i))
-            return zeros_like(updates), (state.inner_opt_state, treedef.unflatten(kept))
+            kept = with_this()
+            if skip is not None:
+                kept = [jnp.where(skip, *pair) for pair in zip(totals, kept, strict=True)]
+            return zeros_like(updates), (state.inner_opt_state, aligned.tree_of(kept, _TOTAL))
 
         new_updates, (inner_state, acc_grads) = either(
             _OWNER, emit, step, wait, updates, (state.inner_opt_state, state.acc_grads)
@@ -186,9 +183,7 @@ class MultiSteps:
             state=optax.MultiStepsState,
         )
 
-    def _start(self, parameter: Any) -> jax.Array | None:
-        if not trees.is_parameter(parameter):
-            return None
+    def _start(self, parameter: Any) -> jax.Array:
         own = jnp.result_type(parameter)
         dtype = trees.compute_dtype(own) if self._dtype is None else self._dtype
         if jnp.issubdtype(own, jnp.complexfloating) and jnp.issubdtype(dtype, jnp.floating):
@@ -216,28 +211,14 @@ class MultiSteps:
             return evaluate(every_k, jnp.asarray(gradient_step)).astype(jnp.int32)
         return jnp.asarray(every_k).astype(jnp.int32)
 
-    def _totals(self, updates: Any, acc_grads: Any) -> list[Any]:
-        """What was accumulated for each leaf of the updates, which it must fit."""
-        what = "the state's acc_grads"
-        totals = trees.flatten_like(_OWNER, what, acc_grads, "updates", updates)
-        for i, (gradient, total) in enumerate(zip(trees.flatten(updates)[0], totals, strict=True)):
-            if trees.is_parameter(gradient) and total is None:
-                raise ValueError(
-                    f"{_OWNER}: {what} has none at '{trees.paths(updates)[i]}', where updates has "
-                    f"shape {np.shape(gradient)}; was init called with these parameters?"
-                )
-            if trees.is_parameter(gradient) and np.shape(gradient) != np.shape(total):
-                trees.refuse_shape(_OWNER, "updates", updates, i, what, total)
-        return totals
+
+@equation()
+def _mean(a: jax.Array, g: jax.Array, *, n: jax.Array) -> jax.Array:
+    """The mean of n gradients before this one, with this one."""
+    return jnp.where(n == 0, g, a + (g - a) / (n + 1))
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _accumulated(
-    total: jax.Array, gradient: jax.Array, number: jax.Array, is_mean: bool
-) -> jax.Array:
-    """The mean (or the sum) of `number` gradients before this one, with this one."""
-    gradient = jnp.asarray(gradient)
-    dtype = np.promote_types(*map(trees.compute_dtype, (total.dtype, gradient.dtype)))
-    old, new = total.astype(dtype), gradient.astype(dtype)
-    added = old + (new - old) / (number + 1).astype(dtype) if is_mean else old + new
-    return jnp.where(number == 0, new, added).astype(total.dtype)
+@equation()
+def _sum(a: jax.Array, g: jax.Array, *, n: jax.Array) -> jax.Array:
+    """The sum of n gradients before this one, with this one."""
+    return jnp.where(n == 0, g, a + g)

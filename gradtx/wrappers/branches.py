@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 
-from gradtx import trees
+from gradtx.leaves import Aligned, map_leaves
 
 Branch = Callable[[], tuple[Any, Any]]
 
@@ -38,16 +38,13 @@ def either(
     Returns:
         The updates and the state of that branch.
     """
-    gradients, treedef = trees.flatten(updates)
 
     def typed(branch: Branch) -> tuple[list[jax.Array], Any]:
         new, new_state = branch()
-        parts = trees.flatten_like(owner, "the inner updates", new, "updates", updates)
-        arrays = [
-            jnp.asarray(part, jnp.result_type(gradient))
-            for gradient, part in zip(gradients, parts, strict=True)
-            if trees.is_parameter(gradient)
-        ]
+        # What is under way may have other shapes than the updates in the end.
+        aligned = Aligned(owner, {"updates": updates, "the inner updates": new}, same_shapes=False)
+        pairs = zip(aligned.arrays(), aligned.arrays("the inner updates"), strict=True)
+        arrays = [part.astype(gradient.dtype) for gradient, part in pairs]
         return arrays, jax.tree.map(_in_dtype_of, state, new_state)
 
     if isinstance(condition, Tracer):
@@ -55,16 +52,12 @@ def either(
     else:
         # An eager conditional would be compiled at every call.
         arrays, new_state = typed(on_true if condition else on_false)
-    rest = iter(arrays)
-    merged = [next(rest) if trees.is_parameter(leaf) else leaf for leaf in gradients]
-    return treedef.unflatten(merged), new_state
+    return Aligned(owner, {"updates": updates}).tree_of(arrays), new_state
 
 
 def zeros_like(updates: Any) -> Any:
     """Zero updates; leaves that are not inexact arrays stay as they are."""
-    return jax.tree.map(
-        lambda leaf: jnp.zeros_like(leaf) if trees.is_parameter(leaf) else leaf, updates
-    )
+    return map_leaves(jnp.zeros_like, "zeros_like", {"updates": updates})
 
 
 def _in_dtype_of(old: Any, new: Any) -> Any:

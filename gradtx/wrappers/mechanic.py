@@ -14,9 +14,9 @@ from optax.contrib import MechanicState
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
-from gradtx.inputs import as_array
 from gradtx.kernel import COUNT, NON_NEGATIVE, POSITIVE, check, check_hyperparameter
 from gradtx.kernels.arithmetic import safe_divide
+from gradtx.leaves import Aligned, equation, map_parameters, parameters_of
 from gradtx.lift import evaluate
 from gradtx.wrappers.steps import in_step, is_step
 
@@ -84,11 +84,9 @@ def mechanize(
     eps = check(_OWNER, "eps", eps, POSITIVE)
     s_init = check(_OWNER, "s_init", s_init, POSITIVE)
     num_betas = check(_OWNER, "num_betas", num_betas, COUNT)
-    number = int(num_betas)
 
     def init(params: Any) -> MechanicState:
-        leaves = [as_array(p) for p in jax.tree.leaves(params) if trees.is_parameter(p)]
-        zeros = jnp.zeros(number, trees.widest(leaves))
+        zeros = jnp.zeros(int(num_betas), trees.widest(parameters_of(params)))
         return MechanicState(
             base_optimizer_state=inner.init(params),
             count=jnp.zeros([], jnp.int32),
@@ -96,7 +94,7 @@ def mechanize(
             m=jnp.copy(zeros),
             v=jnp.copy(zeros),
             s=jnp.full_like(zeros, s_init),
-            x0=jax.tree.map(_start, params),
+            x0=map_parameters(_start, params),
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
@@ -105,53 +103,53 @@ def mechanize(
         changes, inner_state = inner.update(updates, state.base_optimizer_state, params, **extra)
         step = is_step(state.base_optimizer_state, inner_state, changes)
         old = {name: getattr(state, name) for name in ("count", *"rmvs", "x0")}
-        new, kept = in_step(
-            _OWNER, step, lambda: tune(updates, state, params, changes), changes, old
-        )
-        return new, MechanicState(base_optimizer_state=inner_state, **kept)
-
-    def tune(updates: Any, state: Any, params: Any, changes: Any) -> tuple[Any, dict[str, Any]]:
-        leaves, treedef = trees.flatten(changes)
-        aligned = {
-            "the gradients": trees.flatten_like(_OWNER, "gradients", updates, "updates", changes),
-            "params": trees.flatten_like(_OWNER, "params", params, "updates", changes),
-            "the state's x0": trees.flatten_like(_OWNER, "x0", state.x0, "updates", changes),
-        }
-        active = [i for i, leaf in enumerate(leaves) if trees.is_parameter(leaf)]
-        for i in active:
-            for what, others in aligned.items():
-                if not trees.is_parameter(others[i]) or np.shape(others[i]) != np.shape(leaves[i]):
-                    trees.refuse_shape(_OWNER, "updates", changes, i, what, others[i])
-        gradients, points, starts = (
-            [jnp.asarray(others[i]) for i in active] for others in aligned.values()
-        )
-        # A run may begin at other parameters than those that made the state.
-        starts = [_either(state.count == 0, p, x0) for p, x0 in zip(points, starts, strict=True)]
         decay = evaluate(weight_decay, state.count) if callable(weight_decay) else weight_decay
-        tuned, stretch, scale = _tune(
-            {name: getattr(state, name) for name in "rmvs"},
-            trees.sum_of(_progress, gradients, starts, points),
-            trees.sum_of(_pull, points, starts),
-            trees.norm_of_leaves(gradients),
-            trees.norm_of_leaves(points),
-            jnp.asarray(decay),
-            jnp.asarray(eps),
-            jnp.asarray(s_init),
-            clip_rewards=bool(clip_rewards),
-        )
-        new_x0 = aligned["the state's x0"]
-        for i, p, x0 in zip(active, points, starts, strict=True):
-            leaves[i] = _rescaled(leaves[i], p, x0, stretch, scale)
-            new_x0[i] = x0
-        count = optax.safe_increment(state.count)
-        return treedef.unflatten(leaves), {"count": count, "x0": treedef.unflatten(new_x0)} | tuned
+        numbers = {"weight_decay": decay, "eps": eps, "s_init": s_init}
+
+        def advance() -> Any:
+            return _tuned(updates, old, params, changes, numbers, bool(clip_rewards))
+
+        new, kept = in_step(_OWNER, step, advance, changes, old)
+        return new, MechanicState(base_optimizer_state=inner_state, **kept)
 
     return composed(_OWNER, (Part("", inner),), init, update, locality="tree", state=MechanicState)
 
 
-def _start(parameter: Any) -> jax.Array | None:
-    if not trees.is_parameter(parameter):
-        return None
+def _tuned(
+    updates: Any,
+    old: dict[str, Any],
+    params: Any,
+    changes: Any,
+    numbers: dict[str, Any],
+    clip_rewards: bool,
+) -> tuple[Any, dict[str, Any]]:
+    """The updates in the tuned size, and what the state keeps of the tuner."""
+    start = "the state's x0"
+    named = {"updates": changes, "the gradients": updates, "params": params, start: old["x0"]}
+    aligned = Aligned(_OWNER, named)
+    changed, gradients, points, starts = map(aligned.arrays, named)
+    # A run may begin at other parameters than those that made the state.
+    starts = [
+        _first(x0, p, is_first=old["count"] == 0) for x0, p in zip(starts, points, strict=True)
+    ]
+    tuned, stretch, scale = _tune(
+        {name: old[name] for name in "rmvs"},
+        trees.sum_of(_progress, gradients, starts, points),
+        trees.sum_of(_pull, points, starts),
+        trees.norm_of_leaves(gradients),
+        trees.norm_of_leaves(points),
+        **jax.tree.map(jnp.asarray, numbers),
+        clip_rewards=clip_rewards,
+    )
+    new = [
+        _rescaled(*leaf, stretch=stretch, scale=scale)
+        for leaf in zip(changed, points, starts, strict=True)
+    ]
+    kept = {"count": optax.safe_increment(old["count"]), "x0": aligned.tree_of(starts, start)}
+    return aligned.tree_of(new), kept | tuned
+
+
+def _start(parameter: Any) -> jax.Array:
     dtype = trees.compute_dtype(jnp.result_type(parameter))
     if isinstance(parameter, jax.ShapeDtypeStruct):
         return jnp.zeros_like(parameter, dtype)  # the first step takes its parameters instead
@@ -159,9 +157,9 @@ def _start(parameter: Any) -> jax.Array | None:
     return jnp.array(parameter, dtype)
 
 
-@jax.jit
-def _either(is_first: jax.Array, parameter: jax.Array, start: jax.Array) -> jax.Array:
-    return jnp.where(is_first, parameter.astype(start.dtype), start)
+@equation()
+def _first(start: jax.Array, p: jax.Array, *, is_first: jax.Array) -> jax.Array:
+    return jnp.where(is_first, p, start)
 
 
 def _progress(g: jax.Array, start: jax.Array, p: jax.Array) -> jax.Array:
@@ -208,12 +206,9 @@ def _tune(
     return new, safe_divide(new_scale - scale, scale), new_scale
 
 
-@jax.jit
+@equation()
 def _rescaled(
-    change: jax.Array, p: jax.Array, start: jax.Array, stretch: jax.Array, scale: jax.Array
+    change: jax.Array, p: jax.Array, start: jax.Array, *, stretch: jax.Array, scale: jax.Array
 ) -> jax.Array:
     """p_0 + S * (D + u) - p, with D from p and the old S."""
-    dtype = start.dtype
-    way = p.astype(dtype) - start
-    new = stretch.astype(dtype) * way + scale.astype(dtype) * change.astype(dtype)
-    return new.astype(change.dtype)
+    return stretch * (p - start) + scale * change

@@ -14,6 +14,7 @@ from gradtx import trees
 from gradtx.compose.sequence import ExtraArgs, as_transformation, stateless
 from gradtx.inputs import check_state
 from gradtx.kernels.momentum import ema
+from gradtx.leaves import map_leaves, map_parameters
 from gradtx.messages import listed, shown
 
 Measure = Callable[[Any], Any]
@@ -209,7 +210,7 @@ def _check_measure(owner: str, name: Any, measure: Any) -> None:
 
 
 def _parameters(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf if trees.is_parameter(leaf) else None, tree)
+    return map_parameters(lambda leaf: leaf, tree)
 
 
 def _zeros(types: Any) -> Any:
@@ -221,11 +222,9 @@ def _typed(owner: str, name: str, value: Any, old: Any) -> Any:
     if old is None:  # the first step of a run that optax started
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), value)
     owner = f"{owner}: measure {name!r}"
-    before, treedef = jax.tree.flatten(old)
-    after = trees.flatten_like(owner, "its value", value, "the state", old)
-    for index, (was, is_now) in enumerate(zip(before, after, strict=True)):
-        if jnp.shape(was) != jnp.shape(is_now):
-            trees.refuse_shape(owner, "the state", old, index, "its value", is_now)
-    return treedef.unflatten(
-        jnp.asarray(part, jnp.result_type(was)) for was, part in zip(before, after, strict=True)
+    return map_leaves(
+        lambda was, is_now: jnp.asarray(is_now, jnp.result_type(was)),
+        owner,
+        {"the state": old, "its value": value},
+        takes_part=lambda was, is_now: was is not None,
     )

@@ -1,5 +1,7 @@
 """A learning rate that falls when the loss does not."""
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ from gradtx import trees
 from gradtx.inputs import as_gradients, check_state
 from gradtx.kernel import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, PROPER_SHARE, SHARE, check, squeezed
 from gradtx.kernels.scale import scale
+from gradtx.leaves import parameters_of
 
 _OWNER = "reduce_on_plateau"
 
@@ -79,51 +82,25 @@ def reduce_on_plateau(
         [1.]
         [0.5]
     """
-    factor = check(_OWNER, "factor", factor, PROPER_SHARE)
-    patience = check(_OWNER, "patience", patience, COUNT)
-    rtol = check(_OWNER, "rtol", rtol, SHARE)
-    atol = check(_OWNER, "atol", atol, NON_NEGATIVE)
-    cooldown = check(_OWNER, "cooldown", cooldown, COUNT_OR_ZERO)
     accumulation_size = check(_OWNER, "accumulation_size", accumulation_size, COUNT)
-    min_scale = check(_OWNER, "min_scale", min_scale, NON_NEGATIVE)
+    rule = {
+        "factor": check(_OWNER, "factor", factor, PROPER_SHARE),
+        "patience": check(_OWNER, "patience", patience, COUNT),
+        "rtol": check(_OWNER, "rtol", rtol, SHARE),
+        "atol": check(_OWNER, "atol", atol, NON_NEGATIVE),
+        "cooldown": check(_OWNER, "cooldown", cooldown, COUNT_OR_ZERO),
+        "min_scale": check(_OWNER, "min_scale", min_scale, NON_NEGATIVE),
+    }
     if not isinstance(rtol, jax.Array) and not isinstance(atol, jax.Array) and rtol == atol == 0:
         raise ValueError(f"{_OWNER}: rtol or atol must be positive, got {rtol} and {atol}")
 
     def init(params: Any) -> ReduceLROnPlateauState:
-        leaves = [leaf for leaf in jax.tree.leaves(params) if trees.is_parameter(leaf)]
-        dtypes = [trees.real_dtype(trees.compute_dtype(jnp.result_type(leaf))) for leaf in leaves]
-        dtype = max(dtypes, key=lambda d: d.itemsize, default=jnp.float32)
+        dtype = trees.widest(parameters_of(params))
         return ReduceLROnPlateauState(
             scale=jnp.ones([], dtype),
             best_value=jnp.full([], jnp.inf, dtype),
             plateau_count=jnp.zeros([], jnp.int32),
             cooldown_count=jnp.zeros([], jnp.int32),
-            count=jnp.zeros([], jnp.int32),
-            avg_value=jnp.zeros([], dtype),
-        )
-
-    def judged(state: ReduceLROnPlateauState, average: jax.Array) -> ReduceLROnPlateauState:
-        """The state after one average."""
-        old_scale, best = jnp.asarray(state.scale), jnp.asarray(state.best_value)
-        dtype = best.dtype
-        # In this form positive losses give optax's numbers to the last bit.
-        shrunk = (1 - jnp.sign(best) * _as(rtol, dtype)) * best
-        # (1 - rtol) * inf is not a number for rtol = 1.
-        target = jnp.where(jnp.isinf(best), best, shrunk - _as(atol, dtype))
-        has_improved = average < target
-        bad = jnp.where(has_improved, 0, optax.safe_increment(state.plateau_count))
-        is_cooling = jnp.asarray(state.cooldown_count) > 0
-        falls = ~is_cooling & (bad >= _as(patience, jnp.int32))
-        lower = old_scale * _as(factor, old_scale.dtype)
-        cooling = jnp.where(is_cooling, state.cooldown_count - 1, 0)
-        new_scale = jnp.where(falls, lower, old_scale)
-        return ReduceLROnPlateauState(
-            scale=jnp.where(
-                is_cooling, old_scale, jnp.maximum(new_scale, _as(min_scale, old_scale.dtype))
-            ),
-            best_value=jnp.where(has_improved, average, best),
-            plateau_count=jnp.where(is_cooling | falls, 0, bad),
-            cooldown_count=jnp.where(falls, _as(cooldown, jnp.int32), cooling),
             count=jnp.zeros([], jnp.int32),
             avg_value=jnp.zeros([], dtype),
         )
@@ -139,22 +116,46 @@ def reduce_on_plateau(
         total = _as(state.count, dtype) * state.avg_value + _as(_real_scalar(value), dtype)
         average = total / _as(count, dtype)
         is_complete = count >= _as(accumulation_size, jnp.int32)
+        waiting = ReduceLROnPlateauState(
+            **{name: getattr(state, name) for name in ReduceLROnPlateauState._fields}
+            | {"count": count, "avg_value": average}
+        )
         new_state = jax.tree.map(
-            lambda complete, waiting: jnp.where(is_complete, complete, waiting),
-            judged(state, average),
-            ReduceLROnPlateauState(
-                scale=state.scale,
-                best_value=state.best_value,
-                plateau_count=state.plateau_count,
-                cooldown_count=state.cooldown_count,
-                count=count,
-                avg_value=average,
-            ),
+            functools.partial(jnp.where, is_complete), _judged(state, average, rule), waiting
         )
         updates, _ = scale(new_state.scale).update(updates, optax.EmptyState(), params)
         return updates, new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _judged(
+    state: ReduceLROnPlateauState, average: jax.Array, rule: Mapping[str, ArrayLike]
+) -> ReduceLROnPlateauState:
+    """The state after one average."""
+    old_scale, best = jnp.asarray(state.scale), jnp.asarray(state.best_value)
+    dtype = best.dtype
+    # In this form positive losses give optax's numbers to the last bit.
+    shrunk = (1 - jnp.sign(best) * _as(rule["rtol"], dtype)) * best
+    # (1 - rtol) * inf is not a number for rtol = 1.
+    target = jnp.where(jnp.isinf(best), best, shrunk - _as(rule["atol"], dtype))
+    has_improved = average < target
+    bad = jnp.where(has_improved, 0, optax.safe_increment(state.plateau_count))
+    is_cooling = jnp.asarray(state.cooldown_count) > 0
+    falls = ~is_cooling & (bad >= _as(rule["patience"], jnp.int32))
+    lower = old_scale * _as(rule["factor"], old_scale.dtype)
+    cooling = jnp.where(is_cooling, state.cooldown_count - 1, 0)
+    new_scale = jnp.where(falls, lower, old_scale)
+    return ReduceLROnPlateauState(
+        scale=jnp.where(
+            is_cooling, old_scale, jnp.maximum(new_scale, _as(rule["min_scale"], old_scale.dtype))
+        ),
+        best_value=jnp.where(has_improved, average, best),
+        plateau_count=jnp.where(is_cooling | falls, 0, bad),
+        cooldown_count=jnp.where(falls, _as(rule["cooldown"], jnp.int32), cooling),
+        count=jnp.zeros([], jnp.int32),
+        avg_value=jnp.zeros([], dtype),
+    )
 
 
 def _as(value: ArrayLike, dtype: Any) -> jax.Array:

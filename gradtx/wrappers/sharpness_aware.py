@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from optax.contrib import SAMState
@@ -14,6 +13,7 @@ from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.kernel import COUNT, check
+from gradtx.leaves import Aligned, map_leaves, map_parameters
 from gradtx.updates import apply_updates
 from gradtx.wrappers.branches import either
 
@@ -89,7 +89,7 @@ def sam(
             steps_since_sync=jnp.zeros([], jnp.int32),
             opt_state=outer.init(params),
             adv_state=climb.init(params),
-            cache=None if opaque_mode else jax.tree.map(_copy, params),
+            cache=None if opaque_mode else map_parameters(_copy, params),
         )
 
     def transparent(
@@ -98,7 +98,12 @@ def sam(
         del grad_fn
         _check_params(params, updates)
         number = state.steps_since_sync + 1
-        start = _where(state.steps_since_sync == 0, params, _restored(state.cache, params))
+        is_first = state.steps_since_sync == 0
+        start = map_leaves(
+            lambda p, kept: jnp.where(is_first, p, kept),
+            _OWNER,
+            {"params": params, "the state's cache": state.cache},
+        )
 
         def step() -> Any:
             new, opt_state = outer.update(updates, state.opt_state, start, **extra)
@@ -114,7 +119,7 @@ def sam(
         states = (state.opt_state, state.adv_state)
         new, (opt_state, adv_state) = either(_OWNER, is_step, step, climb_on, updates, states)
         number = jnp.where(is_step, 0, number)
-        return new, SAMState(number, opt_state, adv_state, jax.tree.map(_only_parameter, start))
+        return new, SAMState(number, opt_state, adv_state, map_parameters(jnp.asarray, start))
 
     def opaque(
         updates: Any,
@@ -150,61 +155,34 @@ def sam(
 def _check_params(params: Any, updates: Any) -> None:
     if params is None:
         raise ValueError(f"{_OWNER}: needs the parameters; call update(updates, state, params)")
-    parts = trees.flatten_like(_OWNER, "params", params, "updates", updates)
-    for i, (gradient, parameter) in enumerate(zip(trees.flatten(updates)[0], parts, strict=True)):
-        if trees.is_parameter(gradient) and np.shape(gradient) != np.shape(parameter):
-            trees.refuse_shape(_OWNER, "updates", updates, i, "params", parameter)
+    Aligned(_OWNER, {"updates": updates, "params": params})
 
 
-def _copy(parameter: Any) -> Any:
-    if not trees.is_parameter(parameter):
-        return None
+def _copy(parameter: Any) -> jax.Array:
     if isinstance(parameter, jax.ShapeDtypeStruct):
         return jnp.zeros_like(parameter)  # the first climb begins at its parameters instead
     # The caller may donate both the parameters and the state.
     return jnp.copy(parameter)
 
 
-def _only_parameter(leaf: Any) -> Any:
-    return leaf if trees.is_parameter(leaf) else None
-
-
-def _restored(cache: Any, params: Any) -> Any:
-    """The parameters in the cache, and the leaves that it does not keep."""
-    leaves, treedef = trees.flatten(params)
-    kept = trees.flatten_like(_OWNER, "the state's cache", cache, "params", params)
-    for i, (leaf, old) in enumerate(zip(leaves, kept, strict=True)):
-        if trees.is_parameter(leaf) and np.shape(leaf) != np.shape(old):
-            trees.refuse_shape(_OWNER, "params", params, i, "the state's cache", old)
-    return treedef.unflatten(
-        old if trees.is_parameter(leaf) else leaf for leaf, old in zip(leaves, kept, strict=True)
-    )
-
-
-def _where(condition: jax.Array, if_true: Any, if_false: Any) -> Any:
-    return jax.tree.map(
-        lambda a, b: jnp.where(condition, a, b) if trees.is_parameter(a) else a, if_true, if_false
-    )
-
-
 def _difference(updates: Any, target: Any, params: Any) -> Any:
     """The updates that lead from the parameters to a target."""
-    leaves, treedef = trees.flatten(updates)
-    ends = trees.flatten_like(_OWNER, "params", target, "updates", updates)
-    starts = trees.flatten_like(_OWNER, "params", params, "updates", updates)
+    return map_leaves(
+        lambda _, end, start: _between(start, end),
+        _OWNER,
+        {"updates": updates, "the target": target, "params": params},
+    )
 
-    def between(update: Any, end: Any, start: Any) -> Any:
-        if not trees.is_parameter(update):
-            return update
-        dtype = trees.compute_dtype(jnp.result_type(start))
-        return jnp.asarray(end).astype(dtype) - jnp.asarray(start).astype(dtype)
 
-    return treedef.unflatten(map(between, leaves, ends, starts))
+@jax.jit
+def _between(start: jax.Array, end: jax.Array) -> jax.Array:
+    dtype = trees.compute_dtype(jnp.result_type(start))
+    return jnp.asarray(end).astype(dtype) - jnp.asarray(start).astype(dtype)
 
 
 def _negative(updates: Any) -> Any:
-    return jax.tree.map(lambda u: -u if trees.is_parameter(u) else u, updates)
+    return map_leaves(jnp.negative, _OWNER, {"updates": updates})
 
 
 def _mean_over(axis_name: Any, updates: Any) -> Any:
-    return jax.tree.map(lambda u: lax.pmean(u, axis_name) if trees.is_parameter(u) else u, updates)
+    return map_leaves(lambda u: lax.pmean(u, axis_name), _OWNER, {"updates": updates})

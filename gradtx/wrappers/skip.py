@@ -10,6 +10,7 @@ from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.kernel import COUNT_OR_ZERO, check
+from gradtx.leaves import parameters_of
 from gradtx.wrappers.branches import either, zeros_like
 
 
@@ -147,19 +148,15 @@ def skip_large_updates(
         True 25.0
     """
     del gradient_step, params
-    squares = [_sum_of_squares(leaf) for leaf in _parameters(updates)]
+    squares = [_sum_of_squares(leaf) for leaf in parameters_of(updates)]
     dtype = max((square.dtype for square in squares), key=lambda d: d.itemsize, default=None)
     norm_squared = sum((x.astype(dtype) for x in squares), jnp.zeros([], dtype or jnp.float32))
     should_skip = ~(norm_squared < jnp.asarray(max_squared_norm, norm_squared.dtype))
     return should_skip, {"should_skip": should_skip, "norm_squared": norm_squared}
 
 
-def _parameters(updates: Any) -> list[jax.Array]:
-    return [jnp.asarray(leaf) for leaf in jax.tree.leaves(updates) if trees.is_parameter(leaf)]
-
-
 def _number_not_finite(updates: Any) -> jax.Array:
-    counts = [jnp.sum(~jnp.isfinite(leaf)) for leaf in _parameters(updates)]
+    counts = [jnp.sum(~jnp.isfinite(leaf)) for leaf in parameters_of(updates)]
     return sum(counts, jnp.zeros([], int))
 
 
