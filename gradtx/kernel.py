@@ -36,6 +36,7 @@ import optax
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
+from gradtx.effect import Effect
 from gradtx.messages import shown
 
 
@@ -227,8 +228,10 @@ class PerLeaf(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Kernel:
+class Kernel(Effect):
     """An equation on one array and what it needs from the tree around it.
+
+    What it makes of the gradient is declared as described at `gradtx.effect.Effect`.
 
     Attributes:
         name: the rule's public name, which `explain` shows.
@@ -302,6 +305,11 @@ class Kernel:
                 f"{self.name}: the step takes ({gradient}, {', '.join(arguments)}), but the kernel "
                 f"declares {sorted(required)} and may ask for {sorted(offered | named)}"
             )
+        if self.named - {*self.hyperparameters, *self.options}:
+            raise ValueError(
+                f"{self.name}: its sense and its factor name {sorted(self.named)}, which must be "
+                f"among {sorted({*self.hyperparameters, *self.options})}"
+            )
         fields = set(getattr(self.state, "_fields", ()))
         if fields - {*self.counters, "rng_key"} != kept:
             raise ValueError(
@@ -339,6 +347,14 @@ class Kernel:
     def needs_parameters(self) -> bool:
         """Whether an equation mentions the parameters."""
         return "p" in self.arguments | self.tree_arguments
+
+    @functools.cached_property
+    def named(self) -> set[str]:
+        """The names of the arguments that its sense and its factor depend on."""
+        sense = {self.sense} if isinstance(self.sense, str) else set()
+        if callable(self.factor):
+            return sense | {*_parameters_of(self.factor)}
+        return sense | {self.factor} if self.factor else sense
 
     @functools.cached_property
     def counts(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 
 # Each part may import the parts before it. The rest of the library uses public names only.
 LAYERS = [
-    ("messages.py", "trees.py", "inputs.py", "kernel.py", "tables.py"),
+    ("messages.py", "trees.py", "inputs.py", "effect.py", "kernel.py", "tables.py"),
     ("roles.py", "select.py"),
     ("leaf.py", "leaves.py"),
     ("compose/",),

@@ -35,6 +35,7 @@ ADAM = Kernel(
     hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
     options=("nesterov", "bias_correction"),
     state=optax.ScaleByAdamState,
+    degree=0,
     source="Kingma & Ba 2015, Algorithm 1",
 )
 
@@ -116,6 +117,7 @@ AMSGRAD = Kernel(
     hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
     options=("bias_correction_mu", "bias_correction_nu"),
     state=optax.ScaleByAmsgradState,
+    degree=0,
     source="Reddi et al. 2018, Algorithm 2",
 )
 
@@ -189,6 +191,7 @@ ADAMAX = Kernel(
     slots=(Slot("mu"), Slot("nu", real=True)),
     hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE},
     state=optax.ScaleByAdamState,
+    degree=0,
     source="Kingma & Ba 2015, Algorithm 2",
 )
 

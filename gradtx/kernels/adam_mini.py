@@ -43,6 +43,7 @@ ADAMINI = Kernel(
     options=("blocks",),
     state=optax.ScaleByAdamState,
     elementwise=False,
+    degree=0,
     source="Zhang et al. 2024, Algorithm 1",
 )
 

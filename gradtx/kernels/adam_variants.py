@@ -26,6 +26,7 @@ BELIEF = Kernel(
     hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
     options=("nesterov",),
     state=optax.ScaleByBeliefState,
+    degree=0,
     source="Zhuang et al. 2020, Algorithm 2",
 )
 
@@ -92,6 +93,7 @@ YOGI = Kernel(
         "initial_accumulator_value": NON_NEGATIVE,
     },
     state=optax.ScaleByAdamState,
+    degree=0,
     source="Zaheer et al. 2018, Algorithm 2",
 )
 
@@ -198,6 +200,7 @@ RADAM = Kernel(
     },
     options=("nesterov",),
     state=optax.ScaleByAdamState,
+    degree="between",
     source="Liu et al. 2020, Algorithm 2",
 )
 

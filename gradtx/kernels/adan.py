@@ -38,6 +38,7 @@ ADAN = Kernel(
     },
     state=optax.ScaleByAdanState,
     counters=("t",),
+    degree=0,
     source="Xie et al. 2022, Algorithm 1",
 )
 
@@ -95,11 +96,18 @@ def _descend_proximally(g, *, learning_rate, weight_decay, decays):
     return step / (1 + learning_rate * weight_decay) if decays else step
 
 
+def _step_size(learning_rate, weight_decay, decays):
+    return learning_rate / (1 + learning_rate * weight_decay) if decays else learning_rate
+
+
 PROXIMAL_DESCENT = Kernel(
     "adan",
     _descend_proximally,
     hyperparameters={"learning_rate": ANY_NUMBER, "weight_decay": NON_NEGATIVE},
     options=("decays",),
+    degree=1,
+    sense=-1,
+    factor=_step_size,
     source="Xie et al. 2022, Algorithm 1",
 )
 

@@ -24,6 +24,7 @@ RSS = Kernel(
     slots=(Slot("sum_of_squares", fill="initial_accumulator_value", real=True),),
     hyperparameters={"initial_accumulator_value": NON_NEGATIVE, "eps": NON_NEGATIVE},
     state=optax.ScaleByRssState,
+    degree=0,
     source="Duchi et al. 2011, Figure 1",
 )
 
@@ -87,6 +88,7 @@ RMS = Kernel(
     hyperparameters={"decay": DECAY, "eps": NON_NEGATIVE, "initial_scale": NON_NEGATIVE},
     options=("eps_in_sqrt",),
     state=optax.ScaleByRmsState,
+    degree=0,
     source="Tieleman & Hinton 2012, lecture 6.5",
 )
 
@@ -165,6 +167,7 @@ STDDEV = Kernel(
     hyperparameters={"decay": DECAY, "eps": NON_NEGATIVE, "initial_scale": NON_NEGATIVE},
     options=("eps_in_sqrt",),
     state=optax.ScaleByRStdDevState,
+    degree=0,
     source="Graves 2013, equations (38) to (40)",
 )
 
@@ -234,6 +237,7 @@ ADADELTA = Kernel(
     slots=(Slot("e_g", real=True), Slot("e_x", real=True)),
     hyperparameters={"rho": DECAY, "eps": NON_NEGATIVE},
     state=optax.ScaleByAdaDeltaState,
+    degree=0,
     source="Zeiler 2012, Algorithm 1",
 )
 
@@ -299,6 +303,10 @@ RPROP = Kernel(
         "max_step_size": NON_NEGATIVE,
     },
     state=optax.ScaleByRpropState,
+    degree=0,
+    factor="learning_rate",
+    hidden="changes its step sizes",
+    hidden_later=True,
     source="Riedmiller & Braun 1993",
 )
 

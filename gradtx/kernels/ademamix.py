@@ -38,6 +38,7 @@ ADEMAMIX = Kernel(
     },
     state=ScaleByAdemamixState,
     counters=("count", "count_m2"),
+    degree=0,
     source="Pagliardini et al. 2024, Algorithm 1",
 )
 
@@ -122,6 +123,7 @@ SIMPLIFIED_ADEMAMIX = Kernel(
     },
     state=ScaleBySimplifiedAdEMAMixState,
     counters=("t",),
+    degree=0,
     source="Morwani et al. 2025",
 )
 

@@ -50,6 +50,7 @@ ADOPT = Kernel(
     },
     options=("nesterov",),
     state=optax.ScaleByAdamState,
+    degree=0,
     source="Taniguchi et al. 2024, Algorithm 2",
 )
 
@@ -132,6 +133,7 @@ ACPROP = Kernel(
     slots=(Slot("mu"), Slot("nu", real=True)),
     hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
     state=optax.ScaleByBeliefState,
+    degree="between",
     source="Zhuang et al. 2021, Algorithm 2",
 )
 

@@ -19,7 +19,13 @@ def _clip(g, *, max_delta):
     return jnp.clip(g, -max_delta, max_delta)
 
 
-CLIP = Kernel("clip", _clip, hyperparameters={"max_delta": NON_NEGATIVE})
+CLIP = Kernel(
+    "clip",
+    _clip,
+    hyperparameters={"max_delta": NON_NEGATIVE},
+    degree="between",
+    decay="limits",
+)
 
 
 def clip(max_delta: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
@@ -87,6 +93,8 @@ CLIP_BY_GLOBAL_NORM = Kernel(
     options=("axis_name", "axis_reduction"),
     scalar_step=_clip_factors,
     factors=("down", "rest"),
+    degree="between",
+    decay="limits",
     source="Pascanu et al. 2013, Algorithm 1",
 )
 
@@ -137,6 +145,9 @@ NORMALIZE_BY_UPDATE_NORM = Kernel(
     hyperparameters={"scale_factor": ANY_NUMBER, "eps": NON_NEGATIVE},
     measures={"norm": norm_of_gradients},
     options=("axis_name", "axis_reduction"),
+    degree=0,
+    factor="scale_factor",
+    decay="keeps",
     source="Hazan et al. 2015, Algorithm 1",
 )
 
@@ -188,6 +199,8 @@ CLIP_BY_BLOCK_RMS = Kernel(
     _clip_by_block_rms,
     hyperparameters={"threshold": NON_NEGATIVE},
     elementwise=False,
+    degree="between",
+    decay="limits",
     source="Shazeer & Stern 2018, section 6",
 )
 
@@ -233,6 +246,8 @@ ADAPTIVE_GRAD_CLIP = Kernel(
     hyperparameters={"clipping": NON_NEGATIVE, "eps": NON_NEGATIVE},
     options=("axis",),
     elementwise=False,
+    degree="between",
+    decay="limits",
     source="Brock et al. 2021, equation (3)",
 )
 
@@ -291,6 +306,7 @@ ZERO_NANS = Kernel(
     ),
     state=optax.ZeroNansState,
     elementwise=False,
+    degree=1,
 )
 
 

@@ -34,6 +34,9 @@ COCOB = Kernel(
     ),
     hyperparameters={"alpha": NON_NEGATIVE, "eps": NON_NEGATIVE},
     state=COCOBState,
+    degree=0,
+    sense=-1,
+    hidden="finds its own step size",
     source="Orabona & Tommasi 2017, Algorithm 2",
 )
 

@@ -20,7 +20,12 @@ def _keep_nonnegative(g, *, p):
 
 
 KEEP_PARAMS_NONNEGATIVE = Kernel(
-    "keep_params_nonnegative", _keep_nonnegative, source="Bertsekas 1976"
+    "keep_params_nonnegative",
+    _keep_nonnegative,
+    degree="between",
+    decay="limits",
+    moves=True,
+    source="Bertsekas 1976",
 )
 
 
@@ -63,6 +68,8 @@ NORMALIZE = Kernel(
     _normalize,
     measures={"norm": norm_of_gradients},
     options=("axis_name", "axis_reduction"),
+    degree=0,
+    decay="keeps",
     source="Hazan et al. 2015, Algorithm 1",
 )
 

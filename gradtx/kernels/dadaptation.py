@@ -134,6 +134,10 @@ DADAPT_ADAMW = Kernel(
     hyperparameters=ADAM | {"growth_rate": GROWTH},
     options=("bias_correction",),
     state=DAdaptAdamWState,
+    degree=0,
+    sense=-1,
+    factor="learning_rate",
+    hidden="finds its own step size",
     source="Defazio & Mishchenko 2023, Algorithm 5",
 )
 

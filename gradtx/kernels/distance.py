@@ -87,6 +87,8 @@ DOG = Kernel(
     hyperparameters={"first": POSITIVE, "first_distance": NON_NEGATIVE, "eps": NON_NEGATIVE},
     options=("kind",),
     state=DoGState,
+    degree=0,
+    hidden="finds its own step size",
     source="Ivgi et al. 2023, section 2",
 )
 
@@ -161,6 +163,8 @@ DOWG = Kernel(
     measures={"squared_distance": _squared_distance, "squared_norm": squared_norm_of},
     hyperparameters={"first": POSITIVE, "eps": NON_NEGATIVE},
     state=DoWGState,
+    degree=0,
+    hidden="finds its own step size",
     source="Khaled et al. 2023, Algorithm 1",
 )
 
@@ -223,6 +227,8 @@ LAYERWISE_DOG = Kernel(
     hyperparameters={"reps_rel": POSITIVE, "eps": NON_NEGATIVE, "global_scale": ANY_NUMBER},
     state=ScaleByDistanceOverGradientsState,
     elementwise=False,
+    degree=0,
+    hidden="finds its own step size",
     source="Ivgi et al. 2023, section 4",
 )
 

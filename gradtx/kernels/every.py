@@ -22,6 +22,7 @@ APPLY_EVERY = Kernel(
     slots=(Slot("grad_acc"),),
     hyperparameters={"k": COUNT},
     state=optax.ApplyEvery,
+    degree=1,
 )
 
 

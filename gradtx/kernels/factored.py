@@ -122,6 +122,7 @@ FACTORED_RMS = Kernel(
     options=("factored", "min_dim_size_to_factor"),
     state=optax.FactoredState,
     elementwise=False,
+    degree=0,
     source="Shazeer & Stern 2018, Algorithm 4",
 )
 

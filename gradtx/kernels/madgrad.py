@@ -25,6 +25,10 @@ MADGRAD = Kernel(
     slots=(Slot("grad_sum_sq", real=True), Slot("s"), Slot("x0", fill="p")),
     hyperparameters={"learning_rate": NON_NEGATIVE, "momentum": DECAY, "eps": NON_NEGATIVE},
     state=MadgradState,
+    degree="between",
+    sense=-1,
+    factor="learning_rate",
+    hidden="takes a root of the learning rate",
     source="Defazio & Jelassi 2021, Algorithm 1",
 )
 

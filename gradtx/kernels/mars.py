@@ -37,6 +37,7 @@ MARS = Kernel(
     hyperparameters={"b1": DECAY, "gamma": ANY_NUMBER, "max_norm": NON_NEGATIVE},
     state=ScaleByMarsState,
     elementwise=False,
+    degree="between",
     source="Yuan et al. 2024, Algorithm 1",
 )
 

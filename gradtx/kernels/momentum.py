@@ -26,6 +26,8 @@ TRACE = Kernel(
     hyperparameters={"decay": KEPT, "dampening": DECAY},
     options=("nesterov",),
     state=optax.TraceState,
+    degree=1,
+    decay="mixes",
     source="Polyak 1964, equation (9)",
 )
 
@@ -94,6 +96,8 @@ EMA = Kernel(
     hyperparameters={"decay": DECAY},
     options=("debias",),
     state=optax.EmaState,
+    degree=1,
+    decay="mixes",
     source="Kingma & Ba 2015, section 3",
 )
 
@@ -159,6 +163,8 @@ SIMPLE_MOVING_AVERAGE = Kernel(
     slots=(Slot("history", shape=lambda shape, window: (window, *shape)),),
     options=("window",),
     state=SimpleMovingAverageState,
+    degree=1,
+    decay="mixes",
 )
 
 

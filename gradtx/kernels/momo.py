@@ -153,6 +153,9 @@ MOMO = Kernel(
     },
     options=("adapt_lower_bound",),
     state=MomoState,
+    sense=-1,
+    factor="learning_rate",
+    hidden="finds its own step size",
     source="Schaipp et al. 2023, Algorithm 1",
 )
 

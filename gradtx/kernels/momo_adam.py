@@ -103,6 +103,9 @@ MOMO_ADAM = Kernel(
     },
     options=("adapt_lower_bound",),
     state=MomoAdamState,
+    sense=-1,
+    factor="learning_rate",
+    hidden="finds its own step size",
     source="Schaipp et al. 2023, Algorithm 2",
 )
 

@@ -1,6 +1,7 @@
 """Muon: momentum whose matrices are made orthogonal."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -63,8 +64,11 @@ MUON = Kernel(
     state=MuonState,
     elementwise=False,
     stacked=True,
+    degree=0,
     source="Jordan et al. 2024",
 )
+# Multiplied by the nuclear norm of its momentum, it is as long as that.
+ADAPTIVE_MUON = replace(MUON, degree=1, gain=True, decay="mixes")
 
 
 def scale_by_muon(
@@ -138,7 +142,7 @@ def scale_by_muon(
     owner = "scale_by_muon"
     options = newton_schulz_options(owner, ns_coeffs, ns_steps, preconditioning, ns_dtype)
     return lift(
-        MUON,
+        ADAPTIVE_MUON if adaptive else MUON,
         dtypes={"mu": mu_dtype},
         beta=beta,
         eps=eps,
@@ -165,6 +169,8 @@ CONSISTENT_RMS = Kernel(
     hyperparameters={"consistent_rms": NON_NEGATIVE},
     options=("axes",),
     elementwise=False,
+    degree=1,
+    gain=True,
     source="Liu et al. 2025, section 2.2",
 )
 
@@ -184,6 +190,8 @@ WIDTH = Kernel(
     _scale_by_width,
     options=("axes",),
     elementwise=False,
+    degree=1,
+    gain=True,
     source="Jordan et al. 2024",
 )
 

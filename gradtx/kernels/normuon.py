@@ -90,6 +90,7 @@ NORMUON = Kernel(
     state=NorMuonState,
     elementwise=False,
     stacked=True,
+    degree=0,
     source="Li et al. 2025, Algorithm 1",
 )
 

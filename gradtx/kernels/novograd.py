@@ -32,6 +32,7 @@ NOVOGRAD = Kernel(
     },
     state=optax.ScaleByNovogradState,
     elementwise=False,
+    degree=0,
     source="Ginsburg et al. 2019, Algorithm 1",
 )
 

@@ -29,6 +29,9 @@ OPTIMISTIC_GRADIENT = Kernel(
     factors=("starts",),
     hyperparameters={"alpha": ANY_NUMBER, "beta": ANY_NUMBER},
     state=_State,
+    degree=1,
+    factor="alpha",
+    decay="mixes",
     source="Mokhtari et al. 2020, section 3",
 )
 

@@ -39,6 +39,7 @@ POLYAK = Kernel(
         "eps": NON_NEGATIVE,
     },
     options=("variant",),
+    hidden="finds its own step size",
     source="Loizou et al. 2021, equation (3)",
 )
 

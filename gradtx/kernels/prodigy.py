@@ -205,6 +205,10 @@ PRODIGY = Kernel(
     hyperparameters=ADAM | {"beta3": DECAY, "estim_lr_coef": NON_NEGATIVE},
     options=("beta3_is_squared", "bias_correction", "safeguard_warmup"),
     state=ProdigyState,
+    degree=0,
+    sense=-1,
+    factor="learning_rate",
+    hidden="finds its own step size",
     source="Mishchenko & Defazio 2023, Algorithm 4",
 )
 LIMITED_PRODIGY = replace(

@@ -22,7 +22,13 @@ def _scale(g, *, step_size):
     return step_size * g
 
 
-SCALE = Kernel("scale", _scale, hyperparameters={"step_size": ANY_NUMBER})
+SCALE = Kernel(
+    "scale",
+    _scale,
+    hyperparameters={"step_size": ANY_NUMBER},
+    degree=1,
+    factor="step_size",
+)
 SCALE_BY_SCHEDULE = replace(SCALE, name="scale_by_schedule")
 
 
@@ -93,6 +99,9 @@ LEARNING_RATE = Kernel(
     _descend,
     hyperparameters={"learning_rate": ANY_NUMBER},
     options=("flip_sign",),
+    degree=1,
+    sense="flip_sign",
+    factor="learning_rate",
 )
 
 
@@ -139,6 +148,7 @@ ADD_DECAYED_WEIGHTS = Kernel(
     _add_decayed_weights,
     hyperparameters={"weight_decay": ANY_NUMBER},
     scheduled_state=WeightDecaySchedule,
+    degree=1,
     source="Loshchilov & Hutter 2019, Algorithm 2",
 )
 # Inside of an optimizer, where a negative decay would let weights grow.
@@ -247,6 +257,8 @@ ADD_NOISE = Kernel(
     _add_noise,
     hyperparameters={"eta": NON_NEGATIVE, "gamma": NON_NEGATIVE},
     state=optax.AddNoiseState,
+    degree=1,
+    moves=True,
     source="Neelakantan et al. 2015, section 3",
 )
 
@@ -331,6 +343,7 @@ CENTRALIZE = Kernel(
     _centralize,
     options=("axis", "layout"),
     elementwise=False,
+    degree=1,
     source="Yong et al. 2020, equation (1)",
 )
 

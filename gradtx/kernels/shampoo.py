@@ -102,6 +102,7 @@ SHAMPOO = Kernel(
     state=ShampooState,
     elementwise=False,
     stacked=True,
+    degree=0,
     source="Gupta et al. 2018, Algorithm 2",
 )
 

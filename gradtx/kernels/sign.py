@@ -1,5 +1,6 @@
 """Steps of one size, in the direction of a sign."""
 
+from dataclasses import replace
 from typing import Literal
 
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ def _sign(g):
     return jnp.sign(g)
 
 
-SIGN = Kernel("scale_by_sign", _sign, source="Bernstein et al. 2018, Algorithm 1")
+SIGN = Kernel("scale_by_sign", _sign, degree=0, source="Bernstein et al. 2018, Algorithm 1")
 
 
 def scale_by_sign() -> optax.GradientTransformationExtraArgs:
@@ -58,8 +59,11 @@ LION = Kernel(
     hyperparameters={"b1": DECAY, "b2": DECAY, "smooth_beta": NON_NEGATIVE},
     options=("mode",),
     state=optax.ScaleByLionState,
+    degree=0,
     source="Chen et al. 2023, Algorithm 2",
 )
+# Smooth or refined, a step is shorter where the momentum is small.
+GRADED_LION = replace(LION, degree="between")
 
 
 def scale_by_lion(
@@ -105,4 +109,11 @@ def scale_by_lion(
         raise ValueError(
             f"scale_by_lion: mode must be 'hard', 'smooth' or 'refined', got {shown(mode)}"
         )
-    return lift(LION, dtypes={"mu": mu_dtype}, b1=b1, b2=b2, smooth_beta=smooth_beta, mode=mode)
+    return lift(
+        LION if mode == "hard" else GRADED_LION,
+        dtypes={"mu": mu_dtype},
+        b1=b1,
+        b2=b2,
+        smooth_beta=smooth_beta,
+        mode=mode,
+    )

@@ -41,6 +41,7 @@ SM3 = Kernel(
     hyperparameters={"b1": DECAY, "b2": SHARE, "eps": NON_NEGATIVE},
     state=optax.ScaleBySM3State,
     elementwise=False,
+    degree=0,
     source="Anil et al. 2019, SM3-II",
 )
 

@@ -133,6 +133,7 @@ SOAP = Kernel(
     state=SoapState,
     elementwise=False,
     stacked=True,
+    degree=0,
     source="Vyas et al. 2024, Algorithm 3",
 )
 

@@ -58,6 +58,7 @@ SOPHIA = Kernel(
     },
     options=("bias_correction",),
     state=_Momentum,
+    degree="between",
     source="Liu et al. 2023, Algorithm 3",
 )
 
@@ -73,6 +74,7 @@ HESSIAN_AVERAGE = Kernel(
     slots=(Slot("nu"),),
     hyperparameters={"b2": DECAY},
     state=_Curvature,
+    degree=1,
 )
 
 

@@ -1,5 +1,6 @@
 """Steps whose length follows the size of each leaf's weights: trust ratios and block norms."""
 
+import math
 from typing import Any
 
 import jax
@@ -38,6 +39,8 @@ TRUST_RATIO = Kernel(
         "eps": NON_NEGATIVE,
     },
     elementwise=False,
+    degree=0,
+    decay="keeps",
     source="You et al. 2017, equation (4)",
 )
 
@@ -103,6 +106,8 @@ LARS = Kernel(
     options=("decays", "trusts"),
     scheduled_state=WeightDecaySchedule,
     elementwise=False,
+    degree=0,
+    decay="keeps",
     source="You et al. 2017, equation (6)",
 )
 
@@ -169,6 +174,9 @@ FROMAGE = Kernel(
     _undo_growth,
     hyperparameters={"learning_rate": ANY_NUMBER},
     scheduled_state=WeightDecaySchedule,
+    degree=1,
+    factor=lambda learning_rate: 1 / math.hypot(1.0, learning_rate),
+    moves=True,
     source="Bernstein et al. 2020, Algorithm 1",
 )
 
@@ -213,6 +221,8 @@ PARAM_BLOCK_NORM = Kernel(
     _param_block_norm,
     hyperparameters={"min_scale": NON_NEGATIVE},
     elementwise=False,
+    degree=1,
+    gain=True,
     source="Shazeer & Stern 2018, section 8",
 )
 
@@ -259,6 +269,8 @@ PARAM_BLOCK_RMS = Kernel(
     _param_block_rms,
     hyperparameters={"min_scale": NON_NEGATIVE},
     elementwise=False,
+    degree=1,
+    gain=True,
     source="Shazeer & Stern 2018, section 8",
 )
 

@@ -8,7 +8,7 @@ Strategies for property-based tests are in `gradtx.testing.strategies`, which ne
 from gradtx.testing.clause import Clause, ConformanceError
 from gradtx.testing.clauses_calling import check_purity, check_type
 from gradtx.testing.clauses_mismatch import check_mismatches
-from gradtx.testing.clauses_numerics import check_half_precision, check_locality
+from gradtx.testing.clauses_numerics import check_degree, check_half_precision, check_locality
 from gradtx.testing.clauses_sharding import check_sharding
 from gradtx.testing.clauses_structure import (
     check_empty_trees,
@@ -38,6 +38,7 @@ __all__ = [
     "Clause",
     "ConformanceError",
     "cast_parameters",
+    "check_degree",
     "check_donation",
     "check_empty_trees",
     "check_eval_shape",

@@ -1,14 +1,20 @@
-"""Clauses about numbers: narrow dtypes, and what a declared locality promises."""
+"""Clauses about numbers: narrow dtypes, and what a declared locality or degree promises."""
 
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+from gradtx.compose.parts import owner_of, parts_of
+from gradtx.effect import Degree
+from gradtx.kernel import Kernel
 from gradtx.lift import kernel_of
 from gradtx.testing.clause import Case, clause
-from gradtx.testing.comparison import expect_finite, expect_same
+from gradtx.testing.comparison import Violation, expect_finite, expect_same, flatten
 from gradtx.testing.trees import cast_parameters, is_parameter
 
 
@@ -76,3 +82,78 @@ def check_locality(case: Case) -> None:
             shuffled(case.gradients(i + 1)), state, params, **case.extra(case.params)
         )
         expect_same("updates of shuffled leaves", shuffled(expected), updates, case.ulps)
+
+
+# Powers of two, so that no rounding differs; and large, so that neither eps nor what a
+# slot starts with counts.
+_LARGE, _TIMES = 1024.0, 4.0
+# For what is rounded to bfloat16; another degree would be off by a factor of 4.
+_TOLERANCE = 0.05
+
+
+@clause("degree")
+def check_degree(case: Case) -> None:
+    """A kernel's updates grow with the gradient as it declares, if it declares a degree of 0 or 1.
+
+    For 4 g a degree of 1 promises updates that differ 4 times as much from those of a zero
+    gradient, so that weight decay and noise do not matter, and 0 promises those of g but for eps.
+    The kernels of a chain are asked one by one; other transformations promise nothing.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> from gradtx.testing import check_degree
+        >>> check_degree(gradtx.trace(0.9), jnp.ones((2, 2)))
+    """
+    for tx in _links(case.tx):
+        kernel = kernel_of(tx)
+        if kernel is not None and kernel.degree in (0, 1):
+            _check_degree(case, tx, kernel)
+
+
+def _links(tx: optax.GradientTransformation) -> Iterator[optax.GradientTransformation]:
+    """The links of a chain, and of the chains in it; anything else is its own only one."""
+    if owner_of(tx) != "chain":
+        yield tx
+    else:
+        for part in parts_of(tx):
+            yield from _links(part.transformation)
+
+
+def _check_degree(case: Case, tx: optax.GradientTransformation, kernel: Kernel) -> None:
+    update = jax.jit(functools.partial(tx.update, **case.extra(case.params)))
+
+    def updates_for(times: float) -> list[Any]:
+        state, found = tx.init(case.params), []
+        for step in (1, 2, 3):
+            gradients = jax.tree.map(lambda g: g * times, case.gradients(step))
+            updates, state = update(gradients, state, case.params)
+            found.append(updates)
+        # In the first step a variance may still be zero, and eps all that is divided by.
+        return found[1:]
+
+    growth = _TIMES if kernel.degree == 1 else 1.0
+    for one, more, still in zip(*map(updates_for, (_LARGE, _TIMES * _LARGE, 0.0)), strict=True):
+        named = zip(flatten(one)[0], flatten(more)[0], flatten(still)[0], strict=True)
+        for (path, u), (_, v), (_, zero) in named:
+            if is_parameter(u) and u.size and not _grows(u, v, zero, kernel.degree):
+                raise Violation(
+                    path,
+                    f"the updates of {kernel.name} for {_TIMES:g} g to be {growth:g} times those "
+                    f"for g, as its degree of {kernel.degree} says",
+                    f"lengths of {_length(v):.3g} and {_length(u):.3g}",
+                )
+
+
+def _length(updates: Any) -> float:
+    return float(np.linalg.norm(np.asarray(updates).astype(np.complex128)))
+
+
+def _grows(once: Any, more: Any, still: Any, degree: Degree | None) -> bool:
+    """Whether updates for g, more of it and 0 are as far apart as the degree says."""
+    u, v, start = (
+        np.asarray(x, np.promote_types(x.dtype, np.float32)) for x in (once, more, still)
+    )
+    error = v - start - _TIMES * (u - start) if degree == 1 else v - u
+    size = max(np.max(np.abs(u)), np.max(np.abs(v)))
+    return bool(np.max(np.abs(error)) <= _TOLERANCE * size)

@@ -9,7 +9,7 @@ from gradtx.messages import listed, shown
 from gradtx.testing.clause import ULPS, Case, Clause, ConformanceError, ExtraArgs
 from gradtx.testing.clauses_calling import check_purity, check_type
 from gradtx.testing.clauses_mismatch import check_mismatches
-from gradtx.testing.clauses_numerics import check_half_precision, check_locality
+from gradtx.testing.clauses_numerics import check_degree, check_half_precision, check_locality
 from gradtx.testing.clauses_sharding import check_sharding
 from gradtx.testing.clauses_structure import (
     check_empty_trees,
@@ -48,6 +48,7 @@ _CLAUSES = {
         check_sharding,
         check_half_precision,
         check_locality,
+        check_degree,
     )
 }
 

@@ -28,6 +28,8 @@ CAUTIOUS = Kernel(
     hyperparameters={"xi": NON_NEGATIVE},
     options=("downhill",),
     elementwise=False,
+    degree=1,
+    gain=True,
     source="Liang et al. 2024, Algorithm 2",
 )
 

@@ -24,8 +24,12 @@ def _multiplied(g, *, factor):
     return factor * g
 
 
-MULTIPLY_LEARNING_RATE = Kernel(_OWNER, _multiplied, hyperparameters={"factor": ANY_NUMBER})
-MULTIPLY_EACH_LEARNING_RATE = Kernel(_OWNER, _multiplied, options=("factor",))
+MULTIPLY_LEARNING_RATE = Kernel(
+    _OWNER, _multiplied, hyperparameters={"factor": ANY_NUMBER}, degree=1, factor="factor"
+)
+MULTIPLY_EACH_LEARNING_RATE = Kernel(
+    _OWNER, _multiplied, options=("factor",), degree=1, factor="factor"
+)
 
 
 def multiply_learning_rate(

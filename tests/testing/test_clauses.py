@@ -6,6 +6,7 @@ mistake breaks, so that a clause that complains about something else fails too.
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +16,14 @@ import pytest
 
 import gradtx
 from gradtx.kernel import Kernel
+from gradtx.kernels.momentum import TRACE
+from gradtx.kernels.sign import SIGN
 from gradtx.lift import lift
 from gradtx.testing import ConformanceError, check_transformation, clauses
 
 ExtraArgs = optax.GradientTransformationExtraArgs
 GOOD = gradtx.trace(0.9, nesterov=True)
+MOMENTUM = {"decay": 0.9, "dampening": 0.0, "nesterov": True}
 
 
 class Broken(NamedTuple):
@@ -350,6 +354,16 @@ def calling_a_mean_elementwise():
         return g - jnp.mean(g, axis=-1, keepdims=True) if g.ndim else g
 
     return lift(Kernel("centre", centre))
+
+
+@breaks("degree", says="expected the updates of scale_by_sign for 4 g to be 4 times those for g")
+def calling_a_sign_as_long_as_the_gradient():
+    return lift(replace(SIGN, degree=1))
+
+
+@breaks("degree", says="expected the updates of trace for 4 g to be 1 times those for g")
+def calling_momentum_as_long_as_itself():
+    return gradtx.chain(gradtx.clip(1.0), lift(replace(TRACE, degree=0), **MOMENTUM))
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -1,0 +1,41 @@
+"""What a transformation makes of the update that it is given, as it says of itself."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Degree: TypeAlias = Literal[0, 1, "between"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """What `explain`, `cautious` and the conformance kit ask about a transformation.
+
+    Attributes:
+        degree: how the update grows with the gradient, apart from weight decay and noise. 1: in
+            proportion, update(3 g) = 3 update(g). 0: not at all, update(3 g) = update(g) but for
+            eps, as long as no slot starts with a value of its own. "between": less than in
+            proportion, or in some steps only. None: it is not said.
+        sense: which way a gradient's update points. 1: along the gradient. -1: against it, so that
+            it is added to the parameters as it comes. The name of an option: against the gradient
+            where this is true.
+        factor: the number that the update is multiplied by, beside its sense: the name of a
+            hyperparameter or an option, or a function that takes them by name; "": 1.
+        gain: whether the update is multiplied by a number that depends on the data or the shape.
+        decay: what becomes of a weight decay that was added to the gradient. "keeps": it is
+            multiplied by what multiplies the gradient. "mixes": it is adapted or averaged as a
+            part of the gradient. "limits": it is shortened together with the gradient. "hides": it
+            is not known. "": "hides" with a gain, else "keeps" if the degree is 1, else "mixes".
+        hidden: why only the run will tell what the update is multiplied by; "": it is known.
+        hidden_later: whether that is not so in the first step.
+        moves: whether it moves a parameter whose gradient is 0, other than by weight decay.
+    """
+
+    degree: Degree | None = None
+    sense: Literal[1, -1] | str = 1
+    factor: str | Callable[..., float] = ""
+    gain: bool = False
+    decay: Literal["", "keeps", "mixes", "limits", "hides"] = ""
+    hidden: str = ""
+    hidden_later: bool = False
+    moves: bool = False
