@@ -11,7 +11,7 @@ What is not a link of a chain, as most wrappers are not, finds its leaves in an 
 import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -309,9 +309,10 @@ class Aligned:
         is_active = takes_part or (lambda leaf, *_: trees.is_parameter(leaf))
         self.active = [i for i, row in enumerate(rows) if is_active(*row)]
         if same_shapes:
-            self._check_shapes()
+            self.check_shapes()
 
-    def _check_shapes(self) -> None:
+    def check_shapes(self) -> None:
+        """Refuse what takes part and is missing or of another shape than in the first tree."""
         leaves = self.columns[self.name]
         for what, parts in self.columns.items():
             for i in self.active:
@@ -321,15 +322,23 @@ class Aligned:
                         f"shape {np.shape(leaves[i])}; was init called with these parameters?"
                     )
                 if np.shape(parts[i]) != np.shape(leaves[i]):
-                    trees.refuse_shape(self.owner, self.name, self.tree, i, what, parts[i])
+                    self.refuse(i, what)
+
+    def refuse(self, index: int, what: str) -> NoReturn:
+        """Refuse the shape that a tree has at a leaf of the first one."""
+        trees.refuse_shape(self.owner, self.name, self.tree, index, what, self.columns[what][index])
 
     def path(self, index: int) -> str:
         """Where a leaf is."""
         return trees.paths(self.tree)[index]
 
+    def parts(self, what: str | None = None) -> list[Any]:
+        """What takes part of one of the trees, or of the first."""
+        return [self.columns[what or self.name][i] for i in self.active]
+
     def arrays(self, what: str | None = None) -> list[jax.Array]:
         """What takes part of one of the trees, or of the first, as arrays."""
-        return [jnp.asarray(self.columns[what or self.name][i]) for i in self.active]
+        return [jnp.asarray(part) for part in self.parts(what)]
 
     def tree_of(self, values: Iterable[Any], rest: str | None = None) -> Any:
         """One of the trees, or the first, with these values in place of what takes part."""
@@ -344,27 +353,30 @@ def map_leaves(
     owner: str,
     named: Mapping[str, Any],
     *,
-    rests: Sequence[str] = (),
+    rests: str | Sequence[str] = (),
     **alignment: Any,
 ) -> Any:
     """Map a function over the leaves of several trees that take part, and leave the others alone.
 
     Args:
-        function: of one leaf of each tree. It returns one value, or several if there are `rests`.
+        function: of one leaf of each tree. It returns one value, or several if there are several
+            `rests`.
         owner: name of the caller, which opens the messages.
         named: the trees by what messages call them, see `Aligned`.
-        rests: for each of several results the tree whose leaves it has where none take part.
+        rests: the tree whose leaves the result has where none take part, or one for each of
+            several results; the first tree, if empty.
         **alignment: what else `Aligned` takes.
 
     Returns:
-        One tree, or one for each of the `rests`.
+        One tree, or a tuple with one for each of several `rests`.
 
     Raises:
         ValueError: if structures or shapes differ, naming the path and both.
     """
     aligned = Aligned(owner, named, **alignment)
-    columns = aligned.columns.values()
-    new = [function(*(column[i] for column in columns)) for i in aligned.active]
+    new = [function(*leaf) for leaf in zip(*map(aligned.parts, named), strict=True)]
+    if isinstance(rests, str):
+        return aligned.tree_of(new, rests)
     if not rests:
         return aligned.tree_of(new)
     results = zip(*new, strict=True) if new else [()] * len(rests)

@@ -1,5 +1,6 @@
 """Transformations that act in some steps only."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from jax import lax
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import ExtraArgs, Transformation, as_transformation, set_to_zero
+from gradtx.leaves import Aligned
 from gradtx.messages import shown
 
 
@@ -106,22 +108,21 @@ def _conditional(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         condition = should_transform_fn(state.step, **(extra if forward_extra_args else {}))
-        leaves, treedef = trees.flatten(updates)
+        # Only arrays pass through a conditional; whatever else there is stays as it is.
+        align = functools.partial(
+            Aligned, owner, takes_part=lambda leaf, *_: trees.is_number(leaf), same_shapes=False
+        )
 
         def numbers_of(new: Any, inner_state: Any) -> Any:
-            # Only arrays pass through a conditional; whatever else there is stays as it is.
-            parts = trees.flatten_like(owner, "the inner updates", new, "updates", updates)
-            chosen = zip(leaves, parts, strict=True)
-            return [part for leaf, part in chosen if trees.is_number(leaf)], inner_state
+            aligned = align({"updates": updates, "the inner updates": new})
+            return aligned.parts("the inner updates"), inner_state
 
         numbers, inner_state = lax.cond(
             condition,
             lambda: numbers_of(*inner.update(updates, state.inner_state, params, **extra)),
             lambda: numbers_of(otherwise(updates), state.inner_state),
         )
-        numbers = iter(numbers)
-        merged = [next(numbers) if trees.is_number(leaf) else leaf for leaf in leaves]
         new_state = state_class(step=optax.safe_increment(state.step), inner_state=inner_state)
-        return treedef.unflatten(merged), new_state
+        return align({"updates": updates}).tree_of(numbers), new_state
 
     return composed(owner, (Part("", inner),), init, update, state=state_class)

@@ -12,7 +12,7 @@ import optax
 from gradtx import trees
 from gradtx.compose.parts import Part, composed, would_lose
 from gradtx.inputs import describe_state
-from gradtx.leaves import Finish, Leaves, join
+from gradtx.leaves import Finish, Leaves, join, map_leaves
 from gradtx.messages import listed, shown
 
 Transformation = optax.GradientTransformation
@@ -282,13 +282,13 @@ def stateless_with_tree_map(f: Callable[[Any, Any], Any]) -> ExtraArgs:
     owner = "stateless_with_tree_map"
 
     def on_tree(updates: Any, params: Any) -> Any:
-        leaves, treedef = trees.flatten(updates)
-        parameters = [None] * len(leaves)
-        if params is not None:
-            parameters = trees.flatten_like(owner, "params", params, "updates", updates)
-        return treedef.unflatten(
-            None if leaf is None else f(leaf, parameter)
-            for leaf, parameter in zip(leaves, parameters, strict=True)
+        named = {"updates": updates} | ({} if params is None else {"params": params})
+        return map_leaves(
+            lambda leaf, parameter=None: f(leaf, parameter),
+            owner,
+            named,
+            takes_part=lambda leaf, *_: leaf is not None,
+            same_shapes=False,
         )
 
     return stateless(on_tree)

@@ -80,21 +80,20 @@ def scale_by_newton(
         del extra
         updates = as_gradients(updates, params)
         moving, parameters, value = loss_of_moving(owner, "value_fn", value_fn, updates, params)
-        gradients, treedef = trees.flatten(updates)
+        gradients = moving.arrays()
         if callable(damping):
             check_state(owner, state, optax.ScaleByScheduleState._fields)
         shift, state = _damping_now(damping, state)
-        if not moving:
+        if not gradients:
             return updates, state
         at = _in_one_dtype(parameters)
-        right = _in_one_dtype([gradients[i] for i in moving])
+        right = _in_one_dtype(gradients)
         if solver == "dense":
             directions = _solve_dense(value, at, right, shift)
         else:
             directions = _solve_cg(value, at, right, shift, tolerance, max_iterations)
-        for i, direction in zip(moving, directions, strict=True):
-            gradients[i] = direction.astype(jnp.result_type(gradients[i]))
-        return treedef.unflatten(gradients), state
+        new = [d.astype(g.dtype) for d, g in zip(directions, gradients, strict=True)]
+        return moving.tree_of(new), state
 
     def init(params: Any) -> Any:
         del params

@@ -79,23 +79,24 @@ def hutchinson_estimator_diag_hessian(
         **extra: Any,
     ) -> Any:
         del extra
+        updates = as_gradients(updates, params)
         moving, parameters, value = loss_of_moving(
             owner, "obj_fn", obj_fn or value_fn, updates, params
         )
         refuse_complex(owner, updates)
         check_state(owner, state, HutchinsonState._fields)
-        updates = as_gradients(updates, params)
-        leaves, treedef = trees.flatten(updates)
         new_key, subkey = jax.random.split(state.key)
         at = [widened(parameter) for parameter in parameters]
         signs = [
             draw(leaf_key, leaf.shape, leaf.dtype)
             for leaf_key, leaf in zip(jax.random.split(subkey, len(at)), at, strict=True)
         ]
-        products = jax.jvp(jax.grad(value), (at,), (signs,))[1] if moving else []
-        for i, sign, product in zip(moving, signs, products, strict=True):
-            leaves[i] = (sign * product).astype(jnp.result_type(leaves[i]))
-        return treedef.unflatten(leaves), HutchinsonState(new_key)
+        products = jax.jvp(jax.grad(value), (at,), (signs,))[1] if at else []
+        new = [
+            (sign * product).astype(g.dtype)
+            for sign, product, g in zip(signs, products, moving.arrays(), strict=True)
+        ]
+        return moving.tree_of(new), HutchinsonState(new_key)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -14,6 +14,7 @@ from optax.contrib import GaLoreDimensionNumbers, MuonDimensionNumbers
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
+from gradtx.leaves import Aligned, map_leaves
 from gradtx.messages import shown
 from gradtx.select import is_function_of_tree
 
@@ -115,36 +116,37 @@ def as_matrices(
     owner = "as_matrices"
     inner = as_transformation(owner, "inner", inner)
 
-    def seen(tree: Any, axes: list[MatrixAxes | None], what: str, updates: Any) -> Any:
-        leaves = trees.flatten_like(owner, what, tree, "updates", updates)
-        given, treedef = trees.flatten(updates)
-        for i, (leaf, update) in enumerate(zip(leaves, given, strict=True)):
-            if axes[i] is not None and np.shape(leaf) != np.shape(update):
-                trees.refuse_shape(owner, "updates", updates, i, what, leaf)
-        return treedef.unflatten(
-            leaf if own is None else _matrices(own, leaf)
-            for leaf, own in zip(leaves, axes, strict=True)
+    def seen(tree: Any, axes: Any) -> Any:
+        named = {"the axes": axes, "the arrays": tree}
+        return map_leaves(
+            _matrices, owner, named, takes_part=has_axes, same_shapes=False, rests="the arrays"
         )
 
-    def axes_of_leaves(known: Any, updates: Any) -> list[MatrixAxes | None]:
-        chosen = matrix_axes(owner, weight_dimension_numbers, known)
-        return trees.flatten_like(owner, "params", chosen, "updates", updates)
-
     def init(params: Any) -> Any:
-        return inner.init(seen(params, axes_of_leaves(params, params), "params", params))
+        return inner.init(seen(params, matrix_axes(owner, weight_dimension_numbers, params)))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        axes = axes_of_leaves(updates, updates)
-        matrices = None if params is None else seen(params, axes, "params", updates)
-        new, state = inner.update(seen(updates, axes, "updates", updates), state, matrices, **extra)
-        leaves, treedef = trees.flatten(updates)
-        results = trees.flatten_like(owner, "the new updates", new, "updates", updates)
-        return treedef.unflatten(
-            result if own is None else own.from_matrices(result, np.shape(leaf))
-            for result, leaf, own in zip(results, leaves, axes, strict=True)
+        axes = matrix_axes(owner, weight_dimension_numbers, updates)
+        matrices = None
+        if params is not None:
+            Aligned(owner, {"updates": updates, "params": params})
+            matrices = seen(params, axes)
+        new, state = inner.update(seen(updates, axes), state, matrices, **extra)
+        return map_leaves(
+            lambda own, leaf, result: own.from_matrices(result, np.shape(leaf)),
+            owner,
+            {"the axes": axes, "updates": updates, "the new updates": new},
+            takes_part=has_axes,
+            same_shapes=False,
+            rests="the new updates",
         ), state
 
     return composed(owner, (Part("", inner),), init, update)
+
+
+def has_axes(own: MatrixAxes | None, *_: Any) -> bool:
+    """Whether the leaf of a tree of axes has any."""
+    return own is not None
 
 
 def _matrices(axes: MatrixAxes, leaf: Any) -> Any:

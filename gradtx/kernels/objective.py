@@ -5,17 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from gradtx import trees
-from gradtx.messages import shown
+from gradtx.leaves import Aligned
 
 Loss = Callable[[Any], jax.Array]
 
 
 def loss_of_moving(
     owner: str, argument: str, loss: Loss | None, updates: Any, params: Any
-) -> tuple[list[int], list[Any], Callable[[list[jax.Array]], jax.Array]]:
+) -> tuple[Aligned, list[Any], Callable[[list[jax.Array]], jax.Array]]:
     """Fix the parameters that have no gradient.
 
     Args:
@@ -26,7 +24,7 @@ def loss_of_moving(
         params: the parameters.
 
     Returns:
-        Which of the leaves have a gradient, their parameters, and the loss as a function of these
+        The leaves that have a gradient, their parameters, and the loss as a function of these
         as a list, whose arrays may be wider than the parameters.
 
     Raises:
@@ -38,30 +36,17 @@ def loss_of_moving(
             f"{owner}: needs the parameters and the loss; call update(grads, state, params, "
             f"{argument}=loss)"
         )
-    leaves, treedef = trees.flatten(updates)
-    parameters = trees.flatten_like(owner, "params", params, "updates", updates)
-    moving = [i for i, leaf in enumerate(leaves) if trees.is_parameter(leaf)]
-    for i in moving:
-        _check_parameter(owner, updates, i, parameters[i])
+    aligned = Aligned(owner, {"updates": updates, "params": params})
+    parameters = aligned.parts("params")
 
     def value(variables: list[jax.Array]) -> jax.Array:
-        new = list(parameters)
-        for i, variable in zip(moving, variables, strict=True):
-            new[i] = variable.astype(jnp.result_type(parameters[i]))
-        return _real_scalar(owner, loss(treedef.unflatten(new)))
+        narrow = [
+            variable.astype(jnp.result_type(p))
+            for variable, p in zip(variables, parameters, strict=True)
+        ]
+        return _real_scalar(owner, loss(aligned.tree_of(narrow, "params")))
 
-    return moving, [parameters[i] for i in moving], value
-
-
-def _check_parameter(owner: str, updates: Any, index: int, parameter: Any) -> None:
-    leaf = trees.flatten(updates)[0][index]
-    if not trees.is_parameter(parameter):
-        raise ValueError(
-            f"{owner}: needs the parameter at '{trees.paths(updates)[index]}', where updates has "
-            f"shape {np.shape(leaf)}; params has {shown(parameter)}"
-        )
-    if np.shape(parameter) != np.shape(leaf):
-        trees.refuse_shape(owner, "updates", updates, index, "params", parameter)
+    return aligned, parameters, value
 
 
 def _real_scalar(owner: str, loss: Any) -> jax.Array:

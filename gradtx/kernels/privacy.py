@@ -27,6 +27,7 @@ from gradtx.kernel import (
 )
 from gradtx.kernels.arithmetic import clip_factor
 from gradtx.kernels.scale import noise_key
+from gradtx.leaves import Aligned
 from gradtx.lift import ScheduledState, evaluate
 from gradtx.messages import one_of_each, shown
 
@@ -66,14 +67,12 @@ def per_example_global_norm_clip(grads: Any, l2_norm_clip: ArrayLike) -> tuple[A
     """
     owner = "per_example_global_norm_clip"
     l2_norm_clip = check(owner, "l2_norm_clip", l2_norm_clip, NON_NEGATIVE)
-    leaves, treedef = trees.flatten(grads)
-    numbers = [i for i, leaf in enumerate(leaves) if trees.is_number(leaf)]
-    examples = [_inexact(leaves[i]) for i in numbers]
-    _number_of_examples(owner, grads, numbers)
+    aligned = Aligned(owner, {"grads": grads}, takes_part=trees.is_number)
+    _number_of_examples(aligned)
+    examples = [_inexact(leaf) for leaf in aligned.parts()]
     sums, number_clipped = _clipped_sums(examples, l2_norm_clip)
-    for i, example, total in zip(numbers, examples, sums, strict=True):
-        leaves[i] = total.astype(example.dtype)
-    return treedef.unflatten(leaves), number_clipped
+    new = [total.astype(own.dtype) for own, total in zip(examples, sums, strict=True)]
+    return aligned.tree_of(new), number_clipped
 
 
 def per_example_layer_norm_clip(
@@ -115,17 +114,17 @@ def per_example_layer_norm_clip(
     """
     owner = "per_example_layer_norm_clip"
     global_l2_norm_clip = check(owner, "global_l2_norm_clip", global_l2_norm_clip, NON_NEGATIVE)
-    leaves, treedef = trees.flatten(grads)
-    numbers = [i for i, leaf in enumerate(leaves) if trees.is_number(leaf)]
-    _number_of_examples(owner, grads, numbers)
-    sizes = {i: math.prod(np.shape(leaves[i])[1:]) for i in numbers}
-    counts: list[Any] = list(leaves)
-    for i in numbers:
-        share = 1 / len(numbers) if uniform else sizes[i] / max(sum(sizes.values()), 1)
-        example = _inexact(leaves[i])
-        [total], counts[i] = _clipped_sums([example], global_l2_norm_clip * math.sqrt(share))
-        leaves[i] = total.astype(example.dtype)
-    return treedef.unflatten(leaves), treedef.unflatten(counts)
+    aligned = Aligned(owner, {"grads": grads}, takes_part=trees.is_number)
+    _number_of_examples(aligned)
+    sizes = [math.prod(np.shape(leaf)[1:]) for leaf in aligned.parts()]
+    new, counts = [], []
+    for leaf, size in zip(aligned.parts(), sizes, strict=True):
+        share = 1 / len(sizes) if uniform else size / max(sum(sizes), 1)
+        example = _inexact(leaf)
+        [total], count = _clipped_sums([example], global_l2_norm_clip * math.sqrt(share))
+        new.append(total.astype(example.dtype))
+        counts.append(count)
+    return aligned.tree_of(new), aligned.tree_of(counts)
 
 
 def differentially_private_aggregate(
@@ -200,21 +199,23 @@ def differentially_private_aggregate(
             return evaluate(value, state.count) if callable(value) else value
 
         updates = as_gradients(updates, params)
-        leaves, treedef = trees.flatten(updates)
-        active = [i for i, leaf in enumerate(leaves) if trees.is_parameter(leaf)]
-        number = _number_of_examples(owner, updates, active)
-        _check_parameters(owner, updates, params, active)
+        aligned = Aligned(owner, {"updates": updates})
+        number = _number_of_examples(aligned)
+        if params is not None:
+            _check_parameters(owner, updates, params)
         clip, multiplier = now(l2_norm_clip), now(noise_multiplier)
-        sums, _ = _clipped_sums([jnp.asarray(leaves[i]) for i in active], clip)
-        new_key, *keys = jax.random.split(inner.rng_key, len(active) + 1)
+        examples = aligned.arrays()
+        sums, _ = _clipped_sums(examples, clip)
+        new_key, *keys = jax.random.split(inner.rng_key, len(examples) + 1)
         size = number if lot_size is None else lot_size
-        for i, total, leaf_key in zip(active, sums, keys, strict=True):
-            mean = _noisy_mean(total, leaf_key, clip, multiplier, size)
-            leaves[i] = mean.astype(jnp.result_type(leaves[i]))
+        means = [
+            _noisy_mean(total, leaf_key, clip, multiplier, size).astype(leaf.dtype)
+            for leaf, total, leaf_key in zip(examples, sums, keys, strict=True)
+        ]
         new = DifferentiallyPrivateAggregateState(new_key)
         if counts:
             new = ScheduledState(jnp.asarray(optax.safe_increment(state.count)), new)
-        return treedef.unflatten(leaves), new
+        return aligned.tree_of(means), new
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -224,31 +225,29 @@ def _inexact(leaf: Any) -> jax.Array:
     return leaf if trees.is_parameter(leaf) else leaf.astype(jnp.float32)
 
 
-def _number_of_examples(owner: str, grads: Any, chosen: list[int]) -> int:
-    """The length of the first axis, on which the chosen leaves must agree; 1 if there are none."""
-    leaves, names = trees.flatten(grads)[0], trees.paths(grads)
-    shapes = {names[i]: np.shape(leaves[i]) for i in chosen}
+def _number_of_examples(grads: Aligned) -> int:
+    """The length of the first axis, on which all leaves must agree; 1 if there are none."""
+    names = trees.paths(grads.tree)
+    shapes = {names[i]: np.shape(leaf) for i, leaf in zip(grads.active, grads.parts(), strict=True)}
     numbers = {shape[:1] for shape in shapes.values()} or {(1,)}
     if len(numbers) > 1 or numbers <= {(), (0,)}:
         raise ValueError(
-            f"{owner}: needs gradients of single examples, with as many of them along the first "
-            "axis of each leaf; got the shapes "
+            f"{grads.owner}: needs gradients of single examples, with as many of them along the "
+            "first axis of each leaf; got the shapes "
             f"{shown(one_of_each(shapes, lambda shape: shape[:1]))}"
         )
     return numbers.pop()[0]
 
 
-def _check_parameters(owner: str, updates: Any, params: Any, active: list[int]) -> None:
-    if params is None:
-        return
-    leaves = trees.flatten(updates)[0]
-    parameters = trees.flatten_like(owner, "params", params, "updates", updates)
-    for i in active:
-        if parameters[i] is not None and np.shape(parameters[i]) != np.shape(leaves[i])[1:]:
+def _check_parameters(owner: str, updates: Any, params: Any) -> None:
+    named = {"updates": updates, "params": params}
+    aligned = Aligned(owner, named, same_shapes=False)
+    for i, leaf, parameter in zip(aligned.active, *map(aligned.parts, named), strict=True):
+        if parameter is not None and np.shape(parameter) != np.shape(leaf)[1:]:
             raise ValueError(
-                f"{owner}: at '{trees.paths(updates)[i]}' updates has shape "
-                f"{np.shape(leaves[i])}, and params {np.shape(parameters[i])}; the updates must "
-                "have one more axis, the first, which counts the examples"
+                f"{owner}: at '{aligned.path(i)}' updates has shape {np.shape(leaf)}, and params "
+                f"{np.shape(parameter)}; the updates must have one more axis, the first, which "
+                "counts the examples"
             )
 
 

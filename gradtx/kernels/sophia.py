@@ -11,7 +11,6 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 from optax.contrib import SophiaState
 
-from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.kernel import COUNT, COUNT_OR_ZERO, DECAY, NON_NEGATIVE, Kernel, Slot, check
@@ -21,6 +20,7 @@ from gradtx.kernels.hessian_diagonal import (
     refuse_complex,
     widened,
 )
+from gradtx.leaves import map_leaves, map_parameters, parameters_of
 from gradtx.lift import evaluate, lift
 
 
@@ -166,7 +166,7 @@ def scale_by_sophia(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         refuse_complex(owner, updates)
-        wide = jax.tree.map(lambda g: widened(g) if trees.is_parameter(g) else g, updates)
+        wide = map_leaves(widened, owner, {"updates": updates})
 
         def renewed() -> tuple[Any, Any]:
             estimate, new = estimator.update(wide, state.hessian_fn_state, params, **extra)
@@ -192,7 +192,7 @@ def scale_by_sophia(
 
 
 def _print_win_rate(updates: Any, limit: Any, count: jax.Array, every: int) -> None:
-    leaves = [leaf for leaf in jax.tree.leaves(updates) if trees.is_parameter(leaf)]
+    leaves = parameters_of(updates)
     free = sum(jnp.sum(jnp.abs(leaf) < jnp.asarray(limit, leaf.dtype)) for leaf in leaves)
     rate = jnp.asarray(free, jnp.float32) / max(sum(leaf.size for leaf in leaves), 1)
     lax.cond(
@@ -204,8 +204,7 @@ def _print_win_rate(updates: Any, limit: Any, count: jax.Array, every: int) -> N
 
 def _where_gradients_are(owner: str, updates: Any, estimate: Any) -> Any:
     """The estimate without the leaves that have no gradient, whose average stays as it is."""
-    leaves, treedef = trees.flatten(updates)
-    parts = trees.flatten_like(owner, "the Hessian's diagonal", estimate, "updates", updates)
-    return treedef.unflatten(
-        part if trees.is_parameter(leaf) else None for leaf, part in zip(leaves, parts, strict=True)
+    present = map_parameters(lambda g: g, updates)
+    return map_leaves(
+        lambda _, part: part, owner, {"updates": present, "the Hessian's diagonal": estimate}
     )

@@ -11,6 +11,7 @@ from optax.contrib import SAMState, ScheduleFreeState
 
 from gradtx import trees
 from gradtx.inputs import check_order
+from gradtx.leaves import Aligned
 from gradtx.wrappers.average import AverageParamsState, averaged_leaf
 from gradtx.wrappers.schedule_free import evaluated_leaf
 
@@ -52,24 +53,21 @@ def eval_params(state: Any, params: Any) -> Any:
     check_order("eval_params", state, params)
     if isinstance(params, optax.LookaheadParams):
         params = params.slow
-    leaves, treedef = trees.flatten(params)
-    keepers = _keepers(state)
-    for climb in keepers:
-        if isinstance(climb, SAMState) and climb.cache is not None:
-            for i, leaf in _evaluated_by(climb, leaves, params).items():
-                leaves[i] = leaf
-    evaluated: dict[int, Any] = {}
-    for keeper in keepers:
+    averaged: set[int] = set()
+    # An average is one of the parameters where a climb began, not of those where it is.
+    for keeper in sorted(_keepers(state), key=lambda node: not isinstance(node, SAMState)):
+        if isinstance(keeper, SAMState) and keeper.cache is None:
+            continue
+        params, places = _evaluated_by(keeper, params)
         if isinstance(keeper, SAMState):
             continue
-        for i, leaf in _evaluated_by(keeper, leaves, params).items():
-            if i in evaluated:
-                raise ValueError(
-                    "eval_params: two wrappers keep an average of the parameter "
-                    f"'{trees.paths(params)[i]}'"
-                )
-            evaluated[i] = leaf
-    return treedef.unflatten(evaluated.get(i, leaf) for i, leaf in enumerate(leaves))
+        if averaged & places:
+            raise ValueError(
+                "eval_params: two wrappers keep an average of the parameter "
+                f"'{trees.paths(params)[min(averaged & places)]}'"
+            )
+        averaged |= places
+    return params
 
 
 def schedule_free_eval_params(state: Any, params: Any) -> Any:
@@ -117,19 +115,18 @@ def _keepers(state: Any) -> list[Any]:
     return found + [keeper for node in found for keeper in _keepers(tuple(node))]
 
 
-def _evaluated_by(keeper: Any, leaves: list[Any], params: Any) -> dict[int, Any]:
-    """The parameters that a wrapper has to evaluate, by the number of their leaf."""
+def _evaluated_by(keeper: Any, params: Any) -> tuple[Any, set[int]]:
+    """The parameters with those that a wrapper has to evaluate, and the numbers of these."""
     kept, evaluate_leaf = _rule(keeper)
-    parts = trees.flatten_like("eval_params", "the average", kept, "params", params, subtrees=True)
-    evaluated = {}
-    for i, (leaf, part) in enumerate(zip(leaves, parts, strict=True)):
-        # A leaf of another group is a MaskedNode, and what is no parameter has no average.
-        if not (trees.is_parameter(leaf) and trees.is_parameter(part)):
-            continue
-        if jnp.shape(leaf) != jnp.shape(part):
-            trees.refuse_shape("eval_params", "params", params, i, "the average", part)
-        evaluated[i] = evaluate_leaf(leaf, part)
-    return evaluated
+    aligned = Aligned(
+        "eval_params",
+        {"params": params, "the average": kept},
+        # A leaf of another group is a MaskedNode, and what is not a parameter has no average.
+        takes_part=lambda *leaf: all(map(trees.is_parameter, leaf)),
+        subtrees=True,
+    )
+    new = map(evaluate_leaf, aligned.parts(), aligned.parts("the average"))
+    return aligned.tree_of(new), set(aligned.active)
 
 
 def _rule(keeper: Any) -> tuple[Any, Callable[[Any, Any], jax.Array]]:

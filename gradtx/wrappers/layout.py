@@ -12,6 +12,7 @@ from optax.contrib import SplitRealAndImaginaryState
 from gradtx import trees
 from gradtx.compose.parts import Part, composed, locality_of, owner_of, parts_of
 from gradtx.compose.sequence import as_transformation
+from gradtx.leaves import Aligned, parameters_of
 from gradtx.lift import kernel_of
 from gradtx.messages import shown
 
@@ -52,41 +53,32 @@ def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformation
     _check_preserved(inner)
 
     def init(params: Any) -> Any:
-        leaves, _ = trees.flatten(params)
-        parameters = [leaf for leaf in leaves if trees.is_parameter(leaf)]
+        parameters = parameters_of(params)
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in parameters):
             return inner.init(jax.eval_shape(_vector, parameters))
         return inner.init(_vector(parameters))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        gradients, treedef = trees.flatten(updates)
-        parameters: list[Any] = [None] * len(gradients)
+        aligned = _aligned(updates, params)
+        gradients, flat_params = aligned.parts(), None
+        pieces = gradients
         if params is not None:
-            parameters = _parameters_for(updates, params)
-        # What has neither a gradient nor a parameter had no place in the vector of init.
-        places = [
-            i
-            for i, pair in enumerate(zip(gradients, parameters, strict=True))
-            if any(map(trees.is_parameter, pair))
-        ]
-        present = [trees.is_parameter(gradients[i]) for i in places]
-        pieces = [
-            gradients[i] if here else jnp.zeros_like(parameters[i])
-            for i, here in zip(places, present, strict=True)
-        ]
-        flat_params = None if params is None else _vector([parameters[i] for i in places])
-        new: Any
-        new, new_state = inner.update(_vector(pieces), state, flat_params, **extra)
-        ends = np.cumsum([np.size(piece) for piece in pieces])
-        for i, end, here in zip(places, ends, present, strict=True):
-            if here:
-                gradient = jnp.asarray(gradients[i])
-                part = lax.slice_in_dim(new, end - gradient.size, end)
-                gradients[i] = part.reshape(gradient.shape).astype(gradient.dtype)
+            parameters = aligned.parts("params")
+            flat_params = _vector(parameters)
+            pieces = [
+                g if trees.is_parameter(g) else jnp.zeros_like(p)
+                for g, p in zip(gradients, parameters, strict=True)
+            ]
+        vector, new_state = inner.update(_vector(pieces), state, flat_params, **extra)
+        sizes = [np.size(piece) for piece in pieces]
+        new = aligned.tree_of(
+            _piece(jnp.asarray(vector), g, end) if trees.is_parameter(g) else g
+            for g, end in zip(gradients, np.cumsum(sizes), strict=True)
+        )
+        present = [trees.is_parameter(g) for g in gradients]
         if not all(present):
-            has_gradient = np.repeat(present, [np.size(piece) for piece in pieces])
-            new_state = _where(has_gradient, new_state, state)
-        return treedef.unflatten(gradients), new_state
+            new_state = _where(np.repeat(present, sizes), new_state, state)
+        return new, new_state
 
     return composed("flatten", (Part("", inner),), init, update)
 
@@ -123,20 +115,32 @@ def _vector(leaves: list[Any]) -> jax.Array:
     return jnp.concatenate([jnp.ravel(jnp.asarray(leaf, dtype)) for leaf in leaves])
 
 
-def _parameters_for(updates: Any, params: Any) -> list[Any]:
-    gradients, _ = trees.flatten(updates)
-    parameters = trees.flatten_like("flatten", "params", params, "updates", updates)
-    for i, (gradient, parameter) in enumerate(zip(gradients, parameters, strict=True)):
-        if not trees.is_parameter(gradient):
-            continue
+def _piece(vector: jax.Array, gradient: Any, end: int) -> jax.Array:
+    """The elements before this one as an array like this gradient."""
+    like = jnp.asarray(gradient)
+    part = lax.slice_in_dim(vector, end - like.size, end)
+    return part.reshape(like.shape).astype(like.dtype)
+
+
+def _aligned(updates: Any, params: Any) -> Aligned:
+    """What has a place in the vector: what has a gradient or a parameter."""
+
+    def has_place(*leaf: Any) -> bool:
+        return any(map(trees.is_parameter, leaf))
+
+    if params is None:
+        return Aligned("flatten", {"updates": updates}, takes_part=has_place)
+    named = {"updates": updates, "params": params}
+    aligned = Aligned("flatten", named, takes_part=has_place, same_shapes=False)
+    for i, gradient, parameter in zip(aligned.active, *map(aligned.parts, named), strict=True):
         if not trees.is_parameter(parameter):
             raise ValueError(
-                f"flatten: the gradient at '{trees.paths(updates)[i]}' has no parameter, but "
+                f"flatten: the gradient at '{aligned.path(i)}' has no parameter, but "
                 f"{shown(parameter)}"
             )
-        if np.shape(gradient) != np.shape(parameter):
-            trees.refuse_shape("flatten", "updates", updates, i, "params", parameter)
-    return parameters
+        if trees.is_parameter(gradient) and np.shape(gradient) != np.shape(parameter):
+            aligned.refuse(i, "params")
+    return aligned
 
 
 def _where(has_gradient: np.ndarray, new_state: Any, state: Any) -> Any:

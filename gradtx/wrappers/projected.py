@@ -1,6 +1,7 @@
 """GaLore: an optimizer that sees the gradients of matrices in a subspace of low rank."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -24,6 +25,7 @@ from gradtx.kernels.matrices import (
     spread_numbers,
 )
 from gradtx.kernels.products import adjoint, product
+from gradtx.leaves import Aligned, map_leaves
 from gradtx.lift import evaluate
 from gradtx.messages import shown
 from gradtx.wrappers.steps import is_collecting, is_step
@@ -104,72 +106,84 @@ def scale_by_galore(
     base = as_transformation(owner, "base_optimizer", base)
 
     def init(params: Any) -> GaLoreState:
-        leaves, treedef = trees.flatten(params)
-        axes_of_leaves = _projected_axes(owner, weight_dimension_numbers, params)
-        projectors, proxies = list(leaves), list(leaves)
-        for i, (leaf, axes) in enumerate(zip(leaves, axes_of_leaves, strict=True)):
-            if not trees.is_parameter(leaf):
-                projectors[i] = None
-                continue
-            dtype = trees.compute_dtype(jnp.result_type(leaf))
-            if axes is None:
-                projectors[i], proxies[i] = jnp.zeros((0, 0), dtype), jnp.zeros_like(leaf)
-                continue
-            shape = axes.shape_of_matrices(np.shape(leaf))
-            side = min(shape[-2:]) if projected_side == "shorter" else max(shape[-2:])
-            projectors[i] = jnp.zeros(_projector_shape(shape, side, rank), dtype)
-            proxies[i] = jax.tree.map(
-                lambda like: jnp.zeros(like.shape, like.dtype),
-                jax.eval_shape(_project, jax.ShapeDtypeStruct(shape, dtype), projectors[i]),
-            )
-        base_state = base.init(treedef.unflatten(proxies))
-        return GaLoreState(jnp.zeros([], jnp.int32), base_state, treedef.unflatten(projectors))
+        axes = _projected_axes(owner, weight_dimension_numbers, params)
+        projectors, proxies = map_leaves(
+            functools.partial(_start, rank=rank, pick=min if projected_side == "shorter" else max),
+            owner,
+            {"params": params, _AXES: axes},
+            same_shapes=False,
+            rests=(_AXES, "params"),
+        )
+        return GaLoreState(jnp.zeros([], jnp.int32), base.init(proxies), projectors)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        gradients, treedef = trees.flatten(updates)
-        projectors = trees.flatten_like(
-            owner, "the state's projector", state.projector, "updates", updates
-        )
         known = updates if params is None else params
-        parameters = trees.flatten_like(owner, "params", known, "updates", updates)
-        axes_of_leaves = _projected_axes(owner, weight_dimension_numbers, known)
-        projected: list[tuple[int, MatrixAxes]] = []
-        for i, (gradient, axes) in enumerate(zip(gradients, axes_of_leaves, strict=True)):
-            if not trees.is_parameter(gradient):
-                continue
-            if np.shape(parameters[i]) != np.shape(gradient):
-                trees.refuse_shape(owner, "updates", updates, i, "params", parameters[i])
-            if axes is not None:
-                _check_projector(owner, updates, i, axes, rank, projectors[i])
-                projected.append((i, axes))
+        Aligned(owner, {"updates": updates, "params": known})
+        axes = _projected_axes(owner, weight_dimension_numbers, known)
         # Gradients that are added up must lie in one subspace.
         is_time = (state.count % update_proj_gap == 0) & ~is_collecting(state.base_optimizer_state)
-        low_rank = list(gradients)
-        for i, axes in projected:
-            low_rank[i], projectors[i] = _enter(
-                jnp.asarray(gradients[i]), projectors[i], is_time, axes
-            )
-        new, base_state = base.update(
-            treedef.unflatten(low_rank), state.base_optimizer_state, None, **extra
-        )
-        results = trees.flatten_like(owner, "the base optimizer's updates", new, "updates", updates)
+        entered, projectors = _entered(owner, updates, axes, state.projector, is_time, rank)
+        new, base_state = base.update(entered, state.base_optimizer_state, None, **extra)
         factor = jnp.asarray(evaluate(scale, state.count) if callable(scale) else scale)
-        for i, axes in projected:
-            like = jnp.asarray(gradients[i])
-            results[i] = _leave(results[i], projectors[i], factor, like, axes)
+        results = map_leaves(
+            lambda g, own, projector, u: _leave(u, projector, factor, jnp.asarray(g), own),
+            owner,
+            {"updates": updates, _AXES: axes, _PROJECTOR: projectors, _NEW: new},
+            takes_part=_is_projected,
+            same_shapes=False,
+            rests=_NEW,
+        )
         step = is_step(state.base_optimizer_state, base_state, new)
         count = jnp.asarray(optax.safe_increment(state.count))
         count = count if step is None else jnp.where(step, count, state.count)
-        new_state = GaLoreState(count, base_state, treedef.unflatten(projectors))
-        return treedef.unflatten(results), new_state
+        return results, GaLoreState(count, base_state, projectors)
 
     return composed(owner, (Part("", base),), init, update, locality="leaf", state=GaLoreState)
 
 
-def _projected_axes(owner: str, choice: WeightDimensionNumbers, tree: Any) -> list[Any]:
+_AXES = "weight_dimension_numbers"
+_PROJECTOR = "the state's projector"
+_NEW = "the base optimizer's updates"
+
+
+def _is_projected(gradient: Any, axes: MatrixAxes | None, *_: Any) -> bool:
+    return trees.is_parameter(gradient) and axes is not None
+
+
+def _start(
+    leaf: Any, axes: MatrixAxes | None, *, rank: int, pick: Callable[..., int]
+) -> tuple[jax.Array, jax.Array]:
+    """The first projector of an array, and zeros like its gradient in the subspace."""
+    dtype = trees.compute_dtype(jnp.result_type(leaf))
+    if axes is None:
+        return jnp.zeros((0, 0), dtype), jnp.zeros_like(leaf)
+    shape = axes.shape_of_matrices(np.shape(leaf))
+    projector = jnp.zeros(_projector_shape(shape, pick(shape[-2:]), rank), dtype)
+    proxy = jax.eval_shape(_project, jax.ShapeDtypeStruct(shape, dtype), projector)
+    return projector, jnp.zeros(proxy.shape, proxy.dtype)
+
+
+def _entered(
+    owner: str, updates: Any, axes: Any, projectors: Any, is_time: jax.Array, rank: int
+) -> tuple[Any, Any]:
+    """The gradients in their subspaces, and the projectors."""
+    named = {"updates": updates, _AXES: axes, _PROJECTOR: projectors}
+    aligned = Aligned(owner, named, takes_part=_is_projected, same_shapes=False)
+    new = []
+    for i, g, own, projector in zip(aligned.active, *map(aligned.parts, named), strict=True):
+        shape = own.shape_of_matrices(np.shape(g))
+        expected = {_projector_shape(shape, side, rank) for side in shape[-2:]}
+        if projector is None or np.shape(projector) not in expected:
+            aligned.refuse(i, _PROJECTOR)
+        new.append(_enter(jnp.asarray(g), projector, is_time, own))
+    low_rank, chosen = zip(*new, strict=True) if new else ((), ())
+    return aligned.tree_of(low_rank), aligned.tree_of(chosen, _PROJECTOR)
+
+
+def _projected_axes(owner: str, choice: WeightDimensionNumbers, tree: Any) -> Any:
     """For each leaf the axes of its matrices, or None if it is not projected."""
-    if not trees.flatten(tree)[0]:
-        return []  # optax passes a tree without leaves to learn the structure of the state
+    if not jax.tree.leaves(tree):
+        return tree  # optax passes a tree without leaves to learn the structure of the state
     numbers: Any = choice
     if choice is None:
         numbers = jax.tree.map(
@@ -184,21 +198,11 @@ def _projected_axes(owner: str, choice: WeightDimensionNumbers, tree: Any) -> li
         return named_axes(owner, own, path, leaf)
 
     given = spread_numbers(owner, numbers, tree)
-    chosen = jax.tree_util.tree_map_with_path(axes_of, tree, given)
-    return trees.flatten_like(owner, "weight_dimension_numbers", chosen, "the tree", tree)
+    return jax.tree_util.tree_map_with_path(axes_of, tree, given)
 
 
 def _projector_shape(shape: tuple[int, ...], side: int, rank: int) -> tuple[int, ...]:
     return (*shape[:-2], side, min(rank, *shape[-2:]))
-
-
-def _check_projector(
-    owner: str, updates: Any, index: int, axes: MatrixAxes, rank: int, projector: Any
-) -> None:
-    shape = axes.shape_of_matrices(np.shape(trees.flatten(updates)[0][index]))
-    expected = {_projector_shape(shape, side, rank) for side in shape[-2:]}
-    if projector is None or np.shape(projector) not in expected:
-        trees.refuse_shape(owner, "updates", updates, index, "the state's projector", projector)
 
 
 def _is_left(matrices: jax.Array, projector: jax.Array) -> bool:
