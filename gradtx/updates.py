@@ -1,6 +1,7 @@
 """From updates to parameters."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from gradtx.compose.sequence import as_transformation
 from gradtx.inputs import holds_state, is_exact
 from gradtx.kernel import COUNT, SHARE, check
 from gradtx.leaf import LeafStep
-from gradtx.leaves import Leaves, WaitingStep, equation, join, map_leaves
+from gradtx.leaves import Leaf, Leaves, WaitingStep, equation, join, map_leaves
 
 
 def apply_updates(params: Any, updates: Any) -> Any:
@@ -86,26 +87,58 @@ def update_and_apply(
         [0.75]
     """
     tx = as_transformation("update_and_apply", "tx", tx)
+    new, _, new_state = advance(tx, updates, state, params, extra, _ADDITION)
+    return new, new_state
+
+
+def advance(
+    tx: optax.GradientTransformation,
+    updates: Any,
+    state: Any,
+    params: Any,
+    extra: Mapping[str, Any],
+    addition: "Addition",
+) -> tuple[Any, Any, Any]:
+    """One step of an optimizer.
+
+    Args:
+        tx: the gradient transformation.
+        updates: the gradients.
+        state: the state of `tx`.
+        params: the parameters.
+        extra: the extra arguments of `tx.update`.
+        addition: the last step of each leaf, `UPDATES_TOO` to get the updates.
+
+    Returns:
+        The new parameters, the updates or None, and the new state.
+    """
     leaves = Leaves(updates, params, extra)
     finish = join(tx.update, leaves, state)
     if isinstance(params, optax.LookaheadParams):
-        return apply_updates(params, leaves.updates()), finish()
+        changes = leaves.updates()
+        return apply_updates(params, changes), changes, finish()
     leaves.align_parameters("update_and_apply")
-    added = [
-        trees.is_parameter(leaf.value)
-        and trees.is_parameter(leaf.parameter)
-        and np.shape(leaf.value) == np.shape(leaf.parameter)
-        for leaf in leaves.leaves
-    ]
-    for leaf, is_added in zip(leaves.leaves, added, strict=True):
-        if is_added:
-            leaf.waiting.append(WaitingStep(_ADDITION))
+    steps = [WaitingStep(addition) if _is_addable(leaf) else None for leaf in leaves.leaves]
+    for leaf, own in zip(leaves.leaves, steps, strict=True):
+        if own is not None:
+            leaf.waiting.append(own)
     leaves.take_steps()
-    new = [
-        leaf.value if is_added else _new_parameter(leaf.parameter, leaf.value, params, i)
-        for i, (leaf, is_added) in enumerate(zip(leaves.leaves, added, strict=True))
-    ]
-    return leaves.treedef.unflatten(new), finish()
+    new, changes = [], []
+    for i, (leaf, own) in enumerate(zip(leaves.leaves, steps, strict=True)):
+        if own is None:
+            new.append(_new_parameter(leaf.parameter, leaf.value, params, i))
+            changes.append(leaf.value)
+        else:
+            new.append(leaf.value)
+            changes.extend(own.new or (None,))
+    unflatten = leaves.treedef.unflatten
+    return unflatten(new), unflatten(changes) if addition.gives_update else None, finish()
+
+
+def _is_addable(leaf: Leaf) -> bool:
+    """Whether an update and its parameter are inexact arrays of one shape."""
+    pair = leaf.value, leaf.parameter
+    return all(map(trees.is_parameter, pair)) and np.shape(pair[0]) == np.shape(pair[1])
 
 
 def _new_parameter(parameter: Any, change: Any, params: Any, index: int) -> Any:
@@ -157,17 +190,26 @@ def _sum(parameter: Any, change: Any) -> jax.Array:
 _add = jax.jit(_sum)
 
 
-class _Addition(LeafStep):
-    """The sum of a parameter and its update as the last step of a chain."""
+@dataclass(frozen=True, eq=False)
+class Addition(LeafStep):
+    """The sum of a parameter and its update as the last step of a leaf.
+
+    Attributes:
+        gives_update: whether the update comes back too, in the place of a new slot.
+    """
+
+    gives_update: bool = False
 
     def __call__(
         self, g: Any, slots: tuple[Any, ...], p: Any, t: Any, key: Any, scalars: Mapping[str, Any]
     ) -> tuple[jax.Array, tuple[Any, ...]]:
+        """The new parameter."""
         del slots, t, key, scalars
-        return _sum(p, g), ()
+        return _sum(p, g), ((jnp.asarray(g),) if self.gives_update else ())
 
 
-_ADDITION = _Addition("apply_updates", _sum, reads_parameter=True)
+_ADDITION = Addition("apply_updates", _sum, reads_parameter=True)
+UPDATES_TOO = Addition("apply_updates", _sum, reads_parameter=True, gives_update=True)
 
 
 def incremental_update(new_tensors: Any, old_tensors: Any, step_size: ArrayLike) -> Any:

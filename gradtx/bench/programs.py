@@ -34,13 +34,15 @@ def training_step(
 ) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
     """From parameters, state and gradient to new parameters and state, as the library does it."""
     update = optax.with_extra_args_support(tx).update
-    apply_updates = named(library, "apply_updates")
 
-    def step(params: Any, state: Any, gradient: Any) -> tuple[Any, Any]:
+    def with_optax(params: Any, state: Any, gradient: Any) -> tuple[Any, Any]:
         updates, state = update(gradient, state, params, **extra)
-        return apply_updates(params, updates), state
+        return optax.apply_updates(params, updates), state
 
-    return step
+    def with_gradtx(params: Any, state: Any, gradient: Any) -> tuple[Any, Any]:
+        return gradtx.update_and_apply(tx, gradient, state, params, **extra)
+
+    return with_gradtx if library == "gradtx" else with_optax
 
 
 def to_run(

@@ -14,7 +14,7 @@ from gradtx.kernel import ANY_NUMBER, check_hyperparameter
 from gradtx.lift import evaluate
 from gradtx.messages import listed, shown
 from gradtx.training.state import TrainState
-from gradtx.updates import apply_updates
+from gradtx.updates import UPDATES_TOO, advance
 from gradtx.wrappers.rates import scheduled_rates_of
 from gradtx.wrappers.steps import holding_back
 
@@ -143,12 +143,13 @@ def make_train_step(
         value_and_grad = jax.value_and_grad(loss_of, has_aux=True, allow_int=True)
         (loss, (model_state, aux)), gradient = value_and_grad(state.params, state, batch)
         gradient = jax.tree.map(_uphill, gradient)
-        updates, opt_state = transformation.update(
-            gradient, state.opt_state, state.params, value=loss, grad=gradient, value_fn=value_fn
+        extra = {"value": loss, "grad": gradient, "value_fn": value_fn}
+        params, updates, opt_state = advance(
+            transformation, gradient, state.opt_state, state.params, extra, UPDATES_TOO
         )
         _check_same_types(state.model_state, model_state)
         new_state = state._replace(
-            params=apply_updates(state.params, updates),
+            params=params,
             opt_state=opt_state,
             step=optax.safe_increment(state.step),
             model_state=model_state,
