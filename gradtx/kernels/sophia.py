@@ -1,5 +1,6 @@
 """Sophia: momentum over an estimate of the Hessian's diagonal that is renewed now and then."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -141,9 +142,8 @@ def scale_by_sophia(
     """
     owner = "scale_by_sophia"
     update_interval = check(owner, "update_interval", update_interval, COUNT)
-    print_win_rate_every_n_steps = check(
-        owner, "print_win_rate_every_n_steps", print_win_rate_every_n_steps, COUNT_OR_ZERO
-    )
+    every = print_win_rate_every_n_steps
+    every = check(owner, "print_win_rate_every_n_steps", every, COUNT_OR_ZERO)
     if hessian_diagonal_fn is None:
         hessian_diagonal_fn = hutchinson_estimator_diag_hessian()
     estimator = as_transformation(owner, "hessian_diagonal_fn", hessian_diagonal_fn)
@@ -175,20 +175,23 @@ def scale_by_sophia(
             return averaged.nu, new
 
         is_time = state.count % update_interval == 0
-        if isinstance(is_time, Tracer):
-            nu, inner = lax.cond(is_time, renewed, lambda: (state.nu, state.hessian_fn_state))
-        else:
-            # An eager conditional would be compiled, with the loss in it, at every call.
-            nu, inner = renewed() if is_time else (state.nu, state.hessian_fn_state)
+        nu, inner = _if_due(is_time, renewed, (state.nu, state.hessian_fn_state))
         new: Any
         new_updates, new = step.update(updates, _Momentum(state.count, state.mu, nu), params)
-        if verbose and clip_threshold is not None and print_win_rate_every_n_steps:
+        if verbose and clip_threshold is not None and every:
             limit_now = evaluate(limit, state.count) if callable(limit) else limit
-            _print_win_rate(new_updates, limit_now, new.count, print_win_rate_every_n_steps)
+            _print_win_rate(new_updates, limit_now, new.count, every)
         return new_updates, SophiaState(*new, hessian_fn_state=inner)
 
     part = Part("hessian_diagonal_fn", estimator)
     return composed(owner, (part,), init, update, state=SophiaState)
+
+
+def _if_due(is_due: Any, renew: Callable[[], Any], kept: Any) -> Any:
+    if isinstance(is_due, Tracer):
+        return lax.cond(is_due, renew, lambda: kept)
+    # An eager conditional would be compiled, with the loss in it, at every call.
+    return renew() if is_due else kept
 
 
 def _print_win_rate(updates: Any, limit: Any, count: jax.Array, every: int) -> None:

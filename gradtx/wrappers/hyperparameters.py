@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 from optax.schedules import StatefulSchedule, WrappedSchedule
 
 from gradtx import trees
@@ -179,73 +179,109 @@ def _injected(
     given = {
         name: arguments[name] for name in names if factory.is_hyperparameter(name, arguments[name])
     }
-    numbers = {name: value for name, value in given.items() if not callable(value)}
-    schedules = {
-        name: value if isinstance(value, StatefulSchedule) else WrappedSchedule(value)
-        for name, value in given.items()
-        if name not in numbers
-    }
-
-    def stored(value: Any) -> jax.Array:
-        value = jnp.array(value)  # a copy, because the caller may donate the state
-        if jnp.issubdtype(value.dtype, jnp.inexact):
-            return value.astype(dtype or trees.compute_dtype(value.dtype))
-        if factory.is_ours:
-            return value.astype(dtype or jnp.result_type(float))
-        return value.astype(value.dtype) if value.weak_type else value
-
-    def kept(value: Any) -> jax.Array:
-        is_typed = isinstance(value, jax.Array) and not value.weak_type
-        return value if is_typed else stored(value)
-
-    def scheduled(name: str, schedule_state: Any, **extra: Any) -> jax.Array:
-        # Schedules mix integers and floats, which strict promotion would refuse.
-        with jax.numpy_dtype_promotion("standard"):
-            return stored(schedules[name](schedule_state, **extra))
+    own = _Hyperparameters.of(given, dtype, factory.is_ours)
 
     def make(values: dict[str, Any]) -> ExtraArgs:
         return as_transformation(owner, "the factory's result", factory.make(bound, values))
 
-    def at_start() -> dict[str, ArrayLike]:
-        return {name: scheduled(name, schedules[name].init()) for name in schedules}
-
     def init(params: Any) -> _State:
-        hyperparams = at_start() | {name: stored(value) for name, value in numbers.items()}
-        return _State(
-            count=jnp.zeros([], jnp.int32),
-            hyperparams=hyperparams,
-            hyperparams_states={name: schedules[name].init() for name in schedules},
-            inner_state=make(hyperparams).init(params),
-        )
+        states = {name: schedule.init() for name, schedule in own.schedules.items()}
+        hyperparams = own.at_start() | {k: own.stored(value) for k, value in own.numbers.items()}
+        inner_state = make(hyperparams).init(params)
+        return _State(jnp.zeros([], jnp.int32), hyperparams, states, inner_state)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         _check_state(owner, state, given)
-        old = state.hyperparams_states
-        hyperparams: dict[str, ArrayLike] = {
-            name: kept(value) for name, value in state.hyperparams.items()
-        }
-        hyperparams |= {name: scheduled(name, old[name], **extra) for name in schedules}
-        tx = make(hyperparams)
-        if factory.is_ours:
-            new, inner_state = tx.update(updates, state.inner_state, params, **extra)
-        else:
-            # A Python number takes the dtype of the leaf that it meets; an array keeps its own.
-            with jax.numpy_dtype_promotion("standard"):
-                new, inner_state = tx.update(updates, state.inner_state, params, **extra)
-            new = _with_dtypes_of(updates, new)
-            inner_state = _with_dtypes_of(state.inner_state, inner_state)
-
-        def advance() -> Any:
-            states = {name: schedules[name].update(old[name], **extra) for name in schedules}
-            return jnp.asarray(optax.safe_increment(state.count)), states
-
+        hyperparams = own.now(state, extra)
+        take = _stepped if factory.is_ours else _stepped_in_dtypes
+        new, inner_state = take(make(hyperparams), updates, state.inner_state, params, extra)
         step = is_step(state.inner_state, inner_state, new)
-        count, states = kept_after(owner, step, advance, (state.count, old))
+        old = (state.count, state.hyperparams_states)
+        count, states = kept_after(owner, step, lambda: own.advanced(state, extra), old)
         return new, _State(count, hyperparams, states, inner_state)
 
     # Wrong values are refused here, not in the first step.
-    parts = (Part("", make(numbers | at_start())),)
-    return ExtraArgs(init, Injected(owner, parts, update, make=make, schedules=schedules))
+    parts = (Part("", make(own.numbers | own.at_start())),)
+    return ExtraArgs(init, Injected(owner, parts, update, make=make, schedules=own.schedules))
+
+
+@dataclass(frozen=True)
+class _Hyperparameters:
+    """The hyperparameters that a state keeps: numbers, and schedules."""
+
+    numbers: dict[str, Any]
+    schedules: dict[str, StatefulSchedule]
+    dtype: np.dtype | None
+    is_real: bool
+
+    @classmethod
+    def of(
+        cls, given: Mapping[str, Any], dtype: np.dtype | None, is_real: bool
+    ) -> "_Hyperparameters":
+        """Those that were given; if they are real, integers among them become so."""
+        numbers = {name: value for name, value in given.items() if not callable(value)}
+        schedules = {
+            name: value if isinstance(value, StatefulSchedule) else WrappedSchedule(value)
+            for name, value in given.items()
+            if name not in numbers
+        }
+        return cls(numbers, schedules, dtype, is_real)
+
+    def stored(self, value: Any) -> jax.Array:
+        """A value as the state keeps it."""
+        value = jnp.array(value)  # a copy, because the caller may donate the state
+        if jnp.issubdtype(value.dtype, jnp.inexact):
+            return value.astype(self.dtype or trees.compute_dtype(value.dtype))
+        if self.is_real:
+            return value.astype(self.dtype or jnp.result_type(float))
+        return value.astype(value.dtype) if value.weak_type else value
+
+    def at_start(self) -> dict[str, Any]:
+        """The values of the schedules before the first step."""
+        return {
+            name: self._scheduled(name, schedule.init(), {})
+            for name, schedule in self.schedules.items()
+        }
+
+    def now(self, state: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of this step: those in the state, unless there is a schedule."""
+        values = {
+            name: value
+            if isinstance(value, jax.Array) and not value.weak_type
+            else self.stored(value)
+            for name, value in state.hyperparams.items()
+        }
+        return values | {
+            name: self._scheduled(name, state.hyperparams_states[name], extra)
+            for name in self.schedules
+        }
+
+    def advanced(self, state: Any, extra: Mapping[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+        """The count and the states of the schedules after a step."""
+        states = {
+            name: schedule.update(state.hyperparams_states[name], **extra)
+            for name, schedule in self.schedules.items()
+        }
+        return jnp.asarray(optax.safe_increment(state.count)), states
+
+    def _scheduled(self, name: str, schedule_state: Any, extra: Mapping[str, Any]) -> jax.Array:
+        # Schedules mix integers and floats, which strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            return self.stored(self.schedules[name](schedule_state, **extra))
+
+
+def _stepped(tx: ExtraArgs, updates: Any, state: Any, params: Any, extra: Any) -> tuple[Any, Any]:
+    return tx.update(updates, state, params, **extra)
+
+
+def _stepped_in_dtypes(
+    tx: ExtraArgs, updates: Any, state: Any, params: Any, extra: Any
+) -> tuple[Any, Any]:
+    """A step of a transformation that may not keep dtypes, with those of before."""
+    # A Python number takes the dtype of the leaf that it meets; an array keeps its own.
+    with jax.numpy_dtype_promotion("standard"):
+        new, new_state = tx.update(updates, state, params, **extra)
+    return _with_dtypes_of(updates, new), _with_dtypes_of(state, new_state)
 
 
 def _check_state(owner: str, state: Any, given: dict[str, Any]) -> None:

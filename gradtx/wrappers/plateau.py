@@ -116,10 +116,8 @@ def reduce_on_plateau(
         total = _as(state.count, dtype) * state.avg_value + _as(_real_scalar(value), dtype)
         average = total / _as(count, dtype)
         is_complete = count >= _as(accumulation_size, jnp.int32)
-        waiting = ReduceLROnPlateauState(
-            **{name: getattr(state, name) for name in ReduceLROnPlateauState._fields}
-            | {"count": count, "avg_value": average}
-        )
+        kept = {name: getattr(state, name) for name in ReduceLROnPlateauState._fields}
+        waiting = ReduceLROnPlateauState(**kept | {"count": count, "avg_value": average})
         new_state = jax.tree.map(
             functools.partial(jnp.where, is_complete), _judged(state, average, rule), waiting
         )

@@ -125,18 +125,11 @@ def scale_by_galore(
         entered, projectors = _entered(owner, updates, axes, state.projector, is_time, rank)
         new, base_state = base.update(entered, state.base_optimizer_state, None, **extra)
         factor = jnp.asarray(evaluate(scale, state.count) if callable(scale) else scale)
-        results = map_leaves(
-            lambda g, own, projector, u: _leave(u, projector, factor, jnp.asarray(g), own),
-            owner,
-            {"updates": updates, _AXES: axes, _PROJECTOR: projectors, _NEW: new},
-            takes_part=_is_projected,
-            same_shapes=False,
-            rests=_NEW,
-        )
+        left = _left(owner, updates, axes, projectors, new, factor)
         step = is_step(state.base_optimizer_state, base_state, new)
         count = jnp.asarray(optax.safe_increment(state.count))
         count = count if step is None else jnp.where(step, count, state.count)
-        return results, GaLoreState(count, base_state, projectors)
+        return left, GaLoreState(count, base_state, projectors)
 
     return composed(owner, (Part("", base),), init, update, locality="leaf", state=GaLoreState)
 
@@ -178,6 +171,18 @@ def _entered(
         new.append(_enter(jnp.asarray(g), projector, is_time, own))
     low_rank, chosen = zip(*new, strict=True) if new else ((), ())
     return aligned.tree_of(low_rank), aligned.tree_of(chosen, _PROJECTOR)
+
+
+def _left(owner: str, updates: Any, axes: Any, projectors: Any, new: Any, factor: jax.Array) -> Any:
+    """The updates of the arrays from those in the subspaces."""
+    return map_leaves(
+        lambda g, own, projector, u: _leave(u, projector, factor, jnp.asarray(g), own),
+        owner,
+        {"updates": updates, _AXES: axes, _PROJECTOR: projectors, _NEW: new},
+        takes_part=_is_projected,
+        same_shapes=False,
+        rests=_NEW,
+    )
 
 
 def _projected_axes(owner: str, choice: WeightDimensionNumbers, tree: Any) -> Any:

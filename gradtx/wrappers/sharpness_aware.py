@@ -11,7 +11,7 @@ from optax.contrib import SAMState
 
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
-from gradtx.compose.sequence import as_transformation
+from gradtx.compose.sequence import ExtraArgs, as_transformation
 from gradtx.kernel import COUNT, check
 from gradtx.leaves import Aligned, map_leaves, map_parameters
 from gradtx.updates import apply_updates
@@ -92,7 +92,22 @@ def sam(
             cache=None if opaque_mode else map_parameters(_copy, params),
         )
 
-    def transparent(
+    parts = (Part("optimizer", outer), Part("adv_optimizer", climb))
+    number = int(sync_period)
+    update = (
+        _opaque(outer, climb, number, reset_state, batch_axis_name)
+        if opaque_mode
+        else _transparent(outer, climb, number, reset_state)
+    )
+    return composed(_OWNER, parts, init, update, state=SAMState)
+
+
+def _transparent(
+    outer: ExtraArgs, climb: ExtraArgs, sync_period: int, reset_state: bool
+) -> Callable[..., Any]:
+    """The update that is one step of the climb, or the step of the optimizer."""
+
+    def update(
         updates: Any, state: Any, params: Any = None, *, grad_fn: Any = None, **extra: Any
     ) -> Any:
         del grad_fn
@@ -115,13 +130,21 @@ def sam(
             new, adv_state = climb.update(updates, state.adv_state, params, **extra)
             return _negative(new), (state.opt_state, adv_state)
 
-        is_step = number >= int(sync_period)
+        is_step = number >= sync_period
         states = (state.opt_state, state.adv_state)
         new, (opt_state, adv_state) = either(_OWNER, is_step, step, climb_on, updates, states)
         number = jnp.where(is_step, 0, number)
         return new, SAMState(number, opt_state, adv_state, map_parameters(jnp.asarray, start))
 
-    def opaque(
+    return update
+
+
+def _opaque(
+    outer: ExtraArgs, climb: ExtraArgs, sync_period: int, reset_state: bool, batch_axis_name: Any
+) -> Callable[..., Any]:
+    """The update that is a whole step, with the gradients on the way."""
+
+    def update(
         updates: Any,
         state: Any,
         params: Any = None,
@@ -136,7 +159,7 @@ def sam(
                 "grad_fn=...)"
             )
         adv_state, adv_params = state.adv_state, params
-        for i in range(int(sync_period) - 1):
+        for i in range(sync_period - 1):
             ascent, adv_state = climb.update(updates, adv_state, adv_params, **extra)
             adv_params = apply_updates(adv_params, _negative(ascent))
             updates = grad_fn(adv_params, i)
@@ -147,9 +170,7 @@ def sam(
             adv_state = climb.init(apply_updates(params, new))
         return new, SAMState(jnp.zeros([], jnp.int32), opt_state, adv_state, None)
 
-    parts = (Part("optimizer", outer), Part("adv_optimizer", climb))
-    update = opaque if opaque_mode else transparent
-    return composed(_OWNER, parts, init, update, state=SAMState)
+    return update
 
 
 def _check_params(params: Any, updates: Any) -> None:
