@@ -26,7 +26,7 @@ def is_exact(leaf: Any) -> bool:
     dtype = getattr(leaf, "dtype", None)
     if dtype is None:
         return isinstance(leaf, int)
-    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, np.bool_)
+    return trees.is_subdtype(dtype, jnp.integer) or trees.is_subdtype(dtype, np.bool_)
 
 
 def as_gradient(gradient: Any, parameter: Any, slots: Sequence[Any] = ()) -> Any:

@@ -410,7 +410,8 @@ class _Lifted(Link):
         if not (kernel.measures or kernel.scalars or kernel.extras):
             return values, {}
         leaves.take_steps()
-        gradients = [jnp.asarray(leaves.leaves[i].value) for i in active]
+        values_of = [leaves.leaves[i].value for i in active]
+        gradients = [g if isinstance(g, jax.Array) else jnp.asarray(g) for g in values_of]
         dtype = trees.widest(gradients)
         kept = {scalar.name: getattr(inner, scalar.name) for scalar in kernel.scalars}
         known: dict[str, Any] = {name: as_scalar(value, dtype) for name, value in values.items()}

@@ -23,7 +23,11 @@ def is_parameter(leaf: Any) -> bool:
     dtype = getattr(leaf, "dtype", None)
     if dtype is None:
         return isinstance(leaf, float | complex)
-    return jnp.issubdtype(dtype, jnp.inexact)
+    return is_subdtype(dtype, jnp.inexact)
+
+
+# Asked for each leaf at each call; the answer takes a hundred times as long as looking it up.
+is_subdtype = functools.lru_cache(maxsize=256)(jnp.issubdtype)
 
 
 def is_number(leaf: Any) -> bool:
@@ -43,7 +47,7 @@ def real_dtype(dtype: Any) -> np.dtype:
 
 def widest(leaves: Sequence[Any]) -> np.dtype:
     """The real dtype to calculate in with all of these arrays: at least float32."""
-    dtypes = [real_dtype(compute_dtype(leaf.dtype)) for leaf in leaves]
+    dtypes = [real_dtype(compute_dtype(dtype)) for dtype in {leaf.dtype for leaf in leaves}]
     return max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
 
 
