@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 Degree: TypeAlias = Literal[0, 1, "between"]
 
@@ -11,14 +11,17 @@ Degree: TypeAlias = Literal[0, 1, "between"]
 class Effect:
     """What `explain`, `cautious` and the conformance kit ask about a transformation.
 
+    A kernel is one; `composed` takes one for a wrapper, and `declared` puts one on any update
+    function.
+
     Attributes:
         degree: how the update grows with the gradient, apart from weight decay and noise. 1: in
             proportion, update(3 g) = 3 update(g). 0: not at all, update(3 g) = update(g) but for
             eps, as long as no slot starts with a value of its own. "between": less than in
             proportion, or in some steps only. None: it is not said.
         sense: which way a gradient's update points. 1: along the gradient. -1: against it, so that
-            it is added to the parameters as it comes. The name of an option: against the gradient
-            where this is true.
+            it is added to the parameters as it comes. 0: nowhere, it is zero. The name of an
+            option: against the gradient where this is true.
         factor: the number that the update is multiplied by, beside its sense: the name of a
             hyperparameter or an option, or a function that takes them by name; "": 1.
         gain: whether the update is multiplied by a number that depends on the data or the shape.
@@ -29,13 +32,45 @@ class Effect:
         hidden: why only the run will tell what the update is multiplied by; "": it is known.
         hidden_later: whether that is not so in the first step.
         moves: whether it moves a parameter whose gradient is 0, other than by weight decay.
+        inside: what the transformations inside of it do. "first": the first makes the updates that
+            the whole changes. "all": one after another they are the whole. "graft": the first gives
+            the length and the second the direction. "elsewhere": the first makes updates from
+            another gradient than the one that came. "aside": they make no updates.
+        clock: whether schedules inside of it count other steps than those around it.
     """
 
     degree: Degree | None = None
-    sense: Literal[1, -1] | str = 1
+    sense: Literal[1, -1, 0] | str = 1
     factor: str | Callable[..., float] = ""
     gain: bool = False
     decay: Literal["", "keeps", "mixes", "limits", "hides"] = ""
     hidden: str = ""
     hidden_later: bool = False
     moves: bool = False
+    inside: Literal["first", "all", "graft", "elsewhere", "aside"] = "first"
+    clock: bool = False
+
+
+# Hands the updates on as they are, or multiplied by 1 on average.
+LINEAR = Effect(degree=1)
+ZERO = Effect(degree=1, sense=0)
+IN_SERIES = Effect(inside="all")
+
+_Update = TypeVar("_Update", bound=Callable[..., Any])
+
+
+def declared(effect: Effect) -> Callable[[_Update], _Update]:
+    """Let an update function say what it makes of the updates.
+
+    Args:
+        effect: what it makes of them.
+
+    Returns:
+        A decorator of update functions; `effect_of` finds the effect again.
+    """
+
+    def declare(update: _Update) -> _Update:
+        vars(update)["effect"] = effect
+        return update
+
+    return declare

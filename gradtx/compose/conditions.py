@@ -11,6 +11,7 @@ from jax import lax
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import ExtraArgs, Transformation, as_transformation, set_to_zero
+from gradtx.effect import Effect
 from gradtx.leaves import Aligned
 from gradtx.messages import shown
 
@@ -88,6 +89,9 @@ def conditionally_mask(
     )
 
 
+_SOMETIMES = Effect(degree=1, hidden="acts in some steps only")
+
+
 def _conditional(
     inner: Transformation,
     should_transform_fn: Callable[..., Any],
@@ -125,4 +129,4 @@ def _conditional(
         new_state = state_class(step=optax.safe_increment(state.step), inner_state=inner_state)
         return align({"updates": updates}).tree_of(numbers), new_state
 
-    return composed(owner, (Part("", inner),), init, update, state=state_class)
+    return composed(owner, (Part("", inner),), init, update, state=state_class, effect=_SOMETIMES)

@@ -10,6 +10,7 @@ import optax
 
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import ExtraArgs, Transformation, as_transformation, set_to_zero
+from gradtx.effect import IN_SERIES
 from gradtx.inputs import check_state, describe_state
 from gradtx.leaves import Finish, Leaves, join
 from gradtx.messages import listed
@@ -86,6 +87,7 @@ def masked_for(
         state=optax.MaskedState,
         only_hands_on=True,
         joins=True,
+        effect=IN_SERIES,
     )
 
 
@@ -206,7 +208,16 @@ def partition(
         for label, tx in transforms.items()
     )
     kept = optax.transforms.PartitionState
-    return composed("partition", parts, init, joined, state=kept, only_hands_on=True, joins=True)
+    return composed(
+        "partition",
+        parts,
+        init,
+        joined,
+        state=kept,
+        only_hands_on=True,
+        joins=True,
+        effect=IN_SERIES,
+    )
 
 
 def _refuse_unknown(labels: Any, transforms: Mapping[Hashable, Transformation]) -> None:

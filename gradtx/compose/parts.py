@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import optax
 
+from gradtx.effect import Effect
 from gradtx.inputs import as_gradients, check_state, has_fields
 from gradtx.leaves import Finish, Leaves, Link, run
 
@@ -43,6 +44,7 @@ class Composed(Link):
         only_hands_on: whether the function leaves it to its parts to look at the updates.
         reads_state: whether the function reads its state; if not, it accepts any.
         joins: whether the steps of its parts may wait at the leaves.
+        effect: what it makes of the updates; None: it does not say.
     """
 
     owner: str
@@ -53,6 +55,7 @@ class Composed(Link):
     only_hands_on: bool = False
     reads_state: bool = True
     joins: bool = False
+    effect: Effect | None = None
 
     def __call__(
         self, updates: Any, state: Any, params: Any = None, **extra: Any
@@ -93,6 +96,7 @@ def composed(
     only_hands_on: bool = False,
     reads_state: bool = True,
     joins: bool = False,
+    effect: Effect | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation of optax's type whose parts `parts_of` finds again.
 
@@ -107,9 +111,12 @@ def composed(
         only_hands_on: see `Composed`.
         reads_state: see `Composed`.
         joins: see `Composed`.
+        effect: see `Composed`.
     """
     fields = getattr(state, "_fields", ())
-    whole = Composed(owner, parts, update, locality, fields, only_hands_on, reads_state, joins)
+    whole = Composed(
+        owner, parts, update, locality, fields, only_hands_on, reads_state, joins, effect
+    )
     return optax.GradientTransformationExtraArgs(init, whole)
 
 
@@ -129,6 +136,14 @@ def parts_of(tx: optax.GradientTransformation) -> tuple[Part, ...]:
 def owner_of(tx: optax.GradientTransformation) -> str:
     """The public name of what put a transformation together; "" of anything else."""
     return tx.update.owner if isinstance(tx.update, Composed) else ""
+
+
+def effect_of(tx: optax.GradientTransformation) -> Effect | None:
+    """What a transformation that is no kernel says that it makes of the updates; None: nothing."""
+    effect = getattr(tx.update, "effect", None)
+    # `functools.wraps` copies what a function says to another one that wraps it.
+    is_its_own = isinstance(effect, Effect) and not hasattr(tx.update, "__wrapped__")
+    return effect if is_its_own else None
 
 
 def locality_of(tx: optax.GradientTransformation) -> Locality | None:

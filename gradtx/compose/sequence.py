@@ -11,6 +11,7 @@ import optax
 
 from gradtx import trees
 from gradtx.compose.parts import Part, composed, would_lose
+from gradtx.effect import IN_SERIES, ZERO
 from gradtx.inputs import describe_state
 from gradtx.leaves import Finish, Leaves, join, map_leaves
 from gradtx.messages import listed, shown
@@ -111,7 +112,7 @@ def chain(*args: Transformation) -> ExtraArgs:
         return lambda: _in_container_of(state, [finish() for finish in finishes])
 
     parts = tuple([Part("", tx) for tx in transformations])
-    return composed("chain", parts, init, joined, only_hands_on=True, joins=True)
+    return composed("chain", parts, init, joined, only_hands_on=True, joins=True, effect=IN_SERIES)
 
 
 def _in_container_of(state: Any, new_states: list[Any]) -> Any:
@@ -177,7 +178,9 @@ def named_chain(*args: tuple[str, Transformation]) -> ExtraArgs:
         return lambda: container((name, finishes[name]()) for name in state)
 
     parts = tuple(Part(name, tx) for name, tx in transformations)
-    return composed("named_chain", parts, init, joined, only_hands_on=True, joins=True)
+    return composed(
+        "named_chain", parts, init, joined, only_hands_on=True, joins=True, effect=IN_SERIES
+    )
 
 
 def identity() -> ExtraArgs:
@@ -202,6 +205,7 @@ def identity() -> ExtraArgs:
         only_hands_on=True,
         reads_state=False,
         joins=True,
+        effect=IN_SERIES,
     )
 
 
@@ -227,7 +231,13 @@ def set_to_zero() -> ExtraArgs:
 
     zeros = stateless(lambda updates, params: jax.tree.map(zero, updates))
     return composed(
-        "set_to_zero", (), zeros.init, zeros.update, only_hands_on=True, reads_state=False
+        "set_to_zero",
+        (),
+        zeros.init,
+        zeros.update,
+        only_hands_on=True,
+        reads_state=False,
+        effect=ZERO,
     )
 
 

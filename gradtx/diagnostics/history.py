@@ -12,6 +12,7 @@ from jax import lax
 from jax.core import Tracer
 
 from gradtx import trees
+from gradtx.effect import LINEAR, declared
 from gradtx.kernel import COUNT, check
 from gradtx.messages import listed, shown
 
@@ -116,6 +117,7 @@ def record_history(
         dtype = jnp.float64 if kind.dtype == jnp.float64 else jnp.float32
         return jnp.zeros((length, *kind.shape), dtype)
 
+    @declared(LINEAR)
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         if state.buffers.keys() != functions.keys():
             raise ValueError(

@@ -8,18 +8,26 @@ import jax
 import optax
 
 from gradtx.compose.parts import Part
+from gradtx.effect import ZERO, Effect
 from gradtx.inspection.values import closure_of
+from gradtx.kernels.clip import (
+    ADAPTIVE_GRAD_CLIP,
+    CLIP,
+    CLIP_BY_BLOCK_RMS,
+    CLIP_BY_GLOBAL_NORM,
+    ZERO_NANS,
+)
 from gradtx.select import is_function_of_tree
 
-# What does the same in optax, and has no number that explain would show.
-_SAME = (
-    "adaptive_grad_clip",
-    "clip",
-    "clip_by_block_rms",
-    "clip_by_global_norm",
-    "set_to_zero",
-    "zero_nans",
-)
+# What the same function of optax makes of the updates; none has a number that explain would show.
+_EFFECTS: dict[str, Effect] = {
+    "adaptive_grad_clip": ADAPTIVE_GRAD_CLIP,
+    "clip": CLIP,
+    "clip_by_block_rms": CLIP_BY_BLOCK_RMS,
+    "clip_by_global_norm": CLIP_BY_GLOBAL_NORM,
+    "set_to_zero": ZERO,
+    "zero_nans": ZERO_NANS,
+}
 
 
 def optax_maker(function: Any) -> str:
@@ -36,10 +44,9 @@ def optax_maker(function: Any) -> str:
     return name if isinstance(own, CodeType) and own in constants else ""
 
 
-def meaning_of(update: Any) -> str:
-    """What does the same as a transformation of optax in this library; "" if it is not known."""
-    name = optax_maker(update)
-    return name if name in _SAME else ""
+def optax_effect(update: Any) -> Effect | None:
+    """What a transformation of optax makes of the updates; None if it is not known."""
+    return _EFFECTS.get(optax_maker(update))
 
 
 def unadapted(tx: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -8,16 +8,23 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from gradtx.inspection import effects
-from gradtx.inspection.effects import decay_added_by, effect_of, keeps_zero, reason_of, unwrapped
+from gradtx.inspection.effects import (
+    becomes_of_decay,
+    decay_added_by,
+    directions,
+    factor_of,
+    growth_of,
+    inside_of,
+    keeps_zero,
+    reason_of,
+    unwrapped,
+)
 from gradtx.inspection.routes import Rule
-from gradtx.inspection.values import Value, value_at
+from gradtx.inspection.values import Value
 
 _NO_RATE = "no learning rate"
-# Rules with a learning rate of their own that do not turn the sign, and the one that turns it
-# without any.
-_UPHILL = ("fromage", "scale_by_rprop")
-_DOWNHILL = ("adan", "scale_by_cocob")
+# The hyperparameters that a learning rate is made of.
+_RATES = ("learning_rate", "step_size")
 
 
 class Rate(NamedTuple):
@@ -64,13 +71,13 @@ class WeightDecay(NamedTuple):
 def is_frozen(route: Sequence[Rule], step: int) -> bool:
     """Whether the update is set to zero, and stays zero in what comes afterwards."""
     rules = unwrapped(route)
-    zeros = [i for i, rule in enumerate(rules) if rule.meaning == "set_to_zero"]
+    zeros = [i for i, rule in enumerate(rules) if rule.effect and rule.effect.sense == 0]
     return bool(zeros) and all(keeps_zero(rule, step) for rule in rules[zeros[-1] + 1 :])
 
 
 def is_known(route: Sequence[Rule], step: int) -> bool:
     """Whether it is known of each rule what it does, so that no decay is hidden."""
-    return all(effect_of(rule, step) != "unknown" for rule in unwrapped(route))
+    return all(growth_of(rule, step) != "unknown" for rule in unwrapped(route))
 
 
 def learning_rate(route: Sequence[Rule], step: int) -> Rate:
@@ -101,10 +108,7 @@ def weight_decay(route: Sequence[Rule], step: int) -> tuple[WeightDecay, ...]:
     rules, rate = unwrapped(route), learning_rate(route, step)
     decays = [_decay_of(rules, i, rate, step) for i in range(len(rules))]
     # What decays the direction of a graft leaves its length alone.
-    directions = [rule.parts[1] for rule in rules if rule.meaning == "graft"]
-    turned = [
-        decay_added_by(rule, step) for direction in directions for rule in unwrapped(direction)
-    ]
+    turned = [decay_added_by(own, step) for rule in rules for own in directions(rule)]
     decays += [added and WeightDecay(*added, kind="unknown") for added in turned]
     return tuple(decay for decay in decays if decay)
 
@@ -112,11 +116,10 @@ def weight_decay(route: Sequence[Rule], step: int) -> tuple[WeightDecay, ...]:
 def _reason_for_no_rate(rules: Sequence[Rule], step: int) -> str:
     """Why there is no learning rate, whatever the numbers are; "" if there is one."""
     for rule in rules:
-        if effect_of(rule, step) == "unknown":
+        if growth_of(rule, step) == "unknown":
             return reason_of(rule)
-    has_rate = any("learning_rate" in rule.arguments for rule in rules)
-    if not has_rate and not {rule.meaning for rule in rules} & {"scale", "scale_by_schedule"}:
-        hidden = [rule for rule in rules if effect_of(rule, step) == "hidden"]
+    if not any(name in rule.arguments for rule in rules for name in _RATES):
+        hidden = [rule for rule in rules if growth_of(rule, step) == "hidden"]
         return reason_of(hidden[-1]) if hidden else _NO_RATE
     return _reason_of_clocks(rules)
 
@@ -124,7 +127,7 @@ def _reason_for_no_rate(rules: Sequence[Rule], step: int) -> str:
 def _reason_of_clocks(rules: Sequence[Rule]) -> str:
     """A reason if the schedules do not all count the same steps, so that one step says nothing."""
     clocks = {rule.clock for rule in rules if any(map(callable, rule.arguments.values()))}
-    names = {rule.meaning for rule in rules if rule.meaning in effects.CLOCKS}
+    names = {rule.name for rule in rules if rule.effect and rule.effect.clock}
     if len(clocks) < 2:
         return ""
     return f"schedules inside and outside of {' and '.join(sorted(names))}"
@@ -134,17 +137,17 @@ def _reason_at(
     rules: Sequence[Rule], factors: Sequence[Value], start: int, i: int, step: int
 ) -> str:
     """Why the rule number i leaves the length of the update unknown; "" if it does not."""
-    if rules[i].meaning == "sam":
-        # The gradient that its optimizer gets need not have passed what stands before sam.
+    if inside_of(rules[i]) == "elsewhere":
+        # The gradient that its optimizer gets need not have passed what stands before it.
         return _after_a_factor(rules[i], factors[:i], keeps_sign=False)
-    effect = effect_of(rules[i], step)
+    growth = growth_of(rules[i], step)
     if i < start:
         return ""
-    if effect == "hidden":
+    if growth == "hidden":
         return reason_of(rules[i])
-    if effect == "gain" and effect_of(rules[start], step) != "own":
+    if growth == "gain" and growth_of(rules[start], step) != "own":
         return f"{rules[i].name} has a factor of its own"
-    return _after_a_factor(rules[i], factors[start:i]) if effect == "bends" else ""
+    return _after_a_factor(rules[i], factors[start:i]) if growth == "bends" else ""
 
 
 def _after_a_factor(rule: Rule, factors: Sequence[Value], *, keeps_sign: bool = True) -> str:
@@ -180,50 +183,37 @@ def _decay_of(rules: Sequence[Rule], i: int, rate: Rate, step: int) -> WeightDec
 
 def _kind_before(rules: Sequence[Rule], i: int, step: int) -> Literal["decoupled", "L2", "unknown"]:
     """What the rules after the rule number i make of its decay."""
-    later = rules[i + 1 :]
-    if {"gain", "unknown"} & {effect_of(rule, step) for rule in later}:
+    before, after = (
+        {becomes_of_decay(rule, step) for rule in own} for own in (rules[:i], rules[i + 1 :])
+    )
+    if "hides" in after:
         return "unknown"
-    if {"graft", "sam"} & {rule.meaning for rule in later}:
-        return "unknown"
-    if any(effects.mixes(rule, step) for rule in later):
+    if "mixes" in after:
         return "L2"
-    if any(rule.meaning in effects.LIMITS for rule in later):
+    if "limits" in after:
         # Of a direction that is clipped together with its decay no gradient is the cause.
-        return "unknown" if any(effects.mixes(rule, step) for rule in rules[:i]) else "L2"
+        return "unknown" if "mixes" in before else "L2"
     return "decoupled"
 
 
 def _is_linear(rules: Sequence[Rule], step: int) -> bool:
     """Whether rules hand a decay on, multiplied by their factors."""
-    return all(effect_of(rule, step) in ("factor", "linear") for rule in rules)
+    return all(growth_of(rule, step) == "linear" for rule in rules)
 
 
 def _start(rules: Sequence[Rule], step: int) -> int:
     """The index of the last rule that makes the length its own, 0 without one."""
-    return max((i for i, rule in enumerate(rules) if effect_of(rule, step) == "own"), default=0)
+    return max((i for i, rule in enumerate(rules) if growth_of(rule, step) == "own"), default=0)
 
 
 def _factor(rule: Rule, step: int) -> Value:
-    """What a rule multiplies the update by; minus one more for what turns ascent into descent."""
-    if rule.meaning == "set_to_zero":
-        return Value(0.0)
-    if rule.meaning == "graft":
+    """What a rule multiplies the update by; a graft, by the signs of its parts."""
+    if inside_of(rule) == "graft":
         magnitude, direction = (
             _product([_factor(own, step) for own in unwrapped(part)]) for part in rule.parts
         )
         return Value(math.copysign(1.0, magnitude * direction) if magnitude * direction else 0.0)
-    name = effects.FACTORS.get(rule.meaning, "learning_rate")
-    has_rate = name in rule.arguments
-    value = value_at(step, rule.arguments[name]) if has_rate else Value(1.0)
-    if rule.meaning == "fromage":
-        value = value._replace(number=1 / math.hypot(1.0, value.number))
-    if rule.meaning == "adan" and rule.arguments["decays"]:
-        decay = value_at(step, rule.arguments["weight_decay"])
-        value = value._replace(number=value.number / (1 + value.number * decay.number))
-    turns = rule.meaning in _DOWNHILL or rule.arguments.get(
-        "flip_sign", name == "learning_rate" and has_rate and rule.meaning not in _UPHILL
-    )
-    return value._replace(number=-value.number) if turns else value
+    return factor_of(rule, step)
 
 
 def _product(factors: Sequence[Value]) -> float:

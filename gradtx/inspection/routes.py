@@ -7,19 +7,18 @@ import jax
 import optax
 
 from gradtx import trees
-from gradtx.compose.parts import Part, owner_of, parts_of
+from gradtx.compose.parts import Part, effect_of, owner_of, parts_of
 from gradtx.compose.sequence import as_transformation
+from gradtx.effect import Effect
 from gradtx.inspection import foreign
 from gradtx.inspection.values import closure_of, stateless_schedule
 from gradtx.lift import hyperparameters_of, kernel_of, options_of
 from gradtx.wrappers.accumulate import MultiSteps
 from gradtx.wrappers.hyperparameters import Injected
 
-# What only puts others together, and so is no rule itself.
-_TRANSPARENT = ("chain", "identity", "masked", "named_chain", "partition", "polyak_sgd")
-
 # What no optimizer updates, but lookahead itself.
 SLOW = "slow weights of lookahead"
+_FOLLOWING = Effect(hidden="follow the fast ones")
 
 
 class Rule(NamedTuple):
@@ -30,14 +29,14 @@ class Rule(NamedTuple):
             package if that is not gradtx.
         arguments: the numbers and schedules that it was built with, and its choices for this leaf.
         parts: the rules inside of a wrapper, for each transformation that it wraps.
-        meaning: the name in gradtx of what it does; "" if it is not known what it does.
+        effect: what it makes of the updates; None if it is not known.
         clock: the places of the wrappers around it in which schedules count other steps.
     """
 
     name: str
     arguments: Mapping[str, Any]
     parts: tuple[tuple["Rule", ...], ...] = ()
-    meaning: str = ""
+    effect: Effect | None = None
     clock: tuple[int, ...] = ()
 
     def __str__(self) -> str:
@@ -64,8 +63,8 @@ def _routes(
     if owner == "lookahead" and isinstance(tree, optax.LookaheadParams):
         (part,) = _parts(tx)
         fast = _routes(part.transformation, tree.fast, numbers.fast)
-        slow = Rule(SLOW, {}, meaning=SLOW)
-        return {i: (Rule(owner, {}, (fast[i],), owner) if i in fast else slow,) for i in reached}
+        slow, effect = Rule(SLOW, {}, effect=_FOLLOWING), effect_of(tx)
+        return {i: (Rule(owner, {}, (fast[i],), effect) if i in fast else slow,) for i in reached}
     routes: list[dict[int, tuple[Rule, ...]]] = []
     for part in _parts(tx) if known_parts is None else known_parts:
         seen, seen_numbers = tree, numbers
@@ -73,9 +72,11 @@ def _routes(
             flags = part.choose(tree)
             seen, seen_numbers = _chosen(flags, tree), _chosen(flags, numbers)
         routes.append(_routes(part.transformation, seen, seen_numbers))
-    if owner not in (*_TRANSPARENT, ""):
+    effect = effect_of(tx)
+    # What only puts others together is no rule itself.
+    if owner and (effect is None or effect.inside != "all"):
         return {
-            i: (Rule(owner, {}, tuple(route.get(i, ()) for route in routes), owner),)
+            i: (Rule(owner, {}, tuple(route.get(i, ()) for route in routes), effect),)
             for i in reached
         }
     return {i: tuple(rule for route in routes for rule in route.get(i, ())) for i in reached}
@@ -104,14 +105,13 @@ def _own_rules(tx: optax.GradientTransformation, tree: Any, numbers: Any) -> dic
     reached = jax.tree.leaves(numbers)
     kernel = kernel_of(tx)
     if kernel is None:
-        name = _name_of(tx.update)
-        meaning = name if "." not in name else foreign.meaning_of(tx.update)
-        return dict.fromkeys(reached, Rule(name, {}, meaning=meaning))
+        effect = effect_of(tx) or foreign.optax_effect(tx.update)
+        return dict.fromkeys(reached, Rule(_name_of(tx.update), {}, effect=effect))
     # A kernel of the user's own may have any name.
     package = _package(getattr(kernel.step, "func", kernel.step))
-    own = ("", kernel.name) if package == "gradtx" else (f"{package}.", "")
+    name = kernel.name if package == "gradtx" else f"{package}.{kernel.name}"
     return {
-        i: Rule(own[0] + kernel.name, options | hyperparameters_of(tx), meaning=own[1])
+        i: Rule(name, options | hyperparameters_of(tx), effect=kernel)
         for i, options in zip(trees.flatten(numbers)[0], options_of(tx, tree), strict=True)
         if i is not None
     }

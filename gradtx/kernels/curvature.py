@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from optax import ScalarOrSchedule
 
 from gradtx import trees
+from gradtx.effect import LINEAR, declared
 from gradtx.inputs import as_gradients, check_state, with_fields
 from gradtx.kernel import COUNT, NON_NEGATIVE, check, check_hyperparameter
 from gradtx.kernels.objective import Loss, loss_of_moving
@@ -69,6 +70,7 @@ def scale_by_newton(
     if max_iterations is not None:
         max_iterations = check(owner, "max_iterations", max_iterations, COUNT)
 
+    @declared(LINEAR)
     def update(
         updates: Any,
         state: Any,

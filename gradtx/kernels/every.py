@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from gradtx.effect import declared
 from gradtx.inputs import with_fields
 from gradtx.kernel import COUNT, Kernel, Slot, check
 from gradtx.lift import lift
@@ -61,6 +62,7 @@ def apply_every(k: ArrayLike = 1) -> optax.GradientTransformationExtraArgs:
     k = check("apply_every", "k", k, COUNT)
     accumulate = lift(APPLY_EVERY, k=k)
 
+    @declared(APPLY_EVERY)
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         updates, state = accumulate.update(updates, state, params, **extra)
         # Counted modulo k, so that t stays exact however long the run.

@@ -17,6 +17,7 @@ from optax import ScalarOrSchedule
 from optax.contrib import DifferentiallyPrivateAggregateState
 
 from gradtx import trees
+from gradtx.effect import Effect, declared
 from gradtx.inputs import as_gradients, check_state
 from gradtx.kernel import (
     NON_NEGATIVE,
@@ -31,6 +32,7 @@ from gradtx.leaves import Aligned
 from gradtx.lift import ScheduledState, evaluate
 from gradtx.messages import one_of_each, shown
 
+_CLIPPING = Effect(degree="between", decay="limits", moves=True)
 _FINITE = Range("finite and >= 0", lambda value: 0 <= value < math.inf)
 
 
@@ -190,6 +192,7 @@ def differentially_private_aggregate(
         state = DifferentiallyPrivateAggregateState(jnp.copy(own_key))
         return ScheduledState(jnp.zeros([], jnp.int32), state) if counts else state
 
+    @declared(_CLIPPING)
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         del extra
         check_state(owner, state, ScheduledState._fields if counts else ("rng_key",))

@@ -14,6 +14,7 @@ from optax.contrib import SophiaState
 
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
+from gradtx.effect import Effect
 from gradtx.kernel import COUNT, COUNT_OR_ZERO, DECAY, NON_NEGATIVE, Kernel, Slot, check
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.kernels.hessian_diagonal import (
@@ -62,6 +63,7 @@ SOPHIA = Kernel(
     degree="between",
     source="Liu et al. 2023, Algorithm 3",
 )
+WITH_CURVATURE = Effect(degree="between", inside="aside")
 
 
 def _average(g, *, nu, b2):
@@ -184,7 +186,7 @@ def scale_by_sophia(
         return new_updates, SophiaState(*new, hessian_fn_state=inner)
 
     part = Part("hessian_diagonal_fn", estimator)
-    return composed(owner, (part,), init, update, state=SophiaState)
+    return composed(owner, (part,), init, update, state=SophiaState, effect=WITH_CURVATURE)
 
 
 def _if_due(is_due: Any, renew: Callable[[], Any], kept: Any) -> Any:

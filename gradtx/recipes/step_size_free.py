@@ -8,6 +8,7 @@ from optax import ScalarOrSchedule
 
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import chain, identity
+from gradtx.effect import IN_SERIES
 from gradtx.inputs import describe_state
 from gradtx.kernel import ANY_NUMBER, check_hyperparameter
 from gradtx.kernels.coin_betting import scale_by_cocob
@@ -244,4 +245,5 @@ def polyak_sgd(
         updates, descent_state = descent.update(updates, descent_state, params, **extra)
         return updates, (descent_state, polyak_state)
 
-    return composed("polyak_sgd", (Part("", polyak), Part("", descent)), init, update)
+    parts = (Part("", polyak), Part("", descent))
+    return composed("polyak_sgd", parts, init, update, effect=IN_SERIES)

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
+from gradtx.effect import Effect
 from gradtx.inputs import as_gradients, check_state
 from gradtx.kernel import COUNT, check_dtype, check_hyperparameter
 from gradtx.leaves import Aligned, equation, map_parameters
@@ -181,6 +182,7 @@ class MultiSteps:
             lambda params: self.init(params),
             lambda *arguments, **extra: self.update(*arguments, **extra),
             state=optax.MultiStepsState,
+            effect=Effect(degree=1, clock=True),
         )
 
     def _start(self, parameter: Any) -> jax.Array:

@@ -8,6 +8,7 @@ import optax
 
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
+from gradtx.effect import LINEAR
 from gradtx.inputs import check_order
 from gradtx.kernel import DECAY, check_hyperparameter
 from gradtx.kernels.momentum import ema
@@ -98,7 +99,9 @@ def average_params(
         new = kept_after("average_params", step, advance, state.average)
         return updates, AverageParamsState(new, inner_state)
 
-    return composed("average_params", (Part("", inner),), init, update, state=AverageParamsState)
+    return composed(
+        "average_params", (Part("", inner),), init, update, state=AverageParamsState, effect=LINEAR
+    )
 
 
 def averaged_params(state: Any, params: Any = None) -> Any:

@@ -91,7 +91,9 @@ def cautious(
         cautiously, _ = mask.update(proposed, optax.EmptyState(), updates)
         return cautiously, state
 
-    return composed("cautious", (Part("", inner),), inner.init, update, locality="leaf")
+    return composed(
+        "cautious", (Part("", inner),), inner.init, update, locality="leaf", effect=CAUTIOUS
+    )
 
 
 def _flips(tx: optax.GradientTransformation) -> bool:

@@ -9,8 +9,11 @@ import optax
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
+from gradtx.effect import Effect
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.leaves import equation, map_leaves
+
+GRAFT = Effect(degree=1, decay="hides", inside="graft")
 
 
 class GraftState(NamedTuple):
@@ -77,7 +80,7 @@ def graft(
         return grafted, GraftState(magnitude_state, direction_state)
 
     parts = (Part("magnitude", magnitude), Part("direction", direction))
-    return composed(owner, parts, init, update, locality="leaf", state=GraftState)
+    return composed(owner, parts, init, update, locality="leaf", state=GraftState, effect=GRAFT)
 
 
 @equation()

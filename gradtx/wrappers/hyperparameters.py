@@ -16,6 +16,7 @@ from optax.schedules import StatefulSchedule, WrappedSchedule
 from gradtx import trees
 from gradtx.compose.parts import Composed, Part
 from gradtx.compose.sequence import ExtraArgs, as_transformation
+from gradtx.effect import LINEAR
 from gradtx.inputs import check_state
 from gradtx.kernel import check_dtype
 from gradtx.messages import listed
@@ -202,7 +203,8 @@ def _injected(
 
     # Wrong values are refused here, not in the first step.
     parts = (Part("", make(own.numbers | own.at_start())),)
-    return ExtraArgs(init, Injected(owner, parts, update, make=make, schedules=own.schedules))
+    whole = Injected(owner, parts, update, effect=LINEAR, make=make, schedules=own.schedules)
+    return ExtraArgs(init, whole)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
+from gradtx.effect import LINEAR
 from gradtx.kernel import COUNT, NON_NEGATIVE, check
 from gradtx.leaves import map_leaves
 from gradtx.updates import apply_updates
@@ -102,7 +103,9 @@ def lookahead(
             )
         return new, optax.LookaheadState(fast_state, jnp.where(is_sync, 0, number))
 
-    return composed(_OWNER, (Part("", inner),), init, update, state=optax.LookaheadState)
+    return composed(
+        _OWNER, (Part("", inner),), init, update, state=optax.LookaheadState, effect=LINEAR
+    )
 
 
 def _pulled_back(

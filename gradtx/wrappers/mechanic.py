@@ -14,6 +14,7 @@ from optax.contrib import MechanicState
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
+from gradtx.effect import Effect
 from gradtx.kernel import COUNT, NON_NEGATIVE, POSITIVE, check, check_hyperparameter
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.leaves import Aligned, equation, map_parameters, parameters_of
@@ -112,7 +113,15 @@ def mechanize(
         new, kept = in_step(_OWNER, step, advance, changes, old)
         return new, MechanicState(base_optimizer_state=inner_state, **kept)
 
-    return composed(_OWNER, (Part("", inner),), init, update, locality="tree", state=MechanicState)
+    return composed(
+        _OWNER,
+        (Part("", inner),),
+        init,
+        update,
+        locality="tree",
+        state=MechanicState,
+        effect=Effect(degree=1, hidden="learns a factor"),
+    )
 
 
 def _tuned(

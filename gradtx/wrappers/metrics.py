@@ -14,6 +14,7 @@ from optax.transforms import MonitorState, SnapshotState
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
+from gradtx.effect import LINEAR
 from gradtx.inputs import as_array, check_order
 from gradtx.wrappers.rates import Path, learning_rates_of, places_of
 from gradtx.wrappers.steps import is_step
@@ -109,7 +110,7 @@ def with_metrics(tx: optax.GradientTransformation) -> optax.GradientTransformati
         count = count if step is None else jnp.where(step, count, state.count)
         return new, MetricsState(count, measurements, inner_state)
 
-    return composed(owner, (Part("", inner),), init, update, state=MetricsState)
+    return composed(owner, (Part("", inner),), init, update, state=MetricsState, effect=LINEAR)
 
 
 _NORMS = ("gradient_norm", "update_norm", "update_ratio")

@@ -12,6 +12,7 @@ from optax.transforms import MonitorState, SnapshotState
 
 from gradtx import trees
 from gradtx.compose.sequence import ExtraArgs, as_transformation, stateless
+from gradtx.effect import LINEAR, declared
 from gradtx.inputs import check_state
 from gradtx.kernels.momentum import ema
 from gradtx.leaves import map_leaves, map_parameters
@@ -56,6 +57,7 @@ def snapshot(measure_name: str, measure: Measure) -> optax.GradientTransformatio
     def init(params: Any) -> SnapshotState:
         return SnapshotState({measure_name: _zeros(jax.eval_shape(measure, _parameters(params)))})
 
+    @declared(LINEAR)
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         del params, extra
         check_state(owner, state, SnapshotState._fields)
@@ -125,6 +127,7 @@ def monitor(
                 measurements[name] = _zeros(value)
         return MonitorState(measurements, tuple(states))
 
+    @declared(LINEAR)
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         check_state(owner, state, MonitorState._fields)
         if len(state.measure_states) != len(transformations):

@@ -11,12 +11,14 @@ from jax.typing import ArrayLike
 from optax.contrib import ReduceLROnPlateauState
 
 from gradtx import trees
+from gradtx.effect import Effect, declared
 from gradtx.inputs import as_gradients, check_state
 from gradtx.kernel import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, PROPER_SHARE, SHARE, check, squeezed
 from gradtx.kernels.scale import scale
 from gradtx.leaves import parameters_of
 
 _OWNER = "reduce_on_plateau"
+_CHANGING = Effect(degree=1, hidden="has a factor that depends on the loss", hidden_later=True)
 
 
 def reduce_on_plateau(
@@ -105,6 +107,7 @@ def reduce_on_plateau(
             avg_value=jnp.zeros([], dtype),
         )
 
+    @declared(_CHANGING)
     def update(
         updates: Any, state: Any, params: Any = None, *, value: Any = None, **extra: Any
     ) -> Any:

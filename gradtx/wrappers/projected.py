@@ -15,6 +15,7 @@ from optax.contrib import GaLoreDimensionNumbers, GaLoreState
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
+from gradtx.effect import Effect
 from gradtx.kernel import ANY_NUMBER, COUNT, check, check_hyperparameter
 from gradtx.kernels.adam import scale_by_adam
 from gradtx.kernels.matrices import (
@@ -131,7 +132,15 @@ def scale_by_galore(
         count = count if step is None else jnp.where(step, count, state.count)
         return left, GaLoreState(count, base_state, projectors)
 
-    return composed(owner, (Part("", base),), init, update, locality="leaf", state=GaLoreState)
+    return composed(
+        owner,
+        (Part("", base),),
+        init,
+        update,
+        locality="leaf",
+        state=GaLoreState,
+        effect=Effect(degree=1, gain=True),
+    )
 
 
 _AXES = "weight_dimension_numbers"

@@ -12,6 +12,7 @@ from optax.contrib import ScheduleFreeState
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
+from gradtx.effect import LINEAR
 from gradtx.inputs import refuse_shapes_alone
 from gradtx.kernel import (
     ANY_NUMBER,
@@ -117,7 +118,7 @@ def schedule_free(
         )
         return new, ScheduleFreeState(b1=state.b1, base_optimizer_state=base_state, **kept)
 
-    return composed(_OWNER, (Part("", base),), init, update, state=ScheduleFreeState)
+    return composed(_OWNER, (Part("", base),), init, update, state=ScheduleFreeState, effect=LINEAR)
 
 
 # The fields of the state that a step of the average renews.

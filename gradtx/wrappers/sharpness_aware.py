@@ -12,12 +12,14 @@ from optax.contrib import SAMState
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import ExtraArgs, as_transformation
+from gradtx.effect import Effect
 from gradtx.kernel import COUNT, check
 from gradtx.leaves import Aligned, map_leaves, map_parameters
 from gradtx.updates import apply_updates
 from gradtx.wrappers.branches import either
 
 _OWNER = "sam"
+_FROM_ELSEWHERE = Effect(degree=1, decay="hides", moves=True, inside="elsewhere", clock=True)
 
 
 def sam(
@@ -99,7 +101,7 @@ def sam(
         if opaque_mode
         else _transparent(outer, climb, number, reset_state)
     )
-    return composed(_OWNER, parts, init, update, state=SAMState)
+    return composed(_OWNER, parts, init, update, state=SAMState, effect=_FROM_ELSEWHERE)
 
 
 def _transparent(

@@ -9,6 +9,7 @@ import optax
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
+from gradtx.effect import LINEAR
 from gradtx.kernel import COUNT_OR_ZERO, check
 from gradtx.leaves import parameters_of
 from gradtx.wrappers.branches import either, zeros_like
@@ -89,7 +90,13 @@ def apply_if_finite(
         return updates, optax.ApplyIfFiniteState(count, is_finite, total, inner_state)
 
     return composed(
-        owner, (Part("", inner),), init, update, locality="tree", state=optax.ApplyIfFiniteState
+        owner,
+        (Part("", inner),),
+        init,
+        update,
+        locality="tree",
+        state=optax.ApplyIfFiniteState,
+        effect=LINEAR,
     )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import gradtx
-from gradtx.inspection.effects import effect_of, unwrapped
+from gradtx.inspection.effects import growth_of, unwrapped
 from gradtx.inspection.routes import routes_of
 from gradtx.testing import hostile_parameters
 
@@ -35,6 +35,7 @@ PIECES = {
     "galore": gradtx.scale_by_galore(1, base_optimizer=gradtx.identity()),
     "keep_params_nonnegative": gradtx.keep_params_nonnegative(),
     "lion": gradtx.scale_by_lion(),
+    "lion_smooth": gradtx.scale_by_lion(mode="smooth"),
     "mars": gradtx.scale_by_mars(),
     "normalize": gradtx.normalize(),
     "normalize_by_update_norm": gradtx.normalize_by_update_norm(),
@@ -70,7 +71,7 @@ PIECES = {
 def test_what_a_factor_before_a_piece_does_is_what_it_is_taken_to_do(name):
     piece = PIECES[name]
     *_, rule = unwrapped(routes_of(piece, PARAMS)[0])
-    effect = effect_of(rule, 0)
+    effect = growth_of(rule, 0)
     found = set()
     for calls in (1, 3, 6):
         plain, small = last_update(piece, calls), last_update(piece, calls, 0.25)
@@ -83,7 +84,7 @@ def test_what_a_factor_before_a_piece_does_is_what_it_is_taken_to_do(name):
     if effect == "bends":
         assert found not in ({"own"}, {"grows"})
     else:
-        assert found == {"grows" if effect in ("factor", "gain", "linear") else effect}
+        assert found == {"grows" if effect in ("gain", "linear") else effect}
 
 
 # What replaces the gradient by something that has nothing to do with its length.
@@ -98,7 +99,7 @@ def test_it_is_known_of_each_rule_of_ours_what_it_does(name):
         rule.name
         for route in routes_of(export.make(), params)
         for rule in unwrapped(route)
-        if effect_of(rule, 0) == "unknown"
+        if growth_of(rule, 0) == "unknown"
     }
     # What belongs to optax or to the tests has their name before its own.
     assert {name for name in unknown if "." not in name} <= WITHOUT_GRADIENT

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import optax
 import pytest
 
 import gradtx
-from gradtx.kernel import Kernel
+from gradtx.kernel import NON_NEGATIVE, Kernel
 from gradtx.lift import lift
 
 from .measure import GRADIENTS, PARAMS, doubled_downhill, gradient, halved, measured, sign, unit
@@ -270,3 +271,26 @@ def test_slow_weights_of_lookahead_have_no_learning_rate():
         np.testing.assert_allclose(updates.fast[name], -rate * g, rtol=1e-6)
         assert rows[f"slow/{name}"].reason == "slow weights of lookahead follow the fast ones"
         assert not updates.slow[name].any()
+
+
+def shrunk(g, *, threshold):
+    return jnp.sign(g) * jnp.maximum(jnp.abs(g) - threshold, 0)
+
+
+def test_of_a_kernel_of_your_own_it_is_known_what_it_declares():
+    silent = Kernel("shrink", shrunk, hyperparameters={"threshold": NON_NEGATIVE})
+    speaking = replace(silent, degree="between", decay="limits")
+    for kernel, factor, reason in (
+        (silent, 1.0, "tests.shrink is not gradtx's own"),
+        (speaking, 1.0, ""),
+        (speaking, 2.0, "tests.shrink after a factor of 2"),
+    ):
+        shrink = lift(kernel, threshold=0.1)
+        tx = gradtx.chain(gradtx.scale(factor), shrink, gradtx.scale_by_learning_rate(0.1))
+        assert {row.reason for row in gradtx.explain(tx, PARAMS).rows} == {reason}
+
+
+def test_a_muon_as_long_as_its_momentum_has_a_factor_of_its_own():
+    params = {"w": jnp.ones((2, 2))}
+    (row,) = gradtx.explain(gradtx.muon(0.1, adaptive=True), params).rows
+    assert row.reason == "scale_by_muon has a factor of its own"
