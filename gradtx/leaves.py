@@ -340,9 +340,13 @@ class Aligned:
         """What takes part of one of the trees, or of the first, as arrays."""
         return [jnp.asarray(part) for part in self.parts(what)]
 
-    def tree_of(self, values: Iterable[Any], rest: str | None = None) -> Any:
-        """One of the trees, or the first, with these values in place of what takes part."""
-        leaves = list(self.columns[rest or self.name])
+    def tree_of(self, values: Iterable[Any], rest: str | None = "") -> Any:
+        """One of the trees, or the first, with these values in place of what takes part.
+
+        Without a `rest` all else is None.
+        """
+        number = self.treedef.num_leaves
+        leaves = [None] * number if rest is None else list(self.columns[rest or self.name])
         for i, value in zip(self.active, values, strict=True):
             leaves[i] = value
         return self.treedef.unflatten(leaves)
@@ -353,7 +357,7 @@ def map_leaves(
     owner: str,
     named: Mapping[str, Any],
     *,
-    rests: str | Sequence[str] = (),
+    rests: str | Sequence[str] | None = "",
     **alignment: Any,
 ) -> Any:
     """Map a function over the leaves of several trees that take part, and leave the others alone.
@@ -364,7 +368,7 @@ def map_leaves(
         owner: name of the caller, which opens the messages.
         named: the trees by what messages call them, see `Aligned`.
         rests: the tree whose leaves the result has where none take part, or one for each of
-            several results; the first tree, if empty.
+            several results; the first tree if empty. None: it has None there.
         **alignment: what else `Aligned` takes.
 
     Returns:
@@ -375,10 +379,8 @@ def map_leaves(
     """
     aligned = Aligned(owner, named, **alignment)
     new = [function(*leaf) for leaf in zip(*map(aligned.parts, named), strict=True)]
-    if isinstance(rests, str):
+    if rests is None or isinstance(rests, str):
         return aligned.tree_of(new, rests)
-    if not rests:
-        return aligned.tree_of(new)
     results = zip(*new, strict=True) if new else [()] * len(rests)
     return tuple(map(aligned.tree_of, results, rests))
 

@@ -14,6 +14,7 @@ from jax.core import Tracer
 from gradtx import trees
 from gradtx.effect import LINEAR, declared
 from gradtx.kernel import COUNT, check
+from gradtx.leaves import map_leaves, map_parameters
 from gradtx.messages import listed, shown
 
 _OWNER = "record_history"
@@ -195,28 +196,29 @@ def _arguments(name: str, wanted: set[str], available: dict[str, Any]) -> dict[s
 
 
 def _parameters(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf if trees.is_parameter(leaf) else None, tree)
+    return map_parameters(lambda leaf: leaf, tree)
 
 
 def _written(name: str, buffer: Any, place: jax.Array, value: Any) -> Any:
     """The buffers of one measure with a new value in one place."""
     owner = f"{_OWNER}: measure {name!r}"
-    old, treedef = trees.flatten(buffer)
-    new = trees.flatten_like(owner, "its value", value, "its buffer", buffer)
-    for leaf, part in zip(old, new, strict=True):
-        if leaf is not None and part is not None and np.shape(part) != leaf.shape[1:]:
+
+    def write(leaf: Any, part: Any) -> Any:
+        if part is not None and np.shape(part) != leaf.shape[1:]:
             raise ValueError(
                 f"{owner} must return the shape that its buffer has room for, {leaf.shape[1:]}, "
                 f"got shape {np.shape(part)}"
             )
-
-    def write(leaf: Any, part: Any) -> Any:
-        if leaf is None:
-            return None
         part = jnp.full(leaf.shape[1:], jnp.nan) if part is None else jnp.asarray(part)
         return leaf.at[place].set(part.astype(leaf.dtype))
 
-    return treedef.unflatten(map(write, old, new))
+    return map_leaves(
+        write,
+        owner,
+        {"its buffer": buffer, "its value": value},
+        takes_part=lambda leaf, _: leaf is not None,
+        same_shapes=False,
+    )
 
 
 def update_ratio(updates: Any, params: Any) -> Any:
@@ -252,22 +254,20 @@ def update_ratio(updates: Any, params: Any) -> Any:
         {'steps': None, 'w': Array(0.1, dtype=float32)}
     """
     owner = "update_ratio"
-    leaves, treedef = trees.flatten(updates)
-    parameters = trees.flatten_like(owner, "params", params, "updates", updates)
 
-    def ratio(index: int, u: Any, p: Any) -> jax.Array | None:
-        if not (trees.is_parameter(u) and trees.is_parameter(p)):
-            return None
-        if np.shape(u) != np.shape(p):
-            trees.refuse_shape(owner, "updates", updates, index, "params", p)
+    def ratio(u: Any, p: Any) -> jax.Array:
         sizes = [_norm(jnp.asarray(u)), _norm(jnp.asarray(p))]
         dtype = np.promote_types(sizes[0].dtype, sizes[1].dtype)
         change, size = (norm.astype(dtype) for norm in sizes)
         is_nothing = (change == 0) & (size == 0)
         return jnp.where(is_nothing, 0, change / jnp.where(is_nothing, 1, size))
 
-    return treedef.unflatten(
-        ratio(index, u, p) for index, (u, p) in enumerate(zip(leaves, parameters, strict=True))
+    return map_leaves(
+        ratio,
+        owner,
+        {"updates": updates, "params": params},
+        takes_part=lambda *leaf: all(map(trees.is_parameter, leaf)),
+        rests=None,
     )
 
 

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from gradtx import trees
 from gradtx.compose.sequence import as_transformation
 from gradtx.kernel import COUNT, Range, check
+from gradtx.leaves import map_leaves, map_parameters
 from gradtx.messages import one_of_each, shown
 from gradtx.recipes.adam import adam
 from gradtx.updates import apply_updates
@@ -268,15 +269,8 @@ def _parameters(tree: Any) -> list[Any]:
 
 def _like(owner: str, name: str, tree: Any, start: Any) -> list[Any]:
     """The leaves of `tree` that lie where `start` has parameters, of the same shapes."""
-    anchors = _parameters(start)
-    reference = trees.flatten(start)[1].unflatten(anchors)
-    parts = trees.flatten_like(owner, name, tree, "start", reference)
-    for i, (anchor, part) in enumerate(zip(anchors, parts, strict=True)):
-        if anchor is None:
-            parts[i] = None
-        elif not trees.is_parameter(part) or np.shape(part) != np.shape(anchor):
-            trees.refuse_shape(owner, "start", start, i, name, part)
-    return parts
+    named = {"start": map_parameters(lambda leaf: leaf, start), name: tree}
+    return _parameters(map_leaves(lambda _, part: part, owner, named))
 
 
 def _number_of_batches(owner: str, batches: Any) -> int:

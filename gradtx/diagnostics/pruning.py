@@ -16,6 +16,7 @@ from jax.core import Tracer
 from gradtx import trees
 from gradtx.compose.sequence import as_transformation
 from gradtx.kernel import SHARE, check
+from gradtx.leaves import Aligned
 from gradtx.messages import listed, shown
 from gradtx.select import Specification, is_function_of_tree
 from gradtx.select import select as selection
@@ -96,13 +97,12 @@ def prune_by_magnitude(
 def _chosen(owner: str, params: Any, select: Specification | None) -> list[int]:
     """The indices of the leaves to prune."""
     choose = selection((lambda path, leaf: np.ndim(leaf) >= 2) if select is None else select)
-    leaves, _ = trees.flatten(params)
-    flags = trees.flatten_like(owner, "the selection", choose(params), "params", params)
-    chosen = [
-        i
-        for i, (leaf, flag) in enumerate(zip(leaves, flags, strict=True))
-        if flag and trees.is_parameter(leaf)
-    ]
+    chosen = Aligned(
+        owner,
+        {"params": params, "the selection": choose(params)},
+        takes_part=lambda leaf, flag: flag and trees.is_parameter(leaf),
+        same_shapes=False,
+    ).active
     if not chosen:
         raise ValueError(f"{owner}: {choose} chooses no parameter of {listed(trees.paths(params))}")
     return chosen
@@ -220,7 +220,8 @@ def _flags(owner: str, what: str, tree: Any, mask: Any) -> list[Any]:
     """The mask of each leaf of `tree`, of its shape."""
     leaves, treedef = jax.tree.flatten(tree, is_leaf=_is_missing)
     present = treedef.unflatten(None if _is_missing(leaf) else leaf for leaf in leaves)
-    flags = trees.flatten_like(owner, "the mask", mask, what, present)
+    aligned = Aligned(owner, {what: present, "the mask": mask}, same_shapes=False)
+    flags = list(aligned.columns["the mask"])
     for i, (leaf, flag) in enumerate(zip(leaves, flags, strict=True)):
         if not trees.is_parameter(leaf):
             flags[i] = _keep_all(leaf)
@@ -228,11 +229,10 @@ def _flags(owner: str, what: str, tree: Any, mask: Any) -> list[Any]:
         dtype = getattr(flag, "dtype", type(flag))
         if dtype not in (np.bool_, bool):
             raise ValueError(
-                f"{owner}: a mask has booleans for leaves, got {dtype} at "
-                f"'{trees.paths(present)[i]}'"
+                f"{owner}: a mask has booleans for leaves, got {dtype} at '{aligned.path(i)}'"
             )
         if np.shape(flag) not in ((), np.shape(leaf)):
-            trees.refuse_shape(owner, what, present, i, "the mask", flag)
+            aligned.refuse(i, "the mask")
         flags[i] = jnp.broadcast_to(flag, np.shape(leaf))
     return flags
 

@@ -22,7 +22,7 @@ from gradtx.kernels.hessian_diagonal import (
     refuse_complex,
     widened,
 )
-from gradtx.leaves import map_leaves, map_parameters, parameters_of
+from gradtx.leaves import map_leaves, parameters_of
 from gradtx.lift import evaluate, lift
 
 
@@ -172,7 +172,9 @@ def scale_by_sophia(
 
         def renewed() -> tuple[Any, Any]:
             estimate, new = estimator.update(wide, state.hessian_fn_state, params, **extra)
-            estimate = _where_gradients_are(owner, updates, estimate)
+            # Where there is no gradient, the average stays as it is.
+            named = {"updates": updates, "the Hessian's diagonal": estimate}
+            estimate = map_leaves(lambda _, part: part, owner, named, rests=None)
             averaged: Any = average.update(estimate, _Curvature(state.count, state.nu))[1]
             return averaged.nu, new
 
@@ -181,8 +183,7 @@ def scale_by_sophia(
         new: Any
         new_updates, new = step.update(updates, _Momentum(state.count, state.mu, nu), params)
         if verbose and clip_threshold is not None and every:
-            limit_now = evaluate(limit, state.count) if callable(limit) else limit
-            _print_win_rate(new_updates, limit_now, new.count, every)
+            _print_win_rate(new_updates, limit, state.count, every)
         return new_updates, SophiaState(*new, hessian_fn_state=inner)
 
     part = Part("hessian_diagonal_fn", estimator)
@@ -197,19 +198,12 @@ def _if_due(is_due: Any, renew: Callable[[], Any], kept: Any) -> Any:
 
 
 def _print_win_rate(updates: Any, limit: Any, count: jax.Array, every: int) -> None:
+    limit = evaluate(limit, count) if callable(limit) else limit
     leaves = parameters_of(updates)
     free = sum(jnp.sum(jnp.abs(leaf) < jnp.asarray(limit, leaf.dtype)) for leaf in leaves)
     rate = jnp.asarray(free, jnp.float32) / max(sum(leaf.size for leaf in leaves), 1)
     lax.cond(
-        count % every == 0,
+        (count + 1) % every == 0,
         lambda: jax.debug.print("Sophia: {} of the elements are not clipped", rate),
         lambda: None,
-    )
-
-
-def _where_gradients_are(owner: str, updates: Any, estimate: Any) -> Any:
-    """The estimate without the leaves that have no gradient, whose average stays as it is."""
-    present = map_parameters(lambda g: g, updates)
-    return map_leaves(
-        lambda _, part: part, owner, {"updates": present, "the Hessian's diagonal": estimate}
     )

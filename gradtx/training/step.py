@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from gradtx import trees
 from gradtx.compose.sequence import as_transformation
 from gradtx.kernel import ANY_NUMBER, check_hyperparameter
+from gradtx.leaves import Aligned
 from gradtx.lift import evaluate
 from gradtx.messages import listed, shown
 from gradtx.training.state import TrainState
@@ -219,9 +220,9 @@ def _merged(metrics: Metrics, aux: Any) -> Metrics:
 
 def _check_same_types(old: Any, new: Any) -> None:
     """Refuse a model state of another type, for which the next step would be compiled again."""
-    before, _ = trees.flatten(old)
-    after = trees.flatten_like(_OWNER, "the new model_state", new, "the old model_state", old)
-    for path, was, is_now in zip(trees.paths(old), before, after, strict=True):
+    named = {"the old model_state": old, "the new model_state": new}
+    aligned = Aligned(_OWNER, named, takes_part=lambda *_: True, same_shapes=False)
+    for path, was, is_now in zip(trees.paths(old), *map(aligned.parts, named), strict=True):
         if _type_name(was) != _type_name(is_now):
             raise ValueError(
                 f"{_OWNER}: the loss changed the type of the model_state at '{path}' from "

@@ -180,14 +180,20 @@ def _injected(
     given = {
         name: arguments[name] for name in names if factory.is_hyperparameter(name, arguments[name])
     }
-    own = _Hyperparameters.of(given, dtype, factory.is_ours)
+    numbers = {name: value for name, value in given.items() if not callable(value)}
+    schedules = {
+        name: value if isinstance(value, StatefulSchedule) else WrappedSchedule(value)
+        for name, value in given.items()
+        if name not in numbers
+    }
+    own = _Hyperparameters(schedules, dtype, factory.is_ours)
 
     def make(values: dict[str, Any]) -> ExtraArgs:
         return as_transformation(owner, "the factory's result", factory.make(bound, values))
 
     def init(params: Any) -> _State:
-        states = {name: schedule.init() for name, schedule in own.schedules.items()}
-        hyperparams = own.at_start() | {k: own.stored(value) for k, value in own.numbers.items()}
+        states = {name: schedule.init() for name, schedule in schedules.items()}
+        hyperparams = own.at_start() | {k: own.stored(value) for k, value in numbers.items()}
         inner_state = make(hyperparams).init(params)
         return _State(jnp.zeros([], jnp.int32), hyperparams, states, inner_state)
 
@@ -202,39 +208,25 @@ def _injected(
         return new, _State(count, hyperparams, states, inner_state)
 
     # Wrong values are refused here, not in the first step.
-    parts = (Part("", make(own.numbers | own.at_start())),)
-    whole = Injected(owner, parts, update, effect=LINEAR, make=make, schedules=own.schedules)
+    parts = (Part("", make(numbers | own.at_start())),)
+    whole = Injected(owner, parts, update, effect=LINEAR, make=make, schedules=schedules)
     return ExtraArgs(init, whole)
 
 
 @dataclass(frozen=True)
 class _Hyperparameters:
-    """The hyperparameters that a state keeps: numbers, and schedules."""
+    """How a state keeps hyperparameters, some of which have schedules; real ones, or any."""
 
-    numbers: dict[str, Any]
     schedules: dict[str, StatefulSchedule]
     dtype: np.dtype | None
-    is_real: bool
-
-    @classmethod
-    def of(
-        cls, given: Mapping[str, Any], dtype: np.dtype | None, is_real: bool
-    ) -> "_Hyperparameters":
-        """Those that were given; if they are real, integers among them become so."""
-        numbers = {name: value for name, value in given.items() if not callable(value)}
-        schedules = {
-            name: value if isinstance(value, StatefulSchedule) else WrappedSchedule(value)
-            for name, value in given.items()
-            if name not in numbers
-        }
-        return cls(numbers, schedules, dtype, is_real)
+    are_real: bool
 
     def stored(self, value: Any) -> jax.Array:
         """A value as the state keeps it."""
         value = jnp.array(value)  # a copy, because the caller may donate the state
         if jnp.issubdtype(value.dtype, jnp.inexact):
             return value.astype(self.dtype or trees.compute_dtype(value.dtype))
-        if self.is_real:
+        if self.are_real:
             return value.astype(self.dtype or jnp.result_type(float))
         return value.astype(value.dtype) if value.weak_type else value
 
