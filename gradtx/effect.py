@@ -20,8 +20,8 @@ class Effect:
             eps, as long as no slot starts with a value of its own. "between": less than in
             proportion, or in some steps only. None: it is not said.
         sense: which way a gradient's update points. 1: along the gradient. -1: against it, so that
-            it is added to the parameters as it comes. 0: nowhere, it is zero. The name of an
-            option: against the gradient where this is true.
+            it is added to the parameters as it comes. 0: nowhere, it is zero. "factor": as the
+            sign of its factor says; a schedule is expected to turn it against the gradient.
         factor: the number that the update is multiplied by, beside its sense: the name of a
             hyperparameter or an option, or a function that takes them by name; "": 1.
         gain: whether the update is multiplied by a number that depends on the data or the shape.
@@ -40,7 +40,7 @@ class Effect:
     """
 
     degree: Degree | None = None
-    sense: Literal[1, -1, 0] | str = 1
+    sense: Literal[1, -1, 0, "factor"] = 1
     factor: str | Callable[..., float] = ""
     gain: bool = False
     decay: Literal["", "keeps", "mixes", "limits", "hides"] = ""

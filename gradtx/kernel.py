@@ -307,8 +307,8 @@ class Kernel(Effect):
             )
         if self.named - {*self.hyperparameters, *self.options}:
             raise ValueError(
-                f"{self.name}: its sense and its factor name {sorted(self.named)}, which must be "
-                f"among {sorted({*self.hyperparameters, *self.options})}"
+                f"{self.name}: its factor names {sorted(self.named)}, which must be among "
+                f"{sorted({*self.hyperparameters, *self.options})}"
             )
         fields = set(getattr(self.state, "_fields", ()))
         if fields - {*self.counters, "rng_key"} != kept:
@@ -350,11 +350,10 @@ class Kernel(Effect):
 
     @functools.cached_property
     def named(self) -> set[str]:
-        """The names of the arguments that its sense and its factor depend on."""
-        sense = {self.sense} if isinstance(self.sense, str) else set()
+        """The names of the arguments that its factor depends on."""
         if callable(self.factor):
-            return sense | {*_parameters_of(self.factor)}
-        return sense | {self.factor} if self.factor else sense
+            return {*_parameters_of(self.factor)}
+        return {self.factor} if self.factor else set()
 
     @functools.cached_property
     def counts(self) -> tuple[str, ...]:

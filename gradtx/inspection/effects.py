@@ -131,7 +131,5 @@ def factor_of(rule: Rule, step: int) -> Value:
         value = first._replace(number=factor(first.number, *(other.number for other in others)))
     elif factor:
         value = value_at(step, rule.arguments[factor])
-    sense = effect.sense
-    if isinstance(sense, str):
-        sense = -1 if rule.arguments[sense] else 1
+    sense = 1 if effect.sense == "factor" else effect.sense
     return value._replace(number=sense * value.number) if sense else Value(0.0)

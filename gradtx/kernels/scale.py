@@ -27,6 +27,7 @@ SCALE = Kernel(
     _scale,
     hyperparameters={"step_size": ANY_NUMBER},
     degree=1,
+    sense="factor",
     factor="step_size",
 )
 SCALE_BY_SCHEDULE = replace(SCALE, name="scale_by_schedule")
@@ -100,9 +101,10 @@ LEARNING_RATE = Kernel(
     hyperparameters={"learning_rate": ANY_NUMBER},
     options=("flip_sign",),
     degree=1,
-    sense="flip_sign",
+    sense=-1,
     factor="learning_rate",
 )
+ASCENDING_RATE = replace(LEARNING_RATE, sense=1)
 
 
 def scale_by_learning_rate(
@@ -133,7 +135,8 @@ def scale_by_learning_rate(
     """
     if learning_rate is None:
         return identity()
-    return lift(LEARNING_RATE, learning_rate=learning_rate, flip_sign=flip_sign)
+    kernel = LEARNING_RATE if flip_sign else ASCENDING_RATE
+    return lift(kernel, learning_rate=learning_rate, flip_sign=flip_sign)
 
 
 WeightDecaySchedule = state_class(optax.add_decayed_weights(lambda count: 0.0 * count))

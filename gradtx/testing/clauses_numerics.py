@@ -12,7 +12,7 @@ import optax
 from gradtx.compose.parts import owner_of, parts_of
 from gradtx.effect import Degree
 from gradtx.kernel import Kernel
-from gradtx.lift import kernel_of
+from gradtx.lift import hyperparameters_of, kernel_of
 from gradtx.testing.clause import Case, clause
 from gradtx.testing.comparison import Violation, expect_finite, expect_same, flatten
 from gradtx.testing.trees import cast_parameters, is_parameter
@@ -93,11 +93,12 @@ _TOLERANCE = 0.05
 
 @clause("degree")
 def check_degree(case: Case) -> None:
-    """A kernel's updates grow with the gradient as it declares, if it declares a degree of 0 or 1.
+    """A kernel's updates grow with the gradient, and point along it or against it, as it declares.
 
     For 4 g a degree of 1 promises updates that differ 4 times as much from those of a zero
     gradient, so that weight decay and noise do not matter, and 0 promises those of g but for eps.
-    The kernels of a chain are asked one by one; other transformations promise nothing.
+    A sense promises the sign of the inner product with a gradient that stays the same. The kernels
+    of a chain are asked one by one; what declares nothing promises nothing.
 
     Example:
         >>> import jax.numpy as jnp
@@ -109,6 +110,8 @@ def check_degree(case: Case) -> None:
         kernel = kernel_of(tx)
         if kernel is not None and kernel.degree in (0, 1):
             _check_degree(case, tx, kernel)
+        if kernel is not None and (kernel.degree is not None or kernel.hidden):
+            _check_sense(case, tx, kernel)
 
 
 def _links(tx: optax.GradientTransformation) -> Iterator[optax.GradientTransformation]:
@@ -143,6 +146,32 @@ def _check_degree(case: Case, tx: optax.GradientTransformation, kernel: Kernel) 
                     f"for g, as its degree of {kernel.degree} says",
                     f"lengths of {_length(v):.3g} and {_length(u):.3g}",
                 )
+
+
+def _check_sense(case: Case, tx: optax.GradientTransformation, kernel: Kernel) -> None:
+    factor = hyperparameters_of(tx).get(str(kernel.factor), 1.0)
+    if callable(factor):
+        return
+    sense = np.sign(factor) * (1 if kernel.sense == "factor" else kernel.sense)
+    update = jax.jit(functools.partial(tx.update, **case.extra(case.params)))
+    gradients, found = case.gradients(1), 0.0
+    state, still = tx.init(case.params), tx.init(case.params)
+    for _ in range(3):
+        updates, state = update(gradients, state, case.params)
+        zero, still = update(jax.tree.map(jnp.zeros_like, gradients), still, case.params)
+        found += sum(map(_inner_product, *map(jax.tree.leaves, (gradients, updates, zero))))
+    if sense * found < 0:
+        way = "along" if sense > 0 else "against"
+        raise Violation(
+            "",
+            f"the updates of {kernel.name} to point {way} the gradient, as its sense says",
+            f"an inner product of {found:.3g}",
+        )
+
+
+def _inner_product(gradient: Any, update: Any, still: Any) -> float:
+    g, u, v = (np.asarray(x).astype(np.complex128) for x in (gradient, update, still))
+    return float(np.real(np.vdot(g, u - v)))
 
 
 def _length(updates: Any) -> float:

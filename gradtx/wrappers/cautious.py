@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from gradtx.compose.parts import Part, composed, owner_of, parts_of
+from gradtx.compose.parts import Part, composed, effect_of, parts_of
 from gradtx.compose.sequence import as_transformation
+from gradtx.effect import Effect
 from gradtx.kernel import NON_NEGATIVE, Kernel, check
 from gradtx.lift import hyperparameters_of, kernel_of, lift
 
@@ -59,7 +60,7 @@ def cautious(
         downhill: whether updates of `tx` are added to the parameters as they come, as those of an
             optimizer are. False: they point along the gradient, as those of `scale_by_adam` do
             before their sign is flipped, and phi is 1 where u * g > 0. None: False if `tx` is made
-            of pieces of this library none of which has a learning rate or flips a sign.
+            of pieces of this library none of which flips the sign.
 
     Returns:
         A transformation with the state of `tx`.
@@ -98,14 +99,26 @@ def cautious(
 
 def _flips(tx: optax.GradientTransformation) -> bool:
     """Whether a transformation turns a gradient into what is added to the parameters."""
-    kernel, parts = kernel_of(tx), parts_of(tx)
-    if kernel is None:
+    effect = kernel_of(tx) or effect_of(tx)
+    if effect is None:
         # Of another library's only whole optimizers are expected here.
-        return any(_flips(part.transformation) for part in parts) or not owner_of(tx)
-    factor = hyperparameters_of(tx).get("step_size")
-    is_negative = isinstance(factor, float) and factor < 0
-    return "learning_rate" in kernel.hyperparameters or kernel.name in _SIGNED or is_negative
+        return True
+    parts = parts_of(tx)[_DIRECTING[effect.inside]]
+    return _is_against(tx, effect) or any(_flips(part.transformation) for part in parts)
 
 
-# Their factor is a schedule, which has the sign that it is given.
-_SIGNED = ("scale_by_schedule",)
+def _is_against(tx: optax.GradientTransformation, effect: Effect) -> bool:
+    if effect.sense != "factor":
+        return effect.sense == -1
+    factor = hyperparameters_of(tx)[str(effect.factor)]
+    return callable(factor) or (isinstance(factor, float) and factor < 0)
+
+
+# Which of the parts inside of a transformation its updates have their direction from.
+_DIRECTING = {
+    "first": slice(1),
+    "all": slice(None),
+    "graft": slice(1, 2),
+    "elsewhere": slice(1),
+    "aside": slice(0),
+}

@@ -18,7 +18,7 @@ import gradtx
 from gradtx.kernel import Kernel
 from gradtx.kernels.momentum import TRACE
 from gradtx.kernels.sign import SIGN
-from gradtx.lift import lift
+from gradtx.lift import kernel_of, lift
 from gradtx.testing import ConformanceError, check_transformation, clauses
 
 ExtraArgs = optax.GradientTransformationExtraArgs
@@ -359,6 +359,13 @@ def calling_a_mean_elementwise():
 @breaks("degree", says="expected the updates of scale_by_sign for 4 g to be 4 times those for g")
 def calling_a_sign_as_long_as_the_gradient():
     return lift(replace(SIGN, degree=1))
+
+
+@breaks("degree", says="the updates of scale_by_learning_rate to point along the gradient")
+def calling_descent_an_ascent():
+    descent = gradtx.scale_by_learning_rate(0.1)
+    kernel = replace(kernel_of(descent), sense=1)
+    return lift(kernel, learning_rate=0.1, flip_sign=True)
 
 
 @breaks("degree", says="expected the updates of trace for 4 g to be 1 times those for g")

@@ -138,8 +138,17 @@ def test_wrong_argument(factory, arguments, name, value):
         (lambda: gradtx.chain(gradtx.clip(1.0), gradtx.trace(0.9)), False),
         (lambda: gradtx.partition({"all": gradtx.scale_by_adam()}, "all"), False),
         (gradtx.scale_by_lion, False),
+        (gradtx.scale_by_cocob, True),
+        (lambda: gradtx.scale_by_rprop(0.1), False),
+        (lambda: gradtx.scale_by_learning_rate(0.1, flip_sign=False), False),
+        (lambda: gradtx.apply_every(1), False),
+        (lambda: gradtx.graft(gradtx.scale_by_adam(), gradtx.sgd(0.1)), True),
+        (lambda: gradtx.graft(gradtx.sgd(0.1), gradtx.scale_by_adam()), False),
     ],
-    ids=["adamw", "optax", "prodigy", "scale", "chain", "partition", "lion"],
+    ids=[
+        *("adamw", "optax", "prodigy", "scale", "chain", "partition", "lion", "cocob", "rprop"),
+        *("ascent", "apply_every", "graft_down", "graft_up"),
+    ],
 )
 def test_direction_is_that_of_the_pieces(make, downhill):
     g, params = jnp.array([1.0, -2.0]), jnp.array([0.5, 0.5])
