@@ -29,7 +29,7 @@ from gradtx.kernels.products import adjoint, product
 from gradtx.leaves import Aligned, map_leaves
 from gradtx.lift import evaluate
 from gradtx.messages import shown
-from gradtx.wrappers.steps import is_collecting, is_step
+from gradtx.wrappers.steps import is_collecting, is_step, kept_after
 
 
 def scale_by_galore(
@@ -99,7 +99,7 @@ def scale_by_galore(
     rank = check(owner, "rank", rank, COUNT)
     update_proj_gap = check(owner, "update_proj_gap", update_proj_gap, COUNT)
     scale = check_hyperparameter(owner, "scale", scale, ANY_NUMBER)
-    if projected_side not in ("shorter", "longer"):
+    if projected_side not in (*_SIDES,):
         raise ValueError(
             f"{owner}: projected_side must be 'shorter' or 'longer', got {shown(projected_side)}"
         )
@@ -108,12 +108,10 @@ def scale_by_galore(
 
     def init(params: Any) -> GaLoreState:
         axes = _projected_axes(owner, weight_dimension_numbers, params)
+        start = functools.partial(_start, rank=rank, pick=_SIDES[projected_side])
+        named = {"params": params, _AXES: axes}
         projectors, proxies = map_leaves(
-            functools.partial(_start, rank=rank, pick=min if projected_side == "shorter" else max),
-            owner,
-            {"params": params, _AXES: axes},
-            same_shapes=False,
-            rests=(_AXES, "params"),
+            start, owner, named, same_shapes=False, rests=(_AXES, "params")
         )
         return GaLoreState(jnp.zeros([], jnp.int32), base.init(proxies), projectors)
 
@@ -125,11 +123,10 @@ def scale_by_galore(
         is_time = (state.count % update_proj_gap == 0) & ~is_collecting(state.base_optimizer_state)
         entered, projectors = _entered(owner, updates, axes, state.projector, is_time, rank)
         new, base_state = base.update(entered, state.base_optimizer_state, None, **extra)
-        factor = jnp.asarray(evaluate(scale, state.count) if callable(scale) else scale)
+        factor = evaluate(scale, state.count) if callable(scale) else jnp.asarray(scale)
         left = _left(owner, updates, axes, projectors, new, factor)
         step = is_step(state.base_optimizer_state, base_state, new)
-        count = jnp.asarray(optax.safe_increment(state.count))
-        count = count if step is None else jnp.where(step, count, state.count)
+        count = kept_after(owner, step, lambda: optax.safe_increment(state.count), state.count)
         return left, GaLoreState(count, base_state, projectors)
 
     return composed(
@@ -143,6 +140,9 @@ def scale_by_galore(
     )
 
 
+# How the side that is projected is picked from the two of a matrix.
+_SIDES = {"shorter": min, "longer": max}
+# What messages call the trees.
 _AXES = "weight_dimension_numbers"
 _PROJECTOR = "the state's projector"
 _NEW = "the base optimizer's updates"
