@@ -50,6 +50,11 @@ class Effect:
     inside: Literal["first", "all", "graft", "elsewhere", "aside"] = "first"
     clock: bool = False
 
+    @property
+    def is_declared(self) -> bool:
+        """Whether it is said how the update grows, or why only the run will tell."""
+        return self.degree is not None or bool(self.hidden)
+
 
 # Hands the updates on as they are, or multiplied by 1 on average.
 LINEAR = Effect(degree=1)

@@ -108,10 +108,11 @@ def check_degree(case: Case) -> None:
     """
     for tx in _links(case.tx):
         kernel = kernel_of(tx)
-        if kernel is not None and kernel.degree in (0, 1):
+        if kernel is None or not kernel.is_declared:
+            continue
+        if kernel.degree in (0, 1):
             _check_degree(case, tx, kernel)
-        if kernel is not None and (kernel.degree is not None or kernel.hidden):
-            _check_sense(case, tx, kernel)
+        _check_sense(case, tx, kernel)
 
 
 def _links(tx: optax.GradientTransformation) -> Iterator[optax.GradientTransformation]:

@@ -60,7 +60,8 @@ def cautious(
         downhill: whether updates of `tx` are added to the parameters as they come, as those of an
             optimizer are. False: they point along the gradient, as those of `scale_by_adam` do
             before their sign is flipped, and phi is 1 where u * g > 0. None: False if `tx` is made
-            of pieces of this library none of which flips the sign.
+            of pieces of this library none of which flips the sign, or of kernels of your own
+            without a learning rate.
 
     Returns:
         A transformation with the state of `tx`.
@@ -103,6 +104,8 @@ def _flips(tx: optax.GradientTransformation) -> bool:
     if effect is None:
         # Of another library's only whole optimizers are expected here.
         return True
+    if isinstance(effect, Kernel) and not effect.is_declared:
+        return "learning_rate" in effect.hyperparameters
     parts = parts_of(tx)[_DIRECTING[effect.inside]]
     return _is_against(tx, effect) or any(_flips(part.transformation) for part in parts)
 

@@ -8,8 +8,17 @@ import pytest
 
 import gradtx
 from gradtx.compose.parts import owner_of, parts_of
+from gradtx.kernel import ANY_NUMBER, Kernel
+from gradtx.lift import lift
 
 from ..trajectory import NON_NEGATIVE, STEPS, check_refused, inputs, run, wrong_arguments
+
+
+def descend(g, *, learning_rate):
+    return -learning_rate * g
+
+
+UNDECLARED = Kernel("descend", descend, hyperparameters={"learning_rate": ANY_NUMBER})
 
 
 def masked(u, g, xi=1.0):
@@ -139,6 +148,7 @@ def test_wrong_argument(factory, arguments, name, value):
         (lambda: gradtx.partition({"all": gradtx.scale_by_adam()}, "all"), False),
         (gradtx.scale_by_lion, False),
         (gradtx.scale_by_cocob, True),
+        (lambda: lift(UNDECLARED, learning_rate=0.1), True),
         (lambda: gradtx.scale_by_rprop(0.1), False),
         (lambda: gradtx.scale_by_learning_rate(0.1, flip_sign=False), False),
         (lambda: gradtx.apply_every(1), False),
@@ -146,8 +156,8 @@ def test_wrong_argument(factory, arguments, name, value):
         (lambda: gradtx.graft(gradtx.sgd(0.1), gradtx.scale_by_adam()), False),
     ],
     ids=[
-        *("adamw", "optax", "prodigy", "scale", "chain", "partition", "lion", "cocob", "rprop"),
-        *("ascent", "apply_every", "graft_down", "graft_up"),
+        *("adamw", "optax", "prodigy", "scale", "chain", "partition", "lion", "cocob"),
+        *("undeclared", "rprop", "ascent", "apply_every", "graft_down", "graft_up"),
     ],
 )
 def test_direction_is_that_of_the_pieces(make, downhill):
