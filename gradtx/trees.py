@@ -364,9 +364,14 @@ def norm_of_leaves(
     summed_over = axis_name if axis_reduction == "sum" else None
     if isinstance(summed_over, list):
         summed_over = tuple(summed_over)
-    # Eagerly one compiled call; inside of a trace the code itself, which is traced faster.
-    is_traced = axis_name or any(isinstance(leaf, Tracer) for leaf in leaves)
-    result = (_norm_of_leaves if is_traced else _compiled_norm)(leaves, summed_over)
+    if not axis_name and not any(isinstance(leaf, Tracer) for leaf in leaves):
+        # Eagerly few compiled calls, of not too many leaves each: XLA takes long to compile one sum
+        # of thousands, and layers of a network share the programs.
+        while len(leaves) > _TOGETHER:
+            starts = range(0, len(leaves), _TOGETHER)
+            leaves = [_compiled_norm(leaves[i : i + _TOGETHER], None) for i in starts]
+        return _compiled_norm(leaves, None)
+    result = _norm_of_leaves(leaves, summed_over)
     return lax.pmean(result, axis_name) if axis_name and axis_reduction == "mean" else result
 
 
@@ -405,6 +410,7 @@ def _norm_of_leaves_jvp(axis_name: Any, primals: tuple[Any], tangents: tuple[Any
     return length, lax.psum(total, axis_name) if axis_name else total
 
 
+_TOGETHER = 64
 _compiled_norm = jax.jit(_norm_of_leaves, static_argnums=1)
 
 
