@@ -110,9 +110,14 @@ def check_degree(case: Case) -> None:
         kernel = kernel_of(tx)
         if kernel is None or not kernel.is_declared:
             continue
+        update = jax.jit(functools.partial(tx.update, **case.extra(case.params)))
+        link = optax.GradientTransformationExtraArgs(tx.init, update)
         if kernel.degree in (0, 1):
-            _check_degree(case, tx, kernel)
-        _check_sense(case, tx, kernel)
+            _check_degree(case, link, kernel)
+        factor = hyperparameters_of(tx).get(str(kernel.factor), 1.0)
+        if not callable(factor):
+            sense = np.sign(factor) * (1 if kernel.sense == "factor" else kernel.sense)
+            _check_sense(case, link, kernel.name, sense)
 
 
 def _links(tx: optax.GradientTransformation) -> Iterator[optax.GradientTransformation]:
@@ -125,13 +130,12 @@ def _links(tx: optax.GradientTransformation) -> Iterator[optax.GradientTransform
 
 
 def _check_degree(case: Case, tx: optax.GradientTransformation, kernel: Kernel) -> None:
-    update = jax.jit(functools.partial(tx.update, **case.extra(case.params)))
 
     def updates_for(times: float) -> list[Any]:
         state, found = tx.init(case.params), []
         for step in (1, 2, 3):
             gradients = jax.tree.map(lambda g: g * times, case.gradients(step))
-            updates, state = update(gradients, state, case.params)
+            updates, state = tx.update(gradients, state, case.params)
             found.append(updates)
         # In the first step a variance may still be zero, and eps all that is divided by.
         return found[1:]
@@ -149,23 +153,18 @@ def _check_degree(case: Case, tx: optax.GradientTransformation, kernel: Kernel) 
                 )
 
 
-def _check_sense(case: Case, tx: optax.GradientTransformation, kernel: Kernel) -> None:
-    factor = hyperparameters_of(tx).get(str(kernel.factor), 1.0)
-    if callable(factor):
-        return
-    sense = np.sign(factor) * (1 if kernel.sense == "factor" else kernel.sense)
-    update = jax.jit(functools.partial(tx.update, **case.extra(case.params)))
+def _check_sense(case: Case, tx: optax.GradientTransformation, name: str, sense: float) -> None:
     gradients, found = case.gradients(1), 0.0
     state, still = tx.init(case.params), tx.init(case.params)
     for _ in range(3):
-        updates, state = update(gradients, state, case.params)
-        zero, still = update(jax.tree.map(jnp.zeros_like, gradients), still, case.params)
+        updates, state = tx.update(gradients, state, case.params)
+        zero, still = tx.update(jax.tree.map(jnp.zeros_like, gradients), still, case.params)
         found += sum(map(_inner_product, *map(jax.tree.leaves, (gradients, updates, zero))))
     if sense * found < 0:
         way = "along" if sense > 0 else "against"
         raise Violation(
             "",
-            f"the updates of {kernel.name} to point {way} the gradient, as its sense says",
+            f"the updates of {name} to point {way} the gradient, as its sense says",
             f"an inner product of {found:.3g}",
         )
 
