@@ -206,6 +206,7 @@ from gradtx.kernels.trust import scale_by_trust_ratio as scale_by_trust_ratio
 from gradtx.kernels.unitwise import unitwise_clip as unitwise_clip
 from gradtx.kernels.unitwise import unitwise_norm as unitwise_norm
 from gradtx.lift import ScheduledState as ScheduledState
+from gradtx.norms import global_norm as global_norm
 from gradtx.recipes.adam import adam as adam
 from gradtx.recipes.adam import adamax as adamax
 from gradtx.recipes.adam import adamaxw as adamaxw
@@ -272,7 +273,6 @@ from gradtx.schedules import warmup_constant_schedule as warmup_constant_schedul
 from gradtx.schedules import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
 from gradtx.schedules import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
 from gradtx.select import select as select
-from gradtx.trees import global_norm as global_norm
 from gradtx.updates import apply_updates as apply_updates
 from gradtx.updates import incremental_update as incremental_update
 from gradtx.updates import periodic_update as periodic_update

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradtx import trees
+from gradtx import norms, trees
 from gradtx.inputs import refuse_shapes_alone
 from gradtx.kernel import Scalar, Slot
 
@@ -69,7 +69,7 @@ def start_scalar(
         for parameter in parameters:
             refuse_shapes_alone(owner, scalar.name, parameter)
         raise
-    return jnp.array(fill, scalar.dtype or trees.widest(parameters))
+    return jnp.array(fill, scalar.dtype or norms.widest(parameters))
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,9 @@ import numpy as np
 import optax
 from jax.typing import DTypeLike
 
-from gradtx import trees
+from gradtx import norms, trees
 from gradtx.inputs import as_array, as_gradients, check_state, has_fields, trained, with_fields
+from gradtx.joined import Finish, Leaves, Link, WaitingStep, run, step_together
 from gradtx.kernel import (
     Kernel,
     PerLeaf,
@@ -36,7 +37,6 @@ from gradtx.leaf import (
     start_scalar,
     start_slot,
 )
-from gradtx.leaves import Finish, Leaves, Link, WaitingStep, run, step_together
 
 
 class ScheduledState(NamedTuple):
@@ -136,7 +136,7 @@ class _Lifted(Link):
         self.kernel = kernel
         self.owner = owner
         self.slots = kernel.slots
-        if dtypes and any(dtypes.values()):
+        if dtypes and any(dtype is not None for dtype in dtypes.values()):
             self.slots = tuple(
                 _stored_in(slot, owner, dtypes.get(slot.name)) for slot in kernel.slots
             )
@@ -412,7 +412,7 @@ class _Lifted(Link):
         leaves.take_steps()
         values_of = [leaves.leaves[i].value for i in active]
         gradients = [g if isinstance(g, jax.Array) else jnp.asarray(g) for g in values_of]
-        dtype = trees.widest(gradients)
+        dtype = norms.widest(gradients)
         kept = {scalar.name: getattr(inner, scalar.name) for scalar in kernel.scalars}
         known: dict[str, Any] = {name: as_scalar(value, dtype) for name, value in values.items()}
         known |= {name: as_scalar(jnp.asarray(value), dtype) for name, value in kept.items()}

@@ -14,9 +14,10 @@ from jax.typing import ArrayLike
 from gradtx import trees
 from gradtx.compose.sequence import as_transformation
 from gradtx.inputs import holds_state, is_exact
+from gradtx.joined import Leaf, Leaves, WaitingStep, join
 from gradtx.kernel import COUNT, SHARE, check
 from gradtx.leaf import LeafStep
-from gradtx.leaves import Leaf, Leaves, WaitingStep, equation, join, map_leaves
+from gradtx.leaves import equation, map_leaves
 
 
 def apply_updates(params: Any, updates: Any) -> Any:

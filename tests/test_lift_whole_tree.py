@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gradtx
-from gradtx import trees
+from gradtx import norms
 from gradtx.kernel import NON_NEGATIVE, Kernel, PerLeaf, Scalar, Slot
 from gradtx.lift import hyperparameters_of, lift
 from gradtx.testing import check_transformation
@@ -24,7 +24,7 @@ class DistanceState(NamedTuple):
 
 
 def distance(g, p, start):
-    return jnp.sqrt(trees.sum_of(_squared_distance, p, start))
+    return jnp.sqrt(norms.sum_of(_squared_distance, p, start))
 
 
 def _squared_distance(p, start):
@@ -49,7 +49,7 @@ def distance_kernel(**changes):
         "scalars": (Scalar("longest", fill="first"), Scalar("total")),
         "scalar_step": distance_scalars,
         "factors": ("length",),
-        "measures": {"distance": distance, "norm": trees.norm_of_leaves},
+        "measures": {"distance": distance, "norm": norms.norm_of_leaves},
         "hyperparameters": {"rate": NON_NEGATIVE, "first": NON_NEGATIVE},
         "extras": ("value",),
         "state": DistanceState,

@@ -16,9 +16,9 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 
 # Each part may import the parts before it. The rest of the library uses public names only.
 LAYERS = [
-    ("messages.py", "trees.py", "inputs.py", "effect.py", "kernel.py", "tables.py"),
+    ("messages.py", "trees.py", "norms.py", "inputs.py", "effect.py", "kernel.py", "tables.py"),
     ("roles.py", "select.py"),
-    ("leaf.py", "leaves.py"),
+    ("leaf.py", "leaves.py", "joined.py"),
     ("compose/",),
     ("lift.py", "updates.py"),
     ("kernels/",),

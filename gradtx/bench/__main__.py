@@ -34,7 +34,7 @@ import jaxlib.version
 import optax
 
 import gradtx
-from gradtx.bench import norms, report, sections
+from gradtx.bench import normalization, report, sections
 from gradtx.bench.measure import Figure, Settings
 from gradtx.bench.methods import methods
 from gradtx.diagnostics import _extras
@@ -46,7 +46,7 @@ SECTIONS: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "eager": sections.eager,
     "construction": sections.construction,
     "import": sections.import_,
-    "normalization": norms.normalization,
+    "normalization": normalization.normalization,
     "methods": methods,
 }
 _REPEATS = 15
@@ -90,7 +90,7 @@ def _measured(names: Sequence[str], settings: Settings) -> Iterator[Figure]:
     for name, section in SECTIONS.items():
         if name not in names:
             continue
-        notice = norms.missing() if name == "normalization" else None
+        notice = normalization.missing() if name == "normalization" else None
         if notice is not None:
             print(f"\n{notice}", flush=True)
             continue

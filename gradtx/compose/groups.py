@@ -12,7 +12,7 @@ from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import ExtraArgs, Transformation, as_transformation, set_to_zero
 from gradtx.effect import IN_SERIES
 from gradtx.inputs import check_state, describe_state
-from gradtx.leaves import Finish, Leaves, join
+from gradtx.joined import Finish, Leaves, join
 from gradtx.messages import listed
 from gradtx.select import Mask, fitted, is_function_of_tree, mask_for
 
@@ -112,7 +112,7 @@ def _chosen(owner: str, flags: Any, leaves: Leaves, mask_compatible_extra_args: 
         # Parameters that do not fit are refused by whatever reads them.
         with contextlib.suppress(ValueError):
             params = _hidden(params, fitted(owner, "the mask", flags, params))
-    return leaves.restricted(lambda tree: _hidden(tree, own), params, extra)
+    return leaves.restricted(owner, lambda tree: _hidden(tree, own), params, extra)
 
 
 def _asked(owner: str, choice: Any, leaves: Leaves) -> Any:

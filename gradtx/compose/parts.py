@@ -9,7 +9,7 @@ import optax
 
 from gradtx.effect import Effect
 from gradtx.inputs import as_gradients, check_state, has_fields
-from gradtx.leaves import Finish, Leaves, Link, run
+from gradtx.joined import Finish, Leaves, Link, run
 
 Locality: TypeAlias = Literal["element", "leaf", "tree"]
 

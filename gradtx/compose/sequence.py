@@ -13,7 +13,8 @@ from gradtx import trees
 from gradtx.compose.parts import Part, composed, would_lose
 from gradtx.effect import IN_SERIES, ZERO
 from gradtx.inputs import describe_state
-from gradtx.leaves import Finish, Leaves, join, map_leaves
+from gradtx.joined import Finish, Leaves, join
+from gradtx.leaves import map_leaves
 from gradtx.messages import listed, shown
 
 Transformation = optax.GradientTransformation

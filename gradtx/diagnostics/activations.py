@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gradtx import trees
+from gradtx import norms, trees
 from gradtx.messages import shown
 
 
@@ -63,7 +63,7 @@ def relu_elbows(weights: ArrayLike, bias: ArrayLike) -> jax.Array:
         )
     dtype = np.promote_types(trees.compute_dtype(w.dtype), trees.compute_dtype(b.dtype))
     w, b = jnp.atleast_2d(w.astype(dtype)), b.astype(dtype)
-    slope = w[0] if len(w) == 1 else trees.norm(w, axis=0)[0]
+    slope = w[0] if len(w) == 1 else norms.norm(w, axis=0)[0]
     is_flat = slope == 0
     return jnp.where(is_flat, jnp.nan, -b / jnp.where(is_flat, 1, slope))
 

@@ -15,7 +15,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from gradtx import trees
+from gradtx import norms, trees
 from gradtx.diagnostics._losses import real_scalar
 from gradtx.kernel import COUNT, check
 from gradtx.messages import shown
@@ -350,4 +350,4 @@ def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _norm(x: jax.Array) -> jax.Array:
-    return trees.norm(x)[0]
+    return norms.norm(x)[0]

@@ -11,7 +11,7 @@ import optax
 from jax import lax
 from jax.core import Tracer
 
-from gradtx import trees
+from gradtx import norms, trees
 from gradtx.effect import LINEAR, declared
 from gradtx.kernel import COUNT, check
 from gradtx.leaves import map_leaves, map_parameters
@@ -91,7 +91,7 @@ def record_history(
         >>> print({name: values.tolist() for name, values in history_of(state).items()})
         {'step': [1, 2], 'loss': [2.0, 3.0], 'norm': [10.0, 15.0]}
     """
-    measures = {"gradient_norm": trees.global_norm} if measures is None else measures
+    measures = {"gradient_norm": norms.global_norm} if measures is None else measures
     if not isinstance(measures, Mapping) or not measures:
         raise ValueError(
             f"{_OWNER}: measures must map at least one name to a function, got {shown(measures)}"
@@ -272,4 +272,4 @@ def update_ratio(updates: Any, params: Any) -> Any:
 
 
 def _norm(x: jax.Array) -> jax.Array:
-    return trees.norm(x.astype(trees.compute_dtype(x.dtype))).reshape(())
+    return norms.norm(x.astype(trees.compute_dtype(x.dtype))).reshape(())

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gradtx import trees
+from gradtx import norms, trees
 from gradtx.diagnostics._losses import real_scalar
 from gradtx.kernel import COUNT, check
 from gradtx.messages import one_of_each, shown
@@ -159,7 +159,7 @@ def _unit(leaves: list[jax.Array], least: jax.Array) -> jax.Array:
 def _squared_norm(leaves: list[jax.Array], unit: jax.Array) -> jax.Array:
     """The sum of all squares, in squared units."""
     inverse = 1 / unit
-    parts = [trees.abs_squared(leaf * inverse.astype(leaf.dtype)) for leaf in leaves]
+    parts = [norms.abs_squared(leaf * inverse.astype(leaf.dtype)) for leaf in leaves]
     return sum((jnp.sum(part.astype(unit.dtype)) for part in parts), jnp.zeros((), unit.dtype))
 
 

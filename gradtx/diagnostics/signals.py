@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gradtx import trees
+from gradtx import norms, trees
 from gradtx.diagnostics import nonfinite
 from gradtx.diagnostics.interpreter import Arrays, Found, Interpreter
 from gradtx.diagnostics.layer_signal import LayerSignal
@@ -194,7 +194,7 @@ def _rms(array: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
     array = _wide(array)
     axes = tuple(range(array.ndim)) if axes is None else tuple(axes)
     number = max(math.prod(array.shape[axis] for axis in axes), 1)
-    return jnp.squeeze(trees.norm(array / math.sqrt(number), axis=axes), axes)
+    return jnp.squeeze(norms.norm(array / math.sqrt(number), axis=axes), axes)
 
 
 class _Placed(NamedTuple):

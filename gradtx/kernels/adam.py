@@ -8,7 +8,7 @@ from optax import ScalarOrSchedule
 from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
-from gradtx.trees import abs_squared
+from gradtx.norms import abs_squared
 
 
 def first_moment(g, mu, t, b1, nesterov, bias_correction=True):

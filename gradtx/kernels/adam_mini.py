@@ -16,7 +16,7 @@ from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, PerLeaf, Slot
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
 from gradtx.messages import shown
-from gradtx.trees import abs_squared
+from gradtx.norms import abs_squared
 
 Axes: TypeAlias = int | Sequence[int]
 Blocks: TypeAlias = Axes | Callable[[str, Any], Axes]

@@ -9,7 +9,7 @@ from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Range, Slot
 from gradtx.kernels.adam import first_moment
 from gradtx.kernels.arithmetic import debias, log_decay, safe_divide
 from gradtx.lift import lift
-from gradtx.trees import abs_squared
+from gradtx.norms import abs_squared
 
 
 def _belief(g, *, mu, nu, t, b1, b2, eps, eps_root, nesterov):

@@ -7,7 +7,7 @@ from optax import ScalarOrSchedule
 from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, PerLeaf, Slot
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
-from gradtx.trees import abs_squared
+from gradtx.norms import abs_squared
 
 
 def change_of(g, g_previous, t):

@@ -10,7 +10,7 @@ from optax import ScalarOrSchedule
 from gradtx.kernel import DECAY, NON_NEGATIVE, PROPER_SHARE, Kernel, Range, Slot, check, state_class
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
-from gradtx.trees import abs_squared
+from gradtx.norms import abs_squared
 
 
 def _rss(g, *, sum_of_squares, eps):

@@ -9,7 +9,7 @@ from optax.contrib import ScaleByAdemamixState, ScaleBySimplifiedAdEMAMixState
 from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Slot
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
-from gradtx.trees import abs_squared
+from gradtx.norms import abs_squared
 
 
 def _ademamix(g, *, m1, m2, nu, t, b1, b2, b3, alpha, eps, eps_root):

@@ -18,7 +18,7 @@ from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
 from gradtx.messages import shown
-from gradtx.trees import abs_squared
+from gradtx.norms import abs_squared
 
 
 def fourth_root(step: jax.Array) -> Any:

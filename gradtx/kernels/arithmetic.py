@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradtx import trees
-from gradtx.trees import direction as direction
+from gradtx import norms
+from gradtx.norms import direction as direction
 
 
 def debias(average: jax.Array, decay: Any, t: jax.Array) -> jax.Array:
@@ -49,7 +49,7 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array, at_least: Any = 0.
 def root_mean_square(x: jax.Array, axis: int | None = None) -> jax.Array:
     """The root mean square of all elements, or along an axis; the axes are kept with length 1."""
     number = x.size if axis is None else x.shape[axis]
-    return trees.norm(x, axis) / math.sqrt(max(number, 1))
+    return norms.norm(x, axis) / math.sqrt(max(number, 1))
 
 
 def clip_factor(norm: jax.Array, max_norm: Any) -> jax.Array:

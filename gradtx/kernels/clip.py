@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule
 
-from gradtx import trees
+from gradtx import norms
 from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, Slot
 from gradtx.kernels.arithmetic import clip_factors, clip_to_norm, direction, root_mean_square
 from gradtx.kernels.unitwise import as_axes, unit_axes
@@ -56,21 +56,21 @@ def clip(max_delta: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
 
 
 def norm_of_gradients(
-    gradients: Sequence[jax.Array], axis_name: trees.AxisName | None, axis_reduction: str
+    gradients: Sequence[jax.Array], axis_name: norms.AxisName | None, axis_reduction: str
 ) -> jax.Array:
     """The measure of a kernel whose options are those that `mapped_axes` returns."""
-    return trees.norm_of_leaves(gradients, axis_name=axis_name, axis_reduction=axis_reduction)
+    return norms.norm_of_leaves(gradients, axis_name=axis_name, axis_reduction=axis_reduction)
 
 
 def mapped_axes(
-    owner: str, axis_name: trees.AxisName | None, axis_reduction: str
+    owner: str, axis_name: norms.AxisName | None, axis_reduction: str
 ) -> dict[str, Any]:
     """The options of a kernel that measures `norm_of_gradients`, checked.
 
     Raises:
         ValueError: if `axis_reduction` is unknown.
     """
-    trees.check_axis_reduction(owner, axis_reduction)
+    norms.check_axis_reduction(owner, axis_reduction)
     # Options are hashable, since the compiled step is found by them.
     axis_name = tuple(axis_name) if isinstance(axis_name, list) else axis_name
     return {"axis_name": axis_name, "axis_reduction": axis_reduction}
@@ -102,7 +102,7 @@ CLIP_BY_GLOBAL_NORM = Kernel(
 def clip_by_global_norm(
     max_norm: ScalarOrSchedule,
     *,
-    axis_name: trees.AxisName | None = None,
+    axis_name: norms.AxisName | None = None,
     axis_reduction: str = "sum",
 ) -> optax.GradientTransformationExtraArgs:
     """Scale all updates down together so that their global norm is at most `max_norm`.
@@ -156,7 +156,7 @@ def normalize_by_update_norm(
     scale_factor: ScalarOrSchedule = 1.0,
     eps: ScalarOrSchedule = 1e-6,
     *,
-    axis_name: trees.AxisName | None = None,
+    axis_name: norms.AxisName | None = None,
     axis_reduction: str = "sum",
 ) -> optax.GradientTransformationExtraArgs:
     """Divide all updates by their global norm.
@@ -236,8 +236,8 @@ def clip_by_block_rms(threshold: ScalarOrSchedule) -> optax.GradientTransformati
 
 def _adaptive_grad_clip(g, *, p, clipping, eps, axis):
     axis = unit_axes("adaptive_grad_clip", p.shape) if axis is None else axis
-    max_norm = clipping * jnp.maximum(trees.norm(p, axis), eps)
-    return clip_to_norm(g, trees.norm(g, axis), max_norm)
+    max_norm = clipping * jnp.maximum(norms.norm(p, axis), eps)
+    return clip_to_norm(g, norms.norm(g, axis), max_norm)
 
 
 ADAPTIVE_GRAD_CLIP = Kernel(

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import optax
 
-from gradtx import trees
+from gradtx import norms
 from gradtx.kernel import Kernel
 from gradtx.kernels.arithmetic import direction
 from gradtx.kernels.clip import mapped_axes, norm_of_gradients
@@ -75,7 +75,7 @@ NORMALIZE = Kernel(
 
 
 def normalize(
-    *, axis_name: trees.AxisName | None = None, axis_reduction: str = "sum"
+    *, axis_name: norms.AxisName | None = None, axis_reduction: str = "sum"
 ) -> optax.GradientTransformationExtraArgs:
     """Divide all updates by their global norm; zero updates stay zero.
 

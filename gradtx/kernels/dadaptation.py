@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from optax import ScalarOrSchedule
 from optax.contrib import DAdaptAdamWState
 
-from gradtx import trees
+from gradtx import norms
 from gradtx.kernel import (
     ANY_NUMBER,
     DECAY,
@@ -76,7 +76,7 @@ def _dadapt_weights(b2):
 
 
 def _dadapt_product(g, grad_sum, exp_avg_sq, eps):
-    return trees.sum_of(_scaled_product, g, grad_sum, exp_avg_sq, [eps] * len(g))
+    return norms.sum_of(_scaled_product, g, grad_sum, exp_avg_sq, [eps] * len(g))
 
 
 def _scaled_product(g, s, v, eps):
@@ -86,7 +86,7 @@ def _scaled_product(g, s, v, eps):
 def _dadapt_l1_norm(g, grad_sum, estim_lr, learning_rate, t, b1, b2, bias_correction):
     keep, share = _dadapt_weights(b2)
     weight = share * adam_rate(estim_lr, learning_rate, t, b1, b2, bias_correction)
-    return trees.sum_of(l1_norm_of_sum, grad_sum, g, [keep] * len(g), [weight] * len(g))
+    return norms.sum_of(l1_norm_of_sum, grad_sum, g, [keep] * len(g), [weight] * len(g))
 
 
 def _dadapt_scalars(
@@ -117,7 +117,7 @@ def _dadapt_scalars(
 def _dadapt(g, *, p, exp_avg, exp_avg_sq, grad_sum, rate, b1, b2, eps, weight_decay):
     keep, share = _dadapt_weights(b2)
     exp_avg = b1 * exp_avg + (1 - b1) * rate * g
-    exp_avg_sq = b2 * exp_avg_sq + (1 - b2) * trees.abs_squared(g)
+    exp_avg_sq = b2 * exp_avg_sq + (1 - b2) * norms.abs_squared(g)
     grad_sum = keep * grad_sum + share * rate * g
     step = safe_divide(exp_avg, jnp.sqrt(exp_avg_sq) + eps) + weight_decay * rate * p
     return -step, exp_avg, exp_avg_sq, grad_sum

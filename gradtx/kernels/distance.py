@@ -9,7 +9,7 @@ from jax.typing import ArrayLike, DTypeLike
 from optax import ScalarOrSchedule
 from optax.contrib import DoGState, DoWGState
 
-from gradtx import trees
+from gradtx import norms
 from gradtx.kernel import (
     ANY_NUMBER,
     NON_NEGATIVE,
@@ -30,15 +30,15 @@ _FIRST_STEPS = ("distance", "learning_rate", "heuristic")
 
 def squared_norm_of(g):
     """The squared norm of a list of arrays."""
-    return trees.sum_of(_sum_of_squares, g)
+    return norms.sum_of(_sum_of_squares, g)
 
 
 def _sum_of_squares(x):
-    return jnp.sum(trees.abs_squared(x))
+    return jnp.sum(norms.abs_squared(x))
 
 
 def _squared_distance(g, p, init_params):
-    return trees.sum_of(_sum_of_squared_differences, p, init_params)
+    return norms.sum_of(_sum_of_squared_differences, p, init_params)
 
 
 def _sum_of_squared_differences(x, y):
@@ -300,6 +300,6 @@ def _in_proportion(state: Any) -> Any:
         return state._replace(inner_state=_in_proportion(state.inner_state))
 
     def distance_of(share: jax.Array, start: Any) -> jax.Array:
-        return share * (1 + trees.norm_of_leaves(jax.tree.leaves(start)).astype(share.dtype))
+        return share * (1 + norms.norm_of_leaves(jax.tree.leaves(start)).astype(share.dtype))
 
     return state._replace(max_dist=jax.tree.map(distance_of, state.max_dist, state.init_params))

@@ -11,7 +11,7 @@ import optax
 from jax.typing import ArrayLike
 from optax import ScalarOrSchedule
 
-from gradtx import trees
+from gradtx import norms
 from gradtx.kernel import (
     COUNT_OR_ZERO,
     DECAY,
@@ -92,7 +92,7 @@ def _factored_rms(
 
     axes = factored_axes(g.shape, factored, min_dim_size_to_factor)
     if axes is None:
-        v = averaged(v, trees.abs_squared(g))
+        v = averaged(v, norms.abs_squared(g))
         return g * _inverse_root(v), v_row, v_col, v
     second, longest = axes
     rows = averaged(jnp.expand_dims(v_row, longest), jnp.square(root_mean_square(g, longest)))

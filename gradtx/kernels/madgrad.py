@@ -8,7 +8,7 @@ from optax.contrib import MadgradState
 from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.lift import lift
-from gradtx.trees import abs_squared
+from gradtx.norms import abs_squared
 
 
 def _madgrad(g, *, grad_sum_sq, s, x0, p, t, learning_rate, momentum, eps):

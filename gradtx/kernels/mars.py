@@ -6,7 +6,7 @@ import jax
 import optax
 from optax import ScalarOrSchedule
 
-from gradtx import trees
+from gradtx import norms
 from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Slot
 from gradtx.kernels.adan import change_of
 from gradtx.kernels.arithmetic import clip_to_norm
@@ -27,7 +27,7 @@ class ScaleByMarsState(NamedTuple):
 
 def _mars(g, *, previous_gradient, t, b1, gamma, max_norm):
     c = g + gamma * b1 / (1 - b1) * change_of(g, previous_gradient, t)
-    return clip_to_norm(c, trees.norm(c), max_norm), g
+    return clip_to_norm(c, norms.norm(c), max_norm), g
 
 
 MARS = Kernel(

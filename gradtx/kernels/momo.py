@@ -6,7 +6,7 @@ from jax.typing import ArrayLike
 from optax import ScalarOrSchedule
 from optax.contrib import MomoState
 
-from gradtx import trees
+from gradtx import norms
 from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Scalar, Slot, check
 from gradtx.lift import lift
 
@@ -19,12 +19,12 @@ def mixed(average, new, keep):
 
 def gradient_product(g, p):
     """<g, p> of two lists of arrays."""
-    return trees.sum_of(trees.inner_product, g, p)
+    return norms.sum_of(norms.inner_product, g, p)
 
 
 def product_of_average(average, g, keep, p):
     """<d, p> of one array, with the new average d."""
-    return trees.inner_product(mixed(average, g, keep), p)
+    return norms.inner_product(mixed(average, g, keep), p)
 
 
 def _penalty(learning_rate, weight_decay):
@@ -83,15 +83,15 @@ def _momo_keep(beta, t):
 
 
 def _momo_product(g, exp_avg, p, beta, t):
-    return trees.sum_of(product_of_average, exp_avg, g, [_momo_keep(beta, t)] * len(g), p)
+    return norms.sum_of(product_of_average, exp_avg, g, [_momo_keep(beta, t)] * len(g), p)
 
 
 def _momo_squares(g, exp_avg, beta, t):
-    return trees.sum_of(_squares_of_average, exp_avg, g, [_momo_keep(beta, t)] * len(g))
+    return norms.sum_of(_squares_of_average, exp_avg, g, [_momo_keep(beta, t)] * len(g))
 
 
 def _squares_of_average(average, g, keep):
-    return jnp.sum(trees.abs_squared(mixed(average, g, keep)))
+    return jnp.sum(norms.abs_squared(mixed(average, g, keep)))
 
 
 def _momo_scalars(

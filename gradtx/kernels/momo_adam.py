@@ -6,7 +6,7 @@ from jax.typing import ArrayLike
 from optax import ScalarOrSchedule
 from optax.contrib import MomoAdamState
 
-from gradtx import trees
+from gradtx import norms
 from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Scalar, Slot, check
 from gradtx.kernels.arithmetic import safe_divide, sum_of_weights
 from gradtx.kernels.momo import (
@@ -24,17 +24,17 @@ def _metric(average_of_squares, weights, eps):
 
 
 def _momo_adam_product(g, exp_avg, p, b1):
-    return trees.sum_of(product_of_average, exp_avg, g, [b1] * len(g), p)
+    return norms.sum_of(product_of_average, exp_avg, g, [b1] * len(g), p)
 
 
 def _momo_adam_squares(g, exp_avg, exp_avg_sq, b1, b2, eps, t):
     numbers = [[number] * len(g) for number in (b1, b2, eps, sum_of_weights(b2, t))]
-    return trees.sum_of(_squares_in_metric, exp_avg, exp_avg_sq, g, *numbers)
+    return norms.sum_of(_squares_in_metric, exp_avg, exp_avg_sq, g, *numbers)
 
 
 def _squares_in_metric(average, average_of_squares, g, b1, b2, eps, weights):
     size = jnp.abs(mixed(average, g, b1))
-    average_of_squares = mixed(average_of_squares, trees.abs_squared(g), b2)
+    average_of_squares = mixed(average_of_squares, norms.abs_squared(g), b2)
     real = average_of_squares.dtype
     metric = _metric(average_of_squares, weights.astype(real), eps.astype(real))
     # Not the square over the metric, which are both infinite where a square overflows.
@@ -75,7 +75,7 @@ def _momo_adam_scalars(
 
 def _momo_adam(g, *, p, exp_avg, exp_avg_sq, length, learning_rate, b1, b2, eps, weight_decay, t):
     exp_avg = b1 * exp_avg + (1 - b1) * g
-    exp_avg_sq = b2 * exp_avg_sq + (1 - b2) * trees.abs_squared(g)
+    exp_avg_sq = b2 * exp_avg_sq + (1 - b2) * norms.abs_squared(g)
     direction = safe_divide(exp_avg, _metric(exp_avg_sq, sum_of_weights(b2, t), eps))
     return shrunk(length * direction, p, learning_rate, weight_decay), exp_avg, exp_avg_sq
 

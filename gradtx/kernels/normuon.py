@@ -10,7 +10,7 @@ import optax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from gradtx import trees
+from gradtx import norms
 from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Scalar, Slot
 from gradtx.kernels.adam import first_moment
 from gradtx.kernels.arithmetic import safe_divide
@@ -48,10 +48,10 @@ def _evened(g, mu, nu, ns_coeffs, beta, b2, eps, nesterov, iteration):
     ahead = first_moment(g, mu, None, beta, nesterov, bias_correction=False)
     o = newton_schulz(ahead, ns_coeffs, eps, **iteration)
     rows = max(g.shape[-2], 1)
-    nu = b2 * nu + (1 - b2) * jnp.sum(trees.abs_squared(o), axis=-2) / rows
+    nu = b2 * nu + (1 - b2) * jnp.sum(norms.abs_squared(o), axis=-2) / rows
     denominator = jnp.sqrt(nu)[..., None, :] + eps
     n = safe_divide(o, jnp.broadcast_to(denominator, o.shape))
-    length = jnp.broadcast_to(trees.norm(n, axis=(-2, -1)), n.shape)
+    length = jnp.broadcast_to(norms.norm(n, axis=(-2, -1)), n.shape)
     return o, safe_divide(n, length), mu, nu
 
 
@@ -100,7 +100,7 @@ def _normuon_as_long_as_muon(
 ):
     iteration = {"ns_steps": ns_steps, "preconditioning": preconditioning, "ns_dtype": ns_dtype}
     o, unit, mu, nu = _evened(g, mu, nu, ns_coeffs, beta, b2, eps, nesterov, iteration)
-    return factor_of_width(*g.shape[-2:]) * trees.norm(o, axis=(-2, -1)) * unit, mu, nu
+    return factor_of_width(*g.shape[-2:]) * norms.norm(o, axis=(-2, -1)) * unit, mu, nu
 
 
 NORMUON_AS_LONG_AS_MUON = replace(

@@ -5,14 +5,14 @@ import optax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from gradtx import trees
+from gradtx import norms
 from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.lift import lift
 
 
 def _novograd(g, *, p, mu, nu, t, b1, b2, eps, eps_root, weight_decay):
-    square = jnp.square(trees.norm(g)).reshape(nu.shape)
+    square = jnp.square(norms.norm(g)).reshape(nu.shape)
     nu = jnp.where(t == 1, square, b2 * nu + (1 - b2) * square)
     direction = safe_divide(g, jnp.full_like(g, jnp.sqrt(nu + eps_root) + eps))
     mu = b1 * mu + (direction + weight_decay * p)

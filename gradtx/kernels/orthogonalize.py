@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from gradtx import trees
+from gradtx import norms
 from gradtx.kernel import check_dtype
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.kernels.products import adjoint, product
@@ -108,7 +108,7 @@ def newton_schulz(
         # f(X^H) = f(X)^H: the smaller of X X^H and X^H X is enough.
         options = {"ns_steps": ns_steps, "preconditioning": preconditioning, "ns_dtype": ns_dtype}
         return adjoint(newton_schulz(adjoint(x), coefficients, eps, **options))
-    x = safe_divide(x, jnp.broadcast_to(trees.norm(x, axis=(-2, -1)) + eps, x.shape))
+    x = safe_divide(x, jnp.broadcast_to(norms.norm(x, axis=(-2, -1)) + eps, x.shape))
     if coefficients.ndim == 1:
         coefficients = jnp.broadcast_to(coefficients, (ns_steps, 3))
     for k in range(coefficients.shape[0]):
@@ -127,5 +127,5 @@ def _unit(gram: jax.Array, preconditioning: str) -> jax.Array:
     if preconditioning == "spectral":
         return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[..., -1:, None], 0.0))
     if preconditioning == "schatten":
-        return jnp.sqrt(trees.norm(gram, axis=(-2, -1)))
+        return jnp.sqrt(norms.norm(gram, axis=(-2, -1)))
     return jnp.sqrt(jnp.sum(jnp.abs(gram), axis=-1, keepdims=True))

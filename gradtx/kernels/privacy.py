@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from optax import ScalarOrSchedule
 from optax.contrib import DifferentiallyPrivateAggregateState
 
-from gradtx import trees
+from gradtx import norms, trees
 from gradtx.effect import Effect, declared
 from gradtx.inputs import as_gradients, check_state
 from gradtx.kernel import (
@@ -261,8 +261,8 @@ def _clipped_sums(
     """The sum of the clipped gradients, in at least float32, and how many were clipped."""
     if not examples:
         return [], jnp.zeros([], jnp.int32)
-    norms = jax.vmap(trees.norm_of_leaves)(examples)
-    factors = jax.vmap(clip_factor, (0, None))(norms, jnp.asarray(max_norm, norms.dtype))
+    lengths = jax.vmap(norms.norm_of_leaves)(examples)
+    factors = jax.vmap(clip_factor, (0, None))(lengths, jnp.asarray(max_norm, lengths.dtype))
     sums = []
     for leaf in examples:
         wide = leaf.astype(trees.compute_dtype(leaf.dtype))

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from optax import ScalarOrSchedule
 from optax.contrib import ProdigyState
 
-from gradtx import trees
+from gradtx import norms
 from gradtx.kernel import DECAY, NON_NEGATIVE, POSITIVE, Kernel, Scalar, Slot, check
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.kernels.dadaptation import (
@@ -64,11 +64,11 @@ def _prodigy_weight(
 
 
 def _prodigy_product(g, p, params0):
-    return trees.sum_of(_progress, g, params0, p)
+    return norms.sum_of(_progress, g, params0, p)
 
 
 def _progress(g, start, p):
-    return trees.inner_product(g, start - p)
+    return norms.inner_product(g, start - p)
 
 
 def _prodigy_l1_norm(
@@ -89,7 +89,7 @@ def _prodigy_l1_norm(
         estim_lr, estim_lr0, learning_rate, t, b1, b2, bias_correction, safeguard_warmup
     )
     keep = _decay(beta3, beta3_is_squared)
-    return trees.sum_of(l1_norm_of_sum, grad_sum, g, [keep] * len(g), [weight] * len(g))
+    return norms.sum_of(l1_norm_of_sum, grad_sum, g, [keep] * len(g), [weight] * len(g))
 
 
 def _prodigy_scalars(
@@ -183,7 +183,7 @@ def _prodigy(
     weight_decay,
 ):
     exp_avg = b1 * exp_avg + (1 - b1) * distance * g
-    exp_avg_sq = b2 * exp_avg_sq + (1 - b2) * trees.abs_squared(distance * g)
+    exp_avg_sq = b2 * exp_avg_sq + (1 - b2) * norms.abs_squared(distance * g)
     grad_sum = _decay(beta3, beta3_is_squared) * grad_sum + weight * g
     step = safe_divide(exp_avg, jnp.sqrt(exp_avg_sq) + distance * eps) + weight_decay * p
     return -rate * step, exp_avg, exp_avg_sq, grad_sum, params0

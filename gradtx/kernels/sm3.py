@@ -9,7 +9,7 @@ from optax import ScalarOrSchedule
 
 from gradtx.kernel import DECAY, NON_NEGATIVE, SHARE, Kernel, Slot
 from gradtx.lift import lift
-from gradtx.trees import abs_squared
+from gradtx.norms import abs_squared
 
 
 def _accumulator_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -10,7 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from gradtx import trees
+from gradtx import norms
 from gradtx.kernel import COUNT, DECAY, NON_NEGATIVE, Kernel, Slot, check
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.kernels.products import (
@@ -75,10 +75,10 @@ def _soap(
     is_first = t == 1
     adam_t = jnp.maximum(t - 1, 1.0)
     mu = jnp.where(is_first, mu, b1 * mu + (1 - b1) * g)
-    nu = jnp.where(is_first, nu, b2 * nu + (1 - b2) * trees.abs_squared(into_basis(g)))
+    nu = jnp.where(is_first, nu, b2 * nu + (1 - b2) * norms.abs_squared(into_basis(g)))
     root = jnp.sqrt(debias(nu, b2, adam_t))
     # What is zero in the basis is so only up to rounding, which must not grow to a full step.
-    rounding = _ROUNDINGS * jnp.finfo(g.dtype).eps * trees.norm(root) / math.sqrt(g.size)
+    rounding = _ROUNDINGS * jnp.finfo(g.dtype).eps * norms.norm(root) / math.sqrt(g.size)
     rounding = rounding if axes else 0.0
     u = safe_divide(into_basis(debias(mu, b1, adam_t)), root + (eps + rounding))
     for axis, q in zip(axes, basis, strict=True):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule
 
-from gradtx import trees
+from gradtx import norms
 from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, PerLeaf
 from gradtx.kernels.arithmetic import direction, root_mean_square
 from gradtx.kernels.scale import WeightDecaySchedule
@@ -25,8 +25,8 @@ def _with_length(g: jax.Array, from_norm: jax.Array, to_norm: jax.Array, factor:
 
 
 def _trust_ratio(g, *, p, min_norm, trust_coefficient, eps):
-    g_norm = jnp.maximum(trees.norm(g), min_norm)
-    p_norm = jnp.maximum(trees.norm(p), min_norm)
+    g_norm = jnp.maximum(norms.norm(g), min_norm)
+    p_norm = jnp.maximum(norms.norm(p), min_norm)
     return _with_length(g, g_norm + eps, p_norm, trust_coefficient)
 
 
@@ -90,8 +90,8 @@ def _local_rate(g, *, p, weight_decay, trust_coefficient, eps, decays, trusts):
     decayed = g + weight_decay * p
     if not trusts:
         return decayed
-    p_norm = trees.norm(p)
-    bound = trees.norm(g) + weight_decay * p_norm
+    p_norm = norms.norm(p)
+    bound = norms.norm(g) + weight_decay * p_norm
     return _with_length(decayed, bound + eps, p_norm, trust_coefficient)
 
 
@@ -213,7 +213,7 @@ def undo_growth(learning_rate: ScalarOrSchedule) -> optax.GradientTransformation
 
 
 def _param_block_norm(g, *, p, min_scale):
-    return jnp.maximum(trees.norm(p), min_scale) * g
+    return jnp.maximum(norms.norm(p), min_scale) * g
 
 
 PARAM_BLOCK_NORM = Kernel(

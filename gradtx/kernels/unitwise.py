@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gradtx import trees
+from gradtx import norms, trees
 from gradtx.kernel import NON_NEGATIVE, check
 from gradtx.messages import shown
 
@@ -72,7 +72,7 @@ def unitwise_norm(x: ArrayLike, axis: int | tuple[int, ...] | None = None) -> ja
     if not trees.is_parameter(x):
         x = x.astype(jnp.float32)
     axis = unit_axes("unitwise_norm", x.shape) if axis is None else axis
-    norm = trees.norm(x.astype(trees.compute_dtype(x.dtype)), axis)
+    norm = norms.norm(x.astype(trees.compute_dtype(x.dtype)), axis)
     return jnp.broadcast_to(norm.astype(trees.real_dtype(x.dtype)), x.shape)
 
 

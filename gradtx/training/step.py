@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from gradtx import trees
+from gradtx import norms, trees
 from gradtx.compose.sequence import as_transformation
 from gradtx.kernel import ANY_NUMBER, check_hyperparameter
 from gradtx.leaves import Aligned
@@ -157,8 +157,8 @@ def make_train_step(
         )
         metrics = {
             "loss": loss,
-            "gradient_norm": trees.global_norm(gradient),
-            "update_norm": trees.global_norm(updates),
+            "gradient_norm": norms.global_norm(gradient),
+            "update_norm": norms.global_norm(updates),
         }
         if callable(learning_rate):
             metrics |= _scheduled_rates(learning_rate, transformation, state)

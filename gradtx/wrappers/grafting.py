@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradtx import trees
+from gradtx import norms
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
@@ -85,5 +85,5 @@ def graft(
 
 @equation()
 def _grafted(d: jax.Array, m: jax.Array) -> jax.Array:
-    length, own_length = (jnp.broadcast_to(trees.norm(x), d.shape).astype(d.dtype) for x in (m, d))
+    length, own_length = (jnp.broadcast_to(norms.norm(x), d.shape).astype(d.dtype) for x in (m, d))
     return safe_divide(d, own_length) * length

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from optax import ScalarOrSchedule
 from optax.contrib import MechanicState
 
-from gradtx import trees
+from gradtx import norms, trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
@@ -87,7 +87,7 @@ def mechanize(
     num_betas = check(_OWNER, "num_betas", num_betas, COUNT)
 
     def init(params: Any) -> MechanicState:
-        zeros = jnp.zeros(int(num_betas), trees.widest(parameters_of(params)))
+        zeros = jnp.zeros(int(num_betas), norms.widest(parameters_of(params)))
         return MechanicState(
             base_optimizer_state=inner.init(params),
             count=jnp.zeros([], jnp.int32),
@@ -143,10 +143,10 @@ def _tuned(
     ]
     tuned, stretch, scale = _tune(
         {name: old[name] for name in "rmvs"},
-        trees.sum_of(_progress, gradients, starts, points),
-        trees.sum_of(_pull, points, starts),
-        trees.norm_of_leaves(gradients),
-        trees.norm_of_leaves(points),
+        norms.sum_of(_progress, gradients, starts, points),
+        norms.sum_of(_pull, points, starts),
+        norms.norm_of_leaves(gradients),
+        norms.norm_of_leaves(points),
         **jax.tree.map(jnp.asarray, numbers),
         clip_rewards=clip_rewards,
     )
@@ -172,11 +172,11 @@ def _first(start: jax.Array, p: jax.Array, *, is_first: jax.Array) -> jax.Array:
 
 
 def _progress(g: jax.Array, start: jax.Array, p: jax.Array) -> jax.Array:
-    return trees.inner_product(g, start - p)
+    return norms.inner_product(g, start - p)
 
 
 def _pull(p: jax.Array, start: jax.Array) -> jax.Array:
-    return trees.inner_product(p, start - p)
+    return norms.inner_product(p, start - p)
 
 
 @functools.partial(jax.jit, static_argnames="clip_rewards")

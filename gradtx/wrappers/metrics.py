@@ -11,7 +11,7 @@ from jax.tree_util import GetAttrKey
 from optax.contrib import ReduceLROnPlateauState
 from optax.transforms import MonitorState, SnapshotState
 
-from gradtx import trees
+from gradtx import norms, trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import LINEAR
@@ -95,7 +95,7 @@ def with_metrics(tx: optax.GradientTransformation) -> optax.GradientTransformati
     def init(params: Any) -> MetricsState:
         inner_state = inner.init(params)
         leaves = [as_array(leaf) for leaf in jax.tree.leaves(params) if trees.is_parameter(leaf)]
-        zeros = {name: jnp.zeros([], trees.widest(leaves)) for name in _NORMS}
+        zeros = {name: jnp.zeros([], norms.widest(leaves)) for name in _NORMS}
         measurements = zeros | learning_rates(inner_state)
         return MetricsState(jnp.zeros([], jnp.int32), measurements, inner_state)
 
@@ -118,7 +118,7 @@ _NORMS = ("gradient_norm", "update_norm", "update_ratio")
 
 def _norms(owner: str, gradients: Any, updates: Any, params: Any) -> dict[str, jax.Array]:
     def norm(parts: list[Any]) -> jax.Array:
-        return trees.norm_of_leaves([jnp.asarray(p) for p in parts if trees.is_parameter(p)])
+        return norms.norm_of_leaves([jnp.asarray(p) for p in parts if trees.is_parameter(p)])
 
     size, change = norm(trees.flatten(gradients)[0]), norm(trees.flatten(updates)[0])
     if params is None:

@@ -10,7 +10,7 @@ import optax
 from jax.typing import ArrayLike
 from optax.contrib import ReduceLROnPlateauState
 
-from gradtx import trees
+from gradtx import norms
 from gradtx.effect import Effect, declared
 from gradtx.inputs import as_gradients, check_state
 from gradtx.kernel import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, PROPER_SHARE, SHARE, check, squeezed
@@ -97,7 +97,7 @@ def reduce_on_plateau(
         raise ValueError(f"{_OWNER}: rtol or atol must be positive, got {rtol} and {atol}")
 
     def init(params: Any) -> ReduceLROnPlateauState:
-        dtype = trees.widest(parameters_of(params))
+        dtype = norms.widest(parameters_of(params))
         return ReduceLROnPlateauState(
             scale=jnp.ones([], dtype),
             best_value=jnp.full([], jnp.inf, dtype),

@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 from optax.contrib import ScheduleFreeState
 
-from gradtx import trees
+from gradtx import norms, trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import LINEAR
@@ -97,7 +97,7 @@ def schedule_free(
     )
 
     def init(params: Any) -> ScheduleFreeState:
-        real = trees.widest(parameters_of(params))
+        real = norms.widest(parameters_of(params))
         return ScheduleFreeState(
             b1=jnp.array(b1, real),
             weight_sum=jnp.zeros((), real),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradtx import trees
+from gradtx import norms, trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import LINEAR
@@ -169,4 +169,4 @@ def _number_not_finite(updates: Any) -> jax.Array:
 
 @jax.jit
 def _sum_of_squares(x: jax.Array) -> jax.Array:
-    return jnp.sum(trees.abs_squared(x.astype(trees.compute_dtype(x.dtype))))
+    return jnp.sum(norms.abs_squared(x.astype(trees.compute_dtype(x.dtype))))

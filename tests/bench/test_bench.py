@@ -12,7 +12,7 @@ import pytest
 from matplotlib import image
 
 from gradtx.bench import __main__ as command
-from gradtx.bench import measure, methods, norms, programs, report
+from gradtx.bench import measure, methods, normalization, programs, report
 from gradtx.bench.measure import Figure, Settings
 
 MEASURES = {
@@ -144,9 +144,9 @@ def test_methods_are_those_that_optax_has_too():
 
 
 def test_without_flax_a_notice_says_so(monkeypatch):
-    assert norms.missing() is None
-    monkeypatch.setattr(norms.importlib.util, "find_spec", lambda name: None)
-    assert norms.missing() == "normalization: left out, because flax is not installed"
+    assert normalization.missing() is None
+    monkeypatch.setattr(normalization.importlib.util, "find_spec", lambda name: None)
+    assert normalization.missing() == "normalization: left out, because flax is not installed"
 
 
 FIGURES = [

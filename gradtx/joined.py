@@ -1,0 +1,267 @@
+"""The steps of a chain, which wait at their leaves until their numbers are needed.
+
+A step of a chain is not taken when it is met. It waits at its leaf until somebody needs the
+numbers: a norm of the whole tree, a function that is not ours, the end of the chain. Then all that
+waits there is one compiled function, called once for each leaf, and traced once for each type of
+leaf.
+"""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradtx import trees
+from gradtx.inputs import UNKNOWN, as_gradient, is_exact, trained
+from gradtx.leaf import LeafStep, composed_step, stacked_step
+from gradtx.messages import shown
+
+# What a link of a chain returns when its steps wait at the leaves: its new state, to be asked for
+# when they have been taken.
+Finish = Callable[[], Any]
+
+
+class WaitingStep:
+    """One kernel's step on one leaf, with its arrays; after it is taken, its new slots."""
+
+    __slots__ = ("key", "new", "scalars", "slots", "step", "t")
+
+    def __init__(
+        self,
+        step: LeafStep,
+        slots: tuple[Any, ...] = (),
+        t: Any = None,
+        key: Any = None,
+        scalars: Any = (),
+    ):
+        self.step = step
+        self.slots = slots
+        self.t = t
+        self.key = key
+        self.scalars = scalars
+        self.new: tuple[Any, ...] = ()
+
+
+class Leaf:
+    """One leaf of the updates: its value, its parameter, and the steps that wait there."""
+
+    __slots__ = ("parameter", "value", "waiting")
+
+    def __init__(self, value: Any):
+        self.value = value
+        self.parameter: Any = None
+        self.waiting: list[WaitingStep] = []
+
+    def take_steps(self) -> None:
+        """Take the steps that wait, as one compiled function."""
+        if not self.waiting:
+            return
+        waiting, self.waiting = self.waiting, []
+        step = composed_step(tuple(own.step for own in waiting))
+        parameter = self.parameter if any(own.step.reads_parameter for own in waiting) else None
+        arguments = [(own.slots, own.t, own.key, own.scalars) for own in waiting]
+        self.value, new = step(self.value, parameter, arguments)
+        for own, slots in zip(waiting, new, strict=True):
+            own.new = slots
+
+
+class Leaves:
+    """The leaves of one tree of updates, with the parameters and extra arguments of the call.
+
+    Attributes:
+        treedef: the structure, in which None is a leaf.
+        leaves: in the order of the structure.
+        params: what the caller gave for the parameters.
+        extra: the extra arguments of `update`.
+    """
+
+    def __init__(self, updates: Any, params: Any = None, extra: Mapping[str, Any] | None = None):
+        self.params = params
+        self.extra = {} if extra is None else extra
+        self._part_of = ""
+        self._restart(updates)
+
+    def _restart(self, updates: Any) -> None:
+        values, self.treedef = trees.flatten(updates)
+        self.leaves = [Leaf(value) for value in values]
+        self._given: Any = updates
+        self._values: list[Any] | None = values
+        self._has_parameters = False
+
+    def restricted(
+        self, owner: str, hidden: Callable[[Any], Any], params: Any, extra: Mapping[str, Any]
+    ) -> "Leaves":
+        """Those leaves that a mask chooses; what happens to them happens here.
+
+        Args:
+            owner: the function that the user called, which opens the messages.
+            hidden: from a tree of this structure to that of the chosen leaves.
+            params: the parameters of the chosen leaves.
+            extra: their extra arguments.
+        """
+        places = [None if leaf.value is None else i for i, leaf in enumerate(self.leaves)]
+        chosen, treedef = trees.flatten(hidden(self.treedef.unflatten(places)))
+        part = Leaves((), params, extra)
+        part.treedef = treedef
+        part._values = None
+        part.leaves = [Leaf(None) if i is None else self.leaves[i] for i in chosen]
+        part._part_of = owner
+        return part
+
+    def updates(self) -> Any:
+        """The tree, after all steps that wait are taken; the given one if nothing changed it."""
+        self.take_steps()
+        now = [leaf.value for leaf in self.leaves]
+        if self._values is not None and all(map(operator.is_, now, self._values)):
+            return self._given
+        return self.treedef.unflatten(now)
+
+    def shapes(self) -> Any:
+        """The tree with its present structure, shapes and dtypes, whatever its values are."""
+        return self.treedef.unflatten(leaf.value for leaf in self.leaves)
+
+    def take_steps(self) -> None:
+        """Take the steps that wait at the leaves."""
+        for leaf in self.leaves:
+            leaf.take_steps()
+
+    def through(self, update: Callable[..., Any], state: Any) -> Finish:
+        """Put the updates through a function that knows nothing of this record."""
+        updates, new_state = update(self.updates(), state, self.params, **self.extra)
+        if not self._part_of:
+            self._restart(updates)
+        else:
+            values = self.aligned(self._part_of, "its inner updates", updates)
+            for leaf, value in zip(self.leaves, values, strict=True):
+                leaf.value = value
+        return lambda: new_state
+
+    def aligned(self, owner: str, what: str, tree: Any, *, subtrees: bool = False) -> list[Any]:
+        """The parts of a tree at the places of the leaves, see `trees.flatten_like`."""
+        return trees.parts_at(
+            owner,
+            what,
+            tree,
+            "updates",
+            self.treedef,
+            [leaf.value for leaf in self.leaves],
+            subtrees=subtrees,
+        )
+
+    def align_parameters(self, owner: str) -> None:
+        """Put its parameter beside each leaf.
+
+        Raises:
+            ValueError: if there are none, or their structure differs.
+        """
+        if self.params is None:
+            raise ValueError(f"{owner}: needs the parameters; call update(updates, state, params)")
+        if not self._has_parameters:
+            parameters = self.aligned(owner, "params", trained(self.params))
+            for leaf, parameter in zip(self.leaves, parameters, strict=True):
+                leaf.parameter = parameter
+            self._has_parameters = True
+
+    def promote(self, slots: Sequence[Sequence[Any]]) -> None:
+        """Make gradients of integers what they are for the parameters and slots there."""
+        if not any(is_exact(leaf.value) for leaf in self.leaves):
+            return
+        parameters = self._known_parameters()
+        for i, leaf in enumerate(self.leaves):
+            leaf.value = as_gradient(leaf.value, parameters[i], [slot[i] for slot in slots])
+
+    def _known_parameters(self) -> list[Any]:
+        if self.params is not None:
+            try:
+                return self.treedef.flatten_up_to(trained(self.params))
+            except (ValueError, TypeError, KeyError):
+                pass
+        return [UNKNOWN] * len(self.leaves)
+
+    def active(self) -> list[int]:
+        """The numbers of the leaves that are inexact arrays, which take part."""
+        return [i for i, leaf in enumerate(self.leaves) if trees.is_parameter(leaf.value)]
+
+    def check_parameter(self, owner: str, index: int) -> None:
+        """Refuse a leaf whose parameter is missing or of another shape.
+
+        Raises:
+            ValueError: naming the path and both shapes.
+        """
+        leaf = self.leaves[index]
+        shape = np.shape(leaf.value)
+        if leaf.parameter is not None and np.shape(leaf.parameter) != shape:
+            trees.refuse_shape(owner, "updates", self.shapes(), index, "params", leaf.parameter)
+        if not trees.is_parameter(leaf.parameter):
+            raise ValueError(
+                f"{owner}: needs the parameter at '{self.path(index)}', where updates has shape "
+                f"{shape}; params has {shown(leaf.parameter)}"
+            )
+
+    def check_slot(self, owner: str, index: int, name: str, value: Any, expected: Any) -> None:
+        """Refuse a slot that is missing or has another shape than its leaf asks for.
+
+        Raises:
+            ValueError: naming the path and both shapes.
+        """
+        if value is None:
+            raise ValueError(
+                f"{owner}: the state has no {name} at '{self.path(index)}', where updates has "
+                f"shape {np.shape(self.leaves[index].value)}; was init called with these "
+                "parameters, and are they inexact numbers?"
+            )
+        is_leaf = isinstance(expected, list) or jax.tree_util.all_leaves([value])
+        if not is_leaf or jax.tree.map(np.shape, value) != expected:
+            what = f"the state's {name}"
+            trees.refuse_shape(owner, "updates", self.shapes(), index, what, value)
+
+    def path(self, index: int) -> str:
+        """Where a leaf is."""
+        return trees.paths(self.shapes())[index]
+
+
+def step_together(pairs: Sequence[tuple[Leaf, WaitingStep]]) -> None:
+    """Take a step of several leaves at once: those of one type are stacked."""
+    groups: dict[Any, list[tuple[Leaf, WaitingStep]]] = {}
+    for leaf, own in pairs:
+        arrays, structure = jax.tree.flatten((leaf.value, own.slots))
+        types = tuple((np.shape(x), jnp.result_type(x)) for x in arrays)
+        groups.setdefault((own.step, structure, types), []).append((leaf, own))
+    for group in groups.values():
+        if len(group) == 1:
+            leaf, own = group[0]
+            leaf.waiting.append(own)
+            continue
+        step, first = group[0][1].step, group[0][1]
+        arguments = [
+            (leaf.value, own.slots, leaf.parameter if step.reads_parameter else None, own.key)
+            for leaf, own in group
+        ]
+        g, slots, p, key = jax.tree.map(lambda *parts: jnp.stack(parts), *arguments)
+        updates, new = stacked_step(step)(g, slots, p, first.t, key, first.scalars)
+        for number, (leaf, own) in enumerate(group):
+            leaf.value, own.new = jax.tree.map(lambda x, i=number: x[i], (updates, new))
+
+
+class Link:
+    """What a chain can hand its leaves to, so that its steps wait there."""
+
+    def join(self, leaves: Leaves, state: Any) -> Finish:
+        """Put the steps to the leaves; the result gives the new state after they are taken."""
+        raise NotImplementedError
+
+
+def join(update: Callable[..., Any], leaves: Leaves, state: Any) -> Finish:
+    """`Link.join` of an update function, or a call of it if it is not a link."""
+    link = getattr(update, "__self__", update)
+    return link.join(leaves, state) if isinstance(link, Link) else leaves.through(update, state)
+
+
+def run(link: Link, updates: Any, state: Any, params: Any, extra: Mapping[str, Any]) -> Any:
+    """The update of a link by itself: the new updates and the new state."""
+    leaves = Leaves(updates, params, extra)
+    finish = link.join(leaves, state)
+    return leaves.updates(), finish()
