@@ -16,7 +16,8 @@ from gradtx.select import select as select
 
 __version__ = "0.1.0"
 
-# The stub lists the public names, where type checkers and editors read them too.
+# The stub lists the public names, where type checkers and editors read them too; they want the list
+# in this file to be written out, which would be a second one.
 _STUB = Path(__file__).with_suffix(".pyi").read_text()
 _IMPORTS = re.finditer(r"^from (\S+) import \(?\s*(\w+) as ", _STUB, re.MULTILINE)
 _HOMES = {name: home for home, name in map(re.Match.groups, _IMPORTS)}

@@ -253,25 +253,33 @@ class _Lifted(Link):
             for i, step in steps.items():
                 leaves.leaves[i].waiting.append(step)
 
-        treedef = leaves.treedef
+        new = {} if new_key is None else {"rng_key": new_key}
+        return functools.partial(
+            self._finished, state, inner, leaves.treedef, slots, steps, t, new_scalars | new
+        )
 
-        def finish() -> Any:
-            for i, step in steps.items():
-                for slot, value in zip(slots, step.new, strict=True):
-                    slot[i] = value
-            fields = {
-                slot.name: treedef.unflatten(self._as_before(slot, inner, treedef, new))
-                for slot, new in zip(self.slots, slots, strict=True)
-            }
-            fields |= new_scalars
-            first, *others = self.kernel.counts or (None,)
-            fields |= {first: t} if first else {}
-            fields |= {name: optax.safe_increment(getattr(inner, name)) for name in others}
-            if new_key is not None:
-                fields["rng_key"] = new_key
-            return self._renewed(t, state, inner, fields)
-
-        return finish
+    def _finished(
+        self,
+        state: Any,
+        inner: Any,
+        treedef: Any,
+        slots: list[list[Any]],
+        steps: Mapping[int, WaitingStep],
+        t: Any,
+        fields: dict[str, Any],
+    ) -> Any:
+        """The new state, after the steps were taken."""
+        for i, step in steps.items():
+            for slot, value in zip(slots, step.new, strict=True):
+                slot[i] = value
+        fields |= {
+            slot.name: treedef.unflatten(self._as_before(slot, inner, treedef, new))
+            for slot, new in zip(self.slots, slots, strict=True)
+        }
+        first, *others = self.kernel.counts or (None,)
+        fields |= {first: t} if first else {}
+        fields |= {name: optax.safe_increment(getattr(inner, name)) for name in others}
+        return self._renewed(t, state, inner, fields)
 
     def _aligned_slots(self, inner: Any, leaves: Leaves) -> list[list[Any]]:
         """For each slot what the state has for each leaf."""
@@ -400,13 +408,7 @@ class _Lifted(Link):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the step takes of the whole tree, and the new scalars of the state."""
         kernel = self.kernel
-        values = {
-            name: evaluate(self.schedules[name], count)
-            if name in self.schedules
-            else self.values[name]
-            for name in self.traced
-        }
-        values = {name: jnp.asarray(value) for name, value in values.items()}
+        values = self._hyperparameters(count)
         if not (kernel.measures or kernel.scalars or kernel.extras):
             return values, {}
         leaves.take_steps()
@@ -414,40 +416,62 @@ class _Lifted(Link):
         gradients = [g if isinstance(g, jax.Array) else jnp.asarray(g) for g in values_of]
         dtype = norms.widest(gradients)
         kept = {scalar.name: getattr(inner, scalar.name) for scalar in kernel.scalars}
-        known: dict[str, Any] = {name: as_scalar(value, dtype) for name, value in values.items()}
-        known |= {name: as_scalar(jnp.asarray(value), dtype) for name, value in kept.items()}
-        for name in kernel.extras:
-            if leaves.extra.get(name) is None:
-                raise ValueError(
-                    f"{self.owner}: needs {name}; call update(updates, state, params, {name}=...)"
-                )
-            value = squeezed(f"{self.owner}: {name}", jnp.asarray(leaves.extra[name]))
-            known[name] = as_scalar(value, dtype)
+        known: dict[str, Any] = {
+            name: as_scalar(jnp.asarray(value), dtype)
+            for name, value in (values | kept | self._extras(leaves)).items()
+        }
         if t is not None:
             known["t"] = t.astype(dtype)
-        given = known | self.static
-        given |= {
+        lists = {
             slot.read_as: [own[i] for i in active]
             for slot, own in zip(self.slots, slots, strict=True)
         }
-        given["p"] = [leaves.leaves[i].parameter for i in active]
+        lists["p"] = [leaves.leaves[i].parameter for i in active]
+        given = known | self.static | lists
         for name, measure in kernel.measures.items():
             values[name] = known[name] = measure(
                 gradients, **{asked: given[asked] for asked in measure_arguments(measure)}
             )
-        new = kept
-        if kernel.scalar_step is not None:
-            asked = inspect.signature(kernel.scalar_step).parameters
-            step = scalar_step_of(
-                kernel.name,
-                kernel.scalar_step,
-                tuple((name, value) for name, value in self.static.items() if name in asked),
-            )
-            result = step(kept, {name: known[name] for name in asked if name in known})
-            new = {name: result[name] for name in kept}
-            values |= {name: result[name] for name in kernel.factors}
-        values |= new
+        factors, new = self._scalar_step(known, kept)
+        values |= factors | new
         return {name: values[name] for name in values if name in kernel.arguments}, new
+
+    def _hyperparameters(self, count: Any) -> dict[str, jax.Array]:
+        """The values of those that are arguments of the compiled step."""
+        return {
+            name: evaluate(self.schedules[name], count)
+            if name in self.schedules
+            else self.values[name]
+            for name in self.traced
+        }
+
+    def _extras(self, leaves: Leaves) -> dict[str, jax.Array]:
+        """The extra arguments of `update` that the kernel asks for."""
+        for name in self.kernel.extras:
+            if leaves.extra.get(name) is None:
+                raise ValueError(
+                    f"{self.owner}: needs {name}; call update(updates, state, params, {name}=...)"
+                )
+        return {
+            name: squeezed(f"{self.owner}: {name}", jnp.asarray(leaves.extra[name]))
+            for name in self.kernel.extras
+        }
+
+    def _scalar_step(
+        self, known: dict[str, Any], kept: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The factors and the new scalars of the whole tree."""
+        kernel = self.kernel
+        if kernel.scalar_step is None:
+            return {}, kept
+        asked = inspect.signature(kernel.scalar_step).parameters
+        static = tuple((name, value) for name, value in self.static.items() if name in asked)
+        step = scalar_step_of(kernel.name, kernel.scalar_step, static)
+        result = step(kept, {name: known[name] for name in asked if name in known})
+        factors, scalars = (
+            {name: result[name] for name in names} for names in (kernel.factors, kept)
+        )
+        return factors, scalars
 
     def _keys(self, inner: Any, number: int) -> tuple[Any, Sequence[Any]]:
         if "key" not in self.kernel.arguments:

@@ -182,11 +182,9 @@ def partition(
         # A tree without leaves has no labels; optax passes one to learn the layout.
         is_empty = not jax.tree.leaves(params)
         labels = params if is_empty else labels_of(params)
-        return optax.transforms.PartitionState(
+        return _states_of_groups(
             {
-                label: optax.MaskedState(
-                    tx.init(params if is_empty else _hidden(params, _chosen_by(label, labels)))
-                )
+                label: tx.init(params if is_empty else _hidden(params, _chosen_by(label, labels)))
                 for label, tx in transforms.items()
             }
         )
@@ -199,9 +197,7 @@ def partition(
             flags = _chosen_by(label, labels)
             chosen = _chosen("partition", flags, leaves, mask_compatible_extra_args)
             finishes[label] = join(tx.update, chosen, inner_state)
-        return lambda: optax.transforms.PartitionState(
-            {label: optax.MaskedState(finish()) for label, finish in finishes.items()}
-        )
+        return lambda: _states_of_groups({label: finish() for label, finish in finishes.items()})
 
     parts = tuple(
         Part(str(label), tx, lambda tree, label=label: _chosen_by(label, labels_of(tree)))
@@ -217,6 +213,12 @@ def partition(
         only_hands_on=True,
         joins=True,
         effect=IN_SERIES,
+    )
+
+
+def _states_of_groups(states: Mapping[Hashable, Any]) -> Any:
+    return optax.transforms.PartitionState(
+        {label: optax.MaskedState(state) for label, state in states.items()}
     )
 
 
