@@ -95,7 +95,7 @@ def check_order(owner: str, state: Any, params: Any) -> None:
     """Refuse a state and parameters in each other's place, and a transformation in the state's.
 
     Args:
-        owner: name of the function that was called, which opens the message.
+        owner: name of the caller, which opens error messages.
         state: what was given for an optimizer state.
         params: what was given for the parameters.
 
@@ -135,7 +135,7 @@ def check_state(owner: str, state: Any, fields: Sequence[str]) -> None:
     """Refuse a state that lacks a field; one with further fields, of any class, is as good.
 
     Args:
-        owner: name of the function that was called, which opens the message.
+        owner: name of the caller, which opens error messages.
         state: the state that `update` was given.
         fields: what is read of it.
 

@@ -183,7 +183,7 @@ def decayed_leaves(owner: str, decay: Decay, mask: Mask) -> Mask:
     """The mask that a weight decay's arguments `decay` and `mask` stand for.
 
     Args:
-        owner: name of the function that was called, which opens the message.
+        owner: name of the caller, which opens error messages.
         decay: "matrices" for `select.matrices`; "all" for all leaves, or those of the mask.
         mask: any mask; None and True stand for all leaves.
 
@@ -225,7 +225,7 @@ def mask_for(owner: str, mask: Mask, tree: Any, argument: str = "mask") -> Any:
     """The tree of booleans that a mask argument stands for, or a prefix of one.
 
     Args:
-        owner: name of the function that was called, which opens the message.
+        owner: name of the caller, which opens error messages.
         mask: a tree of booleans, or of the numbers 0 and 1, or a prefix of one; or a function of
             the tree that returns it.
         tree: the updates or parameters.

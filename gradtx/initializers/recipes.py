@@ -25,7 +25,7 @@ def lecun_normal(
         out_axis: axis or axes that index outputs.
         batch_axis: axis or axes that index independent layers.
         dtype: default dtype of the result, real or complex; None is jax's default float.
-        count_bias: whether the bias counts as one more input: Var w = 1 / (1 + fan_in).
+        count_bias: whether the bias counts as one more input. Then Var w = 1 / (1 + fan_in).
 
     Returns:
         An initializer, as from `variance_scaling`.
@@ -65,7 +65,7 @@ def lecun_uniform(
         out_axis: axis or axes that index outputs.
         batch_axis: axis or axes that index independent layers.
         dtype: default dtype of the result, real or complex; None is jax's default float.
-        count_bias: whether the bias counts as one more input: L = sqrt(3 / (1 + fan_in)).
+        count_bias: whether the bias counts as one more input. Then L = sqrt(3 / (1 + fan_in)).
 
     Returns:
         An initializer, as from `variance_scaling`.
@@ -103,7 +103,8 @@ def glorot_normal(
         out_axis: axis or axes that index outputs.
         batch_axis: axis or axes that index independent layers.
         dtype: default dtype of the result, real or complex; None is jax's default float.
-        count_bias: whether the bias counts as one more input: Var w = 2 / (1 + fan_in + fan_out).
+        count_bias: whether the bias counts as one more input. Then Var w = 2 / (1 + fan_in +
+            fan_out).
 
     Returns:
         An initializer, as from `variance_scaling`.
@@ -144,7 +145,8 @@ def glorot_uniform(
         out_axis: axis or axes that index outputs.
         batch_axis: axis or axes that index independent layers.
         dtype: default dtype of the result, real or complex; None is jax's default float.
-        count_bias: whether the bias counts as one more input: L = sqrt(6 / (1 + fan_in + fan_out)).
+        count_bias: whether the bias counts as one more input. Then L = sqrt(6 / (1 + fan_in +
+            fan_out)).
 
     Returns:
         An initializer, as from `variance_scaling`.
@@ -183,7 +185,7 @@ def he_normal(
         out_axis: axis or axes that index outputs.
         batch_axis: axis or axes that index independent layers.
         dtype: default dtype of the result, real or complex; None is jax's default float.
-        count_bias: whether the bias counts as one more input: Var w = 2 / (1 + fan_in).
+        count_bias: whether the bias counts as one more input. Then Var w = 2 / (1 + fan_in).
 
     Returns:
         An initializer, as from `variance_scaling`.
@@ -222,7 +224,7 @@ def he_uniform(
         out_axis: axis or axes that index outputs.
         batch_axis: axis or axes that index independent layers.
         dtype: default dtype of the result, real or complex; None is jax's default float.
-        count_bias: whether the bias counts as one more input: L = sqrt(6 / (1 + fan_in)).
+        count_bias: whether the bias counts as one more input. Then L = sqrt(6 / (1 + fan_in)).
 
     Returns:
         An initializer, as from `variance_scaling`.

@@ -119,9 +119,9 @@ def variance_scaling(
         out_axis: axis or axes that index outputs.
         batch_axis: axis or axes that index independent layers.
         dtype: default dtype of the result, real or complex; None is jax's default float.
-        count_bias: whether fan_in counts the bias, a weight on an input that is always 1, so
-            that "fan_avg" divides by (1 + fan_in + fan_out) / 2. The bias passes no gradient on
-            to an input, so fan_out is the same either way.
+        count_bias: whether the bias counts as one more input. It is a weight on an input that is
+            always 1, so that "fan_avg" divides by (1 + fan_in + fan_out) / 2; it passes no gradient
+            on to an input, so fan_out is the same either way.
 
     Returns:
         An initializer for kernels in which the named axes exist.

@@ -60,14 +60,14 @@ def scale_by_adam(
     so is u.
 
     Args:
-        b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
-        b2: the share of v that is kept, in [0, 1).
-        eps: added outside the root, >= 0.
-        eps_root: added inside the root, >= 0.
-        mu_dtype: the storage dtype of m; None: the parameter's, at least float32.
-        nesterov: whether to look one step ahead: NAdam.
-        bias_correction: whether to divide m and v by 1 - b^t; without it m_hat = m, or with
-            nesterov b1 * m + (1 - b1) * g, and v_hat = v.
+        b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
+        nesterov: whether to use Nesterov momentum. This is NAdam.
+        bias_correction: whether to correct the bias of averages that start at zero. Without it
+            m_hat = m, or with nesterov b1 * m + (1 - b1) * g, and v_hat = v.
 
     Returns:
         The transformation, with the state `ScaleByAdamState(count, mu, nu)`.
@@ -141,11 +141,11 @@ def scale_by_amsgrad(
     with m_hat = m / (1 - b1^t) and v_hat = v / (1 - b2^t), or m and v without correction.
 
     Args:
-        b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
-        b2: the share of v that is kept, in [0, 1).
-        eps: added outside the root, >= 0.
-        eps_root: added inside the root, >= 0.
-        mu_dtype: the storage dtype of m; None: the parameter's, at least float32.
+        b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
         bias_correction_mu: whether to correct m; False as in the paper.
         bias_correction_nu: whether to correct v before the maximum; False as in the paper.
             (PyTorch corrects after the maximum.)
@@ -206,9 +206,9 @@ def scale_by_adamax(
         u = m / (1 - b1^t) / w
 
     Args:
-        b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
-        b2: the share of the maximum that is kept, in [0, 1).
-        eps: keeps the maximum away from zero, >= 0.
+        b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
+        b2: the decay rate of the maximum, in [0, 1).
+        eps: added to |g| in the maximum, >= 0.
 
     Returns:
         The transformation, with the state `ScaleByAdamState(count, mu, nu)`, w in `nu`.

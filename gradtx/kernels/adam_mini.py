@@ -104,17 +104,17 @@ def scale_by_adamini(
     takes next to no memory, half of what Adam's state takes.
 
     Args:
-        b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
-        b2: the share of v that is kept, in [0, 1).
-        eps: added outside the root, >= 0.
-        eps_root: added inside the root, >= 0.
-        mu_dtype: the storage dtype of m; None: the parameter's, at least float32.
-        blocks: the axis, or the axes, each index of which has a block of its own: -1, the output
+        b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
+        blocks: the axis, or axes, along which each index has a block of its own: -1 for the output
             neurons of a kernel of shape (..., inputs, outputs); 1 for the heads of attention
-            weights (inputs, heads, size); 0 for the tokens of an embedding (tokens, features);
-            (0, -1) for a stack of layers; () for whole leaves. Vectors and scalars are one block
-            each. Or a function from the path of a leaf, such as "decoder/0/query", and the leaf
-            to its axes, of vectors too; all axes make it Adam.
+            weights (inputs, heads, size); 0 for the tokens of an embedding (tokens, features); (0,
+            -1) for a stack of layers; () for whole leaves. Vectors and scalars are one block each.
+            Or a function from the path of a leaf, such as "decoder/0/query", and the leaf to its
+            axes, also of vectors; with all axes it is Adam.
 
     Returns:
         The transformation, with the state `ScaleByAdamState(count, mu, nu)`, whose `nu` has

@@ -46,11 +46,11 @@ def scale_by_belief(
         u = m_hat / (sqrt(s_hat) + eps)
 
     Args:
-        b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
-        b2: the share of s that is kept, in [0, 1).
-        eps: added outside the root, >= 0.
-        eps_root: added to s at every step, >= 0.
-        nesterov: whether to look one step ahead, as in `scale_by_adam`.
+        b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
+        b2: the decay rate of the squared deviation, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to s in every step, >= 0.
+        nesterov: whether to use Nesterov momentum.
 
     Returns:
         The transformation, with the state `ScaleByBeliefState(count, mu, nu)`, s in `nu`.
@@ -112,12 +112,12 @@ def scale_by_yogi(
         u = m_hat / (sqrt(v_hat + eps_root) + eps)
 
     Args:
-        b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
+        b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
         b2: 1 minus the rate at which v changes, in [0, 1).
-        eps: added outside the root, >= 0.
-        eps_root: added inside the root, >= 0.
-        initial_accumulator_value: v at the start, >= 0. (m starts at 0, as in the paper; in optax
-            m too starts at this value.)
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
+        initial_accumulator_value: the initial value of v, >= 0. m starts at 0, as in the paper; in
+            optax it starts at this value too.
 
     Returns:
         The transformation, with the state `ScaleByAdamState(count, mu, nu)`.
@@ -224,13 +224,13 @@ def scale_by_radam(
     with m_hat and v_hat as in `scale_by_adam`.
 
     Args:
-        b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
-        b2: the share of v that is kept, in [0, 1).
-        eps: added outside the root, >= 0.
-        eps_root: added inside the root, >= 0.
-        threshold: from which rho_t on to divide by the second moment; at least 4, which is the
-            paper's limit.
-        nesterov: whether to look one step ahead, as in `scale_by_adam`.
+        b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
+        threshold: the smallest rho_t at which to divide by the second moment, at least 4. That is
+            the limit of the paper.
+        nesterov: whether to use Nesterov momentum.
 
     Returns:
         The transformation, with the state `ScaleByAdamState(count, mu, nu)`.

@@ -59,11 +59,12 @@ def scale_by_adan(
         u = (m_hat + b2 * v_hat) / (sqrt(n_hat + eps_root) + eps)
 
     Args:
-        b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
-        b2: the share of v that is kept, in [0, 1), and the weight of the change.
-        b3: the share of n that is kept, in [0, 1).
-        eps: added outside the root, >= 0.
-        eps_root: added inside the root, >= 0.
+        b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
+        b2: the decay rate of the average change of the gradient, in [0, 1). It also weighs that
+            change.
+        b3: the decay rate of the second moment, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
 
     Returns:
         The transformation, with the state `ScaleByAdanState(m, v, n, g, t)`, g the last gradient.

@@ -38,8 +38,8 @@ def scale_by_rss(
         u = g / sqrt(s + eps)
 
     Args:
-        initial_accumulator_value: s at the start, >= 0.
-        eps: keeps the root away from zero, >= 0; a number, a scalar array or a schedule.
+        initial_accumulator_value: the initial value of s, >= 0.
+        eps: added to the denominator inside the root, >= 0; a number, a scalar array or a schedule.
 
     Returns:
         The transformation, with the state `ScaleByRssState(sum_of_squares)`.
@@ -110,11 +110,11 @@ def scale_by_rms(
     With bias_correction v / (1 - decay^t) stands for v in the second line.
 
     Args:
-        decay: the share of v that is kept, in [0, 1); a number, a scalar array or a schedule.
-        eps: keeps the quotient finite, >= 0.
-        initial_scale: v at the start, >= 0.
+        decay: the decay rate of the average, in [0, 1); a number, a scalar array or a schedule.
+        eps: added to the denominator, >= 0.
+        initial_scale: the initial value of v, >= 0.
         eps_in_sqrt: whether eps is added inside the root.
-        bias_correction: whether to correct v for its start.
+        bias_correction: whether to correct the bias of averages that start at zero.
 
     Returns:
         The transformation, with the state `ScaleByRmsState(nu)`, or with bias correction one of
@@ -190,12 +190,11 @@ def scale_by_stddev(
     With bias_correction m and v are divided by 1 - decay^t in the third line.
 
     Args:
-        decay: the share of m and v that is kept, in [0, 1); a number, a scalar array or a
-            schedule.
-        eps: keeps the quotient finite, >= 0.
-        initial_scale: v at the start, >= 0.
+        decay: the decay rate of the averages, in [0, 1); a number, a scalar array or a schedule.
+        eps: added to the denominator, >= 0.
+        initial_scale: the initial value of v, >= 0.
         eps_in_sqrt: whether eps is added inside the root.
-        bias_correction: whether to correct m and v for their start.
+        bias_correction: whether to correct the bias of averages that start at zero.
 
     Returns:
         The transformation, with the state `ScaleByRStdDevState(mu, nu)`, or with bias correction
@@ -252,9 +251,8 @@ def scale_by_adadelta(
         E[x^2] <- rho * E[x^2] + (1 - rho) * u^2
 
     Args:
-        rho: the share of the averages that is kept, in [0, 1); a number, a scalar array or a
-            schedule.
-        eps: starts the updates off and keeps the quotient finite, >= 0.
+        rho: the decay rate of the averages, in [0, 1); a number, a scalar array or a schedule.
+        eps: added inside both roots, >= 0. With 0 the updates stay zero.
 
     Returns:
         The transformation, with the state `ScaleByAdaDeltaState(e_g, e_x)`.
@@ -327,8 +325,8 @@ def scale_by_rprop(
     and each new s is clipped to [min_step_size, max_step_size].
 
     Args:
-        learning_rate: the step size s at the start, >= 0; a number, a scalar array or a schedule,
-            whose value at step 0 counts.
+        learning_rate: the initial step size s, >= 0; a number, a scalar array or a schedule. Of a
+            schedule the value at step 0 counts.
         eta_minus: the factor after a change of sign, in (0, 1).
         eta_plus: the factor while the sign stays, > 1.
         min_step_size: the smallest step, >= 0.

@@ -63,15 +63,14 @@ def scale_by_ademamix(
     also warms alpha and b3 up, which schedules do.
 
     Args:
-        b1: the share of the fast average that is kept, in [0, 1); a number, a scalar array or a
-            schedule.
-        b2: the share of v that is kept, in [0, 1).
-        b3: the share of the slow average that is kept, in [0, 1).
+        b1: the decay rate of the fast average, in [0, 1); a number, a scalar array or a schedule.
+        b2: the decay rate of the second moment, in [0, 1).
+        b3: the decay rate of the slow average, in [0, 1).
         alpha: the weight of the slow average.
-        eps: added outside the root, >= 0.
-        eps_root: added inside the root, >= 0.
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
         mu_dtype: the storage dtype of both averages of the gradient; None: the parameter's, at
-            least float32. (optax stores v in it too.)
+            least float32. optax stores v in it too.
 
     Returns:
         The transformation, with the state `ScaleByAdemamixState(count, count_m2, m1, m2, nu)`,
@@ -144,11 +143,11 @@ def scale_by_simplified_ademamix(
     m is a sum, not an average: with a constant gradient u grows towards 1 / (1 - b1) + alpha.
 
     Args:
-        b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
-        b2: the share of n that is kept, in [0, 1).
+        b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
+        b2: the decay rate of the second moment, in [0, 1).
         alpha: the weight of the current gradient.
-        eps: added outside the root, >= 0.
-        eps_root: added inside the root, >= 0.
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
 
     Returns:
         The transformation, with the state `ScaleBySimplifiedAdEMAMixState(t, m, n)`.

@@ -75,12 +75,12 @@ def scale_by_adopt(
     The first gradient only sets v = g^2; its update is zero.
 
     Args:
-        b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
-        b2: the share of v that is kept, in [0, 1).
-        eps: the smallest divisor, >= 0.
-        mu_dtype: the storage dtype of m; None: the parameter's, at least float32.
-        nesterov: whether to look one step ahead.
-        use_clipping: whether to bound r; a complex number is bounded in modulus.
+        b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: the lower bound of the denominator, >= 0.
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
+        nesterov: whether to use Nesterov momentum.
+        use_clipping: whether to bound r. A complex number is bounded in modulus.
         clip_value_fn: function from the number of gradients before this one to the bound c_t.
 
     Returns:
@@ -151,11 +151,11 @@ def scale_by_acprop(
         s <- b2 * s + (1 - b2) * (g - m)^2 + eps_root
 
     Args:
-        b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule. With 0
-            there is no deviation, and s is eps_root only.
-        b2: the share of s that is kept, in [0, 1).
-        eps: added outside the root, >= 0.
-        eps_root: added to s at every step, >= 0.
+        b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
+            With 0 there is no deviation, and s is eps_root only.
+        b2: the decay rate of the squared deviation, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to s in every step, >= 0.
 
     Returns:
         The transformation, with the state `ScaleByBeliefState(count, mu, nu)`, s in `nu`.

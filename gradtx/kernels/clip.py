@@ -165,7 +165,7 @@ def normalize_by_update_norm(
 
     Args:
         scale_factor: the norm of the result; a number, a scalar array or a schedule.
-        eps: keeps the quotient finite, >= 0.
+        eps: added to the denominator, >= 0.
         axis_name: a mapped axis over which the gradient is spread, see `gradtx.global_norm`.
         axis_reduction: "sum" for the norm of the pieces together, "mean" for their mean norm.
 
@@ -266,7 +266,7 @@ def adaptive_grad_clip(
 
     Args:
         clipping: the largest ratio of the norms, >= 0; a number, a scalar array or a schedule.
-        eps: the smallest weight norm that counts, >= 0, so that zero weights can grow.
+        eps: the lower bound of the weights' norm, >= 0. It lets weights of zero grow.
         axis: the axes that a unit's norm sums over; None: all of a vector, axis 0 of a matrix or
             a stack of matrices, all but the last of a kernel of 4 or 5 axes.
 

@@ -55,9 +55,9 @@ def scale_by_cocob(
     element by element. A step is an absolute one: no learning rate belongs after it.
 
     Args:
-        alpha: for about how many steps the bets stay small, >= 0; a number, a scalar array or a
-            schedule.
-        eps: where the largest gradient L starts, >= 0; 0 in the paper.
+        alpha: roughly the number of steps for which the bets stay small, >= 0; a number, a scalar
+            array or a schedule.
+        eps: the initial value of L, the largest gradient so far, >= 0. The paper has 0.
 
     Returns:
         The transformation, with the state `COCOBState(init_particles, cumulative_gradients,

@@ -35,9 +35,9 @@ def scale_by_newton(
             least norm if it is singular; "cg" runs conjugate gradients on Hessian-vector
             products, never forms H, and needs H + damping * I to be positive definite.
         damping: added to the diagonal, >= 0; a number, a scalar array or a schedule.
-        tolerance: "cg" stops when the residual's norm is below this share of the gradient's,
-            >= 0.
-        max_iterations: "cg" stops after as many steps, >= 1; None: ten times the number of
+        tolerance: "cg" stops once the norm of the residual is below this fraction of that of the
+            gradient, >= 0.
+        max_iterations: "cg" stops after this many steps, >= 1; None: ten times the number of
             parameters.
 
     Returns:

@@ -166,15 +166,16 @@ def dadapt_adamw(
     |p - 3| it ends at 5.1 times the distance, with bias_correction at 1.7 times.
 
     Args:
-        learning_rate: a factor of the step size: 1, or a schedule that ends at 0.
+        learning_rate: a factor of the step size; a number, a scalar array or a schedule. Leave it
+            at 1, or let a schedule lower it from 1 to 0.
         betas: b1 and b2, both in [0, 1); numbers, scalar arrays or schedules.
-        eps: added to the root in the denominator, >= 0.
-        estim_lr0: the first estimate, > 0; it should be far too small.
-        weight_decay: the share of the parameters that decays, >= 0, times the step size.
-        bias_correction: whether the rate is also multiplied by sqrt(1 - b2^t) / (1 - b1^t), as
-            optax does, and the paper does not.
-        growth_rate: the largest factor by which d may grow in one step, >= 1; infinity: no limit,
-            as in the paper. 1.02, say, acts like a warm-up of the learning rate.
+        eps: added to the denominator outside the root, >= 0.
+        estim_lr0: the first estimate, > 0. It should be far too small.
+        weight_decay: the strength of the weight decay, >= 0, multiplied by the step size.
+        bias_correction: whether to multiply the rate by sqrt(1 - b2^t) / (1 - b1^t) too. optax
+            does; the paper does not.
+        growth_rate: the largest factor by which d may grow in one step, >= 1. Infinity, as in the
+            paper, is no limit; 1.02, say, acts like a warmup of the learning rate.
 
     Returns:
         The transformation, with the state `DAdaptAdamWState(exp_avg, exp_avg_sq, grad_sum,

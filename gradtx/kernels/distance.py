@@ -105,11 +105,11 @@ def scale_by_dog(
     Norms are those of the whole tree.
 
     Args:
-        init_step: what the first step goes by, and its number > 0: ("distance", r_0);
-            ("heuristic", alpha), for r_0 = alpha * (1 + ||p_0||); ("learning_rate", eta), for
-            u = eta * g until p has moved, and r_0 = 0. (optax uses eta in the first step only,
-            and never moves again if its gradient is zero.)
-        eps: added to the sum of squares, >= 0; a number, a scalar array or a schedule.
+        init_step: how the first step is found, and its number > 0: ("distance", r_0); ("heuristic",
+            alpha), for r_0 = alpha * (1 + ||p_0||); ("learning_rate", eta), for u = eta * g until p
+            has moved, and r_0 = 0. optax uses eta in the first step only, and never moves again if
+            its gradient is zero.
+        eps: added to the denominator inside the root, >= 0; a number, a scalar array or a schedule.
 
     Returns:
         The transformation, with the state `DoGState(is_init_step, init_params, max_dist,
@@ -182,8 +182,8 @@ def scale_by_dowg(
 
     Args:
         init_estim_sq_dist: r_0^2, > 0; None: the value of `eps`.
-        eps: added to the root in the denominator, >= 0, none in the paper; a number, a scalar
-            array or, with init_estim_sq_dist, a schedule. As r_0^2 it must be > 0.
+        eps: added to the denominator outside the root, >= 0; a number, a scalar array or, with
+            init_estim_sq_dist, a schedule. The paper has none; as r_0^2 it must be > 0.
 
     Returns:
         The transformation, with the state `DoWGState(init_params, weighted_sq_norm_grads,
@@ -250,7 +250,7 @@ def scale_by_distance_over_gradients(
     Args:
         reps_rel: the first distance relative to the size of the leaf, > 0; 1e-4 is recommended
             for networks with batch normalization, else 1e-6.
-        eps: added to the sum of squares, >= 0; a number, a scalar array or a schedule.
+        eps: added to the denominator inside the root, >= 0; a number, a scalar array or a schedule.
         param_dtype: the storage dtype of p_0; None: the parameter's, at least float32, which
             complex parameters need.
         global_scale: any number but NaN; -1 turns the direction of ascent into one of descent.

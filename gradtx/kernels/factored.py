@@ -155,11 +155,12 @@ def scale_by_factored_rms(
     Args:
         factored: whether to factor at all.
         decay_rate: the exponent of the decay, >= 0; a number, a scalar array or a schedule.
-        step_offset: the step at which t starts from 1 again, a whole number >= 0. A run that goes
-            on from a checkpoint with other data forgets its old second moments; before that step
-            t is 1.
-        min_dim_size_to_factor: what is shorter in its second longest axis is not factored; >= 0.
-        epsilon: added to the squares, >= 0. With 0 there is no step where v is 0.
+        step_offset: the step at which t starts from 1 again, a whole number >= 0. A run that
+            resumes from a checkpoint with other data forgets its old second moments; before that
+            step t is 1.
+        min_dim_size_to_factor: the smallest length of the second longest axis at which an array is
+            factored, >= 0.
+        epsilon: added to the squared gradients, >= 0. With 0 there is no step where v is 0.
         decay_rate_fn: function from the number of steps taken since `step_offset` and decay_rate
             to decay_t; a bound on it keeps the second moment from freezing (Zhai et al. 2021,
             "Scaling vision transformers", section 3.4).

@@ -49,8 +49,8 @@ def scale_by_madgrad(
 
     Args:
         learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
-        momentum: the share of the way to z that is left for later, in [0, 1).
-        eps: added to the root, >= 0.
+        momentum: the share of the way to z that is left for later steps, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
 
     Returns:
         The transformation, with the state `MadgradState(count, grad_sum_sq, s, x0)`, v in

@@ -57,11 +57,11 @@ def scale_by_mars(
     `chain(scale_by_mars(b1), scale_by_adam(b1, ...), ...)`.
 
     Args:
-        b1: the share of the first moment that the following optimizer keeps, in [0, 1); a number,
-            a scalar array or a schedule.
-        gamma: the strength of the correction; 1 makes the first moment that of STORM.
-        max_norm: the largest norm of each leaf, >= 0; infinity: no bound. For a bound on the norm
-            of the whole tree put `clip_by_global_norm` after it instead.
+        b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
+            It should be that of the optimizer after it.
+        gamma: the strength of the correction. With 1 the first moment is that of STORM.
+        max_norm: the largest norm of each leaf, >= 0. With infinity there is no bound. To bound the
+            norm of the whole tree instead, put `clip_by_global_norm` after it.
 
     Returns:
         The transformation, with the state `ScaleByMarsState(count, previous_gradient)`.

@@ -57,7 +57,7 @@ def named_axes(owner: str, numbers: DimensionNumbers, path: Any, leaf: Any) -> M
     """The axes that dimension numbers name.
 
     Args:
-        owner: name of the transformation, which opens the message.
+        owner: name of the caller, which opens error messages.
         numbers: the axes of the rows, which are the inputs, and those of the columns.
         path: where the array lies in its tree.
         leaf: the array.
@@ -161,7 +161,7 @@ def matrix_axes(owner: str, numbers: WeightDimensionNumbers, tree: Any) -> Any:
     """For each array of a tree the axes of its matrices; None for what is not an array.
 
     Args:
-        owner: name of the transformation, which opens the message.
+        owner: name of the caller, which opens error messages.
         numbers: `MuonDimensionNumbers`, a tree of them or a prefix of one, or a function of the
             tree that returns it; None, also in place of a leaf: the last two axes.
         tree: the gradients or parameters.

@@ -48,10 +48,11 @@ def trace(
     v <- decay * v + (1 - decay) * g.
 
     Args:
-        decay: the share of v that is kept, in [-1, 1]; a number, a scalar array or a schedule. 1
-            makes v a running sum.
-        nesterov: whether to look one step ahead.
-        accumulator_dtype: the storage dtype of v; None: the parameter's, at least float32.
+        decay: the decay rate of the momentum, in [-1, 1]; a number, a scalar array or a schedule.
+            With 1 it is a running sum.
+        nesterov: whether to use Nesterov momentum.
+        accumulator_dtype: the storage dtype of the momentum; None: the parameter's, at least
+            float32.
         dampening: the share of the gradient that is left out, in [0, 1).
 
     Returns:
@@ -113,9 +114,10 @@ def ema(
         u_t = m_t / (1 - decay^t),    or m_t without debias
 
     Args:
-        decay: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
-        debias: whether to divide by 1 - decay^t, the sum of the weights so far.
-        accumulator_dtype: the storage dtype of m; None: the parameter's, at least float32.
+        decay: the decay rate of the average, in [0, 1); a number, a scalar array or a schedule.
+        debias: whether to correct the bias of an average that starts at zero.
+        accumulator_dtype: the storage dtype of the average; None: the parameter's, at least
+            float32.
 
     Returns:
         The transformation, with the state `EmaState(count, ema)`.

@@ -186,9 +186,9 @@ def momo(
 
     Args:
         learning_rate: the largest step size, >= 0; a number, a scalar array or a schedule.
-        beta: the share of the averages that is kept, in [0, 1).
+        beta: the decay rate of the averages, in [0, 1).
         lower_bound: a lower bound of the loss, any number but NaN.
-        weight_decay: the weight of the penalty weight_decay / 2 * ||p||^2, >= 0. (optax does not
+        weight_decay: the strength of the penalty weight_decay / 2 * ||p||^2, >= 0. (optax does not
             divide tau * d by c.)
         adapt_lower_bound: whether the bound is estimated.
 

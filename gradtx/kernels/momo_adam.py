@@ -134,11 +134,11 @@ def momo_adam(
 
     Args:
         learning_rate: the largest step size, >= 0; a number, a scalar array or a schedule.
-        b1: the share of the averages that is kept, in [0, 1).
-        b2: the share of v that is kept, in [0, 1).
-        eps: added to the root in the denominator, >= 0.
+        b1: the decay rate of the averages, in [0, 1).
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
         lower_bound: a lower bound of the loss, any number but NaN.
-        weight_decay: the weight of the penalty weight_decay / 2 * <p, D p>, >= 0. (optax does not
+        weight_decay: the strength of the penalty weight_decay / 2 * <p, D p>, >= 0. (optax does not
             divide tau * d / D by c.)
         adapt_lower_bound: whether the bound is estimated.
 

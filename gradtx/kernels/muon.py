@@ -98,23 +98,24 @@ def scale_by_muon(
     stacked for a scan; matrices of one shape go through the iterations together.
 
     Args:
-        ns_coeffs: a, b, c of the iteration a * X + b * (X X^H) X + c * (X X^H)^2 X, or n such
-            triples for n iterations, or "standard" (the default) or "dion".
-        ns_steps: number of iterations, >= 1, where `ns_coeffs` is one triple.
-        beta: the share of M that is kept, in [0, 1); a number, a scalar array or a schedule.
-        eps: added to the norm that M_hat is divided by at the start, >= 0.
-        mu_dtype: the storage dtype of M; None: the parameter's, at least float32.
-        nesterov: whether to look one step ahead.
+        ns_coeffs: the coefficients of the iteration: a, b, c of a * X + b * (X X^H) X + c * (X
+            X^H)^2 X, or n such triples for n iterations, or "standard" (the default) or "dion".
+        ns_steps: the number of iterations, >= 1. Several triples of `ns_coeffs` give their own
+            number.
+        beta: the decay rate of the momentum, in [0, 1); a number, a scalar array or a schedule.
+        eps: added to the norm of the momentum in the iteration, >= 0.
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
+        nesterov: whether to use Nesterov momentum.
         adaptive: whether to multiply U by the inner product <M_hat, U>, about the sum of the
             singular values of M_hat, so that the step is that of steepest descent.
-        preconditioning: the further scaling at the start, which saves iterations: by the
-            "spectral" norm, the Schatten-4 norm ("schatten") or row by row ("aol"); "frobenius":
-            none beyond the Frobenius norm.
-        weight_dimension_numbers: `MuonDimensionNumbers`, a tree of them or a prefix of one, or a
-            function of the parameters that returns it: the axes that make up the rows and the
-            columns of each array's matrices; all others count the matrices. None: the last two.
-        bias_correction: whether to correct M; without it, and with nesterov, M_hat =
-            beta * M + (1 - beta) * G as in Jordan's own code.
+        preconditioning: the scaling before the first iteration, beyond that by the Frobenius norm:
+            none ("frobenius"), or, to save iterations, by the norm ("spectral"), the Schatten-4
+            norm ("schatten") or row by row ("aol").
+        weight_dimension_numbers: the axes of the matrices: `MuonDimensionNumbers`, a tree of them
+            or a prefix of one, or a function of the parameters that returns it. All other axes
+            count the matrices. None: the last two axes are rows and columns.
+        bias_correction: whether to correct the bias of averages that start at zero. Without it, and
+            with nesterov, M_hat = beta * M + (1 - beta) * G as in Jordan's own code.
         ns_dtype: a narrower dtype for the factors of the products in the iteration, such as
             bfloat16; None: that of the gradient, at least float32.
 
@@ -209,8 +210,9 @@ def scale_by_shape(
     that of an orthogonal matrix is 1 / sqrt(max(fan_in, fan_out)).
 
     Args:
-        weight_dimension_numbers: the axes of the matrices as in `scale_by_muon`.
-        consistent_rms: the root mean square of the elements, >= 0; None: the first form.
+        weight_dimension_numbers: the axes of the matrices, see `scale_by_muon`.
+        consistent_rms: the root mean square of the elements of an update, >= 0, before the learning
+            rate. None: the first form.
 
     Returns:
         The transformation; its state is empty, or counts steps for a schedule.

@@ -141,17 +141,21 @@ def scale_by_normuon(
     With nesterov NewtonSchulz takes beta * M + (1 - beta) * G.
 
     Args:
-        ns_coeffs: the coefficients of the iteration as in `scale_by_muon`.
-        ns_steps: number of iterations, >= 1, where `ns_coeffs` is one triple.
-        beta: the share of M that is kept, in [0, 1); a number, a scalar array or a schedule.
-        b2: the share of v that is kept, in [0, 1).
-        eps: added to the norm of M and to the root of v, >= 0.
-        mu_dtype: the storage dtype of M; None: the parameter's, at least float32.
-        nesterov: whether to look one step ahead; not in the paper.
-        preconditioning: the scaling before the first iteration as in `scale_by_muon`.
-        weight_dimension_numbers: the axes of the matrices as in `scale_by_muon`.
-        consistent_rms: the root mean square of the elements of U, >= 0; None: the length of O.
-        ns_dtype: the dtype of the iteration's factors as in `scale_by_muon`.
+        ns_coeffs: the coefficients of the iteration, see `scale_by_muon`.
+        ns_steps: the number of iterations, >= 1. Several triples of `ns_coeffs` give their own
+            number.
+        beta: the decay rate of the momentum, in [0, 1); a number, a scalar array or a schedule.
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: added to the norm of the momentum in the iteration, >= 0. It is also added to the root
+            of v.
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
+        nesterov: whether to use Nesterov momentum. The paper does not.
+        preconditioning: the scaling before the first iteration, see `scale_by_muon`.
+        weight_dimension_numbers: the axes of the matrices, see `scale_by_muon`.
+        consistent_rms: the root mean square of the elements of an update, >= 0, before the learning
+            rate. None: the length of O.
+        ns_dtype: a narrower dtype for the factors of the products in the iteration, such as
+            bfloat16; None: that of the gradient, at least float32.
 
     Returns:
         The transformation, with the state `NorMuonState(count, mu, nu, ns_coeffs)`, whose `mu`

@@ -52,12 +52,13 @@ def scale_by_novograd(
         u = m
 
     Args:
-        b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
-        b2: the share of v that is kept, in [0, 1).
-        eps: added outside the root, >= 0.
-        eps_root: added inside the root, >= 0.
-        weight_decay: the share of the weights that enters m in each step, >= 0.
-        mu_dtype: the storage dtype of m; None: the parameter's, at least float32.
+        b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
+        weight_decay: the multiple of the parameters that is added to the momentum in each step, >=
+            0.
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
 
     Returns:
         The transformation, with the state `ScaleByNovogradState(count, mu, nu)`, whose `nu` is

@@ -17,7 +17,7 @@ def loss_of_moving(
     """Fix the parameters that have no gradient.
 
     Args:
-        owner: name of the transformation, which opens the message.
+        owner: name of the caller, which opens error messages.
         argument: the name of the loss among the arguments of `update`.
         loss: a function of the parameters that returns a real scalar.
         updates: the gradients.

@@ -44,8 +44,8 @@ def scale_by_optimistic_gradient(
         u_t = (alpha + beta) * g_t - beta * g_{t-1},    g_0 = g_1
 
     Args:
-        alpha: the weight of the gradient; a number, a scalar array or a schedule.
-        beta: the weight of its change: the negative momentum.
+        alpha: the weight of the current gradient; a number, a scalar array or a schedule.
+        beta: the weight of the change since the last step. It is a negative momentum.
 
     Returns:
         The transformation, with optax's state (is_initial_step, previous_gradient).

@@ -151,12 +151,12 @@ def differentially_private_aggregate(
             scalar array or a schedule.
         noise_multiplier: the noise's standard deviation in units of `l2_norm_clip`, finite and
             >= 0; a number, a scalar array or a schedule.
-        key: a PRNG key, or an integer seed; None: 0, with a warning, because noise that anyone
-            can draw again protects nobody.
-        seed: the older name of `key`, deprecated.
-        lot_size: what the sum is divided by, > 0; None: the number of examples that came. Give
+        key: a PRNG key, or an integer seed; None: 0, with a warning. Noise that anyone can
+            reproduce protects nobody.
+        seed: the former name of `key`, deprecated.
+        lot_size: what the sum is divided by, > 0; None: the number of examples in the updates. Give
             the expected number where examples are drawn independently, as the privacy accounting
-            assumes, and the batch is filled up with gradients of zero.
+            assumes, and the batch is padded with gradients of zero.
 
     Returns:
         The transformation, with the state `DifferentiallyPrivateAggregateState(rng_key)`, in a

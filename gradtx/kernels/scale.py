@@ -115,8 +115,8 @@ def scale_by_learning_rate(
         u = -learning_rate * g
 
     Args:
-        learning_rate: a number, a scalar array or a schedule; a negative one ascends. None leaves
-            the updates as they are.
+        learning_rate: the step size; a number, a scalar array or a schedule. A negative one
+            ascends; None leaves the updates as they are.
         flip_sign: whether to multiply by -1 too, which turns ascent into descent.
 
     Returns:
@@ -172,12 +172,12 @@ def add_decayed_weights(
     preconditioner it is the gradient of weight_decay / 2 * ||p||^2.
 
     Args:
-        weight_decay: a number, a scalar array or a schedule; after a negative scale it must be
-            negative to decay.
+        weight_decay: the multiple of the parameters that is added to the updates; a number, a
+            scalar array or a schedule. After a negative scale it must be negative to decay.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
-        decay: "matrices" decays what `select.matrices` chooses, kernels and embeddings but neither
-            biases nor scales, in place of a mask; "all": all leaves, or those of the mask.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`. Those are kernels and embeddings, but neither biases nor scales.
 
     Returns:
         The transformation; its update needs `params`. The state is empty, or counts steps for a
@@ -301,9 +301,9 @@ def add_noise(
 
     Args:
         eta: variance of the noise at the first step, >= 0.
-        gamma: how fast the variance decays, >= 0; 0.55 in the paper.
+        gamma: how fast the variance decays, >= 0. The paper has 0.55.
         key: a PRNG key, or an integer seed; None: 0, with a warning.
-        seed: the older name of `key`, deprecated.
+        seed: the former name of `key`, deprecated.
 
     Returns:
         The transformation, with the state `AddNoiseState(count, rng_key)`.

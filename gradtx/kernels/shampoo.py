@@ -130,14 +130,15 @@ def scale_by_shampoo(
     has only its diagonal; so vectors get the steps of AdaGrad, or for b2 < 1 of RMSProp.
 
     Args:
-        b1: the share of M that is kept, in [0, 1); a number, a scalar array or a schedule. None:
-            G itself stands for M_hat, and nothing is stored for it.
-        b2: the share of L and R that is kept, in [0, 1]; 1 adds up all gradients.
+        b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
+            None uses G itself for M_hat, and stores nothing for it.
+        b2: the decay rate of L and R, in [0, 1]. With 1 they are sums over all gradients.
         eps: added to the eigenvalues relative to the largest one, >= 0.
-        mu_dtype: the storage dtype of M; None: the parameter's, at least float32.
-        update_interval: after how many steps the roots are calculated anew, >= 1. In between, what
-            was zero in all gradients up to then is scaled by 0 or by eps alone.
-        max_dimension: the longest axis that gets a matrix, >= 1; it takes max_dimension^2 numbers
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
+        update_interval: the number of steps from one calculation of the roots to the next, >= 1. In
+            between, elements that were zero in all gradients up to then are scaled by 0, or by eps
+            alone.
+        max_dimension: the longest axis that gets a matrix, >= 1. It takes max_dimension^2 numbers
             twice, and max_dimension^3 operations for the root.
 
     Returns:

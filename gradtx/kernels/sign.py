@@ -81,10 +81,10 @@ def scale_by_lion(
         u = sign(c)
 
     Args:
-        b1: the share of the momentum in the direction, in [0, 1); a number, a scalar array or a
+        b1: the weight of the momentum in the direction, in [0, 1); a number, a scalar array or a
             schedule.
-        b2: the share of the momentum that is kept, in [0, 1).
-        mu_dtype: the storage dtype of m; None: the parameter's, at least float32.
+        b2: the decay rate of the momentum, in [0, 1).
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
         mode: "hard" takes sign(c), "smooth" tanh(smooth_beta * c), "refined" c itself where
             |c| < 1 and sign(c) elsewhere.
         smooth_beta: the steepness of "smooth", >= 0.

@@ -62,10 +62,10 @@ def scale_by_sm3(
     each row and one for each column. On vectors and scalars it is AdaGrad.
 
     Args:
-        b1: the share of m that is kept, in [0, 1); a number, a scalar array or a schedule.
-        b2: the share of the bounds that is kept, in [0, 1]. With 1 they are sums, as in the
-            paper, else averages, to which g^2 contributes (1 - b2) * g^2.
-        eps: keeps the root away from zero, >= 0; 0 in the paper.
+        b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
+        b2: the decay rate of the bounds, in [0, 1]. With 1 they are sums, as in the paper;
+            otherwise averages, to which g^2 contributes (1 - b2) * g^2.
+        eps: added to the denominator inside the root, >= 0. The paper has none.
 
     Returns:
         The transformation, with the state `ScaleBySM3State(mu, nu)`: mu is for each parameter the

@@ -169,12 +169,12 @@ def scale_by_soap(
     gradient of low rank has elements there that are zero but for rounding.
 
     Args:
-        b1: the share of M that is kept, in [0, 1); a number, a scalar array or a schedule.
-        b2: the share of V that is kept, in [0, 1).
-        shampoo_beta: the share of L and R that is kept, in [0, 1); None: b2.
-        eps: added to the root, >= 0.
-        mu_dtype: the storage dtype of M; None: the parameter's, at least float32.
-        precondition_frequency: after how many steps the bases are brought up to date, >= 1.
+        b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
+        b2: the decay rate of the second moment, in [0, 1).
+        shampoo_beta: the decay rate of L and R, in [0, 1); None: b2.
+        eps: added to the denominator outside the root, >= 0.
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
+        precondition_frequency: the number of steps from one update of the bases to the next, >= 1.
         max_precond_dim: the longest axis that gets a basis, >= 1.
 
     Returns:

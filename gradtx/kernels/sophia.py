@@ -106,19 +106,22 @@ def scale_by_sophia(
     by h as it was before its renewal, which is zero in the first step, and corrects the bias of m.
 
     Args:
-        b1: decay of the momentum, in [0, 1); a number, a scalar array or a schedule.
-        b2: decay of h, in [0, 1).
-        eps: the smallest divisor, >= 0.
-        gamma: the share of h that divides, >= 0; the larger, the fewer elements are clipped.
-        clip_threshold: the largest absolute value of an update, >= 0; None: no limit.
-        update_interval: k, a whole number >= 1.
+        b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
+        b2: the decay rate of h, in [0, 1).
+        eps: the lower bound of the denominator, >= 0.
+        gamma: the factor of h in the denominator, >= 0. The larger it is, the fewer elements are
+            clipped.
+        clip_threshold: the largest absolute value of an element, >= 0; None: no limit.
+        update_interval: the number of steps k from one estimate of h to the next, >= 1.
         hessian_diagonal_fn: a transformation of gradients into h_hat, whose update gets the
             parameters and all extra arguments; None: `hutchinson_estimator_diag_hessian()`, which
             needs the loss, `update(grads, state, params, obj_fn=loss)`.
-        mu_dtype: the storage dtype of m; None: the parameter's, at least float32.
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
         verbose: whether to print the share of the elements that are not clipped.
-        print_win_rate_every_n_steps: after how many steps to print it, >= 0; 0: never.
-        bias_correction: whether to divide m by 1 - b1^t, as optax does.
+        print_win_rate_every_n_steps: the number of steps from one print to the next, >= 0; 0:
+            never.
+        bias_correction: whether to correct the bias of averages that start at zero. optax does: it
+            divides m by 1 - b1^t.
 
     Returns:
         The transformation, with the state `SophiaState(count, mu, nu, hessian_fn_state)`, where

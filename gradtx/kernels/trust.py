@@ -56,10 +56,10 @@ def scale_by_trust_ratio(
         u = g    where ||p|| or ||g|| is 0
 
     Args:
-        min_norm: the smallest value that counts for either norm, >= 0; a number, a scalar array
-            or a schedule. Above 0, weights of zero get steps of that length.
-        trust_coefficient: length of the update relative to the weights.
-        eps: added to the norm of the gradient, >= 0.
+        min_norm: the lower bound of both norms, >= 0; a number, a scalar array or a schedule. It
+            lets weights of zero grow.
+        trust_coefficient: the length of an update relative to the weights.
+        eps: added to the denominator, >= 0.
 
     Returns:
         The transformation; its update needs `params`. Its state is empty, or counts steps for a
@@ -125,9 +125,9 @@ def scale_by_local_rate(
         u = rate * (g + weight_decay * p)
 
     Args:
-        weight_decay: the share of the weights that is added to the gradient, >= 0; a number, a
-            scalar array or a schedule.
-        trust_coefficient: the length of the update relative to the weights.
+        weight_decay: the multiple of the parameters that is added to the gradient, >= 0; a number,
+            a scalar array or a schedule.
+        trust_coefficient: the length of an update relative to the weights.
         eps: added to the denominator, >= 0.
         decays: whether a leaf decays; elsewhere weight_decay is 0.
         trusts: whether a leaf has a rate of its own; elsewhere it is 1.
@@ -187,8 +187,8 @@ def undo_growth(learning_rate: ScalarOrSchedule) -> optax.GradientTransformation
         u = (p + g) / sqrt(1 + learning_rate^2) - p
 
     Args:
-        learning_rate: the length of the step relative to the weights; a number, a scalar
-            array or a schedule.
+        learning_rate: the length of a step relative to the weights; a number, a scalar array or a
+            schedule.
 
     Returns:
         The transformation; its update needs `params`. Its state is that of `add_decayed_weights`.
@@ -235,8 +235,8 @@ def scale_by_param_block_norm(
         u = max(||p||, min_scale) * g
 
     Args:
-        min_scale: the smallest factor, >= 0, so that zero weights can grow; a number, a scalar
-            array or a schedule.
+        min_scale: the lower bound of the factor, >= 0; a number, a scalar array or a schedule. It
+            lets weights of zero grow.
 
     Returns:
         The transformation; its update needs `params`. Its state is empty, or counts steps for a
@@ -283,8 +283,8 @@ def scale_by_param_block_rms(
         u = max(RMS(p), min_scale) * g,    RMS(p) = sqrt(mean(p^2))
 
     Args:
-        min_scale: the smallest factor, >= 0, so that zero weights can grow; a number, a scalar
-            array or a schedule.
+        min_scale: the lower bound of the factor, >= 0; a number, a scalar array or a schedule. It
+            lets weights of zero grow.
 
     Returns:
         The transformation; its update needs `params`. Its state is empty, or counts steps for a

@@ -88,7 +88,7 @@ def unitwise_clip(
         g_norm: the norm of each element's unit, as `unitwise_norm` gives it.
         max_norm: the largest norm of each element's unit, in the same shape.
         grad: the gradient, in the same shape.
-        div_eps: the smallest divisor, >= 0.
+        div_eps: the lower bound of the denominator, >= 0.
 
     Returns:
         The clipped gradient, in its own dtype.

@@ -40,7 +40,7 @@ def normalize(
         bias: summand beta, of the same shape; None: 0.
         axis: the axes that all of these run along, taken in the order of `x`: the axes that the
             statistics were not taken over.
-        epsilon: added to the variance; 0 divides by zero where the variance is 0.
+        epsilon: added to the variance. With 0 a variance of 0 divides by zero.
 
     Returns:
         y, in the shape and dtype of `x`; computed in float32, or float64 for float64.

@@ -103,8 +103,8 @@ def batch_norm(
         training: whether to normalize with the statistics of `x` and track them (True), or with
             the running ones (False). A Python bool, and so a static argument
             under `jit`.
-        momentum: the share of the running statistics that is kept, in [0, 1). PyTorch's
-            `momentum` is 1 minus this one.
+        momentum: the decay rate of the running statistics, in [0, 1). PyTorch's `momentum` is 1
+            minus this one.
         epsilon: added to the variance.
         unbiased: whether the variance that normalizes has divisor count - 1 instead of count.
         unbiased_running: the same for the variance that is tracked; None: as `unbiased`. PyTorch's

@@ -29,13 +29,13 @@ def adam(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: decay of the first moment, in [0, 1).
-        b2: decay of the second moment, in [0, 1).
-        eps: added to the root in the denominator, >= 0.
-        eps_root: added inside that root, >= 0.
+        b1: the decay rate of the first moment, in [0, 1).
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
         mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
-        nesterov: whether to look one step ahead.
-        bias_correction: whether to divide m and v by 1 - b^t.
+        nesterov: whether to use Nesterov momentum.
+        bias_correction: whether to correct the bias of averages that start at zero.
 
     Returns:
         The chain of `scale_by_adam` and `scale_by_learning_rate`.
@@ -85,17 +85,18 @@ def adamw(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: decay of the first moment, in [0, 1).
-        b2: decay of the second moment, in [0, 1).
-        eps: added to the root in the denominator, >= 0.
-        eps_root: added inside that root, >= 0.
+        b1: the decay rate of the first moment, in [0, 1).
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
         mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
-        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
+        weight_decay: the strength of the weight decay, >= 0, multiplied by the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
-        nesterov: whether to look one step ahead.
-        bias_correction: whether to divide m and v by 1 - b^t.
-        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+        nesterov: whether to use Nesterov momentum.
+        bias_correction: whether to correct the bias of averages that start at zero.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`.
 
     Returns:
         The chain of `scale_by_adam`, `add_decayed_weights` and `scale_by_learning_rate`.
@@ -142,12 +143,12 @@ def nadam(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: decay of the first moment, in [0, 1).
-        b2: decay of the second moment, in [0, 1).
-        eps: added to the root in the denominator, >= 0.
-        eps_root: added inside that root, >= 0.
+        b1: the decay rate of the first moment, in [0, 1).
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
         mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
-        bias_correction: whether to divide m and v by 1 - b^t.
+        bias_correction: whether to correct the bias of averages that start at zero.
 
     Returns:
         The chain of `scale_by_adam` and `scale_by_learning_rate`.
@@ -208,16 +209,17 @@ def nadamw(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: decay of the first moment, in [0, 1).
-        b2: decay of the second moment, in [0, 1).
-        eps: added to the root in the denominator, >= 0.
-        eps_root: added inside that root, >= 0.
+        b1: the decay rate of the first moment, in [0, 1).
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
         mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
-        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
+        weight_decay: the strength of the weight decay, >= 0, multiplied by the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
-        bias_correction: whether to divide m and v by 1 - b^t.
-        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+        bias_correction: whether to correct the bias of averages that start at zero.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`.
 
     Returns:
         The chain of `scale_by_adam`, `add_decayed_weights` and `scale_by_learning_rate`.
@@ -274,10 +276,10 @@ def amsgrad(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: decay of the first moment, in [0, 1).
-        b2: decay of the second moment, in [0, 1).
-        eps: added to the root in the denominator, >= 0.
-        eps_root: added inside that root, >= 0.
+        b1: the decay rate of the first moment, in [0, 1).
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
         mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
         bias_correction_mu: whether to correct m; False as in the paper.
         bias_correction_nu: whether to correct v before the maximum; False as in the paper.
@@ -322,9 +324,9 @@ def adamax(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: decay of the first moment, in [0, 1).
-        b2: decay of the maximum, in [0, 1).
-        eps: keeps the maximum away from zero, >= 0.
+        b1: the decay rate of the first moment, in [0, 1).
+        b2: the decay rate of the maximum, in [0, 1).
+        eps: added to |g| in the maximum, >= 0.
 
     Returns:
         The chain of `scale_by_adamax` and `scale_by_learning_rate`.
@@ -364,13 +366,14 @@ def adamaxw(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: decay of the first moment, in [0, 1).
-        b2: decay of the maximum, in [0, 1).
-        eps: keeps the maximum away from zero, >= 0.
-        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
+        b1: the decay rate of the first moment, in [0, 1).
+        b2: the decay rate of the maximum, in [0, 1).
+        eps: added to |g| in the maximum, >= 0.
+        weight_decay: the strength of the weight decay, >= 0, multiplied by the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
-        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`.
 
     Returns:
         The chain of `scale_by_adamax`, `add_decayed_weights` and `scale_by_learning_rate`.

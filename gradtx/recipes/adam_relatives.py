@@ -39,14 +39,15 @@ def acprop(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: decay of the average, in [0, 1).
-        b2: decay of the squared deviation, in [0, 1).
-        eps: added outside the root, >= 0.
-        eps_root: added to s at every step, >= 0.
-        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
+        b1: the decay rate of the first moment, in [0, 1).
+        b2: the decay rate of the squared deviation, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to s in every step, >= 0.
+        weight_decay: the strength of the weight decay, >= 0, multiplied by the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
-        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`.
 
     Returns:
         The chain of `scale_by_acprop`, `add_decayed_weights` and `scale_by_learning_rate`.
@@ -97,11 +98,11 @@ def adopt(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: decay of the first moment, in [0, 1).
-        b2: decay of the second moment, in [0, 1).
-        eps: the smallest divisor, >= 0.
+        b1: the decay rate of the first moment, in [0, 1).
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: the lower bound of the denominator, >= 0.
         mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
-        nesterov: whether to look one step ahead.
+        nesterov: whether to use Nesterov momentum.
         use_clipping: whether to bound r.
         clip_value_fn: function from the number of gradients before this one to the bound c_t.
 
@@ -154,9 +155,10 @@ def madgrad(
 
     Args:
         learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
-        momentum: the share of the way to z that is left for later, in [0, 1).
-        weight_decay: the strength of an L2 penalty, >= 0: not decoupled.
-        eps: added to the root, >= 0.
+        momentum: the share of the way to z that is left for later steps, in [0, 1).
+        weight_decay: the multiple of the parameters that is added to the gradient, >= 0. It is an
+            L2 penalty, not decoupled decay.
+        eps: added to the denominator outside the root, >= 0.
 
     Returns:
         The chain of `add_decayed_weights` and `scale_by_madgrad`.
@@ -203,14 +205,15 @@ def mars(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: decay of the first moment, in [0, 1).
-        b2: decay of the second moment, in [0, 1).
-        eps: added to the root in the denominator, >= 0.
+        b1: the decay rate of the first moment, in [0, 1).
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
         gamma: the strength of the correction.
-        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
+        weight_decay: the strength of the weight decay, >= 0, multiplied by the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
-        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`.
 
     Returns:
         The chain of `scale_by_mars`, `scale_by_adam`, `add_decayed_weights` and
@@ -262,17 +265,18 @@ def adamini(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: decay of the first moment, in [0, 1).
-        b2: decay of the second moment, in [0, 1).
-        eps: added to the root in the denominator, >= 0.
-        eps_root: added inside that root, >= 0.
+        b1: the decay rate of the first moment, in [0, 1).
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
         mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
-        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
+        weight_decay: the strength of the weight decay, >= 0, multiplied by the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
-        blocks: the axis, or axes, each index of which has a block of its own: by default the
+        blocks: the axis, or axes, along which each index has a block of its own: by default the
             output neurons of a kernel (..., inputs, outputs); see `scale_by_adamini`.
-        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`.
 
     Returns:
         The chain of `scale_by_adamini`, `add_decayed_weights` and `scale_by_learning_rate`.

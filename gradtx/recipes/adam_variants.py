@@ -25,11 +25,11 @@ def adabelief(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: decay of the first moment, in [0, 1).
-        b2: decay of the squared deviation, in [0, 1).
-        eps: added outside the root, >= 0.
-        eps_root: added to s at every step, >= 0.
-        nesterov: whether to look one step ahead.
+        b1: the decay rate of the first moment, in [0, 1).
+        b2: the decay rate of the squared deviation, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to s in every step, >= 0.
+        nesterov: whether to use Nesterov momentum.
 
     Returns:
         The chain of `scale_by_belief` and `scale_by_learning_rate`.
@@ -72,9 +72,9 @@ def yogi(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: decay of the first moment, in [0, 1).
+        b1: the decay rate of the first moment, in [0, 1).
         b2: 1 minus the rate at which v changes, in [0, 1).
-        eps: added to the root in the denominator, >= 0.
+        eps: added to the denominator outside the root, >= 0.
 
     Returns:
         The chain of `scale_by_yogi` and `scale_by_learning_rate`.
@@ -117,12 +117,12 @@ def radam(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: decay of the first moment, in [0, 1).
-        b2: decay of the second moment, in [0, 1).
-        eps: added to the root in the denominator, >= 0.
-        eps_root: added inside that root, >= 0.
-        threshold: from which rho_t on to divide by the second moment, at least 4.
-        nesterov: whether to look one step ahead.
+        b1: the decay rate of the first moment, in [0, 1).
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
+        threshold: the smallest rho_t at which to divide by the second moment, at least 4.
+        nesterov: whether to use Nesterov momentum.
 
     Returns:
         The chain of `scale_by_radam` and `scale_by_learning_rate`.

@@ -32,15 +32,17 @@ def adan(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: decay of the average of gradients, in [0, 1).
-        b2: decay of the average of their changes, and the weight of these, in [0, 1).
-        b3: decay of the second moment, in [0, 1).
-        eps: added to the root in the denominator, >= 0.
-        eps_root: added inside that root, >= 0; 0 in the paper.
-        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
+        b1: the decay rate of the first moment, in [0, 1).
+        b2: the decay rate of the average change of the gradient, in [0, 1). It also weighs that
+            change.
+        b3: the decay rate of the second moment, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0. The paper has none.
+        weight_decay: the strength of the weight decay, >= 0, multiplied by the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
-        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`.
 
     Returns:
         The chain of `scale_by_adan`, `add_decayed_weights` and the proximal step, with the state

@@ -29,8 +29,8 @@ def adagrad(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        initial_accumulator_value: s at the start, >= 0.
-        eps: keeps the root away from zero, >= 0.
+        initial_accumulator_value: the initial value of s, >= 0.
+        eps: added to the denominator inside the root, >= 0.
 
     Returns:
         The chain of `scale_by_rss` and `scale_by_learning_rate`.
@@ -81,14 +81,15 @@ def rmsprop(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        decay: the share of the averages that is kept, in [0, 1).
-        eps: keeps the quotient finite, >= 0.
-        initial_scale: v at the start, >= 0.
-        eps_in_sqrt: whether eps is added inside the root, as above, or outside: sqrt(v) + eps.
+        decay: the decay rate of the averages, in [0, 1).
+        eps: added to the denominator, >= 0.
+        initial_scale: the initial value of v, >= 0.
+        eps_in_sqrt: whether eps is added inside the root. Outside, the denominator is sqrt(v) +
+            eps.
         centered: whether to subtract the squared average gradient from v.
-        momentum: the share of past updates that is kept, in [-1, 1]; None: no momentum.
-        nesterov: whether to look one step ahead.
-        bias_correction: whether to correct the averages for their start.
+        momentum: the decay rate of the momentum, in [-1, 1]; None: no momentum.
+        nesterov: whether to use Nesterov momentum.
+        bias_correction: whether to correct the bias of averages that start at zero.
 
     Returns:
         The chain of `scale_by_rms` (centered: `scale_by_stddev`), `scale_by_learning_rate` and, if
@@ -141,13 +142,16 @@ def adadelta(
         u = -learning_rate * x
 
     Args:
-        learning_rate: the step size; 1 in the paper. None leaves x as it is, sign included.
-        rho: the share of the averages that is kept, in [0, 1).
-        eps: starts the updates off and keeps the quotient finite, >= 0.
-        weight_decay: an L2 penalty, >= 0.
-        weight_decay_mask: the leaves to penalize: a tree of booleans, a function of the parameters
+        learning_rate: the step size; a number, a scalar array or a schedule. The paper has 1; None
+            leaves x as it is, with its sign.
+        rho: the decay rate of the averages, in [0, 1).
+        eps: added inside both roots, >= 0. With 0 the updates stay zero.
+        weight_decay: the multiple of the parameters that is added to the gradient, >= 0. It is an
+            L2 penalty, not decoupled decay.
+        weight_decay_mask: the leaves to decay: a tree of booleans, a function of the parameters
             that returns one, or a `gradtx.select(...)`; None: all leaves.
-        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`.
 
     Returns:
         The chain of `add_decayed_weights`, `scale_by_adadelta` and `scale_by_learning_rate`.
@@ -190,7 +194,8 @@ def rprop(
         u = -s * sign(g_t)                            where g_t * g_{t-1} = 0
 
     Args:
-        learning_rate: the step size s at the start, >= 0.
+        learning_rate: the initial step size s, >= 0; a number, a scalar array or a schedule. Of a
+            schedule the value at step 0 counts.
         eta_minus: the factor after a change of sign, in (0, 1).
         eta_plus: the factor while the sign stays, > 1.
         min_step_size: the smallest step, >= 0.

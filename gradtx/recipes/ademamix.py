@@ -34,18 +34,20 @@ def ademamix(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: decay of the fast average, in [0, 1).
-        b2: decay of the second moment, in [0, 1).
-        b3: decay of the slow average, in [0, 1). The paper raises it from b1 by a schedule.
-        alpha: weight of the slow average. The paper raises it from 0 by a schedule.
-        eps: added to the root in the denominator, >= 0.
-        eps_root: added inside that root, >= 0.
+        b1: the decay rate of the fast average, in [0, 1).
+        b2: the decay rate of the second moment, in [0, 1).
+        b3: the decay rate of the slow average, in [0, 1). The paper raises it from b1 by a
+            schedule.
+        alpha: the weight of the slow average. The paper raises it from 0 by a schedule.
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
         mu_dtype: the storage dtype of both averages of the gradient; None: the parameter's, at
             least float32.
-        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
+        weight_decay: the strength of the weight decay, >= 0, multiplied by the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
-        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`.
 
     Returns:
         The chain of `scale_by_ademamix`, `add_decayed_weights` and `scale_by_learning_rate`.
@@ -95,15 +97,16 @@ def simplified_ademamix(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: the share of the sum that is kept, in [0, 1).
-        b2: decay of the second moment, in [0, 1).
-        alpha: weight of the current gradient.
-        eps: added to the root in the denominator, >= 0.
-        eps_root: added inside that root, >= 0.
-        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
+        b1: the decay rate of the sum of past gradients, in [0, 1).
+        b2: the decay rate of the second moment, in [0, 1).
+        alpha: the weight of the current gradient.
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
+        weight_decay: the strength of the weight decay, >= 0, multiplied by the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
-        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`.
 
     Returns:
         The chain of `scale_by_simplified_ademamix`, `add_decayed_weights` and

@@ -34,12 +34,13 @@ def sgd(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        momentum: the share of v that is kept, in [-1, 1]; None: no momentum and no state.
-        nesterov: whether to look one step ahead.
-        accumulator_dtype: the storage dtype of v; None: the parameter's, at least float32.
-        dampening: the share of the gradient that is left out of v, in [0, 1); equal to momentum it
-            makes v a low-pass filter. (PyTorch has no dampening in its first step, as the schedule
-            `lambda count: jnp.where(count == 0, 0.0, dampening)` has none.)
+        momentum: the decay rate of the momentum, in [-1, 1]; None: no momentum.
+        nesterov: whether to use Nesterov momentum.
+        accumulator_dtype: the storage dtype of the momentum; None: the parameter's, at least
+            float32.
+        dampening: the share of the gradient that is left out, in [0, 1). Equal to momentum it makes
+            v a low-pass filter. (PyTorch has no dampening in its first step, like the schedule
+            `lambda count: jnp.where(count == 0, 0.0, dampening)`.)
 
     Returns:
         The chain of `trace` (if there is momentum) and `scale_by_learning_rate`.
@@ -115,8 +116,9 @@ def signum(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        beta: the share of m that is kept, in [0, 1).
-        accumulator_dtype: the storage dtype of m; None: the parameter's, at least float32.
+        beta: the decay rate of the momentum, in [0, 1).
+        accumulator_dtype: the storage dtype of the average; None: the parameter's, at least
+            float32.
 
     Returns:
         The chain of `ema`, `scale_by_sign` and `scale_by_learning_rate`.
@@ -163,13 +165,14 @@ def lion(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: the share of the momentum in the direction, in [0, 1).
-        b2: the share of the momentum that is kept, in [0, 1).
-        mu_dtype: the storage dtype of m; None: the parameter's, at least float32.
-        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
+        b1: the weight of the momentum in the direction, in [0, 1).
+        b2: the decay rate of the momentum, in [0, 1).
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
+        weight_decay: the strength of the weight decay, >= 0, multiplied by the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
-        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`.
 
     Returns:
         The chain of `scale_by_lion`, `add_decayed_weights` and `scale_by_learning_rate`.
@@ -214,9 +217,9 @@ def newton(
         solver: "dense" forms the Hessian H; "cg" runs conjugate gradients on Hessian-vector
             products, never forms H, and needs H + damping * I to be positive definite.
         damping: added to the diagonal, >= 0: between Newton's step at 0 and a short gradient step.
-        tolerance: "cg" stops when the residual's norm is below this share of the gradient's,
-            >= 0.
-        max_iterations: "cg" stops after as many steps, >= 1; None: ten times the number of
+        tolerance: "cg" stops once the norm of the residual is below this fraction of that of the
+            gradient, >= 0.
+        max_iterations: "cg" stops after this many steps, >= 1; None: ten times the number of
             parameters.
 
     Returns:

@@ -46,25 +46,27 @@ def adafactor(
     `lambda count: jnp.minimum(1e-2, 1 / jnp.sqrt(count + 1))`.
 
     Args:
-        learning_rate: the step size, relative to the weights with
-            multiply_by_parameter_scale; a number, a scalar array or a schedule; None: 1.
-        min_dim_size_to_factor: what is shorter in its second longest axis is not factored; >= 0.
+        learning_rate: the step size; a number, a scalar array or a schedule. It is relative to the
+            weights with multiply_by_parameter_scale; None is 1.
+        min_dim_size_to_factor: the smallest length of the second longest axis at which an array is
+            factored, >= 0.
         decay_rate: the exponent of the decay, >= 0.
         decay_offset: the step at which t starts from 1 again, a whole number >= 0; see
             `scale_by_factored_rms`.
         multiply_by_parameter_scale: whether to multiply by the size of the weights.
         clipping_threshold: the largest root mean square of w, >= 0; None: no limit.
-        momentum: the share of the average of the updates that is kept, in [0, 1); None: no
-            average, and no memory for it.
-        dtype_momentum: the storage dtype of that average; None: the parameter's, at least float32.
-        weight_decay_rate: the share of the weights that decays in each step, >= 0, whatever the
+        momentum: the decay rate of the momentum, in [0, 1); None: no momentum. It averages the
+            updates.
+        dtype_momentum: the storage dtype of the momentum; None: the parameter's, at least float32.
+        weight_decay_rate: the strength of the weight decay, >= 0, which is not multiplied by the
             learning rate; None: no decay.
-        eps: added to the squares, >= 0.
+        eps: added to the squared gradients, >= 0.
         factored: whether to factor at all.
         weight_decay_mask: the leaves to decay: a tree of booleans, a function of the parameters
             that returns one, or a `gradtx.select(...)`; None: all leaves.
-        min_scale: the smallest size of weights that counts, >= 0, so that zero weights can grow.
-        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+        min_scale: the lower bound of the factor, >= 0. It lets weights of zero grow.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`.
 
     Returns:
         The chain of `scale_by_factored_rms` and what the arguments ask for of
@@ -132,7 +134,7 @@ def sm3(learning_rate: ScalarOrSchedule, momentum: ScalarOrSchedule = 0.9) -> Tr
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        momentum: the share of m that is kept, in [0, 1).
+        momentum: the decay rate of the momentum, in [0, 1).
 
     Returns:
         The chain of `scale_by_sm3`, which adds 1e-8 to s, and `scale_by_learning_rate`.

@@ -37,16 +37,17 @@ def galore(
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
         rank: the largest rank of the subspace, >= 1.
-        update_proj_gap: T, after how many steps it is chosen again, >= 1.
-        scale: what the updates of matrices are multiplied by; 0.25 in the paper.
-        base_optimizer: the transformation in the subspace, which gets no parameters; None:
-            `scale_by_adam()`.
-        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
+        update_proj_gap: the number of steps T from one choice of the subspace to the next, >= 1.
+        scale: the factor of the updates of matrices. The paper has 0.25.
+        base_optimizer: the transformation in the subspace; None: `scale_by_adam()`. It gets no
+            parameters.
+        weight_decay: the strength of the weight decay, >= 0, multiplied by the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
-        weight_dimension_numbers: which axes are rows and columns, see `scale_by_galore`.
+        weight_dimension_numbers: the axes of the matrices, see `scale_by_galore`.
         projected_side: "shorter" as in the paper, or "longer" as in optax.
-        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`.
 
     Returns:
         The chain of `scale_by_galore`, `add_decayed_weights` and `scale_by_learning_rate`.

@@ -63,31 +63,36 @@ def muon(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        ns_coeffs: coefficients of the iteration, see `scale_by_muon`.
-        ns_steps: number of iterations, >= 1.
-        beta: the share of M that is kept, in [0, 1).
-        eps: added to the norm of M_hat, and to AdamW's root, >= 0.
-        weight_decay: the share of the matrices that decays, >= 0, times the learning rate.
-        weight_decay_mask: the matrices to decay: a tree of booleans, a function of the parameters
-            that returns one, or a `gradtx.select(...)`; None: all of them.
-        mu_dtype: the storage dtype of first moments; None: the parameter's, at least float32.
-        nesterov: whether to look one step ahead, also in AdamW.
+        ns_coeffs: the coefficients of the iteration, see `scale_by_muon`.
+        ns_steps: the number of iterations, >= 1. Several triples of `ns_coeffs` give their own
+            number.
+        beta: the decay rate of the momentum, in [0, 1).
+        eps: added to the norm of the momentum in the iteration, >= 0. AdamW has the same eps.
+        weight_decay: the strength of the weight decay, >= 0, multiplied by the learning rate. It
+            applies to the matrices; `adam_weight_decay` is that of the others.
+        weight_decay_mask: the leaves to decay: a tree of booleans, a function of the parameters
+            that returns one, or a `gradtx.select(...)`; None: all leaves. Of these, only the
+            matrices decay.
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
+        nesterov: whether to use Nesterov momentum. It applies to AdamW too.
         adaptive: whether to multiply by the inner product <M_hat, O>.
         preconditioning: the scaling before the first iteration, see `scale_by_muon`.
-        adam_b1: AdamW's decay of the first moment, in [0, 1).
-        adam_b2: AdamW's decay of the second moment, in [0, 1).
-        adam_eps_root: added inside AdamW's root, >= 0.
-        adam_weight_decay: AdamW's weight decay, >= 0.
+        adam_b1: AdamW's decay rate of the first moment, in [0, 1).
+        adam_b2: AdamW's decay rate of the second moment, in [0, 1).
+        adam_eps_root: added to AdamW's denominator inside the root, >= 0.
+        adam_weight_decay: the strength of AdamW's weight decay, >= 0.
         adam_learning_rate: AdamW's step size; None: `learning_rate`.
-        muon_weight_dimension_numbers: a tree of `MuonDimensionNumbers`, and of None for what goes
-            to AdamW, or a prefix of one, or a function of the parameters that returns it; None:
-            all arrays of two and more axes are matrices in the last two, but for stacks of vectors.
-        consistent_rms: the root mean square of the elements of O, >= 0; 0.2 suits learning rates
-            and weight decay of AdamW; None: the factor above.
-        bias_correction: whether to correct M; see `scale_by_muon`.
-        ns_dtype: a narrower dtype for the products of the iteration, such as bfloat16.
-        decay: "matrices" in place of a mask, also for AdamW, which has none, or "all" leaves; see
-            `add_decayed_weights`.
+        muon_weight_dimension_numbers: the axes of the matrices: a tree of `MuonDimensionNumbers`,
+            and of None for what goes to AdamW, or a prefix of one, or a function of the parameters
+            that returns it. None: all arrays of two or more axes except stacks of vectors are
+            matrices in the last two.
+        consistent_rms: the root mean square of the elements of an update, >= 0, before the learning
+            rate. 0.2 suits AdamW's learning rates and weight decay. None: the factor above.
+        bias_correction: whether to correct the bias of averages that start at zero.
+        ns_dtype: a narrower dtype for the factors of the products in the iteration, such as
+            bfloat16; None: that of the gradient, at least float32.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`. It also applies to AdamW, which has no mask.
 
     Returns:
         The partition of the parameters into "muon" and "adam".
@@ -217,29 +222,35 @@ def normuon(
     Muon, where m is the number of inputs and n that of outputs.
 
     Args:
-        learning_rate: the step size; a number, a scalar array or a schedule. With the default
-            `consistent_rms` those of AdamW are a good start.
-        ns_coeffs: coefficients of the iteration, see `scale_by_muon`.
-        ns_steps: number of iterations, >= 1.
-        beta: the share of M that is kept, in [0, 1).
-        b2: the share of v that is kept, in [0, 1).
-        eps: added to the norm of M, to the root of v and to AdamW's root, >= 0.
-        weight_decay: the share of the matrices that decays, >= 0, times the learning rate.
-        weight_decay_mask: the matrices to decay as in `muon`; None: all of them.
-        mu_dtype: the storage dtype of first moments; None: the parameter's, at least float32.
-        nesterov: whether to look one step ahead, also in AdamW; not in the paper.
+        learning_rate: the step size; a number, a scalar array or a schedule. AdamW's learning rates
+            are a good start with the default `consistent_rms`.
+        ns_coeffs: the coefficients of the iteration, see `scale_by_muon`.
+        ns_steps: the number of iterations, >= 1. Several triples of `ns_coeffs` give their own
+            number.
+        beta: the decay rate of the momentum, in [0, 1).
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: added to the norm of the momentum in the iteration, >= 0. It is also added to the root
+            of v, and AdamW has the same eps.
+        weight_decay: the strength of the weight decay, >= 0, multiplied by the learning rate. It
+            applies to the matrices; `adam_weight_decay` is that of the others.
+        weight_decay_mask: the leaves to decay: a tree of booleans, a function of the parameters
+            that returns one, or a `gradtx.select(...)`; None: all leaves. Of these, only the
+            matrices decay.
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
+        nesterov: whether to use Nesterov momentum. It applies to AdamW too; the paper has none.
         preconditioning: the scaling before the first iteration, see `scale_by_muon`.
-        adam_b1: AdamW's decay of the first moment, in [0, 1).
-        adam_b2: AdamW's decay of the second moment, in [0, 1).
-        adam_eps_root: added inside AdamW's root, >= 0.
-        adam_weight_decay: AdamW's weight decay, >= 0.
+        adam_b1: AdamW's decay rate of the first moment, in [0, 1).
+        adam_b2: AdamW's decay rate of the second moment, in [0, 1).
+        adam_eps_root: added to AdamW's denominator inside the root, >= 0.
+        adam_weight_decay: the strength of AdamW's weight decay, >= 0.
         adam_learning_rate: AdamW's step size; None: `learning_rate`.
-        muon_weight_dimension_numbers: which arrays are matrices along which axes, as in `muon`.
-        consistent_rms: the root mean square of a step's elements, >= 0, times the learning rate;
-            None: the length of a step of Muon, which suits Muon's learning rates.
-        ns_dtype: a narrower dtype for the products of the iteration, such as bfloat16.
-        decay: "matrices" in place of a mask, also for AdamW, which has none, or "all" leaves; see
-            `add_decayed_weights`.
+        muon_weight_dimension_numbers: the axes of the matrices, see `muon`.
+        consistent_rms: the root mean square of the elements of an update, >= 0, before the learning
+            rate. None: the length of a step of Muon, which suits Muon's learning rates.
+        ns_dtype: a narrower dtype for the factors of the products in the iteration, such as
+            bfloat16; None: that of the gradient, at least float32.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`. It also applies to AdamW, which has no mask.
 
     Returns:
         The partition of the parameters into "normuon" and "adam".

@@ -25,7 +25,7 @@ def noisy_sgd(
         eta: variance of the noise at the first step, >= 0.
         gamma: how fast the variance decays, >= 0.
         key: a PRNG key, or an integer seed; None: 0, with a warning.
-        seed: the older name of `key`, deprecated.
+        seed: the former name of `key`, deprecated.
 
     Returns:
         The chain of `add_noise` and `scale_by_learning_rate`.

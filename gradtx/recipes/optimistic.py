@@ -24,8 +24,8 @@ def optimistic_gradient_descent(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        alpha: the weight of the gradient.
-        beta: the weight of its change since the last step.
+        alpha: the weight of the current gradient.
+        beta: the weight of the change since the last step.
 
     Returns:
         The chain of `scale_by_optimistic_gradient` and `scale_by_learning_rate`.
@@ -73,12 +73,12 @@ def optimistic_adam(
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
         optimism: the weight of the change of r; None: the learning rate.
-        b1: decay of the first moment, in [0, 1).
-        b2: decay of the second moment, in [0, 1).
-        eps: added to the root in the denominator, >= 0.
-        eps_root: added inside that root, >= 0.
+        b1: the decay rate of the first moment, in [0, 1).
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
         mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
-        nesterov: whether Adam looks one step ahead; False as in the paper.
+        nesterov: whether to use Nesterov momentum. The paper does not.
 
     Returns:
         The chain of `scale_by_adam`, `scale_by_optimistic_gradient` and `scale_by_learning_rate`.
@@ -139,14 +139,14 @@ def optimistic_adam_v2(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        alpha: the weight of r.
-        beta: the weight of its change since the last step.
-        b1: decay of the first moment, in [0, 1).
-        b2: decay of the second moment, in [0, 1).
-        eps: added to the root in the denominator, >= 0.
-        eps_root: added inside that root, >= 0.
+        alpha: the weight of the current direction r.
+        beta: the weight of the change since the last step.
+        b1: the decay rate of the first moment, in [0, 1).
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
         mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
-        nesterov: whether Adam looks one step ahead; False as in the paper.
+        nesterov: whether to use Nesterov momentum. The paper does not.
 
     Returns:
         The chain of `scale_by_adam`, `scale_by_optimistic_gradient` and `scale_by_learning_rate`.

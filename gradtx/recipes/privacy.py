@@ -31,12 +31,13 @@ def dpsgd(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        l2_norm_clip: C, the largest norm of one example's gradient, finite and >= 0.
-        noise_multiplier: the noise's standard deviation in units of C, finite and >= 0.
-        seed: an integer seed, or a PRNG key.
-        momentum: the share of the velocity that is kept, in [-1, 1]; None: no momentum.
-        nesterov: whether to look one step ahead.
-        lot_size: what the sum is divided by, > 0; None: the number of examples that came.
+        l2_norm_clip: the largest norm of one example's gradient, finite and >= 0. C above.
+        noise_multiplier: the noise's standard deviation in units of `l2_norm_clip`, finite and >=
+            0.
+        seed: a PRNG key, or an integer seed.
+        momentum: the decay rate of the momentum, in [-1, 1]; None: no momentum.
+        nesterov: whether to use Nesterov momentum.
+        lot_size: what the sum is divided by, > 0; None: the number of examples in the updates.
 
     Returns:
         The chain of `differentially_private_aggregate`, `trace` (if there is momentum, else

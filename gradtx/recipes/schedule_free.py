@@ -33,13 +33,14 @@ def schedule_free_sgd(
 
     Args:
         learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
-        warmup_steps: n, in how many steps it grows, >= 1; in step t it is the share (t - 1) / n of
-            its full value, 0 in the first; None: no warmup.
-        b1: the share of x in y, in (0, 1].
-        weight_decay: the share of the parameters that decays, >= 0; None: no decay.
-        weight_lr_power: the power of the largest learning rate so far that weighs z, >= 0.
+        warmup_steps: the number of steps n of the warmup, >= 1; None: no warmup. In step t the
+            learning rate is (t - 1) / n of its full value, 0 in the first.
+        b1: the weight of x in y, in (0, 1].
+        weight_decay: the strength of the weight decay, >= 0, multiplied by the learning rate; None:
+            no decay.
+        weight_lr_power: the power of the largest learning rate so far in the weight of z, >= 0.
         state_dtype: the storage dtype of z; None: the parameter's, at least float32.
-        r: the power of the step's number that weighs z.
+        r: the power of the step's number t in the weight of z.
 
     Returns:
         A transformation with the state `ScheduleFreeState`.
@@ -91,15 +92,15 @@ def schedule_free_adamw(
 
     Args:
         learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
-        warmup_steps: n, in how many steps it grows, >= 1; in step t it is the share (t - 1) / n of
-            its full value, 0 in the first; None: no warmup.
-        b1: the share of x in y, in (0, 1].
-        b2: decay of the second moment, in [0, 1).
-        eps: added to the root in the denominator, >= 0.
-        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
-        weight_lr_power: the power of the largest learning rate so far that weighs z, >= 0.
+        warmup_steps: the number of steps n of the warmup, >= 1; None: no warmup. In step t the
+            learning rate is (t - 1) / n of its full value, 0 in the first.
+        b1: the weight of x in y, in (0, 1].
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        weight_decay: the strength of the weight decay, >= 0, multiplied by the learning rate.
+        weight_lr_power: the power of the largest learning rate so far in the weight of z, >= 0.
         state_dtype: the storage dtype of z; None: the parameter's, at least float32.
-        r: the power of the step's number that weighs z.
+        r: the power of the step's number t in the weight of z.
 
     Returns:
         A transformation with the state `ScheduleFreeState`.

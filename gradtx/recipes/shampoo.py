@@ -46,19 +46,20 @@ def shampoo(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: the share of M that is kept, in [0, 1); None: no average.
-        b2: the share of L and R that is kept, in [0, 1]; 1 adds up all gradients.
-        eps: added to the eigenvalues of L and R relative to the largest one, >= 0.
-        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
+        b1: the decay rate of the first moment, in [0, 1). None takes no average.
+        b2: the decay rate of L and R, in [0, 1]. With 1 they are sums over all gradients.
+        eps: added to the eigenvalues relative to the largest one, >= 0.
+        weight_decay: the strength of the weight decay, >= 0, multiplied by the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
-        mu_dtype: the storage dtype of M; None: the parameter's, at least float32.
-        update_interval: after how many steps the roots are calculated anew, >= 1.
-        max_dimension: the longest axis that gets a matrix, >= 1; longer ones get its diagonal.
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
+        update_interval: the number of steps from one calculation of the roots to the next, >= 1.
+        max_dimension: the longest axis that gets a matrix, >= 1. Longer ones get its diagonal.
         grafting: a transformation whose updates give the length of each array's step, such as
             `identity()`, `scale_by_rss()` or `scale_by_rms()`; None: no grafting. It should not
             average gradients itself: b1 does that for both.
-        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`.
 
     Returns:
         The chain of `scale_by_shampoo`, `add_decayed_weights` and `scale_by_learning_rate`. With
@@ -129,18 +130,18 @@ def soap(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: the share of M that is kept, in [0, 1).
-        b2: the share of V that is kept, in [0, 1).
-        shampoo_beta: the share of the averages of G G^T and G^T G that is kept, in [0, 1); None:
-            b2.
-        eps: added to the root, >= 0.
-        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
+        b1: the decay rate of the first moment, in [0, 1).
+        b2: the decay rate of the second moment, in [0, 1).
+        shampoo_beta: the decay rate of the averages of G G^T and G^T G, in [0, 1); None: b2.
+        eps: added to the denominator outside the root, >= 0.
+        weight_decay: the strength of the weight decay, >= 0, multiplied by the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
-        mu_dtype: the storage dtype of M; None: the parameter's, at least float32.
-        precondition_frequency: after how many steps the bases are brought up to date, >= 1.
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
+        precondition_frequency: the number of steps from one update of the bases to the next, >= 1.
         max_precond_dim: the longest axis that gets a basis, >= 1.
-        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`.
 
     Returns:
         The chain of `scale_by_soap`, `add_decayed_weights` and `scale_by_learning_rate`.

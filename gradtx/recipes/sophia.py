@@ -41,22 +41,25 @@ def sophia(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: decay of the momentum, in [0, 1).
-        b2: decay of h, in [0, 1).
-        eps: the smallest divisor, >= 0.
-        weight_decay: the share of the parameters that decays, >= 0, times the learning rate.
+        b1: the decay rate of the first moment, in [0, 1).
+        b2: the decay rate of h, in [0, 1).
+        eps: the lower bound of the denominator, >= 0.
+        weight_decay: the strength of the weight decay, >= 0, multiplied by the learning rate.
         weight_decay_mask: the leaves to decay: a tree of booleans, a function of the parameters
             that returns one, or a `gradtx.select(...)`; None: all leaves.
-        gamma: the share of h that divides, >= 0.
+        gamma: the factor of h in the denominator, >= 0.
         clip_threshold: the largest absolute value of an element, >= 0; None: no limit.
-        update_interval: k, a whole number >= 1.
+        update_interval: the number of steps k from one estimate of h to the next, >= 1.
         hessian_diagonal_fn: a transformation of gradients into h_hat; None:
             `hutchinson_estimator_diag_hessian()`.
-        mu_dtype: the storage dtype of m; None: the parameter's, at least float32.
+        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
         verbose: whether to print the share of the elements that are not clipped.
-        print_win_rate_every_n_steps: after how many steps to print it, >= 0; 0: never.
-        bias_correction: whether to divide m by 1 - b1^t, as optax does.
-        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+        print_win_rate_every_n_steps: the number of steps from one print to the next, >= 0; 0:
+            never.
+        bias_correction: whether to correct the bias of averages that start at zero. optax does: it
+            divides m by 1 - b1^t.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`.
 
     Returns:
         The chain of `scale_by_sophia`, `add_decayed_weights` and `scale_by_learning_rate`. Its

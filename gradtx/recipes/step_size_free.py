@@ -40,16 +40,16 @@ def dog(
 
     Args:
         learning_rate: a factor of the step size; a number, a scalar array or a schedule.
-        init_step: what the first step goes by, and its number > 0: ("distance", r_0);
-            ("heuristic", alpha), for r_0 = alpha * (1 + ||p_0||), where 1e-4 is recommended for
-            networks with batch normalization; ("learning_rate", eta), for u = -eta * g until p
-            has moved.
-        eps: added to the sum of squares, >= 0.
-        weight_decay: the multiple of the parameters that is added to the gradient, >= 0; None:
-            none.
+        init_step: how the first step is found, and its number > 0: ("distance", r_0); ("heuristic",
+            alpha), for r_0 = alpha * (1 + ||p_0||), where 1e-4 is recommended for networks with
+            batch normalization; ("learning_rate", eta), for u = -eta * g until p has moved.
+        eps: added to the denominator inside the root, >= 0.
+        weight_decay: the multiple of the parameters that is added to the gradient, >= 0; None: no
+            decay.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
-        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`.
 
     Returns:
         The chain of `add_decayed_weights` (if there is decay), `scale_by_dog` and
@@ -94,12 +94,14 @@ def dowg(
     Args:
         learning_rate: a factor of the step size; a number, a scalar array or a schedule.
         init_estim_sq_dist: r_0^2, > 0; None: the value of `eps`.
-        eps: added to the root in the denominator, >= 0, none in the paper; as r_0^2 it must be > 0.
-        weight_decay: the multiple of the parameters that is added to the gradient, >= 0; None:
-            none.
+        eps: added to the denominator outside the root, >= 0. The paper has none; as r_0^2 it must
+            be > 0.
+        weight_decay: the multiple of the parameters that is added to the gradient, >= 0; None: no
+            decay.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
-        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`.
 
     Returns:
         The chain of `add_decayed_weights` (if there is decay), `scale_by_dowg` and
@@ -152,14 +154,15 @@ def cocob(
     with theta, L, G and reward as in `scale_by_cocob`.
 
     Args:
-        learning_rate: a factor of the gradients; a number, a scalar array or a schedule. A
-            constant one changes nothing but the weight of `eps`.
-        alpha: for about how many steps the bets stay small, >= 0.
-        eps: where the largest gradient L starts, >= 0.
+        learning_rate: a factor of the gradients; a number, a scalar array or a schedule. A constant
+            factor only changes the weight of `eps`.
+        alpha: roughly the number of steps for which the bets stay small, >= 0.
+        eps: the initial value of L, the largest gradient so far, >= 0.
         weight_decay: the multiple of the parameters that is added to the gradient, >= 0.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
-        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`.
 
     Returns:
         The chain of `add_decayed_weights`, `scale_by_learning_rate` and `scale_by_cocob`.

@@ -40,16 +40,18 @@ def lars(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        weight_decay: the share of the weights that is added to the gradient, >= 0.
-        weight_decay_mask: the leaves to decay: a boolean for all, a tree of booleans, a function
-            of the parameters that returns one, or a `gradtx.select(...)`.
-        trust_coefficient: the length of a step relative to the weights, times the learning
+        weight_decay: the multiple of the parameters that is added to the gradient, >= 0.
+        weight_decay_mask: the leaves to decay: a tree of booleans, a function of the parameters
+            that returns one, or a `gradtx.select(...)`; None: all leaves, which True stands for
+            too.
+        trust_coefficient: the length of an update relative to the weights, before the learning
             rate.
         eps: added to the denominator, >= 0.
         trust_ratio_mask: the leaves that have a rate of their own; of the others it is 1.
-        momentum: the share of v that is kept, in [-1, 1].
-        nesterov: whether to look one step ahead.
-        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+        momentum: the decay rate of the momentum, in [-1, 1].
+        nesterov: whether to use Nesterov momentum.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`.
 
     Returns:
         The chain of `scale_by_local_rate`, `scale_by_learning_rate` and `trace`, with the state
@@ -111,14 +113,15 @@ def lamb(
     Args:
         learning_rate: the length of a step relative to the weights; a number, a scalar
             array or a schedule.
-        b1: decay of the first moment, in [0, 1).
-        b2: decay of the second moment, in [0, 1).
-        eps: added to the root in the denominator, >= 0.
-        eps_root: added inside that root, >= 0.
-        weight_decay: the share of the weights that is added to the direction, >= 0.
+        b1: the decay rate of the first moment, in [0, 1).
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
+        weight_decay: the multiple of the parameters that is added to the direction, >= 0.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
-        decay: "matrices" in place of a mask, or "all" leaves; see `add_decayed_weights`.
+        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
+            `select.matrices`.
 
     Returns:
         The chain of `scale_by_adam`, `add_decayed_weights`, `scale_by_trust_ratio` and
@@ -156,8 +159,8 @@ def fromage(learning_rate: ScalarOrSchedule, min_norm: ScalarOrSchedule = 1e-6) 
     Args:
         learning_rate: the length of a step relative to the weights; a number, a scalar
             array or a schedule.
-        min_norm: the smallest value that counts for either norm, >= 0, so that zero weights can
-            grow; 0 as in the paper.
+        min_norm: the lower bound of both norms, >= 0. It lets weights of zero grow; the paper has
+            0.
 
     Returns:
         The chain of `scale_by_trust_ratio`, `scale_by_learning_rate` and `undo_growth`, with the
@@ -203,11 +206,12 @@ def novograd(
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: the share of m that is kept, in [0, 1).
-        b2: the share of v that is kept, in [0, 1).
-        eps: added to the root in the denominator, >= 0.
-        eps_root: added inside that root, >= 0.
-        weight_decay: the share of the weights that enters m in each step, >= 0.
+        b1: the decay rate of the first moment, in [0, 1).
+        b2: the decay rate of the second moment, in [0, 1).
+        eps: added to the denominator outside the root, >= 0.
+        eps_root: added to the denominator inside the root, >= 0.
+        weight_decay: the multiple of the parameters that is added to the momentum in each step, >=
+            0.
 
     Returns:
         The chain of `scale_by_novograd` and `scale_by_learning_rate`.

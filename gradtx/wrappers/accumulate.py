@@ -42,8 +42,8 @@ class MultiSteps:
         should_skip_update_fn: a function of (gradient, number of steps, params) that returns a
             boolean scalar, whether to leave the mini-batch out as if it had never been there, and
             a tree to keep in the state's `skip_state`; such as `skip_not_finite`. None: all count.
-        accumulator_dtype: storage dtype of a; None: the parameter's, or float32 if that is
-            narrower. optax uses float32 for float64 and complex parameters too.
+        accumulator_dtype: the storage dtype of the accumulated gradients; None: the parameter's, at
+            least float32. optax uses float32 for float64 and complex parameters too.
 
     Attributes:
         inner_opt: the transformation that takes the steps.

@@ -48,9 +48,8 @@ def average_params(
 
     Args:
         tx: the transformation whose updates are applied.
-        decay: the share of the average that is kept, in [0, 1); a number, a scalar array or a
-            schedule.
-        debias: whether to divide by the sum of the weights, which makes up for the start at zero.
+        decay: the decay rate of the average, in [0, 1); a number, a scalar array or a schedule.
+        debias: whether to correct the bias of an average that starts at zero.
 
     Returns:
         A transformation with the state `AverageParamsState(average, inner_state)`; its update

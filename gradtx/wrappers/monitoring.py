@@ -159,10 +159,9 @@ def measure_with_ema(
     Args:
         measure: function of the updates that returns an array or a tree of arrays; booleans are
             averaged as 0 and 1.
-        decay: the share of the average that is kept, in [0, 1); a number, a scalar array or a
-            schedule.
-        debias: whether to divide by the sum of the weights, which makes up for the start at zero.
-        accumulator_dtype: the storage dtype of a; None: the measure's, at least float32.
+        decay: the decay rate of the average, in [0, 1); a number, a scalar array or a schedule.
+        debias: whether to correct the bias of an average that starts at zero.
+        accumulator_dtype: the storage dtype of the average; None: the measure's, at least float32.
 
     Returns:
         A transformation whose "updates" are the average, of the measure's dtype, but at least

@@ -57,7 +57,7 @@ def reduce_on_plateau(
         cooldown: how many averages are not counted after the scale fell, >= 0.
         accumulation_size: how many values make one average, >= 1: 1 for a test loss, more for the
             noisy loss of a mini-batch.
-        min_scale: the scale never falls below, >= 0.
+        min_scale: the lower bound of the scale, >= 0.
 
     Returns:
         A transformation with the state `ReduceLROnPlateauState(scale, best_value, plateau_count,

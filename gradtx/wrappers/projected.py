@@ -56,18 +56,17 @@ def scale_by_galore(
 
     Args:
         rank: the largest rank of the subspace, >= 1.
-        update_proj_gap: T, after how many steps it is chosen again, >= 1. The base optimizer's
-            moments are kept, as in the paper. Gradients that a `MultiSteps` in it collects are
-            projected into one subspace, that of the first.
-        scale: what the updates of matrices are multiplied by; a number, a scalar array or a
-            schedule.
-        base_optimizer: the transformation of R. It gets no parameters, so that weight decay has
-            its place after. None: `scale_by_adam()`.
-        weight_dimension_numbers: which axes of an array are the rows and the columns of matrices,
-            as a `GaLoreDimensionNumbers(reduction_axis, output_axis)` for all arrays of 2 axes or
-            more, a tree of them with None for arrays that are no matrices, or a function of the
-            parameters that returns one. Axes that it leaves out count the matrices of a stack,
-            each of which has its own subspace. None: all arrays of 2 axes, and no others.
+        update_proj_gap: the number of steps T from one choice of the subspace to the next, >= 1.
+            The base optimizer's moments are kept, as in the paper. Gradients that a `MultiSteps` in
+            it collects are projected into one subspace, that of the first.
+        scale: the factor of the updates of matrices; a number, a scalar array or a schedule.
+        base_optimizer: the transformation in the subspace; None: `scale_by_adam()`. It gets no
+            parameters, so weight decay belongs after it.
+        weight_dimension_numbers: the axes of the matrices: a
+            `GaLoreDimensionNumbers(reduction_axis, output_axis)` for all arrays of two axes or
+            more, a tree of them with None for arrays that are not matrices, or a function of the
+            parameters that returns one. Axes that it leaves out count the matrices of a stack, each
+            of which has its own subspace. None: all arrays of two axes, and no others.
         projected_side: "shorter" as in the paper, or "longer" as in optax: of all numbers,
             moments and P together, the longer side needs fewer.
 

@@ -54,13 +54,13 @@ def schedule_free(
 
     Args:
         base_optimizer: makes u_base; b1 stands for its momentum, so it should have none.
-        learning_rate: that of the base optimizer, >= 0, which weighs the average; a number, a
-            scalar array or a schedule. optax evaluates a schedule one step ahead of the base
+        learning_rate: the step size of the base optimizer, >= 0; a number, a scalar array or a
+            schedule. It weighs the average. optax evaluates a schedule one step ahead of the base
             optimizer; here both count from 0.
-        b1: the share of x in y, in (0, 1].
-        weight_lr_power: the power of the largest learning rate so far that weighs z, >= 0.
+        b1: the weight of x in y, in (0, 1].
+        weight_lr_power: the power of the largest learning rate so far in the weight of z, >= 0.
         state_dtype: the storage dtype of z; None: the parameter's, at least float32.
-        r: the power of the step's number t that weighs z; with 1, say, the second half of a run
+        r: the power of the step's number t in the weight of z. With 1 the second half of a run
             counts three times as much as the first.
 
     Returns:
