@@ -91,52 +91,27 @@ def record_history(
         >>> print({name: values.tolist() for name, values in history_of(state).items()})
         {'step': [1, 2], 'loss': [2.0, 3.0], 'norm': [10.0, 15.0]}
     """
-    measures = {"gradient_norm": norms.global_norm} if measures is None else measures
-    if not isinstance(measures, Mapping) or not measures:
-        raise ValueError(
-            f"{_OWNER}: measures must map at least one name to a function, got {shown(measures)}"
-        )
-    length = check(_OWNER, "length", length, COUNT)
-    every = check(_OWNER, "every", every, COUNT)
-    functions = {name: (measures[name], _wanted(name, measures[name])) for name in measures}
-    length, every = int(length), int(every)
+    functions = _checked(measures)
+    length = int(check(_OWNER, "length", length, COUNT))
+    every = int(check(_OWNER, "every", every, COUNT))
 
     def init(params: Any) -> HistoryState:
         params = _parameters(params)
-        buffers = {}
-        for name, (measure, wanted) in functions.items():
-            # The types of extra arguments are not known yet.
-            kind: Any = jax.ShapeDtypeStruct((), jnp.result_type(float))
-            if wanted <= {"params"}:
-                kind = jax.eval_shape(measure, params, **dict.fromkeys(wanted, params))
-            buffers[name] = jax.tree.map(lambda leaf, name=name: start(name, leaf), kind)
+        buffers = {
+            name: _empty_buffer(name, measure, params, length)
+            for name, measure in functions.items()
+        }
         return HistoryState(jnp.zeros([], jnp.int32), jnp.full(length, -1, jnp.int32), buffers)
-
-    def start(name: str, kind: Any) -> jax.Array:
-        if jnp.issubdtype(kind.dtype, jnp.complexfloating):
-            raise ValueError(f"{_OWNER}: measure {name!r} must be real, got {kind.dtype}")
-        dtype = jnp.float64 if kind.dtype == jnp.float64 else jnp.float32
-        return jnp.zeros((length, *kind.shape), dtype)
 
     @declared(LINEAR)
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        if state.buffers.keys() != functions.keys():
-            raise ValueError(
-                f"{_OWNER}: the state is that of the measures {listed(sorted(state.buffers))}, "
-                "not of "
-                f"{listed(sorted(functions))}"
-            )
+        _check_state(state, functions)
 
         def record() -> tuple[jax.Array, dict[str, Any]]:
-            gradients, available = _parameters(updates), dict(extra)
+            available = dict(extra)
             if params is not None:
                 available["params"] = _parameters(params)
-            place = state.count // every % len(state.steps)
-            buffers = {}
-            for name, (measure, wanted) in functions.items():
-                value = measure(gradients, **_arguments(name, wanted, available))
-                buffers[name] = _written(name, state.buffers[name], place, value)
-            return state.steps.at[place].set(state.count), buffers
+            return _recorded(functions, state, every, _parameters(updates), available)
 
         def keep() -> tuple[jax.Array, dict[str, Any]]:
             return state.steps, state.buffers
@@ -150,6 +125,65 @@ def record_history(
         return updates, HistoryState(jnp.asarray(optax.safe_increment(state.count)), steps, buffers)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _Measure(NamedTuple):
+    """A function of the updates, and the names of its other arguments."""
+
+    function: Callable[..., Any]
+    wanted: set[str]
+
+
+def _checked(measures: Any) -> dict[str, _Measure]:
+    """The measures by name, or the default one."""
+    measures = {"gradient_norm": norms.global_norm} if measures is None else measures
+    if not isinstance(measures, Mapping) or not measures:
+        raise ValueError(
+            f"{_OWNER}: measures must map at least one name to a function, got {shown(measures)}"
+        )
+    return {
+        name: _Measure(function, _wanted(name, function)) for name, function in measures.items()
+    }
+
+
+def _check_state(state: HistoryState, functions: Mapping[str, _Measure]) -> None:
+    if state.buffers.keys() != functions.keys():
+        raise ValueError(
+            f"{_OWNER}: the state is that of the measures {listed(sorted(state.buffers))}, not of "
+            f"{listed(sorted(functions))}"
+        )
+
+
+def _empty_buffer(name: str, measure: _Measure, params: Any, length: int) -> Any:
+    """The buffer of one measure, with room for `length` of its values."""
+
+    def zeros(kind: Any) -> jax.Array:
+        if jnp.issubdtype(kind.dtype, jnp.complexfloating):
+            raise ValueError(f"{_OWNER}: measure {name!r} must be real, got {kind.dtype}")
+        dtype = jnp.float64 if kind.dtype == jnp.float64 else jnp.float32
+        return jnp.zeros((length, *kind.shape), dtype)
+
+    # The types of extra arguments are not known before the first update.
+    kind: Any = jax.ShapeDtypeStruct((), jnp.result_type(float))
+    if measure.wanted <= {"params"}:
+        kind = jax.eval_shape(measure.function, params, **dict.fromkeys(measure.wanted, params))
+    return jax.tree.map(zeros, kind)
+
+
+def _recorded(
+    functions: Mapping[str, _Measure],
+    state: HistoryState,
+    every: int,
+    updates: Any,
+    available: dict[str, Any],
+) -> tuple[jax.Array, dict[str, Any]]:
+    """The steps and the buffers of the state, with the measurements of this step."""
+    place = state.count // every % len(state.steps)
+    buffers = {}
+    for name, measure in functions.items():
+        value = measure.function(updates, **_arguments(name, measure.wanted, available))
+        buffers[name] = _written(name, state.buffers[name], place, value)
+    return state.steps.at[place].set(state.count), buffers
 
 
 def _wanted(name: Any, measure: Any) -> set[str]:

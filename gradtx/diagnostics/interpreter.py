@@ -209,42 +209,26 @@ class Interpreter:
 
     def _scan(self, equation: Any, values: list[Value]) -> list[Value]:
         parameters = equation.params
-        closed = parameters["jaxpr"]
-        first, number_carried = primitives.numbers_of_scan(equation)
-        second = first + number_carried
-        unchanged, carried, sliced = values[:first], values[first:second], values[second:]
         loop = Loop(parameters["reverse"])
-        passed_on = [
-            variable is closed.jaxpr.outvars[i]
-            for i, variable in enumerate(closed.jaxpr.invars[first:second])
-        ]
-        # What follows elementwise from outside is not followed into the body.
-        constants = [replace(value, images={}) for value in unchanged]
-        slices_of = [
-            replace(value, origin=value.origin and value.origin.seen_through(loop), images={})
-            for value in sliced
-        ]
-        # What a loop carries may become data, if it is none in the beginning.
-        carries = [
-            replace(value, images={}) if same else replace(_as_data(value), images={})
-            for value, same in zip(carried, passed_on, strict=True)
-        ]
+        constants, carried, sliced = _inputs_of_body(equation, values, loop)
+        first, number_carried = primitives.numbers_of_scan(equation)
         inside: list[tuple[list[Found], list[Value]]] = []
 
         def body(carry: Any, slices: Any) -> Any:
             arrays, probes = slices
-            inputs = [*constants, *_with_arrays(carries, carry), *_with_arrays(slices_of, arrays)]
-            child, outputs = self._enter(closed, inputs, probes)
+            inputs = [*constants, *_with_arrays(carried, carry), *_with_arrays(sliced, arrays)]
+            child, outputs = self._enter(parameters["jaxpr"], inputs, probes)
             inside[:] = [_without_arrays(child.found, outputs)]
             results = [value.array for value in outputs]
             measured = [found.arrays for found in child.found]
-            return results[: len(carried)], (results[len(carried) :], measured)
+            return results[:number_carried], (results[number_carried:], measured)
 
         def whole(probes: Any) -> Any:
+            arrays = [value.array for value in values[first:]]
             return lax.scan(
                 body,
-                [value.array for value in carried],
-                ([value.array for value in sliced], probes),
+                arrays[:number_carried],
+                (arrays[number_carried:], probes),
                 length=parameters["length"],
                 reverse=parameters["reverse"],
                 unroll=parameters["unroll"],
@@ -252,7 +236,7 @@ class Interpreter:
 
         probes = None
         if self.probes is not None:
-            # The probes are counted out by a first tracing without any.
+            # A first tracing without probes tells how many the body needs.
             jax.eval_shape(whole, None)
             probes = self._take(len(inside[0][0]))
         last, (stacked, measured) = whole(probes)
@@ -316,6 +300,34 @@ class Interpreter:
         """Take over what was found inside of a loop or a branch."""
         place = (self._equations, *found.place)
         self.found.append(Found(found.what, arrays, place, (nesting, *found.nesting)))
+
+
+def _inputs_of_body(
+    equation: Any, values: Sequence[Value], loop: Loop
+) -> tuple[list[Value], list[Value], list[Value]]:
+    """The constants, carried values and slices of a scan, as its body sees them.
+
+    Nothing is followed elementwise from outside into the body.
+    """
+    closed = equation.params["jaxpr"]
+    first, number_carried = primitives.numbers_of_scan(equation)
+    second = first + number_carried
+    unchanged, carried, sliced = values[:first], values[first:second], values[second:]
+    passed_on = [
+        variable is closed.jaxpr.outvars[i]
+        for i, variable in enumerate(closed.jaxpr.invars[first:second])
+    ]
+    constants = [replace(value, images={}) for value in unchanged]
+    # What a loop carries may become data in a later iteration.
+    carries = [
+        replace(value if same else _as_data(value), images={})
+        for value, same in zip(carried, passed_on, strict=True)
+    ]
+    slices = [
+        replace(value, origin=value.origin and value.origin.seen_through(loop), images={})
+        for value in sliced
+    ]
+    return constants, carries, slices
 
 
 def _as_data(value: Value) -> Value:

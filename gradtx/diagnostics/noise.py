@@ -94,16 +94,50 @@ def gradient_noise_scale(
         raise ValueError(f"{_OWNER}: loss_fn must be a function, got {shown(loss_fn)}")
     small_batch_size = check(_OWNER, "small_batch_size", small_batch_size, COUNT)
     size = first_axis_size(_OWNER, "batch", batch)
+    number = _number_of_pieces(size, small_batch_size)
+    small = int(small_batch_size)
+    means, deviations, unit = _mean_and_deviations(loss_fn, params, _pieces(batch, number))
+    wider = _unit(means, unit)
+    trace = deviations * jnp.square(unit / wider) * (small / (number - 1))
+    squared = _squared_norm(means, wider) - trace / size
+    # If gradient and noise are both zero, or one is not finite, there is no such ratio.
+    beyond_sight = jnp.where((squared <= 0) & (trace > 0), jnp.inf, jnp.nan)
+    is_seen = squared > 0
+    return NoiseScale(
+        jnp.where(is_seen, trace / jnp.where(is_seen, squared, 1), beyond_sight),
+        squared * wider * wider,
+        trace * wider * wider,
+    )
+
+
+def _number_of_pieces(size: int, small_batch_size: Any) -> int:
     small = int(small_batch_size)
     if size % small or size < 2 * small:
         raise ValueError(
             f"{_OWNER}: small_batch_size must divide the number of samples, {size}, into at least "
             f"two pieces, got {small_batch_size}"
         )
-    number = size // small
-    pieces = jax.tree.map(
-        lambda leaf: jnp.asarray(leaf).reshape(number, small, *leaf.shape[1:]), batch
-    )
+    return size // small
+
+
+def _pieces(batch: Any, number: int) -> Any:
+    """The batch with a first axis for its pieces."""
+
+    def cut(leaf: Any) -> jax.Array:
+        leaf = jnp.asarray(leaf)
+        return leaf.reshape(number, leaf.shape[0] // number, *leaf.shape[1:])
+
+    return jax.tree.map(cut, batch)
+
+
+def _mean_and_deviations(
+    loss_fn: Callable[[Any, Any], jax.Array], params: Any, pieces: Any
+) -> tuple[list[jax.Array], jax.Array, jax.Array]:
+    """The mean of the pieces' gradients, and the sum of the squared distances from it.
+
+    Returns:
+        The leaves of the mean; the sum, in squared units; the unit.
+    """
     parameters = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params) if trees.is_parameter(leaf)]
     dtypes = [trees.compute_dtype(leaf.dtype) for leaf in parameters]
     widest = max(
@@ -131,18 +165,9 @@ def gradient_noise_scale(
     zero = jnp.zeros((), widest)
     zeros = [jnp.zeros(p.shape, dtype) for p, dtype in zip(parameters, dtypes, strict=True)]
     least = jnp.full((), 2.0 ** -(jnp.finfo(widest).maxexp * 3 // 4), widest)
-    (_, means, deviations, unit), _ = lax.scan(add, (zero, zeros, zero, least), pieces)
-    wider = _unit(means, unit)
-    trace = deviations * jnp.square(unit / wider) * (small / (number - 1))
-    squared = _squared_norm(means, wider) - trace / size
-    # If gradient and noise are both zero, or one is not finite, there is no such ratio.
-    beyond_sight = jnp.where((squared <= 0) & (trace > 0), jnp.inf, jnp.nan)
-    is_seen = squared > 0
-    return NoiseScale(
-        jnp.where(is_seen, trace / jnp.where(is_seen, squared, 1), beyond_sight),
-        squared * wider * wider,
-        trace * wider * wider,
-    )
+    (_, *result), _ = lax.scan(add, (zero, zeros, zero, least), pieces)
+    means, deviations, unit = result
+    return means, deviations, unit
 
 
 def _unit(leaves: list[jax.Array], least: jax.Array) -> jax.Array:

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from gradtx.diagnostics import _extras
+from gradtx.diagnostics import _extras, picture
 from gradtx.diagnostics.layer_signal import LayerSignal
 from gradtx.diagnostics.nonfinite import Culprit
 from gradtx.diagnostics.verdict import Diagnosis, diagnose
@@ -29,10 +27,6 @@ _COLUMNS: dict[str, Callable[[LayerSignal], str]] = {
     "weight rms": lambda layer: f"{layer.weight_rms:.2g}",
     "weight gradient rms": lambda layer: f"{layer.weight_grad_rms:.2g}",
 }
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= 72 else f"…{name[-71:]}"
 
 
 @dataclass(frozen=True)
@@ -93,71 +87,13 @@ class SignalReport:
         """The measurements as a picture: signal, gradient and idle units over the layers.
 
         Returns:
-            A matplotlib figure.
+            A `matplotlib.figure.Figure`.
 
         Raises:
             ImportError: if matplotlib is not installed, naming the extra.
         """
-        number = len(self.layers)
-        recurrent = [layer for layer in self.layers if layer.rms_by_step]
-        panels = 4 if recurrent else 3
-        width = min(max(6.0, 0.3 * number + 3), 16.0)
-        figure = _extras.load("matplotlib.figure").Figure(
-            figsize=(width, 2.7 * panels), layout="constrained"
-        )
-        signal, gradient, idle, *through_time = figure.subplots(panels, 1)
-        places = np.arange(number)
-
-        def curve(axes: Any, attribute: str, label: str, color: str, **style: Any) -> None:
-            values = np.array([getattr(layer, attribute) for layer in self.layers])
-            axes.plot(places, np.where(values > 0, values, np.nan), label=label, c=color, **style)
-            if (values == 0).any():
-                # A logarithmic axis has no zero: a cross at its lower end stands for it.
-                zeros = np.where(values == 0, 0.03, np.nan)
-                at_the_end = {"transform": axes.get_xaxis_transform(), "linestyle": "none"}
-                axes.plot(places, zeros, marker="x", c=color, label=f"{label}: zero", **at_the_end)
-
-        curve(signal, "input_rms", "input", "C7", marker=".", linestyle=":")
-        curve(signal, "rms", "after the nonlinearity", "C0", marker="o")
-        signal.set(title="Signal", ylabel="root mean square", yscale="log")
-        curve(gradient, "grad_rms", "at the layer's output", "C3", marker="o")
-        curve(gradient, "weight_grad_rms", "at its weights", "C1", marker="s", ls="--")
-        gradient.set(title="Gradient of the loss", ylabel="root mean square", yscale="log")
-        for axes in (signal, gradient):
-            axes.sharex(idle)
-            axes.tick_params(labelbottom=False)
-        for axes in through_time:
-            for layer in recurrent:
-                axes.plot(layer.grad_rms_by_step, label=_shortened(layer.name))
-            axes.set(
-                title="Gradient at the outputs, through the steps of the recurrence",
-                xlabel="step",
-                ylabel="root mean square",
-                yscale="log",
-            )
-        for attribute, label, color, offset in (
-            ("zero_fraction", "zero", "C7", -0.27),
-            ("dead_fraction", "dead", "black", 0.0),
-            ("saturated_fraction", "saturated", "C1", 0.27),
-        ):
-            shares = [100 * getattr(layer, attribute) for layer in self.layers]
-            idle.bar(places + offset, shares, 0.27, label=label, color=color)
-        idle.set(title="Units that pass no gradient on", ylabel="share (%)", ylim=(0, 105))
-        every = max(1, -(-number // 40))
-        idle.set_xticks(
-            places[::every],
-            [_shortened(layer.name) for layer in self.layers][::every],
-            rotation=90 if number > 6 else 20,
-            ha="center" if number > 6 else "right",
-            fontsize="small",
-            parse_math=False,
-        )
-        idle.set_xlabel("layer, in the order of evaluation")
-        for axes in (signal, gradient, idle, *through_time):
-            axes.grid(alpha=0.3)
-            axes.legend(fontsize="small")
-        figure.suptitle(f"{self.kind.capitalize()} (loss {self.loss:.4g})")
-        return figure
+        title = f"{self.kind.capitalize()} (loss {self.loss:.4g})"
+        return picture.picture_of(self.layers, title)
 
     def __str__(self) -> str:
         return f"SignalReport of {len(self.layers)} layers, loss {self.loss:.4g}\n{self.verdict}"

@@ -6,9 +6,9 @@ numbers. `variance_scaling` has exactly the requested variance, truncated or not
 `truncated_normal` with `exact_stddev=True`. Dtypes below 32 bits are drawn in float32 and
 rounded once, and never to a bound that the distribution does not reach.
 
-The same key draws the same random bits, compiled or not and on any layout of devices, so the
-numbers agree up to how a compiler rounds the last bits of a function. This requires a generator
-with the same property: jax's default, Threefry, has it; its `rbg` generators do not.
+The same key draws the same random bits, whether compiled or not and on any layout of devices, so
+the numbers agree up to how a compiler rounds the last bits of a function. This requires a
+generator with that property: jax's default, Threefry, has it; its `rbg` generators do not.
 """
 
 from gradtx.initializers.bias import (

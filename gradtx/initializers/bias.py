@@ -5,14 +5,16 @@ from gradtx.initializers.initializer import DType, Initializer, Scalar, require_
 
 
 def bias_normal(fan_in: int, dtype: DType = None) -> Initializer:
-    """Normal with the variance of LeCun's rule, with the bias counted as one more input.
+    """Normal with the variance of LeCun's rule, where the bias counts as one more input.
 
-    Equation: b ~ N(0, 1 / (fan_in + 1)). Together with a kernel from
-    `lecun_normal(count_bias=True)`, a unit with fan_in inputs of variance 1 has variance 1.
+        b ~ N(0, 1 / (fan_in + 1))
+
+    Together with a kernel from `lecun_normal(count_bias=True)`, a unit with fan_in inputs of
+    variance 1 has variance 1.
 
     Args:
-        fan_in: number of inputs of the unit that the bias belongs to, >= 1; the shape of a bias
-            does not show it.
+        fan_in: the number of inputs of the unit that the bias belongs to, >= 1; it cannot be read
+            from the shape of a bias.
         dtype: default dtype of the result, real or complex; None is jax's default float.
 
     Returns:
@@ -22,8 +24,8 @@ def bias_normal(fan_in: int, dtype: DType = None) -> Initializer:
         ValueError: if `fan_in` is below 1 or not finite.
 
     Source:
-        LeCun, Bottou, Orr and Müller (1998), "Efficient BackProp", section 4.6, equation (16),
-        with m = fan_in + 1 connections.
+        LeCun, Bottou, Orr & Müller 1998, "Efficient BackProp", section 4.6, equation (16), with
+        m = fan_in + 1 connections.
 
     Example:
         >>> import jax
@@ -39,10 +41,10 @@ def bias_normal(fan_in: int, dtype: DType = None) -> Initializer:
 def small_random(stddev: Scalar = 1e-2, dtype: DType = None) -> Initializer:
     """Small normal numbers, just large enough to break the symmetry between units.
 
-    Equation: b ~ N(0, stddev²).
+        b ~ N(0, stddev^2)
 
     Args:
-        stddev: standard deviation, >= 0.
+        stddev: the standard deviation, >= 0.
         dtype: default dtype of the result, real or complex; None is jax's default float.
 
     Returns:
@@ -52,8 +54,8 @@ def small_random(stddev: Scalar = 1e-2, dtype: DType = None) -> Initializer:
         ValueError: if `stddev` is negative or not finite.
 
     Source:
-        Krizhevsky, Sutskever and Hinton (2012), "ImageNet Classification with Deep
-        Convolutional Neural Networks", section 5, where stddev = 0.01.
+        Krizhevsky, Sutskever & Hinton 2012, "ImageNet classification with deep convolutional
+        neural networks", section 5, where stddev = 0.01.
 
     Example:
         >>> import jax

@@ -1,4 +1,4 @@
-"""Initializers that draw every element from one fixed distribution, whatever the shape."""
+"""Initializers that draw every element from the same distribution, whatever the shape."""
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,13 @@ def zeros(
 ) -> jax.Array:
     """An array of zeros: the usual initial bias.
 
+        w = 0
+
     Args:
         key: ignored.
         shape: shape of the result.
         dtype: any dtype; None is jax's default, float32 unless `jax_enable_x64` is set.
-        out_sharding: namedSharding or PartitionSpec of the result, or None.
+        out_sharding: a NamedSharding or PartitionSpec of the result, or None.
 
     Returns:
         Array of the given shape and dtype.
@@ -50,11 +52,13 @@ def ones(
 ) -> jax.Array:
     """An array of ones: the usual initial scale of a normalization layer.
 
+        w = 1
+
     Args:
         key: ignored.
         shape: shape of the result.
         dtype: any dtype; None is jax's default, float32 unless `jax_enable_x64` is set.
-        out_sharding: namedSharding or PartitionSpec of the result, or None.
+        out_sharding: a NamedSharding or PartitionSpec of the result, or None.
 
     Returns:
         Array of the given shape and dtype.
@@ -70,9 +74,9 @@ def ones(
 
 
 def constant(value: jax.typing.ArrayLike, dtype: DType = None) -> Initializer:
-    """The same value everywhere; as a bias, `constant(0.01)` keeps rectified units active at first.
+    """The same value everywhere; as a bias, `constant(0.01)` keeps relu units active at first.
 
-    Equation: w = value.
+        w = value
 
     Args:
         value: a number, or an array that broadcasts to the requested shape.
@@ -96,12 +100,14 @@ def constant(value: jax.typing.ArrayLike, dtype: DType = None) -> Initializer:
 
 
 def uniform(scale: Scalar = 1e-2, dtype: DType = None) -> Initializer:
-    """Uniform on one side of zero.
+    """Uniform between zero and an upper bound.
 
-    Equation: w ~ U[0, scale), of mean scale/2 and variance scale²/12.
+        w ~ U[0, scale)
+
+    The mean is scale / 2 and the variance scale^2 / 12.
 
     Args:
-        scale: upper bound, >= 0, which no dtype reaches.
+        scale: the upper bound, >= 0, which is never reached, in any dtype.
         dtype: default dtype of the result, real; None is jax's default float.
 
     Returns:
@@ -129,12 +135,14 @@ def uniform(scale: Scalar = 1e-2, dtype: DType = None) -> Initializer:
 
 
 def uniform_symmetric(limit: Scalar, dtype: DType = None) -> Initializer:
-    """Uniform on both sides of zero.
+    """Uniform in an interval that is symmetric about zero.
 
-    Equation: w ~ U[-limit, limit), of mean 0 and variance limit²/3.
+        w ~ U[-limit, limit)
+
+    The mean is 0 and the variance limit^2 / 3.
 
     Args:
-        limit: largest absolute value, >= 0, which no dtype exceeds.
+        limit: the largest absolute value, >= 0, which is never exceeded, in any dtype.
         dtype: default dtype of the result, real; None is jax's default float.
 
     Returns:
@@ -144,8 +152,8 @@ def uniform_symmetric(limit: Scalar, dtype: DType = None) -> Initializer:
         ValueError: if `limit` is negative or not finite; on call, if the dtype is not real.
 
     Source:
-        Glorot and Bengio (2010), "Understanding the difficulty of training deep feedforward
-        neural networks", section 2.3, equation (1), where limit = 1/sqrt(fan_in).
+        Glorot & Bengio 2010, "Understanding the difficulty of training deep feedforward neural
+        networks", section 2.3, equation (1), where limit = 1 / sqrt(fan_in).
 
     Example:
         >>> w = uniform_symmetric(0.1)(jax.random.key(0), (1000,))
@@ -165,11 +173,13 @@ def uniform_symmetric(limit: Scalar, dtype: DType = None) -> Initializer:
 def normal(stddev: Scalar = 1e-2, dtype: DType = None) -> Initializer:
     """Normal with mean zero.
 
-    Equation: w ~ N(0, stddev²); for a complex dtype the real and the imaginary part each
-    have variance stddev²/2, so that E|w|² = stddev².
+        w ~ N(0, stddev^2)
+
+    For a complex dtype the real and the imaginary part each have variance stddev^2 / 2, so that
+    E|w|^2 = stddev^2.
 
     Args:
-        stddev: standard deviation, >= 0.
+        stddev: the standard deviation, >= 0.
         dtype: default dtype of the result, real or complex; None is jax's default float.
 
     Returns:
@@ -204,29 +214,31 @@ def truncated_normal(
 ) -> Initializer:
     """Normal numbers between two bounds.
 
-    Equation: w = stddev z, where z is standard normal given lower < z < upper. The bounds are in
-    units of `stddev`, which is the deviation before truncation; that of w is smaller, 0.88 stddev
-    at the default bounds. With `exact_stddev`, w = stddev z / s has deviation `stddev` and
-    lies in (lower, upper) stddev / s, where with the normal density φ and distribution Φ and the
-    mass Z = Φ(upper) - Φ(lower),
+        w = stddev * z,        z ~ N(0, 1) given lower < z < upper
+        w = stddev * z / s     with exact_stddev
 
-        m  = (φ(lower) - φ(upper)) / Z
-        s² = 1 + (lower φ(lower) - upper φ(upper)) / Z - m².
+    The bounds are in units of `stddev`, the standard deviation before truncation. That of w is
+    smaller: 0.88 stddev with the default bounds. With `exact_stddev` it is `stddev`, and w lies
+    in (lower, upper) * stddev / s. With the normal density φ, its distribution function Φ and
+    Z = Φ(upper) - Φ(lower),
 
-    With asymmetric bounds the mean is not 0 but stddev m, or stddev m / s.
+        m   = (φ(lower) - φ(upper)) / Z
+        s^2 = 1 + (lower φ(lower) - upper φ(upper)) / Z - m^2
+
+    With asymmetric bounds the mean is not 0 but stddev * m, or stddev * m / s.
 
     The numbers are those of `jax.nn.initializers.truncated_normal`, but more accurate in the
     tails, and finite even if the bounds are infinite.
 
     Args:
-        stddev: standard deviation before truncation, or, with `exact_stddev`, that of the samples,
+        stddev: the standard deviation before truncation or, with `exact_stddev`, of the samples,
             >= 0.
         dtype: default dtype of the result, real; None is jax's default float.
-        lower: lower bound or -inf, at most 12. Arrays that broadcast with the samples and traced
-            numbers are accepted too, and passed on to `jax.random.truncated_normal`.
-        upper: upper bound or inf, above `lower` and at least -12; or as for `lower`.
-        exact_stddev: whether the samples themselves have the deviation `stddev`. The bounds must
-            then be concrete numbers.
+        lower: the lower bound or -inf, at most 12. Traced numbers, and arrays that broadcast with
+            the samples, are passed on to `jax.random.truncated_normal`.
+        upper: the upper bound or inf, above `lower` and at least -12; otherwise like `lower`.
+        exact_stddev: whether the samples themselves have the standard deviation `stddev`. The
+            bounds must then be concrete numbers.
 
     Returns:
         An initializer.
@@ -237,9 +249,8 @@ def truncated_normal(
             bounds are not concrete numbers; on call, if the dtype is not real.
 
     Source:
-        jax.nn.initializers.truncated_normal; the deviation is that of Johnson, Kotz and
-        Balakrishnan (1994), "Continuous Univariate Distributions", volume 1, chapter 13,
-        section 10.1.
+        jax.nn.initializers.truncated_normal; Johnson, Kotz & Balakrishnan 1994, "Continuous
+        univariate distributions", volume 1, chapter 13, section 10.1, for s.
 
     Example:
         >>> w = truncated_normal(1.0)(jax.random.key(0), (10_000,))

@@ -23,7 +23,7 @@ Sharding: TypeAlias = jax.sharding.NamedSharding | jax.sharding.PartitionSpec | 
 
 
 class Bounded(NamedTuple):
-    """Real samples between two bounds, which rounding must not carry them to or beyond.
+    """Real samples between two bounds, which rounding must not make them reach.
 
     Attributes:
         samples: the numbers, of at least 32 bits.
@@ -52,10 +52,10 @@ def initializer(sample: Sampler, dtype: DType) -> Initializer:
 
     Returns:
         A function `init(key, shape, dtype=dtype, out_sharding=None)`. Dtypes below 32 bits are
-        drawn and scaled in float32 and rounded once, at the end; a number that this would carry to
+        drawn and scaled in float32 and rounded once, at the end; a number that would be rounded to
         a bound or beyond becomes the nearest one inside. `shape` may be an integer. `out_sharding`
         (a NamedSharding, or a PartitionSpec under `jax.set_mesh`) decides where the numbers live,
-        never what they are.
+        but does not change them.
 
     Example:
         >>> init = initializer(lambda key, shape, dtype: jnp.full(shape, 2, dtype), None)
@@ -89,7 +89,7 @@ def _as_tuple(shape: Sequence[int] | SupportsIndex) -> Shape:
 
 
 def _rounded_within(drawn: Bounded, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """The samples in another dtype, one step back from a bound that rounding carried them to."""
+    """The samples in another dtype, moved one step inside where rounding reached a bound."""
     samples, lower, upper, reaches_lower = drawn
     rounded = samples.astype(dtype)
     info = jnp.finfo(rounded.dtype)
@@ -116,13 +116,13 @@ def rescale(samples: jax.Array, factor: Scalar) -> jax.Array:
         >>> rescale(jnp.ones(2), 0.5)
         Array([0.5, 0.5], dtype=float32)
     """
-    # Without the barrier a compiler merges `factor` with the generator's own last constant, and
-    # a compiled initializer differs in the last bit from the same initializer run eagerly.
+    # Without the barrier the compiler merges `factor` with the generator's last constant, and a
+    # compiled initializer differs in the last bit from the same initializer run eagerly.
     return jax.lax.optimization_barrier(samples) * jnp.asarray(factor, samples.dtype)
 
 
 def require_nonnegative(owner: str, name: str, value: Scalar) -> None:
-    """Refuse what cannot be a scale: negative numbers, infinities and NaN.
+    """Raise an error for what cannot be a scale: negative numbers, infinities and NaN.
 
     Args:
         owner: name of the function that the user called, which opens the message.
@@ -157,8 +157,8 @@ def _place(
 ) -> jax.Array:
     if out_sharding is None:
         return build(key)
-    # A mesh with explicit axes wants shardings in the types, which only `auto_axes` writes there
-    # from within a trace; everywhere else, compiling with the sharding builds the shards in place.
+    # A mesh with explicit axes needs shardings in the types, which inside a trace only `auto_axes`
+    # puts there; everywhere else, compiling with the sharding builds the shards in place.
     if jax.sharding.get_abstract_mesh().explicit_axes:
         return jax.sharding.auto_axes(out_sharding=out_sharding)(build)(key)
     return jax.jit(build, out_shardings=out_sharding)(key)

@@ -19,13 +19,14 @@ from gradtx.initializers.initializer import (
 def orthogonal(scale: Scalar = 1.0, column_axis: int = -1, dtype: DType = None) -> Initializer:
     """A matrix drawn uniformly from the orthogonal (for complex dtypes: unitary) group.
 
-    Equation: W = scale Q diag(sign(diag(R))), where Q R = A and A_ij ~ N(0, 1). The signs make
-    the decomposition unique, and only then is the result uniform (Haar distributed). All axes
-    but `column_axis` are flattened into rows. With at least as many rows as columns
-    WᵀW = scale² I, otherwise WWᵀ = scale² I.
+        W = scale * Q diag(sign(diag(R))),    Q R = A,    A_ij ~ N(0, 1)
+
+    The signs make the decomposition unique; without them the result would not be uniform (Haar
+    distributed). All axes but `column_axis` are flattened into rows. W^T W = scale^2 I if there
+    are at least as many rows as columns, otherwise W W^T = scale^2 I.
 
     Args:
-        scale: the length of every orthonormal row or column, >= 0.
+        scale: the length of every row or column, >= 0.
         column_axis: the axis that indexes columns.
         dtype: default dtype of the result, real or complex; None is jax's default float.
 
@@ -37,9 +38,9 @@ def orthogonal(scale: Scalar = 1.0, column_axis: int = -1, dtype: DType = None) 
             than two axes or no axis `column_axis`.
 
     Source:
-        Saxe, McClelland and Ganguli (2014), "Exact solutions to the nonlinear dynamics of
-        learning in deep linear neural networks", section 3; the signs are those of Mezzadri
-        (2007), "How to generate random matrices from the classical compact groups", section 5.
+        Saxe, McClelland & Ganguli 2014, "Exact solutions to the nonlinear dynamics of learning in
+        deep linear neural networks", section 3; Mezzadri 2007, "How to generate random matrices
+        from the classical compact groups", section 5, for the signs.
 
     Example:
         >>> w = orthogonal()(jax.random.key(0), (4, 2))
@@ -74,10 +75,12 @@ def _orthogonal(owner: str, scale: Scalar, column_axis: int, dtype: DType) -> In
 def delta_orthogonal(
     scale: Scalar = 1.0, column_axis: int = -1, dtype: DType = None
 ) -> Initializer:
-    """A convolution kernel that is an orthogonal matrix at its centre tap and zero elsewhere.
+    """A convolution kernel that is an orthogonal matrix at its center tap and zero elsewhere.
 
-    Equation: K[centre] = W with W from `orthogonal`, K[other taps] = 0. Since fan_in <= fan_out,
-    the convolution with padding "SAME" multiplies the length of every signal by `scale`.
+        K[center] = W from `orthogonal`,    K[other taps] = 0
+
+    With fan_in <= fan_out, which is required, and padding "SAME", the convolution multiplies the
+    length of every signal by `scale`.
 
     Args:
         scale: the factor that lengths are multiplied by, >= 0.
@@ -86,15 +89,15 @@ def delta_orthogonal(
 
     Returns:
         An initializer for kernels (*space, fan_in, fan_out) with one to three spatial axes. The
-        centre of an even number k of taps is tap k/2 - 1, as in padding "SAME".
+        center of an even number k of taps is tap k/2 - 1, as in padding "SAME".
 
     Raises:
         ValueError: if `scale` is negative or not finite; on call, if the rank is not 3, 4 or 5
             or fan_in exceeds fan_out.
 
     Source:
-        Xiao, Bahri, Sohl-Dickstein, Schoenholz and Pennington (2018), "Dynamical Isometry and
-        a Mean Field Theory of CNNs", algorithm 2.
+        Xiao, Bahri, Sohl-Dickstein, Schoenholz & Pennington 2018, "Dynamical isometry and a mean
+        field theory of CNNs", algorithm 2.
 
     Example:
         >>> kernel = delta_orthogonal()(jax.random.key(0), (3, 2, 2))
@@ -111,19 +114,21 @@ def delta_orthogonal(
         fan_in, fan_out = shape[-2:]
         if fan_in > fan_out:
             raise ValueError(
-                "delta_orthogonal: with fewer outputs than inputs no kernel keeps lengths, "
+                "delta_orthogonal: with fewer outputs than inputs no kernel preserves lengths, "
                 f"got fan_in={fan_in} and fan_out={fan_out} in shape={shape}"
             )
-        return _at_centre(draw_matrix(key, (fan_in, fan_out), dtype), shape)
+        return _at_center(draw_matrix(key, (fan_in, fan_out), dtype), shape)
 
     return initializer(sample, dtype)
 
 
 def identity(scale: float = 1.0, dtype: DType = None) -> Initializer:
-    """The layer that passes its input on unchanged: an identity matrix, or a Dirac kernel.
+    """A layer that passes on its input unchanged: an identity matrix, or a Dirac kernel.
 
-    Equation: W_ij = scale if i = j else 0; a convolution kernel has this matrix at its centre
-    tap and zeros elsewhere. Rectangular matrices copy the first min(fan_in, fan_out) inputs.
+        W_ij = scale if i = j else 0
+
+    A convolution kernel has this matrix at its center tap and zeros elsewhere. Rectangular
+    matrices copy the first min(fan_in, fan_out) inputs.
 
     Args:
         scale: the factor that the input is multiplied by, of either sign.
@@ -131,16 +136,16 @@ def identity(scale: float = 1.0, dtype: DType = None) -> Initializer:
 
     Returns:
         An initializer, which ignores its key, for matrices (fan_in, fan_out) and for kernels
-        (*space, fan_in, fan_out) with one to three spatial axes. The centre of an even number k
+        (*space, fan_in, fan_out) with one to three spatial axes. The center of an even number k
         of taps is tap k/2 - 1, as in padding "SAME".
 
     Raises:
         ValueError: on call, if the rank is not 2, 3, 4 or 5.
 
     Source:
-        Le, Jaitly and Hinton (2015), "A Simple Way to Initialize Recurrent Networks of
-        Rectified Linear Units", section 2; for convolutions, Zagoruyko and Komodakis (2017),
-        "DiracNets: Training Very Deep Neural Networks Without Skip-Connections", section 3.
+        Le, Jaitly & Hinton 2015, "A simple way to initialize recurrent networks of rectified
+        linear units", section 2; Zagoruyko & Komodakis 2017, "DiracNets: training very deep neural
+        networks without skip-connections", section 3, for convolutions.
 
     Example:
         >>> identity(2.0)(jax.random.key(0), (2, 3))
@@ -151,13 +156,13 @@ def identity(scale: float = 1.0, dtype: DType = None) -> Initializer:
     def sample(_key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> jax.Array:
         if len(shape) not in (2, 3, 4, 5):
             raise ValueError(f"identity: the shape must have 2 to 5 axes, got shape={shape}")
-        return _at_centre(rescale(jnp.eye(*shape[-2:], dtype=dtype), scale), shape)
+        return _at_center(rescale(jnp.eye(*shape[-2:], dtype=dtype), scale), shape)
 
     return initializer(sample, dtype)
 
 
-def _at_centre(matrix: jax.Array, shape: Shape) -> jax.Array:
+def _at_center(matrix: jax.Array, shape: Shape) -> jax.Array:
     if 0 in shape:
         return jnp.zeros(shape, matrix.dtype)
-    centre = tuple((taps - 1) // 2 for taps in shape[:-2])
-    return jnp.zeros(shape, matrix.dtype).at[centre].set(matrix)
+    center = tuple((taps - 1) // 2 for taps in shape[:-2])
+    return jnp.zeros(shape, matrix.dtype).at[center].set(matrix)

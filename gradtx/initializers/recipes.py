@@ -16,9 +16,9 @@ def lecun_normal(
     *,
     count_bias: bool = False,
 ) -> Initializer:
-    """LeCun's rule: activations keep their variance through linear units, and tanh near zero.
+    """LeCun's rule: preserves the variance of activations in linear layers, and tanh near zero.
 
-    Equation: Var w = 1 / fan_in.
+        Var w = 1 / fan_in
 
     Args:
         in_axis: axis or axes that index inputs.
@@ -34,7 +34,7 @@ def lecun_normal(
         ValueError: on call, if the shape lacks a named axis.
 
     Source:
-        LeCun, Bottou, Orr and Müller (1998), "Efficient BackProp", section 4.6, equation (16).
+        LeCun, Bottou, Orr & Müller 1998, "Efficient BackProp", section 4.6, equation (16).
 
     Example:
         >>> import jax
@@ -58,7 +58,7 @@ def lecun_uniform(
 ) -> Initializer:
     """LeCun's rule, with uniform weights.
 
-    Equation: w ~ U[-L, L) with L = sqrt(3 / fan_in).
+        w ~ U[-L, L),    L = sqrt(3 / fan_in)
 
     Args:
         in_axis: axis or axes that index inputs.
@@ -74,7 +74,7 @@ def lecun_uniform(
         ValueError: on call, if the shape lacks a named axis.
 
     Source:
-        LeCun, Bottou, Orr and Müller (1998), "Efficient BackProp", section 4.6, equation (16).
+        LeCun, Bottou, Orr & Müller 1998, "Efficient BackProp", section 4.6, equation (16).
 
     Example:
         >>> import jax
@@ -96,7 +96,7 @@ def glorot_normal(
 ) -> Initializer:
     """Glorot's rule: a compromise between preserving activations and preserving gradients.
 
-    Equation: Var w = 2 / (fan_in + fan_out).
+        Var w = 2 / (fan_in + fan_out)
 
     Args:
         in_axis: axis or axes that index inputs.
@@ -113,8 +113,8 @@ def glorot_normal(
         ValueError: on call, if the shape lacks a named axis.
 
     Source:
-        Glorot and Bengio (2010), "Understanding the difficulty of training deep feedforward
-        neural networks", section 4.2.1, equation (12).
+        Glorot & Bengio 2010, "Understanding the difficulty of training deep feedforward neural
+        networks", section 4.2.1, equation (12).
 
     Example:
         >>> import jax
@@ -138,7 +138,7 @@ def glorot_uniform(
 ) -> Initializer:
     """Glorot's rule, with uniform weights.
 
-    Equation: w ~ U[-L, L) with L = sqrt(6 / (fan_in + fan_out)).
+        w ~ U[-L, L),    L = sqrt(6 / (fan_in + fan_out))
 
     Args:
         in_axis: axis or axes that index inputs.
@@ -155,8 +155,8 @@ def glorot_uniform(
         ValueError: on call, if the shape lacks a named axis.
 
     Source:
-        Glorot and Bengio (2010), "Understanding the difficulty of training deep feedforward
-        neural networks", section 4.2.1, equation (16).
+        Glorot & Bengio 2010, "Understanding the difficulty of training deep feedforward neural
+        networks", section 4.2.1, equation (16).
 
     Example:
         >>> import jax
@@ -176,9 +176,9 @@ def he_normal(
     *,
     count_bias: bool = False,
 ) -> Initializer:
-    """He's rule: activations keep their size through rectifiers, which pass on half of it.
+    """He's rule: preserves the size of activations through relu, which passes on half of it.
 
-    Equation: Var w = 2 / fan_in.
+        Var w = 2 / fan_in
 
     Args:
         in_axis: axis or axes that index inputs.
@@ -194,8 +194,7 @@ def he_normal(
         ValueError: on call, if the shape lacks a named axis.
 
     Source:
-        He, Zhang, Ren and Sun (2015), "Delving Deep into Rectifiers", section 2.2, equation
-        (10).
+        He, Zhang, Ren & Sun 2015, "Delving deep into rectifiers", section 2.2, equation (10).
 
     Example:
         >>> import jax
@@ -217,7 +216,7 @@ def he_uniform(
 ) -> Initializer:
     """He's rule, with uniform weights.
 
-    Equation: w ~ U[-L, L) with L = sqrt(6 / fan_in).
+        w ~ U[-L, L),    L = sqrt(6 / fan_in)
 
     Args:
         in_axis: axis or axes that index inputs.
@@ -233,8 +232,7 @@ def he_uniform(
         ValueError: on call, if the shape lacks a named axis.
 
     Source:
-        He, Zhang, Ren and Sun (2015), "Delving Deep into Rectifiers", section 2.2, equation
-        (10).
+        He, Zhang, Ren & Sun 2015, "Delving deep into rectifiers", section 2.2, equation (10).
 
     Example:
         >>> import jax

@@ -35,9 +35,10 @@ def compute_fans(
 ) -> tuple[int, int]:
     """How many inputs one output sums over, and how many outputs one input reaches.
 
-    Equation: fan_in is the product of the sizes of all axes but `out_axis` and `batch_axis`,
-    fan_out of all but `in_axis` and `batch_axis`. Axes that are not named are the receptive
-    field of a convolution and count in both.
+        fan_in  = the product of the sizes of all axes but out_axis and batch_axis
+        fan_out = the product of the sizes of all axes but in_axis and batch_axis
+
+    Axes that are not named are the receptive field of a convolution and count in both.
 
     Args:
         shape: shape of the kernel.
@@ -52,8 +53,9 @@ def compute_fans(
         ValueError: if `shape` lacks a named axis.
 
     Source:
-        Glorot and Bengio (2010), section 4.2.1; He, Zhang, Ren and Sun (2015), section 2.2, for
-        convolutions.
+        Glorot & Bengio 2010, "Understanding the difficulty of training deep feedforward neural
+        networks", section 4.2.1; He, Zhang, Ren & Sun 2015, "Delving deep into rectifiers",
+        section 2.2, for convolutions.
 
     Example:
         >>> compute_fans((3, 3, 16, 32))
@@ -93,26 +95,28 @@ def variance_scaling(
 ) -> Initializer:
     """Zero-mean weights whose variance is inversely proportional to the size of the layer.
 
-    Equation: Var w = scale / n, where n is
+        Var w = scale / n
 
-        fan_in                    with mode "fan_in",       which preserves activations;
-        fan_out                   with mode "fan_out",      which preserves gradients;
-        (fan_in + fan_out) / 2    with mode "fan_avg",      a compromise between the two;
-        sqrt(fan_in fan_out)      with mode "fan_geo_avg",  another;
+    The mode decides what n is:
 
-    and w is distributed as
+        "fan_in"              fan_in                    preserves activations
+        "fan_out"             fan_out                   preserves gradients
+        "fan_avg"             (fan_in + fan_out) / 2    a compromise between the two
+        "fan_geo_avg"         sqrt(fan_in * fan_out)    another compromise
 
-        "uniform"                 U[-L, L) with L = sqrt(3 scale / n);
-        "normal"                  N(0, scale / n);
-        "truncated_normal"        a normal cut at two of its own standard deviations, then
-                                  widened until its variance is scale / n again.
+    The distribution of w is one of these:
 
-    Complex weights have E|w|² = scale / n, and "uniform" is uniform on a disk; the truncation
-    applies to their modulus. (`jax.nn.initializers` widens them too far: its complex truncated
-    normal has variance 1.019 scale / n. Otherwise the numbers are the same.)
+        "uniform"             U[-L, L) with L = sqrt(3 * scale / n)
+        "normal"              N(0, scale / n)
+        "truncated_normal"    a normal that is truncated at two standard deviations, then
+                              widened so that its variance is scale / n
+
+    Complex weights have E|w|^2 = scale / n; "uniform" is uniform on a disk, and the truncation
+    applies to the modulus. (`jax.nn.initializers` widens them too far: its complex truncated
+    normal has variance 1.019 * scale / n. Otherwise the numbers are the same.)
 
     Args:
-        scale: factor of the variance, >= 0: 1 for a linear layer, 2 before a rectifier.
+        scale: the factor of the variance, >= 0: 1 for a linear layer, 2 before a relu.
         mode: "fan_in", "fan_out", "fan_avg" or "fan_geo_avg".
         distribution: "truncated_normal", "normal" or "uniform".
         in_axis: axis or axes that index inputs.
@@ -131,8 +135,9 @@ def variance_scaling(
             call, if the shape lacks a named axis.
 
     Source:
-        He, Zhang, Ren and Sun (2015), "Delving Deep into Rectifiers", section 2.2, equations
-        (10) and (14); Glorot and Bengio (2010), equation (12), for the average.
+        He, Zhang, Ren & Sun 2015, "Delving deep into rectifiers", section 2.2, equations (10) and
+        (14); Glorot & Bengio 2010, "Understanding the difficulty of training deep feedforward
+        neural networks", equation (12), for the average.
 
     Example:
         >>> init = variance_scaling(2.0, "fan_in", "normal")
@@ -164,7 +169,7 @@ def scaled_by_fans(
 
     def sample(key: jax.Array, shape: Shape, dtype: Any) -> jax.Array | Bounded:
         fan_in, fan_out = _fans(owner, shape, *axes)
-        # Only the fans of an empty array can be zero, and it has no elements to scale.
+        # The fans are zero only for an empty array, which has no elements to scale.
         variance = scale / max(divisor(fan_in + count_bias, fan_out), 1)
         samples, deviation = noise(key, shape, dtype)
         factor = variance**0.5 / deviation
@@ -187,7 +192,7 @@ _DIVISORS = {
 
 
 def _uniform(key: jax.Array, shape: Shape, dtype: Any) -> tuple[jax.Array, float]:
-    """Samples of zero mean, and their standard deviation, as every noise below."""
+    """Samples of zero mean, and their standard deviation, as for every noise below."""
     if jnp.issubdtype(dtype, jnp.complexfloating):
         radius_key, phase_key = jax.random.split(key)
         radius = jnp.sqrt(2 * jax.random.uniform(radius_key, shape, jnp.finfo(dtype).dtype))

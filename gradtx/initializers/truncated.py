@@ -13,7 +13,7 @@ from gradtx.initializers.initializer import Scalar, Shape
 
 # Beyond 12 standard deviations float32 can no longer hold the probabilities that sampling inverts.
 _FARTHEST_BOUND = 12.0
-# From here on erf is too near 1 to be inverted well in float32. Below, jax's numbers are drawn.
+# Beyond this erf is too close to 1 to be inverted well in float32; below, jax's numbers are drawn.
 _TAIL = 2.0
 
 
@@ -51,9 +51,10 @@ def concrete_bounds(lower: Scalar, upper: Scalar) -> tuple[float, float] | None:
 def truncated_deviation(lower: float, upper: float) -> float:
     """The standard deviation s of a standard normal given lower < z < upper, to 13 digits.
 
-    Equation: as in `truncated_normal`. The closed form there subtracts nearly equal numbers
-    when the interval is narrow or far from zero; Gauss-Legendre quadrature of the density about
-    its own mean subtracts nothing.
+        s^2 = E[(z - E[z])^2]
+
+    The closed form in `truncated_normal` subtracts nearly equal numbers when the interval is
+    narrow or far from zero; Gauss-Legendre quadrature of the density about its own mean does not.
 
     Args:
         lower: lower bound, or -inf.
@@ -63,7 +64,8 @@ def truncated_deviation(lower: float, upper: float) -> float:
         A Python float.
 
     Source:
-        Johnson, Kotz and Balakrishnan (1994), volume 1, chapter 13, section 10.1.
+        Johnson, Kotz & Balakrishnan 1994, "Continuous univariate distributions", volume 1,
+        chapter 13, section 10.1.
 
     Example:
         >>> round(truncated_deviation(-2.0, 2.0), 12)
@@ -84,8 +86,9 @@ def sample_truncated(
 ) -> jax.Array:
     """Standard normal numbers given lower < z < upper, accurate in the tails as well.
 
-    Equation: z = Φ⁻¹(u) with u ~ U[Φ(lower), Φ(upper)], increasing in u as in
-    `jax.random.truncated_normal`.
+        z = Φ⁻¹(u),    u ~ U[Φ(lower), Φ(upper)]
+
+    It increases with u, as in `jax.random.truncated_normal`.
 
     Args:
         key: a PRNG key.
@@ -98,17 +101,17 @@ def sample_truncated(
         Array of the given shape and dtype.
 
     Source:
-        Devroye (1986), "Non-Uniform Random Variate Generation", section II.2 (inversion).
+        Devroye 1986, "Non-uniform random variate generation", section II.2 (inversion).
 
     Example:
         >>> z = sample_truncated(jax.random.key(0), 3.0, 4.0, (1000,), jnp.float32)
         >>> bool((z >= 3).all() and (z <= 4).all())
         True
     """
-    # An infinite bound must not be drawn: Φ⁻¹(0) = -inf comes up once in 2²³ float32 numbers.
+    # An infinite bound must not be drawn: Φ⁻¹(0) = -inf would occur once in 2²³ float32 numbers.
     lower, upper, _ = _effective_bounds(lower, upper, float(jnp.finfo(dtype).eps))
-    # The probabilities are computed here, not compiled: a compiler that folds constants may round
-    # differently than the device, and the numbers would depend on which of them did it.
+    # The probabilities are computed here and not in the compiled program: a compiler that folds
+    # constants may round differently from the device.
     if upper < -_TAIL:
         # In the lower tail Φ keeps full relative precision.
         z = ndtri(jax.random.uniform(key, shape, dtype, _exceedance(-lower), _exceedance(-upper)))

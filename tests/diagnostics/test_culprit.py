@@ -199,7 +199,7 @@ def test_gradient_that_is_not_finite():
     assert np.isfinite(report.loss)
     assert_culprit(report, made="NaN", in_gradient=True)
     assert report.diagnosis.layers == ("1",)
-    assert "on the way back" in report.verdict
+    assert "in the backward pass" in report.verdict
     # From there on to the first layer the gradient is not finite.
     assert [bool(np.isfinite(layer.grad_rms)) for layer in report.layers] == [False, False, True]
     assert report.culprit.source.startswith(line_of(distance_to_itself))

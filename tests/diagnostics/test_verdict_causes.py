@@ -51,7 +51,7 @@ def test_recurrent_weights_are_blamed_and_not_those_of_the_inputs(scale):
     if scale < 1:
         assert report.diagnosis.layers == ("recurrent",)
         assert report.diagnosis.factor == pytest.approx(scale, rel=0.2)
-        assert "initialize it with orthogonal()" in report.verdict
+        assert "initialize the layer with orthogonal()" in report.verdict
     # The advice: the orthogonal initializer as it is.
     assert_healthy(diagnostics.signal_report(recurrent_loss, recurrent_params(1.0), x))
 
@@ -103,7 +103,7 @@ def test_large_inputs_are_remarked_on():
     params = network(4, initializers.he_normal())
     report = diagnostics.signal_report(loss_with(jax.nn.relu), params, inputs(140.0))
     rms = np.sqrt(np.mean(np.asarray(inputs(140.0), np.float64) ** 2))
-    assert f"inputs are large, with an RMS of {rms:.3g}: standardize them" in report.verdict
+    assert f"inputs are large (RMS {rms:.3g}): standardize them" in report.verdict
     usual = diagnostics.signal_report(loss_with(jax.nn.relu), params, inputs())
     assert "standardize" not in usual.verdict
 

@@ -79,7 +79,7 @@ def test_advice_against_a_changing_signal_cures(case):
         rescaled = diagnostics.signal_report(loss_fn, multiplied(params, report), inputs())
         assert_healthy(rescaled)
     # The statement about the variance, of the weights that are there.
-    stated = re.search(rf"it is ({NUMBER}) / fan_in now", report.verdict)
+    stated = re.search(rf"currently ({NUMBER}) / fan_in", report.verdict)
     variance = np.mean([np.mean(np.square(layer["kernel"])) for layer in params[:-1]])
     assert float(stated[1]) == pytest.approx(variance * WIDTH, rel=0.1)
 
@@ -149,12 +149,12 @@ def test_gradient_that_vanishes_behind_a_squashing_function():
     params = network(6, initializers.glorot_normal())
     report = diagnostics.signal_report(loss_with(jax.nn.sigmoid), params, inputs())
     assert_sick(report, "vanishing")
-    assert "gradient on its way back" in report.verdict
+    assert "backpropagated gradient" in report.verdict
     gradients = [layer.grad_rms for layer in report.layers]
     per_layer = (gradients[0] / gradients[-1]) ** (1 / 5)
     assert report.diagnosis.factor == pytest.approx(per_layer, rel=0.2)
     assert 0.1 < report.diagnosis.factor < 0.35
-    replacement = re.search(r"replace the sigmoid by a (\w+)", report.verdict)
+    replacement = re.search(r"replace the sigmoid with a (\w+)", report.verdict)
     assert replacement, report.verdict
     cured = loss_with(getattr(jax.nn, replacement[1]))
     fresh = network(6, named_initializer(report.verdict))

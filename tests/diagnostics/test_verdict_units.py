@@ -95,7 +95,7 @@ def test_advice_for_saturated_units_cures(name):
     else:
         # No initializer makes the slope of a sigmoid larger than 1/4.
         assert cured.kind in ("healthy", "vanishing")
-    stated = re.search(rf"it is ({NUMBER}) / fan_in now", report.verdict)
+    stated = re.search(rf"currently ({NUMBER}) / fan_in", report.verdict)
     assert 0.8 * 1600 < float(stated[1]) < 1.2 * 1600
 
 
@@ -106,7 +106,7 @@ def test_standardizing_the_inputs_cures_saturation():
     assert_sick(report, "saturated")
     assert 0 in indices_of(report.diagnosis.layers)
     assert "standardize the inputs" in report.verdict
-    stated = re.search(rf"their RMS is ({NUMBER})", report.verdict)
+    stated = re.search(rf"standardize the inputs \(RMS ({NUMBER})\)", report.verdict)
     assert float(stated[1]) == pytest.approx(float(jnp.sqrt(jnp.mean(x**2))), rel=0.01)
     standardized = (x - x.mean()) / x.std()
     assert_healthy(diagnostics.signal_report(loss_fn, params, standardized))

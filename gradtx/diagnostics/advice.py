@@ -1,0 +1,69 @@
+"""The advice in a finding: which weights to use instead, or how to rewrite an operation."""
+
+from collections.abc import Sequence
+
+from gradtx.diagnostics import trends
+from gradtx.diagnostics.layer_signal import LayerSignal
+
+# The initializers that preserve the signal, with their variance times fan_in, by nonlinearity.
+_LINEAR = ("lecun_normal()", 1.0)
+_RECTIFIED = ("he_normal()", 2.0)
+_INITIALIZERS = {
+    "tanh": ("glorot_normal()", 1.0),
+    **dict.fromkeys(("max", "relu", "leaky_relu", "prelu", "relu6", "elu", "gelu"), _RECTIFIED),
+    **dict.fromkeys(("silu", "swish", "softplus", "mish", "hard_swish", "hard_silu"), _RECTIFIED),
+}
+
+# How to rewrite an operation that made NaN or an infinity.
+FIXES = {
+    "log": "keep its argument away from zero, or use a log_softmax or log_sigmoid of the logits",
+    "div": "add a small epsilon to the denominator",
+    "rsqrt": "add a small epsilon under the root",
+    "sqrt": "add a small epsilon under the root; if its argument may be negative, select a valid "
+    "argument with jnp.where before the root instead of selecting the result after it",
+    "exp": "subtract the largest exponent first, as logsumexp and softmax do",
+    "pow": "keep its base away from zero",
+    "dot_general": "make the weights or the inputs smaller, or compute in a wider dtype",
+}
+
+
+def against_change(what: str, layers: Sequence[LayerSignal], factor: float) -> str:
+    """The advice for layers that change the signal or the gradient by a factor."""
+    typical = _typical(layers)
+    if what == "gradient" and typical.activation and typical.activation not in _INITIALIZERS:
+        # The signal is preserved, and no weights help against a slope that is small everywhere.
+        return f"replace the {typical.activation} with a relu and use {_RECTIFIED[0]} weights"
+    return rescaling(layers, factor)
+
+
+def rescaling(layers: Sequence[LayerSignal], factor: float) -> str:
+    """The advice for weights that are too large or too small."""
+    typical = _typical(layers)
+    initializer, scale = initializer_for(typical)
+    present = scale_of(typical)
+    multiply = f"multiply their weights by {1 / factor:.3g}" if factor else ""
+    if multiply and 1 / trends.FACTOR_PER_LAYER < present / scale < trends.FACTOR_PER_LAYER:
+        return (
+            f"{multiply} (they already have the variance of {initializer}, {present:.3g} / fan_in, "
+            "which does not preserve this signal)"
+        )
+    initialize = (
+        f"initialize these layers with {initializer} (variance {scale:.3g} / fan_in; currently "
+        f"{present:.3g} / fan_in)"
+    )
+    return f"{initialize}, or {multiply}" if multiply else initialize
+
+
+def initializer_for(layer: LayerSignal) -> tuple[str, float]:
+    """The initializer that preserves a layer's signal, and its variance times fan_in."""
+    return _INITIALIZERS.get(layer.activation, _LINEAR)
+
+
+def scale_of(layer: LayerSignal) -> float:
+    """The variance of a layer's weights times fan_in."""
+    return layer.weight_rms**2 * layer.fan_in
+
+
+def _typical(layers: Sequence[LayerSignal]) -> LayerSignal:
+    """The layer with the median variance, which represents all of them."""
+    return sorted(layers, key=scale_of)[len(layers) // 2]
