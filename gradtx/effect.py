@@ -24,7 +24,15 @@ class Effect:
             sign of its factor says; a schedule is expected to turn it against the gradient.
         factor: the number that the update is multiplied by, beside its sense: the name of a
             hyperparameter or an option, or a function that takes them by name; "": 1.
+        rate: the name of the hyperparameter that is, or stands for, a learning rate. It is not an
+            error not to have it.
         gain: whether the update is multiplied by a number that depends on the data or the shape.
+        applies: the option that says whether the degree holds for a leaf; the update of any other
+            leaf grows in proportion. "": it holds for all leaves.
+        decays: the name of the hyperparameter that is a weight decay, added to the update; it is
+            not an error not to have it. "": it adds none, whatever its hyperparameters are called.
+        decay_applies: the option that says whether this weight decay is added to a leaf; "": it is
+            added to all leaves.
         decay: what becomes of a weight decay that was added to the gradient. "keeps": it is
             multiplied by what multiplies the gradient. "mixes": it is adapted or averaged as a
             part of the gradient. "limits": it is shortened together with the gradient. "hides": it
@@ -36,18 +44,29 @@ class Effect:
             the whole changes. "all": one after another they are the whole. "graft": the first gives
             the length and the second the direction. "elsewhere": the first makes updates from
             another gradient than the one that came. "aside": they make no updates.
+        states: the fields, or indices, of its state at which the states of the transformations
+            inside of it are, in their order. (): its state is that of the transformation inside.
+            A chain has them in a tuple or by label, and groups by label; they need not say it.
+        trains: the class of a pair of parameters, and the field of it that the transformation
+            inside trains; the other field follows. None: all parameters are trained.
         clock: whether schedules inside of it count other steps than those around it.
     """
 
     degree: Degree | None = None
     sense: Literal[1, -1, 0, "factor"] = 1
     factor: str | Callable[..., float] = ""
+    rate: str = "learning_rate"
     gain: bool = False
+    applies: str = ""
+    decays: str = "weight_decay"
+    decay_applies: str = ""
     decay: Literal["", "keeps", "mixes", "limits", "hides"] = ""
     hidden: str = ""
     hidden_later: bool = False
     moves: bool = False
     inside: Literal["first", "all", "graft", "elsewhere", "aside"] = "first"
+    states: tuple[str | int, ...] = ("inner_state",)
+    trains: tuple[type, str] | None = None
     clock: bool = False
 
     @property
@@ -58,6 +77,8 @@ class Effect:
 
 # Hands the updates on as they are, or multiplied by 1 on average.
 LINEAR = Effect(degree=1)
+# The same, by a wrapper whose state is that of the transformation inside of it.
+LINEAR_WITHOUT_STATE = Effect(degree=1, states=())
 ZERO = Effect(degree=1, sense=0)
 IN_SERIES = Effect(inside="all")
 

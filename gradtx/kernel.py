@@ -305,10 +305,10 @@ class Kernel(Effect):
                 f"{self.name}: the step takes ({gradient}, {', '.join(arguments)}), but the kernel "
                 f"declares {sorted(required)} and may ask for {sorted(offered | named)}"
             )
-        if self.named - {*self.hyperparameters, *self.options}:
+        if self.named_by_effect - self.names:
             raise ValueError(
-                f"{self.name}: its factor names {sorted(self.named)}, which must be among "
-                f"{sorted({*self.hyperparameters, *self.options})}"
+                f"{self.name}: its effect names {sorted(self.named_by_effect)}, which must be "
+                f"among {sorted(self.names)}"
             )
         fields = set(getattr(self.state, "_fields", ()))
         if fields - {*self.counters, "rng_key"} != kept:
@@ -354,6 +354,13 @@ class Kernel(Effect):
         if callable(self.factor):
             return {*_parameters_of(self.factor)}
         return {self.factor} if self.factor else set()
+
+    @functools.cached_property
+    def named_by_effect(self) -> set[str]:
+        """The names of the arguments that its declaration as an effect mentions."""
+        usual = {"", Effect.rate, Effect.decays}
+        others = {self.applies, self.decay_applies, self.rate, self.decays} - usual
+        return self.named | others
 
     @functools.cached_property
     def counts(self) -> tuple[str, ...]:

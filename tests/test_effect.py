@@ -32,12 +32,19 @@ def test_there_are_kernels():
 
 @pytest.mark.parametrize(
     "declared",
-    [{"factor": "size"}, {"factor": lambda size: 2 * size}],
-    ids=["name", "function"],
+    [
+        {"factor": "size"},
+        {"factor": lambda size: 2 * size},
+        {"applies": "here"},
+        {"decay_applies": "here"},
+        {"decays": "shrinkage"},
+        {"rate": "size"},
+    ],
+    ids=["name", "function", "applies", "decay_applies", "decays", "rate"],
 )
 def test_a_declaration_that_names_what_is_not_there_is_refused(declared):
     def scaled(g, *, step_size):
         return step_size * g
 
-    with pytest.raises(ValueError, match=r"^mine: its factor names \['\w+'\]"):
+    with pytest.raises(ValueError, match=r"^mine: its effect names \['\w+'\]"):
         Kernel("mine", scaled, hyperparameters={"step_size": NON_NEGATIVE}, **declared)

@@ -32,7 +32,7 @@ def growth_of(rule: Rule, step: int) -> Growth:
         return "unknown"
     if effect.gain:
         return "gain"
-    if not rule.arguments.get("trusts", True):
+    if not _holds(rule, effect.applies):
         return "linear"
     if effect.degree == 0:
         # As long as the start of a slot counts, the length depends on the gradient's.
@@ -102,13 +102,23 @@ def becomes_of_decay(rule: Rule, step: int) -> Becomes:
     return "keeps" if growth == "linear" or effect.degree == 1 else "mixes"
 
 
+def _holds(rule: Rule, option: str) -> bool:
+    """Whether what a rule declares holds for this leaf, by the option that says so."""
+    return not option or bool(rule.arguments[option])
+
+
 def decay_added_by(rule: Rule, step: int) -> Value | None:
     """The weight decay that a rule adds to the updates; None if it adds none."""
-    added = value_at(step, rule.arguments.get("weight_decay", 0.0))
-    # A plain factor may only know of a decay that was added before.
-    is_factor = rule.effect is not None and rule.effect.degree == 1 and rule.effect.factor
-    is_decaying = rule.arguments.get("decays", True) and not is_factor
-    return added if is_decaying and (added.number or added.schedule) else None
+    effect = rule.effect
+    if effect is None or not _holds(rule, effect.decay_applies):
+        return None
+    added = value_at(step, rule.arguments.get(effect.decays, 0.0))
+    return added if added.number or added.schedule else None
+
+
+def has_rate(rule: Rule) -> bool:
+    """Whether one of the numbers of a rule is a learning rate."""
+    return rule.effect is not None and rule.effect.rate in rule.arguments
 
 
 def keeps_zero(rule: Rule, step: int) -> bool:

@@ -14,6 +14,7 @@ from gradtx.inspection.effects import (
     directions,
     factor_of,
     growth_of,
+    has_rate,
     inside_of,
     keeps_zero,
     reason_of,
@@ -23,8 +24,6 @@ from gradtx.inspection.routes import Rule
 from gradtx.inspection.values import Value
 
 _NO_RATE = "no learning rate"
-# The hyperparameters that a learning rate is made of.
-_RATES = ("learning_rate", "step_size")
 
 
 class Rate(NamedTuple):
@@ -118,7 +117,7 @@ def _reason_for_no_rate(rules: Sequence[Rule], step: int) -> str:
     for rule in rules:
         if growth_of(rule, step) == "unknown":
             return reason_of(rule)
-    if not any(name in rule.arguments for rule in rules for name in _RATES):
+    if not any(map(has_rate, rules)):
         hidden = [rule for rule in rules if growth_of(rule, step) == "hidden"]
         return reason_of(hidden[-1]) if hidden else _NO_RATE
     return _reason_of_clocks(rules)

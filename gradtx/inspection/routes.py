@@ -16,10 +16,6 @@ from gradtx.lift import hyperparameters_of, kernel_of, options_of
 from gradtx.wrappers.accumulate import MultiSteps
 from gradtx.wrappers.hyperparameters import Injected
 
-# What no optimizer updates, but lookahead itself.
-SLOW = "slow weights of lookahead"
-_FOLLOWING = Effect(hidden="follow the fast ones")
-
 
 class Rule(NamedTuple):
     """A transformation on the way of a leaf's gradient to its update.
@@ -57,14 +53,11 @@ def _routes(
     """The rules by the number of the leaf; `numbers` has the structure of `tree`."""
     tx = _unadapted(tx)
     reached = jax.tree.leaves(numbers)
-    owner, known_parts = owner_of(tx), foreign.optax_parts(tx)
+    owner, effect, known_parts = owner_of(tx), effect_of(tx), foreign.optax_parts(tx)
     if not owner and known_parts is None:
         return {number: (rule,) for number, rule in _own_rules(tx, tree, numbers).items()}
-    if owner == "lookahead" and isinstance(tree, optax.LookaheadParams):
-        (part,) = _parts(tx)
-        fast = _routes(part.transformation, tree.fast, numbers.fast)
-        slow, effect = Rule(SLOW, {}, effect=_FOLLOWING), effect_of(tx)
-        return {i: (Rule(owner, {}, (fast[i],), effect) if i in fast else slow,) for i in reached}
+    if effect is not None and effect.trains and isinstance(tree, effect.trains[0]):
+        return _routes_of_trained(tx, effect, tree, numbers, effect.trains[1])
     routes: list[dict[int, tuple[Rule, ...]]] = []
     for part in _parts(tx) if known_parts is None else known_parts:
         seen, seen_numbers = tree, numbers
@@ -72,7 +65,6 @@ def _routes(
             flags = part.choose(tree)
             seen, seen_numbers = _chosen(flags, tree), _chosen(flags, numbers)
         routes.append(_routes(part.transformation, seen, seen_numbers))
-    effect = effect_of(tx)
     # What only puts others together is no rule itself.
     if owner and (effect is None or effect.inside != "all"):
         return {
@@ -80,6 +72,20 @@ def _routes(
             for i in reached
         }
     return {i: tuple(rule for route in routes for rule in route.get(i, ())) for i in reached}
+
+
+def _routes_of_trained(
+    tx: optax.GradientTransformation, effect: Effect, tree: Any, numbers: Any, trained: str
+) -> dict[int, tuple[Rule, ...]]:
+    """The rules where one field of the parameters is trained and the others follow it."""
+    owner, (part,) = owner_of(tx), _parts(tx)
+    own = _routes(part.transformation, getattr(tree, trained), getattr(numbers, trained))
+    routes = {i: (Rule(owner, {}, (rules,), effect),) for i, rules in own.items()}
+    for field in {*tree._fields} - {trained}:
+        following = Effect(hidden=f"follow the {trained} ones")
+        rule = Rule(f"{field} weights of {owner}", {}, effect=following)
+        routes |= dict.fromkeys(jax.tree.leaves(getattr(numbers, field)), (rule,))
+    return routes
 
 
 def _parts(tx: optax.GradientTransformation) -> tuple[Part, ...]:

@@ -109,6 +109,7 @@ PROXIMAL_DESCENT = Kernel(
     degree=1,
     sense=-1,
     factor=_step_size,
+    decays="",
     source="Xie et al. 2022, Algorithm 1",
 )
 

@@ -14,7 +14,7 @@ from optax.contrib import GaLoreDimensionNumbers, MuonDimensionNumbers
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
-from gradtx.effect import LINEAR
+from gradtx.effect import LINEAR_WITHOUT_STATE
 from gradtx.leaves import Aligned, map_leaves
 from gradtx.messages import shown
 from gradtx.select import is_function_of_tree
@@ -142,7 +142,7 @@ def as_matrices(
             rests="the new updates",
         ), state
 
-    return composed(owner, (Part("", inner),), init, update, effect=LINEAR)
+    return composed(owner, (Part("", inner),), init, update, effect=LINEAR_WITHOUT_STATE)
 
 
 def has_axes(own: MatrixAxes | None, *_: Any) -> bool:

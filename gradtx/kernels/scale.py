@@ -29,6 +29,7 @@ SCALE = Kernel(
     degree=1,
     sense="factor",
     factor="step_size",
+    rate="step_size",
 )
 SCALE_BY_SCHEDULE = replace(SCALE, name="scale_by_schedule")
 

@@ -63,7 +63,7 @@ SOPHIA = Kernel(
     degree="between",
     source="Liu et al. 2023, Algorithm 3",
 )
-WITH_CURVATURE = Effect(degree="between", inside="aside")
+WITH_CURVATURE = Effect(degree="between", inside="aside", states=("hessian_fn_state",))
 
 
 def _average(g, *, nu, b2):

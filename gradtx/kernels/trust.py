@@ -107,7 +107,9 @@ LARS = Kernel(
     scheduled_state=WeightDecaySchedule,
     elementwise=False,
     degree=0,
+    applies="trusts",
     decay="keeps",
+    decay_applies="decays",
     source="You et al. 2017, equation (6)",
 )
 

@@ -8,7 +8,7 @@ from optax import ScalarOrSchedule
 
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import chain, identity
-from gradtx.effect import IN_SERIES
+from gradtx.effect import Effect
 from gradtx.inputs import describe_state
 from gradtx.kernel import ANY_NUMBER, check_hyperparameter
 from gradtx.kernels.coin_betting import scale_by_cocob
@@ -17,6 +17,9 @@ from gradtx.kernels.polyak import scale_by_polyak
 from gradtx.kernels.scale import scale_by_learning_rate, weight_decay_of
 from gradtx.recipes.descent import sgd
 from gradtx.select import Decay, Mask
+
+# Its state has the parts in the order of optax.
+_POLYAK_SGD = Effect(inside="all", states=(1, 0))
 
 
 def dog(
@@ -249,4 +252,4 @@ def polyak_sgd(
         return updates, (descent_state, polyak_state)
 
     parts = (Part("", polyak), Part("", descent))
-    return composed("polyak_sgd", parts, init, update, effect=IN_SERIES)
+    return composed("polyak_sgd", parts, init, update, effect=_POLYAK_SGD)

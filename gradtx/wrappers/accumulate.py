@@ -182,7 +182,7 @@ class MultiSteps:
             lambda params: self.init(params),
             lambda *arguments, **extra: self.update(*arguments, **extra),
             state=optax.MultiStepsState,
-            effect=Effect(degree=1, clock=True),
+            effect=Effect(degree=1, states=("inner_opt_state",), clock=True),
         )
 
     def _start(self, parameter: Any) -> jax.Array:

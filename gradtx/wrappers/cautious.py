@@ -31,6 +31,7 @@ CAUTIOUS = Kernel(
     elementwise=False,
     degree=1,
     gain=True,
+    states=(),
     source="Liang et al. 2024, Algorithm 2",
 )
 
@@ -105,7 +106,7 @@ def _flips(tx: optax.GradientTransformation) -> bool:
         # Of another library's only whole optimizers are expected here.
         return True
     if isinstance(effect, Kernel) and not effect.is_declared:
-        return "learning_rate" in effect.hyperparameters
+        return effect.rate in effect.hyperparameters
     parts = parts_of(tx)[_DIRECTING[effect.inside]]
     return _is_against(tx, effect) or any(_flips(part.transformation) for part in parts)
 

@@ -13,7 +13,7 @@ from gradtx.effect import Effect
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.leaves import equation, map_leaves
 
-GRAFT = Effect(degree=1, decay="hides", inside="graft")
+GRAFT = Effect(degree=1, decay="hides", inside="graft", states=("magnitude", "direction"))
 
 
 class GraftState(NamedTuple):

@@ -12,7 +12,7 @@ from optax.contrib import SplitRealAndImaginaryState
 from gradtx import trees
 from gradtx.compose.parts import Part, composed, locality_of, owner_of, parts_of
 from gradtx.compose.sequence import as_transformation
-from gradtx.effect import LINEAR
+from gradtx.effect import LINEAR, LINEAR_WITHOUT_STATE
 from gradtx.leaves import Aligned, parameters_of
 from gradtx.lift import kernel_of
 from gradtx.messages import shown
@@ -81,7 +81,7 @@ def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformation
             new_state = _where(np.repeat(present, sizes), new_state, state)
         return new, new_state
 
-    return composed("flatten", (Part("", inner),), init, update, effect=LINEAR)
+    return composed("flatten", (Part("", inner),), init, update, effect=LINEAR_WITHOUT_STATE)
 
 
 def _check_preserved(tx: optax.GradientTransformation) -> None:

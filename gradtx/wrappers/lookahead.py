@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
-from gradtx.effect import LINEAR
+from gradtx.effect import Effect
 from gradtx.kernel import COUNT, NON_NEGATIVE, check
 from gradtx.leaves import map_leaves
 from gradtx.updates import apply_updates
@@ -18,6 +18,7 @@ from gradtx.wrappers.branches import either
 from gradtx.wrappers.steps import is_step
 
 _OWNER = "lookahead"
+_OF_FAST = Effect(degree=1, states=("fast_state",), trains=(optax.LookaheadParams, "fast"))
 
 
 def lookahead(
@@ -104,7 +105,7 @@ def lookahead(
         return new, optax.LookaheadState(fast_state, jnp.where(is_sync, 0, number))
 
     return composed(
-        _OWNER, (Part("", inner),), init, update, state=optax.LookaheadState, effect=LINEAR
+        _OWNER, (Part("", inner),), init, update, state=optax.LookaheadState, effect=_OF_FAST
     )
 
 

@@ -22,6 +22,7 @@ from gradtx.lift import evaluate
 from gradtx.wrappers.steps import in_step, is_step
 
 _OWNER = "mechanize"
+_LEARNING = Effect(degree=1, hidden="learns a factor", states=("base_optimizer_state",))
 
 
 def mechanize(
@@ -120,7 +121,7 @@ def mechanize(
         update,
         locality="tree",
         state=MechanicState,
-        effect=Effect(degree=1, hidden="learns a factor"),
+        effect=_LEARNING,
     )
 
 

@@ -15,7 +15,8 @@ from gradtx import norms, trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import LINEAR
-from gradtx.inputs import as_array, check_order
+from gradtx.inputs import check_order
+from gradtx.leaves import Aligned, parameters_of
 from gradtx.wrappers.rates import Path, learning_rates_of, places_of
 from gradtx.wrappers.steps import is_step
 
@@ -94,8 +95,7 @@ def with_metrics(tx: optax.GradientTransformation) -> optax.GradientTransformati
 
     def init(params: Any) -> MetricsState:
         inner_state = inner.init(params)
-        leaves = [as_array(leaf) for leaf in jax.tree.leaves(params) if trees.is_parameter(leaf)]
-        zeros = {name: jnp.zeros([], norms.widest(leaves)) for name in _NORMS}
+        zeros = {name: jnp.zeros([], norms.widest(parameters_of(params))) for name in _NORMS}
         measurements = zeros | learning_rates(inner_state)
         return MetricsState(jnp.zeros([], jnp.int32), measurements, inner_state)
 
@@ -117,18 +117,19 @@ _NORMS = ("gradient_norm", "update_norm", "update_ratio")
 
 
 def _norms(owner: str, gradients: Any, updates: Any, params: Any) -> dict[str, jax.Array]:
-    def norm(parts: list[Any]) -> jax.Array:
-        return norms.norm_of_leaves([jnp.asarray(p) for p in parts if trees.is_parameter(p)])
-
-    size, change = norm(trees.flatten(gradients)[0]), norm(trees.flatten(updates)[0])
-    if params is None:
-        return dict(zip(_NORMS, (size, change, jnp.full_like(change, jnp.nan)), strict=True))
-    parameters = trees.flatten_like(owner, "params", params, "updates", updates)
-    moved = zip(trees.flatten(updates)[0], parameters, strict=True)
-    whole = norm([p for u, p in moved if trees.is_parameter(u)])
-    dtype = np.promote_types(change.dtype, whole.dtype)
-    is_nothing = (change == 0) & (whole == 0)
-    ratio = change.astype(dtype) / jnp.where(is_nothing, 1, whole.astype(dtype))
+    size, change = (norms.norm_of_leaves(parameters_of(tree)) for tree in (gradients, updates))
+    ratio = jnp.full_like(change, jnp.nan)
+    if params is not None:
+        moved = Aligned(
+            owner,
+            {"updates": updates, "params": params},
+            takes_part=lambda *leaf: all(map(trees.is_parameter, leaf)),
+            same_shapes=False,
+        )
+        whole = norms.norm_of_leaves(moved.arrays("params"))
+        dtype = np.promote_types(change.dtype, whole.dtype)
+        is_nothing = (change == 0) & (whole == 0)
+        ratio = change.astype(dtype) / jnp.where(is_nothing, 1, whole.astype(dtype))
     return dict(zip(_NORMS, (size, change, ratio), strict=True))
 
 

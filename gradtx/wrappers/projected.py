@@ -135,7 +135,7 @@ def scale_by_galore(
         update,
         locality="leaf",
         state=GaLoreState,
-        effect=Effect(degree=1, gain=True),
+        effect=Effect(degree=1, gain=True, states=("base_optimizer_state",)),
     )
 
 

@@ -1,6 +1,6 @@
 """The learning rates in use, read from a transformation and its state side by side."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,8 @@ from jax.tree_util import DictKey, GetAttrKey, SequenceKey, tree_flatten_with_pa
 from optax.schedules import WrappedSchedule
 
 from gradtx import trees
-from gradtx.compose.parts import owner_of, parts_of
+from gradtx.compose.parts import effect_of, parts_of
+from gradtx.effect import Effect
 from gradtx.lift import evaluate, hyperparameters_of, kernel_of
 from gradtx.wrappers.hyperparameters import Injected
 from gradtx.wrappers.steps import Path, holding_back
@@ -86,40 +87,33 @@ def _count(tx: optax.GradientTransformation, state: Any) -> Any:
     return getattr(state, (*(kernel.counts if kernel else ()), "count")[0])
 
 
-# What the state of a wrapper calls that of the transformation inside of it.
-_INNER = (
-    "inner_state",
-    "inner_opt_state",
-    "base_optimizer_state",
-    "fast_state",
-    "opt_state",
-    "adv_state",
-    "magnitude",  # of the two in `graft` that which gives the length
-)
-
-
 def _inner_states(
     tx: optax.GradientTransformation, state: Any
 ) -> Iterator[tuple[optax.GradientTransformation, Path, Any]]:
     """The parts of a transformation, each with the place of its state in that of the whole."""
-    parts, owner = parts_of(tx), owner_of(tx)
-    if owner == "chain":
-        for index, (part, inner) in enumerate(zip(parts, state, strict=True)):
-            yield part.transformation, (SequenceKey(index),), inner
-    elif owner == "named_chain":
-        for part in parts:
-            yield part.transformation, (DictKey(part.label),), state[part.label]
-    elif owner == "partition":
-        states = {str(label): masked for label, masked in state.inner_states.items()}
-        for part in parts:
-            place = GetAttrKey("inner_states"), DictKey(part.label), GetAttrKey("inner_state")
-            yield part.transformation, place, states[part.label].inner_state
-    else:
-        places = [name for name in _INNER if name in getattr(state, "_fields", ())]
-        if parts and not places:  # a wrapper without a state of its own
-            yield parts[0].transformation, (), state
-        for part, place in zip(parts, places, strict=False):
-            yield part.transformation, (GetAttrKey(place),), getattr(state, place)
+    parts, effect = parts_of(tx), effect_of(tx) or Effect()
+    if effect.inside == "graft":  # the second part gives a direction, whatever its learning rate
+        parts = parts[:1]
+    labels = [part.label for part in parts]
+    for part, (place, inner) in zip(parts, _states_inside(effect, labels, state), strict=False):
+        yield part.transformation, place, inner
+
+
+def _states_inside(effect: Effect, labels: Sequence[str], state: Any) -> list[tuple[Path, Any]]:
+    """The states of the transformations inside, with their places in that of the whole."""
+    fields = [place for place in effect.states if place in getattr(state, "_fields", ())]
+    if fields:
+        return [((GetAttrKey(str(name)),), getattr(state, str(name))) for name in fields]
+    if effect.inside != "all":
+        return [((), state)]
+    if hasattr(state, "inner_states"):  # of groups
+        groups = {str(label): masked.inner_state for label, masked in state.inner_states.items()}
+        first, last = GetAttrKey("inner_states"), GetAttrKey("inner_state")
+        return [((first, DictKey(label), last), groups[label]) for label in labels]
+    if isinstance(state, Mapping):
+        return [((DictKey(label),), state[label]) for label in labels]
+    numbers = [place for place in effect.states if isinstance(place, int)] or range(len(labels))
+    return [((SequenceKey(number),), state[number]) for number in numbers]
 
 
 def places_of(paths: list[Path]) -> list[str]:

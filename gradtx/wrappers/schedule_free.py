@@ -12,7 +12,7 @@ from optax.contrib import ScheduleFreeState
 from gradtx import norms, trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
-from gradtx.effect import LINEAR
+from gradtx.effect import Effect
 from gradtx.inputs import refuse_shapes_alone
 from gradtx.kernel import (
     ANY_NUMBER,
@@ -27,6 +27,7 @@ from gradtx.lift import evaluate
 from gradtx.wrappers.steps import in_step, is_step
 
 _OWNER = "schedule_free"
+_OF_BASE = Effect(degree=1, states=("base_optimizer_state",))
 _POSITIVE_SHARE = Range("in (0, 1]", lambda value: 0 < value <= 1)
 
 
@@ -118,7 +119,9 @@ def schedule_free(
         )
         return new, ScheduleFreeState(b1=state.b1, base_optimizer_state=base_state, **kept)
 
-    return composed(_OWNER, (Part("", base),), init, update, state=ScheduleFreeState, effect=LINEAR)
+    return composed(
+        _OWNER, (Part("", base),), init, update, state=ScheduleFreeState, effect=_OF_BASE
+    )
 
 
 # The fields of the state that a step of the average renews.

@@ -19,7 +19,14 @@ from gradtx.updates import apply_updates
 from gradtx.wrappers.branches import either
 
 _OWNER = "sam"
-_FROM_ELSEWHERE = Effect(degree=1, decay="hides", moves=True, inside="elsewhere", clock=True)
+_FROM_ELSEWHERE = Effect(
+    degree=1,
+    decay="hides",
+    moves=True,
+    inside="elsewhere",
+    states=("opt_state", "adv_state"),
+    clock=True,
+)
 
 
 def sam(

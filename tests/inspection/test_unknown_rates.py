@@ -290,6 +290,30 @@ def test_of_a_kernel_of_your_own_it_is_known_what_it_declares():
         assert {row.reason for row in gradtx.explain(tx, PARAMS).rows} == {reason}
 
 
+def decayed_step(g, *, p, speed, shrinkage):
+    return -speed * (g + shrinkage * p)
+
+
+def test_a_kernel_of_your_own_may_call_its_numbers_what_it_likes():
+    kernel = Kernel(
+        "step",
+        decayed_step,
+        hyperparameters={"speed": NON_NEGATIVE, "shrinkage": NON_NEGATIVE},
+        degree=1,
+        sense=-1,
+        factor="speed",
+        rate="speed",
+        decays="shrinkage",
+    )
+    for row in gradtx.explain(lift(kernel, speed=0.5, shrinkage=0.1), PARAMS).rows:
+        assert row.learning_rate.number == 0.5
+        assert list(map(str, row.weight_decay)) == ["0.1"]
+    # A number of that name need not be a decay that it adds.
+    step = replace(kernel, decays="")
+    for row in gradtx.explain(lift(step, speed=0.5, shrinkage=0.1), PARAMS).rows:
+        assert row.weight_decay == ()
+
+
 def test_a_muon_as_long_as_its_momentum_has_a_factor_of_its_own():
     params = {"w": jnp.ones((2, 2))}
     (row,) = gradtx.explain(gradtx.muon(0.1, adaptive=True), params).rows

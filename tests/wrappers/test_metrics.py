@@ -345,3 +345,11 @@ def test_another_structure_of_parameters_is_refused():
 def test_what_is_no_transformation_is_refused():
     with pytest.raises(ValueError, match="with_metrics: tx must be a gradient transformation"):
         gradtx.with_metrics(gradtx.sgd)
+
+
+def test_polyak_sgd_shows_the_learning_rate_of_its_descent():
+    tx = gradtx.with_metrics(gradtx.polyak_sgd(scaling=falling))
+    state = tx.init(jnp.ones(2))
+    for rate in (0.5, 0.25):
+        _, state = tx.update(jnp.ones(2), state, jnp.ones(2), value=jnp.float32(1))
+        assert gradtx.metrics(state)["learning_rate"] == rate
