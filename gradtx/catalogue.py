@@ -1,12 +1,19 @@
-"""The README's tables, from kernels, docstrings and differences: `python -m gradtx.catalogue`."""
+"""The README's tables, from kernels, docstrings and differences.
+
+`python -m gradtx.catalogue` prints them, and `python -m gradtx.catalogue README.md` renews those of
+that file.
+"""
 
 import inspect
 import re
 import signal
+import sys
+import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,44 +24,27 @@ from gradtx import differences
 from gradtx.compose.parts import Locality, locality_of, parts_of
 from gradtx.compose.sequence import as_transformation
 from gradtx.lift import kernel_of
+from gradtx.wrappers.factory import members_of
 
 Kind: TypeAlias = Literal["optimizer", "piece", "wrapper"]
 
 _INNER = gradtx.sgd(0.1)
-# An argument means the same thing everywhere, so that one value serves all methods.
-_ARGUMENTS: dict[str, Any] = {
-    "adv_optimizer": _INNER,
-    "base_optimizer": _INNER,
-    "clipping": 0.1,
-    "decay": 0.9,
-    "direction": _INNER,
-    "eta": 0.01,
-    "every_k_schedule": 2,
-    "factors": lambda path: 1.0,
-    "fast_optimizer": _INNER,
-    "gamma": 0.55,
-    "inner": _INNER,
-    "key": 0,
-    "l2_norm_clip": 1.0,
-    "learning_rate": 0.1,
-    "magnitude": _INNER,
-    "max_consecutive_errors": 3,
-    "max_delta": 1.0,
-    "max_norm": 1.0,
-    "measure": gradtx.global_norm,
-    "measure_name": "norm",
-    "measures": {"norm": gradtx.global_norm},
-    "noise_multiplier": 1.0,
-    "opt": _INNER,
-    "optimizer": _INNER,
-    "seed": 0,
-    "slow_step_size": 0.5,
-    "step_size": 0.1,
-    "step_size_fn": optax.constant_schedule(0.1),
-    "sync_period": 2,
-    "threshold": 1.0,
-    "tx": _INNER,
-    "window": 4,
+
+
+def _one(argument: Any) -> jax.Array:
+    """A schedule, a measure, a factor for a path."""
+    del argument
+    return jnp.ones([])
+
+
+# A value of each type that an argument without a default may have; of several the first decides.
+_VALUES: dict[Any, Any] = {
+    optax.GradientTransformation: _INNER,
+    int: 4,
+    float: 0.5,
+    str: "name",
+    Callable: _one,
+    Mapping: {"name": _one},
 }
 # Large enough that what a matrix keeps for its rows and columns hardly counts.
 _MATRIX = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
@@ -126,10 +116,14 @@ def _kind(name: str, factory: Callable[..., Any]) -> Kind | None:
     if "GradientTransformation" not in getattr(returned, "__name__", str(returned)):
         return None
     package = factory.__module__.split(".")[1]
-    if "factory" in signature.parameters:
+    if any(argument.kind is argument.VAR_KEYWORD for argument in signature.parameters.values()):
         return None  # with_hyperparams, which is what its factory is
     if package == "wrappers":
-        return "wrapper" if {*signature.parameters} & _TRANSFORMATIONS else "piece"
+        wraps = any(
+            optax.GradientTransformation in _types(argument)
+            for argument in signature.parameters.values()
+        )
+        return "wrapper" if wraps else "piece"
     if package == "recipes":
         return "optimizer"
     if package != "kernels":
@@ -138,19 +132,39 @@ def _kind(name: str, factory: Callable[..., Any]) -> Kind | None:
     return "optimizer" if is_whole else "piece"
 
 
-_TRANSFORMATIONS = {name for name, value in _ARGUMENTS.items() if value is _INNER}
+def made(factory: Callable[..., Any]) -> optax.GradientTransformationExtraArgs:
+    """What a factory makes of its defaults, and of any values for arguments without one."""
+    arguments = {
+        argument.name: example_of(argument)
+        for argument in inspect.signature(factory).parameters.values()
+        if argument.default is argument.empty
+    }
+    # Of what is deprecated, and of noise that is drawn without a key.
+    with warnings.catch_warnings(action="ignore"):
+        tx = factory(**arguments)
+    return as_transformation("catalogue", factory.__name__, tx)
+
+
+def example_of(argument: inspect.Parameter) -> Any:
+    """A value of an argument that the factories of this library accept, by its type.
+
+    Raises:
+        TypeError: if the annotation says none of the types that are known.
+    """
+    types = _types(argument)
+    for kind, value in _VALUES.items():
+        if kind in types:
+            return value
+    raise TypeError(f"catalogue: no value is known for {argument}")
+
+
+def _types(argument: inspect.Parameter) -> set[Any]:
+    """The types that an argument may have, without the types of what they hold."""
+    return {typing.get_origin(kind) or kind for kind in members_of(argument.annotation)}
 
 
 def _method(name: str, factory: Callable[..., Any], kind: Kind) -> Method:
-    arguments = {
-        argument.name: _ARGUMENTS[argument.name]
-        for argument in inspect.signature(factory).parameters.values()
-        if argument.name in _ARGUMENTS
-        and (argument.default is argument.empty or argument.name == "key")
-    }
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-        tx = factory(**arguments)
-    tx = as_transformation("catalogue", name, tx)
+    tx = made(factory)
     document = inspect.getdoc(factory) or ""
     kept = jax.tree.leaves(jax.eval_shape(tx.init, _MATRIX))
     return Method(
@@ -183,8 +197,24 @@ def _locality(tx: optax.GradientTransformation) -> Locality:
     return next(each for each in ("tree", "leaf", "element") if each in found)
 
 
+def updated(text: str) -> str:
+    """A text whose tables of methods and differences are those of now, in the same order."""
+    tables = [*map(table, get_args(Kind)), differences.table()]
+    headings = {new.split("\n")[0] for new in tables}
+    rest = iter(tables)
+
+    def renewed(found: re.Match[str]) -> str:
+        old = found.group()
+        return f"{next(rest)}\n" if old.split("\n")[0] in headings else old
+
+    return re.sub(r"(?:^\|.*\n)+", renewed, text, flags=re.MULTILINE)
+
+
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):  # ends without a word when piped into head
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    kinds = [table("optimizer"), table("piece"), table("wrapper")]
-    print(*kinds, differences.table(), sep="\n\n")
+    if sys.argv[1:]:
+        path = Path(sys.argv[1])
+        path.write_text(updated(path.read_text()))
+    else:
+        if hasattr(signal, "SIGPIPE"):  # ends without a word when piped into head
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        print(*map(table, get_args(Kind)), differences.table(), sep="\n\n")

@@ -1,19 +1,26 @@
 """The table of methods in the README says what the code says."""
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
 
 import gradtx
-from gradtx.catalogue import methods, table
+from gradtx.catalogue import methods, table, updated
 
 README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.mark.parametrize("kind", ["optimizer", "piece", "wrapper"])
 def test_the_readme_has_the_table_of_all_methods(kind):
-    assert table(kind) in README.read_text(), "python -m gradtx.catalogue prints the tables"
+    assert table(kind) in README.read_text(), "python -m gradtx.catalogue README.md renews it"
+
+
+def test_renewing_the_readme_changes_its_tables_only():
+    text = README.read_text()
+    assert updated(text) == text
+    assert updated(re.sub(r"^\| `(adam|acprop).*\n", "", text, flags=re.MULTILINE)) == text
 
 
 @pytest.mark.parametrize("kind", ["optimizer", "piece", "wrapper"])

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from optax import ScalarOrSchedule
 
 import gradtx
+from gradtx.catalogue import example_of
 
 from .testing.test_exports import makes_a_transformation
 
@@ -18,18 +19,6 @@ FACTORIES = sorted(
     if makes_a_transformation(getattr(gradtx, name))
     and getattr(gradtx, name).__module__.startswith("gradtx.")
 )
-# Values for the arguments without a default, which are not what is examined.
-_INNER = gradtx.sgd(0.1)
-GIVEN = {
-    **dict.fromkeys(("adv_optimizer", "base_optimizer", "direction", "fast_optimizer"), _INNER),
-    **dict.fromkeys(("inner", "magnitude", "opt", "optimizer", "tx"), _INNER),
-    **dict.fromkeys(("every_k_schedule", "k", "max_consecutive_errors", "sync_period"), 2),
-    **dict.fromkeys(("window", "seed", "key"), 2),
-    "factors": {"a": 1.0},
-    "mask": True,
-    "measure": gradtx.global_norm,
-    "measures": {"norm": gradtx.global_norm},
-}
 HYPERPARAMETERS = (ScalarOrSchedule, ScalarOrSchedule | None, ArrayLike, ArrayLike | None)
 # Options that others of the arguments depend on.
 CHOSEN = {"init_estim_sq_dist": 0.5, "key": 2, "min_step_size": 0.0, "momentum": 0.5}
@@ -83,8 +72,9 @@ def numeric(function):
 
 def refuses(function, argument, value):
     parameters = inspect.signature(function).parameters
+    # Values for the arguments without a default, which are not what is examined.
     others = {
-        name: GIVEN.get(name, 0.5)
+        name: example_of(parameter)
         for name, parameter in parameters.items()
         if parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)

@@ -70,7 +70,7 @@ class Factory:
         is_number = isinstance(value, int | float | np.number | np.ndarray | jax.Array)
         if isinstance(value, bool | type) or not (is_number or callable(value)):
             return False
-        members = _members(self._annotations.get(name, Parameter.empty))
+        members = members_of(self._annotations.get(name, Parameter.empty))
         if optax.Schedule in members:
             return True
         if self.is_ours:
@@ -80,7 +80,8 @@ class Factory:
         return is_number or _is_schedule(value, members)
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:
+def members_of(annotation: Any) -> tuple[Any, ...]:
+    """The types that an annotation allows."""
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     return typing.get_args(annotation) if is_union else (annotation,)
 
