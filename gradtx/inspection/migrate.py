@@ -3,18 +3,19 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from optax.contrib import ScheduleFreeState
 
 from gradtx.inputs import check_order
 from gradtx.inspection.arguments import checked_params, checked_transformation
 from gradtx.inspection.ownership import KeyPath, entries_of
 from gradtx.inspection.places import (
-    SCHEDULES,
     Place,
     classes_by_fields,
     has_classes,
@@ -26,10 +27,14 @@ from gradtx.tables import collapsed
 
 _NO_MATCH = "the old state has nothing of this name and path"
 _TOGETHER = "starts afresh with"
-# Arguments of a transformation that its state repeats: of inject_hyperparams and schedule_free.
-_ARGUMENTS = ("hyperparams", "b1")
-# The wrappers that count the steps beside the schedules of their hyperparameters.
-_COUNTING = ("InjectHyperparamsState", "InjectStatefulHyperparamsState")
+# The fields of optax's states that repeat arguments of the transformation.
+_ARGUMENTS = {
+    (optax.InjectHyperparamsState.__name__, "hyperparams"),
+    (optax.InjectStatefulHyperparamsState.__name__, "hyperparams"),
+    (ScheduleFreeState.__name__, "b1"),
+}
+# Where schedules are counted, and where the hyperparameters that may have them are.
+_COUNTS = (attrgetter("counts_for_schedule"), attrgetter("counts_for_hyperparameters"))
 # How many lines of a report stand for each of what it tells.
 _LINES = 10
 _RESTART = "a schedule's count: the schedule starts again at step 0"
@@ -176,7 +181,7 @@ def _decide(places: Sequence[Place], old_places: Sequence[Place]) -> list[Place 
     decided: dict[KeyPath, Place | str] = {
         place.path: "an argument of the new transformation"
         for place in places
-        if place.slot[0] in _ARGUMENTS and place.parameter is None
+        if (place.state_class, place.slot[0]) in _ARGUMENTS and place.parameter is None
     }
     owned = [place for place in places if place.parameter is not None]
     for new, old in _by_slot(owned, old_places):
@@ -196,8 +201,9 @@ def _decide(places: Sequence[Place], old_places: Sequence[Place]) -> list[Place 
     for new, old in _by_slot(alone, old_places):
         decided |= _matched_alone(new, old)
     for place in alone:
-        if isinstance(decided[place.path], str) and place.state_class in (*SCHEDULES, *_COUNTING):
-            decided[place.path] = _schedule_count(place, decided[place.path], old_places)
+        reason = decided[place.path]
+        if isinstance(reason, str) and any(counts(place) for counts in _COUNTS):
+            decided[place.path] = _schedule_count(place, reason, old_places)
     return [decided[place.path] for place in places]
 
 
@@ -292,20 +298,20 @@ def _matched_alone(new: list[Place], old: list[Place]) -> dict[KeyPath, Place | 
     return decided
 
 
-def _schedule_count(place: Place, reason: Place | str, old_places: Sequence[Place]) -> Place | str:
+def _schedule_count(place: Place, reason: str, old_places: Sequence[Place]) -> Place | str:
     """The count of the old state's schedules or, without any, of its hyperparameters' steps."""
-    for classes in (SCHEDULES, _COUNTING):
+    for counts in _COUNTS:
         olds = [
             old
             for old in old_places
-            if old.state_class in classes and (old.slot, old.type) == (place.slot, place.type)
+            if counts(old) and (old.slot, old.type) == (place.slot, place.type)
         ]
         if olds and _all_equal(olds):
             return olds[0]
         if olds:
             reason = f"{listed(old.name for old in olds)} differ"
             break
-    return reason if place.state_class in _COUNTING else f"{_RESTART}; {reason}"
+    return reason if place.counts_for_hyperparameters else f"{_RESTART}; {reason}"
 
 
 def _without_common_end(old: str, new: str) -> tuple[str, str]:

@@ -6,18 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gradtx import trees
 from gradtx.inspection.ownership import Entry, KeyPath
-from gradtx.kernels.scale import WeightDecaySchedule
-
-# The classes whose count is a schedule's.
-SCHEDULES = (
-    "ScaleByScheduleState",
-    "ScheduledState",
-    "WrappedScheduleState",
-    WeightDecaySchedule.__name__,
-)
+from gradtx.wrappers.rates import SCHEDULE_FIELDS
 
 
 class Place(NamedTuple):
@@ -28,6 +21,7 @@ class Place(NamedTuple):
         leaf: the leaf.
         holder: the path of the state that has it in a field.
         state_class: the name of that state's class.
+        fields: the names of that state's fields.
         slot: the name of the field, and the path below it.
         labels: the names that a `named_chain` or `partition` gives above that state.
         parameter: the key path of the parameter that it belongs to; None: the whole tree's.
@@ -37,6 +31,7 @@ class Place(NamedTuple):
     leaf: Any
     holder: KeyPath
     state_class: str
+    fields: frozenset[str]
     slot: tuple[str, str]
     labels: tuple[Any, ...]
     parameter: KeyPath | None = None
@@ -45,6 +40,16 @@ class Place(NamedTuple):
     def name(self) -> str:
         """The path as text."""
         return trees.path_name(self.path)
+
+    @property
+    def counts_for_schedule(self) -> bool:
+        """Whether it is a count that is there for a schedule alone."""
+        return self.fields in map(frozenset, SCHEDULE_FIELDS)
+
+    @property
+    def counts_for_hyperparameters(self) -> bool:
+        """Whether it stands beside hyperparameters, whose schedules count the same steps."""
+        return "hyperparams" in self.fields
 
     @property
     def type(self) -> tuple[tuple[int, ...], str]:
@@ -81,21 +86,23 @@ def possible_places(
     The first place is that in no record at all. In a plain state, which was restored without its
     classes, each dictionary may have been a record: that of `classes` which has its keys as fields.
     """
-    known = {frozenset({"count"}): SCHEDULES[0], **(classes or {})}
-    places = [Place(path, leaf, (), "", ("", trees.path_name(path)), ())]
+    known = {frozenset({"count"}): optax.ScaleByScheduleState.__name__, **(classes or {})}
+    places = [Place(path, leaf, (), "", frozenset(), ("", trees.path_name(path)), ())]
     node = state
     for depth, key in enumerate(path):
         node = _child(node, path[depth - 1]) if depth else state
         if isinstance(key, jax.tree_util.GetAttrKey):
             field, name = key.name, type(node).__name__
+            fields = frozenset(getattr(node, "_fields", ()))
         elif is_plain and isinstance(key, jax.tree_util.DictKey):
+            fields = frozenset(map(str, node))
             # A count alone is a schedule's.
-            field, name = str(key.key), known.get(frozenset(map(str, node)), "")
+            field, name = str(key.key), known.get(fields, "")
         else:
             continue
         labels = tuple(k.key for k in path[:depth] if isinstance(k, jax.tree_util.DictKey))
         slot = (field, trees.path_name(path[depth + 1 :]))
-        places.append(Place(path, leaf, path[:depth], name, slot, labels))
+        places.append(Place(path, leaf, path[:depth], name, fields, slot, labels))
     return places
 
 

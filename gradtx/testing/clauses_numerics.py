@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gradtx.compose.parts import owner_of, parts_of
+from gradtx.compose.parts import effect_of, parts_of
 from gradtx.effect import Degree
 from gradtx.kernel import Kernel
 from gradtx.lift import hyperparameters_of, kernel_of
@@ -122,11 +122,13 @@ def check_degree(case: Case) -> None:
 
 def _links(tx: optax.GradientTransformation) -> Iterator[optax.GradientTransformation]:
     """The links of a chain, and of the chains in it; anything else is its own only one."""
-    if owner_of(tx) != "chain":
-        yield tx
-    else:
-        for part in parts_of(tx):
+    effect, parts = effect_of(tx), parts_of(tx)
+    is_chain = effect is not None and effect.inside == "all"
+    if is_chain and all(part.choose is None for part in parts):
+        for part in parts:
             yield from _links(part.transformation)
+    else:
+        yield tx
 
 
 def _check_degree(case: Case, tx: optax.GradientTransformation, kernel: Kernel) -> None:

@@ -16,6 +16,9 @@ from gradtx.lift import evaluate, hyperparameters_of, kernel_of
 from gradtx.wrappers.hyperparameters import Injected
 from gradtx.wrappers.steps import Path, holding_back
 
+# The fields of a state whose count is there for a schedule alone.
+SCHEDULE_FIELDS = (("count",), ("count", "inner_state"))
+
 
 def learning_rates_of(
     tx: optax.GradientTransformation, state: Any, path: Path = ()
@@ -76,7 +79,7 @@ def _schedule_counts(state: Any) -> list[tuple[Path, Any]]:
     """The counts in a state that are there for a schedule: those with nothing of its own beside."""
 
     def is_schedule(node: Any) -> bool:
-        return getattr(node, "_fields", ()) in (("count",), ("count", "inner_state"))
+        return getattr(node, "_fields", ()) in SCHEDULE_FIELDS
 
     named, _ = tree_flatten_with_path(state, is_leaf=is_schedule)
     return [(path, node.count) for path, node in named if is_schedule(node)]

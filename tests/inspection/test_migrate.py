@@ -1,5 +1,8 @@
 """Going on with an optimizer state in another optimizer."""
 
+from dataclasses import replace
+from typing import NamedTuple
+
 import flax.serialization
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,8 @@ import optax
 import pytest
 
 import gradtx
+from gradtx.kernels.scale import LEARNING_RATE
+from gradtx.lift import lift
 
 PARAMS = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, "head": jnp.ones(2)}
 PATHS = ("dense/bias", "dense/kernel", "head")
@@ -354,3 +359,30 @@ def test_messages_about_swapped_arguments_are_short(name):
     arguments, message = MISTAKEN[name]
     with pytest.raises(ValueError, match=f"^migrate: {message}$"):
         gradtx.migrate(*arguments)
+
+
+class OwnCount(NamedTuple):
+    """The count of a schedule, under a name that nothing knows."""
+
+    count: jax.Array
+
+
+class OwnScalar(NamedTuple):
+    """A number for the whole tree that has the name of an argument elsewhere."""
+
+    b1: jax.Array
+
+
+def test_states_of_any_name_are_carried_by_what_they_hold():
+    own = lift(
+        replace(LEARNING_RATE, scheduled_state=OwnCount), learning_rate=halving, flip_sign=True
+    )
+    _, state = trained(gradtx.sgd(halving))
+    migrated, report = gradtx.migrate(state, own, PARAMS)
+    assert report.carried == {"count": "1/count"}
+    assert migrated == OwnCount(3)
+    tx = optax.GradientTransformation(
+        lambda params: OwnScalar(jnp.zeros([])), lambda g, state, params=None: (g, state)
+    )
+    migrated, _ = gradtx.migrate(OwnScalar(jnp.float32(0.5)), tx, PARAMS)
+    assert migrated.b1 == 0.5
