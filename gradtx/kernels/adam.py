@@ -131,7 +131,7 @@ def scale_by_amsgrad(
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam's scaling with the largest second moment so far, which never grows a step: AMSGrad's.
+    """AMSGrad's scaling: Adam's with the largest second moment so far, which never decreases.
 
         m <- b1 * m + (1 - b1) * g
         v <- b2 * v + (1 - b2) * g^2

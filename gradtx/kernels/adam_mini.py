@@ -49,7 +49,7 @@ ADAMINI = Kernel(
 
 
 def _axes_of_leaves(blocks: Blocks) -> PerLeaf:
-    """For each leaf the axes, counted from 0, each index of which has a block of its own."""
+    """For each leaf the axes, counted from 0, along which each index has its own block."""
     common = None if callable(blocks) else _as_axes(blocks)
 
     def axes_of(path: tuple[Any, ...], leaf: Any) -> tuple[int, ...]:
@@ -93,15 +93,15 @@ def scale_by_adamini(
     *,
     blocks: Blocks = -1,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam's scaling with one second moment for each block of elements: Adam-mini's.
+    """Adam-mini's scaling: Adam's with one second moment for each block of elements.
 
         m <- b1 * m + (1 - b1) * g,                  m_hat = m / (1 - b1^t)
         v <- b2 * v + (1 - b2) * mean(g^2),          v_hat = v / (1 - b2^t)
         u = m_hat / (sqrt(v_hat + eps_root) + eps)
 
-    with one number v, and one mean, for each block. The blocks should be the diagonal blocks of
-    the Hessian: the weights of one output neuron, of one attention head, of one token. v then
-    takes next to no memory, half of what Adam's state takes.
+    with one number v, and one mean of g^2, for each block. The blocks should be the diagonal blocks
+    of the Hessian: the weights of one output neuron, of one attention head, of one token. v then
+    takes almost no memory, which halves that of Adam's state.
 
     Args:
         b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
@@ -109,7 +109,7 @@ def scale_by_adamini(
         eps: added to the denominator outside the root, >= 0.
         eps_root: added to the denominator inside the root, >= 0.
         mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
-        blocks: the axis, or axes, along which each index has a block of its own: -1 for the output
+        blocks: the axis, or axes, along which each index has its own block: -1 for the output
             neurons of a kernel of shape (..., inputs, outputs); 1 for the heads of attention
             weights (inputs, heads, size); 0 for the tokens of an embedding (tokens, features); (0,
             -1) for a stack of layers; () for whole leaves. Vectors and scalars are one block each.
@@ -125,12 +125,12 @@ def scale_by_adamini(
             axes.
 
     Source:
-        Zhang et al. 2024, "Adam-mini: use fewer learning rates to gain more", Algorithm 1, with
-        the blocks of its section 2.3. The authors' program has since version 1.1.0 one number for
-        each token of the embedding (0 here, for an array (tokens, features)) and of the output
-        layer (-1, for (features, tokens)), for each head of queries and keys, and for each output
-        neuron of all other matrices; the parameters of a normalization are one block, and a bias
-        has a number for each element (0, which a function may return for it).
+        Zhang et al. 2024, "Adam-mini: use fewer learning rates to gain more", Algorithm 1, with the
+        blocks of its section 2.3. Since version 1.1.0 the authors' code has one number for each
+        token of the embedding (0 here, for an array (tokens, features)) and of the output layer
+        (-1, for (features, tokens)), for each head of queries and keys, and for each output neuron
+        of all other matrices; the parameters of a normalization are one block, and a bias has one
+        number for each element (0, which a function may return for it).
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Adam with another second moment, or with a variance rectified: AdaBelief, Yogi, RAdam."""
+"""Adam with a different second moment or a rectified variance: AdaBelief, Yogi, RAdam."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def scale_by_belief(
     *,
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam's scaling with the gradient's deviation from its average for size: AdaBelief's.
+    """AdaBelief's scaling: Adam's with the gradient's deviation from its average as its size.
 
         m <- b1 * m + (1 - b1) * g,                         m_hat = m / (1 - b1^t)
         s <- b2 * s + (1 - b2) * (g - m)^2 + eps_root,      s_hat = s / (1 - b2^t)
@@ -59,7 +59,7 @@ def scale_by_belief(
         ValueError: if a number lies outside its range.
 
     Source:
-        Zhuang et al. 2020, "AdaBelief optimizer", Algorithm 2. The authors' program has one eps for
+        Zhuang et al. 2020, "AdaBelief optimizer", Algorithm 2. The authors' code has one eps for
         both, and these steps with rectify=False; by default it rectifies them as RAdam does.
 
     Example:
@@ -105,7 +105,7 @@ def scale_by_yogi(
     eps_root: ScalarOrSchedule = 0.0,
     initial_accumulator_value: ScalarOrSchedule = 1e-6,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam's scaling with a second moment that changes by a bounded amount: Yogi's.
+    """Yogi's scaling: Adam's with a second moment that changes by a bounded amount.
 
         m <- b1 * m + (1 - b1) * g,                             m_hat = m / (1 - b1^t)
         v <- v - (1 - b2) * sign(v - g^2) * g^2,                v_hat = v / (1 - b2^t)
@@ -214,12 +214,12 @@ def scale_by_radam(
     *,
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam's scaling once the variance of the second moment is under control: RAdam's.
+    """RAdam's scaling: Adam's once the variance of the second moment is under control.
 
         rho_inf = 2 / (1 - b2) - 1,    rho_t = rho_inf - 2 t b2^t / (1 - b2^t)
         r_t^2 = (rho_t - 4) (rho_t - 2) rho_inf / ((rho_inf - 4) (rho_inf - 2) rho_t)
         u = r_t * m_hat / (sqrt(v_hat + eps_root) + eps)    where rho_t >= threshold
-        u = m_hat                                           before
+        u = m_hat                                           otherwise
 
     with m_hat and v_hat as in `scale_by_adam`.
 

@@ -50,7 +50,7 @@ def scale_by_adan(
     eps: ScalarOrSchedule = 1e-8,
     eps_root: ScalarOrSchedule = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam's scaling with a Nesterov momentum made of gradients and their changes: Adan's.
+    """Adan's scaling: Adam's with a Nesterov momentum of gradients and their changes.
 
         d = g_t - g_{t-1},    0 at the first step
         m <- b1 * m + (1 - b1) * g,                    m_hat = m / (1 - b1^t)
@@ -75,9 +75,9 @@ def scale_by_adan(
     Source:
         Xie et al. 2022, "Adan: adaptive Nesterov momentum algorithm for faster optimizing deep
         models", Algorithm 1, without its restarts. The paper's beta is 1 - b here, so that its
-        factor 1 - beta_2 of the change, twice, is b2; optax has 1 - b2 in its place. The paper
-        starts at m_0 = g_0 and n_0 = g_0^2; here, as in the authors' code and in optax, averages
-        start at zero and are corrected for that, which gives the same first step.
+        factor 1 - beta_2 of the change, which occurs twice, is b2; optax uses 1 - b2 instead. The
+        paper starts at m_0 = g_0 and n_0 = g_0^2; here, as in the authors' code and in optax,
+        averages start at zero and are corrected for that, which gives the same first step.
 
     Example:
         >>> import jax.numpy as jnp
@@ -117,7 +117,7 @@ PROXIMAL_DESCENT = Kernel(
 def descend_proximally(
     learning_rate: ScalarOrSchedule, weight_decay: ScalarOrSchedule, decays: bool | PerLeaf
 ) -> optax.GradientTransformationExtraArgs:
-    """Multiply by minus the learning rate, with the weights' decay taken at where they will be.
+    """Multiply by minus the learning rate, with proximal weight decay.
 
         u = -learning_rate * g / (1 + learning_rate * weight_decay)
 

@@ -76,7 +76,7 @@ def _rms_debiased(g, *, nu, t, decay, eps, eps_in_sqrt):
     return _over_root(g, debias(nu, decay, t), eps, eps_in_sqrt), nu
 
 
-# optax keeps the classes with a counter private, so they are asked for an instance.
+# optax keeps the classes with a counter private, so they are taken from instances.
 _RmsWithCountState = state_class(optax.scale_by_rms(bias_correction=True))
 _StddevWithCountState = state_class(optax.scale_by_stddev(bias_correction=True))
 
@@ -107,7 +107,7 @@ def scale_by_rms(
         v <- decay * v + (1 - decay) * g^2
         u = g / sqrt(v + eps),    or without eps_in_sqrt    u = g / (sqrt(v) + eps)
 
-    With bias_correction v / (1 - decay^t) stands for v in the second line.
+    With bias_correction v / (1 - decay^t) replaces v in the second line.
 
     Args:
         decay: the decay rate of the average, in [0, 1); a number, a scalar array or a schedule.
@@ -281,7 +281,7 @@ def _rprop(
     bounded = jnp.clip(factor * step_sizes, min_step_size, max_step_size)
     step_sizes = jnp.where(agreement == 0, step_sizes, bounded)
     direction = jnp.where(agreement < 0, 0.0, jnp.sign(g))
-    # What is kept for the next step is the sign; a step of size zero must not lose it.
+    # The next step needs the sign, which a step of size zero must not lose.
     kept = jnp.maximum(step_sizes, jnp.finfo(step_sizes.dtype).tiny) * direction
     return step_sizes * direction, step_sizes, kept
 
@@ -316,7 +316,7 @@ def scale_by_rprop(
     min_step_size: ScalarOrSchedule = 1e-6,
     max_step_size: ScalarOrSchedule = 50.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Step by the gradient's sign, with a size that grows while the sign stays: Rprop.
+    """Step by the gradient's sign, with a size that grows while the sign stays the same: Rprop.
 
         where g_t * g_{t-1} > 0:   s <- eta_plus * s,     u = s * sign(g_t)
         where g_t * g_{t-1} < 0:   s <- eta_minus * s,    u = 0, g_t <- 0
@@ -328,7 +328,7 @@ def scale_by_rprop(
         learning_rate: the initial step size s, >= 0; a number, a scalar array or a schedule. Of a
             schedule the value at step 0 counts.
         eta_minus: the factor after a change of sign, in (0, 1).
-        eta_plus: the factor while the sign stays, > 1.
+        eta_plus: the factor while the sign stays the same, > 1.
         min_step_size: the smallest step, >= 0.
         max_step_size: the largest step, >= min_step_size.
 
@@ -336,7 +336,7 @@ def scale_by_rprop(
         The transformation, with the state `ScaleByRpropState(step_sizes, prev_updates)`.
 
     Raises:
-        ValueError: if an argument lies outside its range, or `min_step_size` above
+        ValueError: if an argument lies outside its range, or `min_step_size` exceeds
             `max_step_size`.
 
     Source:

@@ -1,4 +1,4 @@
-"""Adam with a long memory of the gradient beside the short one: AdEMAMix."""
+"""AdEMAMix: Adam with a slow average of the gradient in addition to the fast one."""
 
 import jax.numpy as jnp
 import optax
@@ -52,15 +52,15 @@ def scale_by_ademamix(
     eps_root: ScalarOrSchedule = 0.0,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam's scaling of a fast and a slow moving average of the gradient: AdEMAMix's.
+    """AdEMAMix's scaling: Adam's with a fast and a slow moving average of the gradient.
 
         m1 <- b1 * m1 + (1 - b1) * g,    m1_hat = m1 / (1 - b1^t)
         m2 <- b3 * m2 + (1 - b3) * g
         v <- b2 * v + (1 - b2) * g^2,    v_hat = v / (1 - b2^t)
         u = (m1_hat + alpha * m2) / (sqrt(v_hat + eps_root) + eps)
 
-    m2 is not corrected for its start at zero, so that the old gradients come in slowly. The paper
-    also warms alpha and b3 up, which schedules do.
+    m2 starts at zero and is not corrected for that, so that old gradients gain weight slowly. The
+    paper also warms up alpha and b3: pass schedules for them.
 
     Args:
         b1: the decay rate of the fast average, in [0, 1); a number, a scalar array or a schedule.
@@ -134,7 +134,7 @@ def scale_by_simplified_ademamix(
     eps: ScalarOrSchedule = 1e-8,
     eps_root: ScalarOrSchedule = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam's scaling of accumulated gradients and the current gradient: simplified AdEMAMix's.
+    """Simplified AdEMAMix's scaling: Adam's with a sum of past gradients plus the current one.
 
         m <- b1 * m + g
         n <- b2 * n + (1 - b2) * g^2,    n_hat = n / (1 - b2^t)

@@ -1,7 +1,7 @@
-"""A gradient over the size of those before it: ADOPT and ACProp.
+"""Gradients divided by the size of earlier ones: ADOPT and ACProp.
 
-Where the size does not know the gradient that it divides, the two are independent, and the mean
-of the quotient has the direction of the mean gradient, whatever the decay of the size.
+A size that does not include the gradient that it divides is independent of it, so that the mean of
+the quotient has the direction of the mean gradient, whatever the decay rate of the size.
 """
 
 import math
@@ -120,7 +120,7 @@ def scale_by_adopt(
 
 def _acprop(g, *, mu, nu, t, b1, b2, eps, eps_root):
     is_first = t == 1
-    # The correction of the first step, where there is no size yet, must be a number too.
+    # At the first step there is no size yet, but the correction must not be NaN.
     size = jnp.sqrt(jnp.where(is_first, jnp.ones_like(nu), debias(nu, b2, jnp.maximum(t - 1, 1))))
     mu = b1 * mu + (1 - b1) * g
     nu = b2 * nu + (1 - b2) * abs_squared(g - mu) + eps_root
@@ -144,7 +144,7 @@ def scale_by_acprop(
     eps: ScalarOrSchedule = 1e-16,
     eps_root: ScalarOrSchedule = 1e-16,
 ) -> optax.GradientTransformationExtraArgs:
-    """Divide the gradient by how far those before it deviated from their average: ACProp's scaling.
+    """Divide the gradient by the deviation of earlier ones from their average: ACProp's scaling.
 
         u = g / (sqrt(s_hat) + eps),    s_hat = s / (1 - b2^(t-1)),    1 in the first step
         m <- b1 * m + (1 - b1) * g
@@ -165,11 +165,11 @@ def scale_by_acprop(
 
     Source:
         Zhuang et al. 2021, "Momentum centering and asynchronous update for adaptive gradient
-        methods", Algorithm 2. The first step is g / (1 + eps), as in optax, where the paper's
-        s_0 = 0 would make it g / eps; that of the authors' program is g. Its other steps are these
-        with rectify=False and eps_root = eps; by default it rectifies them, and averages the first
-        of them, as RAdam does. optax's s has the deviation from m as it was before this gradient,
-        which is larger by the factor 1 / b1.
+        methods", Algorithm 2. The first step is g / (1 + eps), as in optax; with the paper's
+        s_0 = 0 it would be g / eps, and in the authors' code it is g, whose other steps are the
+        same with rectify=False and eps_root = eps; by default that code rectifies them, and
+        averages the first of them, as RAdam does. optax measures the deviation from the m before
+        this gradient, which is larger by the factor 1 / b1.
 
     Example:
         >>> import jax.numpy as jnp

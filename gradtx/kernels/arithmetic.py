@@ -18,7 +18,7 @@ def debias(average: jax.Array, decay: Any, t: jax.Array) -> jax.Array:
 def sum_of_weights(decay: Any, t: jax.Array) -> jax.Array:
     """1 - decay^t: the sum of the weights in an average that started at zero.
 
-    It is formed without its cancellation, which for decay = 0.999 would cost the first steps four
+    It is computed without cancellation, which for decay = 0.999 would cost the first steps four
     digits in float32.
     """
     return -jnp.expm1(t * log_decay(decay))
@@ -37,8 +37,8 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array, at_least: Any = 0.
     Args:
         numerator: an array.
         denominator: an array of its dtype.
-        at_least: what the denominator is at least; where that is a number above zero, there is
-            nothing to be tested.
+        at_least: a lower bound of the denominator; if it is a number above zero, nothing has to be
+            tested.
     """
     if isinstance(at_least, float) and at_least >= jnp.finfo(denominator.dtype).tiny:
         return numerator / denominator
@@ -55,20 +55,20 @@ def root_mean_square(x: jax.Array, axis: int | None = None) -> jax.Array:
 def clip_factor(norm: jax.Array, max_norm: Any) -> jax.Array:
     """min(1, max_norm / norm), also where the norm is 0; NaN where it is NaN."""
     is_within = norm <= max_norm
-    # The quotient that is not taken has a derivative too, which must not overflow.
+    # The quotient that is not selected has a derivative too, which must not overflow.
     return jnp.where(is_within, 1.0, max_norm / jnp.where(is_within, 1.0, norm))
 
 
 def clip_factors(norm: jax.Array, max_norm: Any) -> tuple[jax.Array, jax.Array]:
-    """Two numbers whose product is min(1, max_norm / norm), also if that is too small for one."""
+    """Two numbers whose product is min(1, max_norm / norm), even if that is too small for one."""
     is_within = norm <= max_norm
-    # XLA takes subnormal numbers for zero; powers of two are exact.
+    # XLA flushes subnormal numbers to zero; powers of two are exact.
     up = jnp.where(norm * 2.0 ** (jnp.finfo(norm.dtype).minexp + 26) > max_norm, 2.0**32, 1.0)
-    # XLA calculates a quotient once, where it would repeat a choice in the loop of each leaf.
+    # XLA computes a quotient once, but would repeat a select in the loop of each leaf.
     return 1 / up, jnp.where(is_within, 1.0, max_norm) * up / jnp.where(is_within, 1.0, norm)
 
 
 def clip_to_norm(g: jax.Array, norm: jax.Array, max_norm: Any) -> jax.Array:
-    """Multiply g by min(1, max_norm / norm), also where that is too small for its dtype."""
+    """Multiply g by min(1, max_norm / norm), even where that is too small for its dtype."""
     down, rest = clip_factors(norm, max_norm)
     return g * down * rest

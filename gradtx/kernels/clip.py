@@ -1,4 +1,4 @@
-"""Limits on the size of updates: by element, by norm, by block, and of NaNs."""
+"""Limits on the size of updates, by element, norm or block, and removal of NaNs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -71,7 +71,7 @@ def mapped_axes(
         ValueError: if `axis_reduction` is unknown.
     """
     norms.check_axis_reduction(owner, axis_reduction)
-    # Options are hashable, since the compiled step is found by them.
+    # Options must be hashable, because the compiled step is looked up by them.
     axis_name = tuple(axis_name) if isinstance(axis_name, list) else axis_name
     return {"axis_name": axis_name, "axis_reduction": axis_reduction}
 
@@ -257,7 +257,7 @@ def adaptive_grad_clip(
     eps: ScalarOrSchedule = 1e-3,
     axis: int | tuple[int, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Scale each unit's gradient down to a share of the norm of the unit's weights.
+    """Clip each unit's gradient to a multiple of the norm of its weights.
 
         u_i = min(1, clipping * max(||p_i||, eps) / ||g_i||) * g_i
 
@@ -274,8 +274,8 @@ def adaptive_grad_clip(
         The transformation; its update needs `params`.
 
     Raises:
-        ValueError: if a number is negative, NaN or not a scalar, or `axis` is not of integers; in
-            `update`, if a parameter has more than 5 axes and `axis` is None.
+        ValueError: if a number is negative, NaN or not a scalar, or `axis` is not made of integers;
+            in `update`, if a parameter has more than 5 axes and `axis` is None.
 
     Source:
         Brock et al. 2021, "High-performance large-scale image recognition without

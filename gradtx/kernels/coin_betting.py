@@ -1,4 +1,4 @@
-"""Steps that are bets on the outcome of coins: COCOB."""
+"""Steps as bets on the outcome of coin flips: COCOB."""
 
 import jax.numpy as jnp
 import optax
@@ -15,7 +15,7 @@ def _cocob(g, *, p, init_particles, cumulative_gradients, scale, subgradients, r
     subgradients = subgradients + jnp.abs(g)
     reward = jnp.maximum(reward - jnp.real(jnp.conj(g) * (p - init_particles)), 0)
     cumulative_gradients = cumulative_gradients - g
-    # (scale + reward) / scale is formed first: the square of the scale could underflow.
+    # (scale + reward) / scale is computed first: the square of the scale could underflow.
     share = safe_divide(cumulative_gradients, jnp.maximum(subgradients + scale, alpha * scale))
     wealth = 1 + safe_divide(reward, scale)
     target = init_particles + share * wealth
@@ -52,7 +52,7 @@ def scale_by_cocob(
         theta <- theta - g
         u = p_0 + theta / (L * max(G + L, alpha * L)) * (L + reward) - p
 
-    element by element. A step is an absolute one: no learning rate belongs after it.
+    all element by element. The updates are complete: no learning rate belongs after them.
 
     Args:
         alpha: roughly the number of steps for which the bets stay small, >= 0; a number, a scalar
@@ -60,8 +60,9 @@ def scale_by_cocob(
         eps: the initial value of L, the largest gradient so far, >= 0. The paper has 0.
 
     Returns:
-        The transformation, with the state `COCOBState(init_particles, cumulative_gradients,
-        scale, subgradients, reward)`; its update needs `params`.
+        The transformation, with the state
+        `COCOBState(init_particles, cumulative_gradients, scale, subgradients, reward)`; its update
+        needs `params`.
 
     Raises:
         ValueError: if a number lies outside its range.

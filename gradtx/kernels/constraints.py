@@ -1,4 +1,4 @@
-"""Steps onto a constraint: a gradient of length 1, parameters that stay above zero."""
+"""Constraints on updates: a global norm of 1, parameters that stay non-negative."""
 
 import jax.numpy as jnp
 import optax
@@ -34,8 +34,9 @@ def keep_params_nonnegative() -> optax.GradientTransformationExtraArgs:
 
         u = max(g, -p),    so that p + u = max(p + g, 0)
 
-    It belongs at the end of a chain, and the updates should have the dtype of the parameters:
-    in a narrower one -p may be rounded to a larger number. Negative parameters move to 0.
+    It belongs at the end of a chain, and the updates should have the dtype of the parameters: in a
+    narrower dtype the rounding of -p may leave a parameter below zero. Negative parameters move to
+    0.
 
     Returns:
         The transformation; its update needs `params`, and its state is empty.

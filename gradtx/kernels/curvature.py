@@ -31,9 +31,9 @@ def scale_by_newton(
         (H + damping * I) u = g,    H = the Hessian of value_fn at the parameters
 
     Args:
-        solver: "dense" forms H, of n^2 numbers for n real parameters, and takes the solution of
-            least norm if it is singular; "cg" runs conjugate gradients on Hessian-vector
-            products, never forms H, and needs H + damping * I to be positive definite.
+        solver: "dense" forms H, of n^2 numbers for n real parameters, and takes the minimum-norm
+            solution if it is singular; "cg" runs conjugate gradients on Hessian-vector products,
+            never forms H, and needs H + damping * I to be positive definite.
         damping: added to the diagonal, >= 0; a number, a scalar array or a schedule.
         tolerance: "cg" stops once the norm of the residual is below this fraction of that of the
             gradient, >= 0.
@@ -115,7 +115,7 @@ def _damping_now(damping: ScalarOrSchedule, state: Any) -> tuple[Any, Any]:
 
 
 def _in_one_dtype(leaves: list[Any]) -> list[jax.Array]:
-    """The leaves in the widest of the dtypes to calculate in."""
+    """The leaves in the widest of the dtypes to compute in."""
     dtypes = [trees.compute_dtype(jnp.result_type(leaf)) for leaf in leaves]
     widest = functools.reduce(np.promote_types, dtypes)
     return [jnp.asarray(leaf).astype(widest) for leaf in leaves]
@@ -126,7 +126,7 @@ def _solve_dense(value, at, gradient, damping):
     right, _ = ravel_pytree(gradient)
     hessian = jax.hessian(lambda x: value(unravel(x)))(flat)
     matrix = hessian + jnp.asarray(damping, flat.dtype) * jnp.eye(flat.size, dtype=flat.dtype)
-    # By eigenvalues, so that a flat direction, in which the gradient is zero too, stays finite.
+    # By eigenvalues, so that a flat direction, where the gradient is zero too, stays finite.
     eigenvalues, vectors = jnp.linalg.eigh(matrix)
     cutoff = flat.size * jnp.finfo(flat.dtype).eps * jnp.max(jnp.abs(eigenvalues), initial=0.0)
     is_flat = jnp.abs(eigenvalues) <= cutoff

@@ -1,4 +1,4 @@
-"""Adam with an estimate of the distance to the solution for a step size: D-Adaptation."""
+"""D-Adaptation: Adam with an estimate of the distance to the solution as its step size."""
 
 import math
 from typing import Any
@@ -43,7 +43,7 @@ def root(decay: Any) -> Any:
 
 
 def check_betas(owner: str, betas: tuple[ScalarOrSchedule, ScalarOrSchedule]) -> None:
-    """Refuse what is not a pair of decays, naming the part."""
+    """Refuse anything but a pair of decay rates, naming the part."""
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         raise ValueError(f"{owner}: betas must be a pair of numbers, got {shown(betas)}")
     for i, decay in enumerate(betas):
@@ -51,7 +51,7 @@ def check_betas(owner: str, betas: tuple[ScalarOrSchedule, ScalarOrSchedule]) ->
 
 
 def adam_rate(estimate, learning_rate, t, b1, b2, bias_correction):
-    """The step size: the estimated distance, times what corrects Adam's start at zero."""
+    """The step size: the estimated distance times the learning rate, and Adam's bias correction."""
     rate = estimate * learning_rate
     if bias_correction:
         rate *= jnp.sqrt(sum_of_weights(b2, t)) / sum_of_weights(b1, t)
@@ -59,7 +59,7 @@ def adam_rate(estimate, learning_rate, t, b1, b2, bias_correction):
 
 
 def larger_estimate(estimate, numerator, denominator):
-    """The larger of the old estimate and the quotient, which needs a gradient that is not zero."""
+    """The larger of the old estimate and the quotient, which needs a nonzero gradient."""
     is_zero = denominator == 0
     quotient = numerator / jnp.where(is_zero, 1.0, denominator)
     return jnp.where(is_zero, estimate, jnp.maximum(estimate, quotient))
@@ -71,7 +71,7 @@ def l1_norm_of_sum(s, g, keep, weight):
 
 
 def _dadapt_weights(b2):
-    """sqrt(b2), and 1 - sqrt(b2) without its cancellation."""
+    """sqrt(b2), and 1 - sqrt(b2) without cancellation."""
     return root(b2), (1 - b2) / (1 + root(b2))
 
 
@@ -152,7 +152,7 @@ def dadapt_adamw(
     bias_correction: bool = False,
     growth_rate: ScalarOrSchedule = math.inf,
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW with the distance to the solution, estimated from below, for a step size.
+    """D-Adaptation: AdamW with a lower estimate of the distance to the solution as its step size.
 
         rate = learning_rate * d,   c = sqrt(b2)
         r <- c * r + (1 - c) * rate * sum(g * s / (sqrt(v) + eps))
@@ -162,8 +162,8 @@ def dadapt_adamw(
         u = -(m / (sqrt(v) + eps) + weight_decay * rate * p)
         d <- max(d, min(r / ((1 - c) * sum(|s|)), growth_rate * d)),    d_0 = estim_lr0
 
-    Sums are those over the whole tree. No theorem bounds d from above in the metric of Adam: on
-    |p - 3| it ends at 5.1 times the distance, with bias_correction at 1.7 times.
+    Sums run over the whole tree. No theorem bounds d from above in the metric of Adam: on |p - 3|
+    it ends at 5.1 times the distance, with bias_correction at 1.7 times.
 
     Args:
         learning_rate: a factor of the step size; a number, a scalar array or a schedule. Leave it
@@ -186,8 +186,8 @@ def dadapt_adamw(
         ValueError: if an argument lies outside its range.
 
     Source:
-        Defazio & Mishchenko 2023, "Learning-rate-free learning by D-Adaptation", Algorithm 5.
-        r is updated with the v that scaled the last step, as in the authors' program, which has
+        Defazio & Mishchenko 2023, "Learning-rate-free learning by D-Adaptation", Algorithm 5. r is
+        updated with the v that scaled the last step, as in the authors' code, which has
         `growth_rate` too. There an L2 penalty is the default, and decoupled decay an option; and
         steps whose learning rate is 0 are skipped.
 

@@ -1,4 +1,4 @@
-"""Steps as long as the way that was travelled, over the gradients met on it: DoG and DoWG."""
+"""Step sizes from the distance travelled, over the gradients seen so far: DoG and DoWG."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ def _sum_of_squared_differences(x, y):
 
 
 def _quotient(numerator, denominator):
-    """The quotient, or 0 where there was no gradient to divide by yet."""
+    """The quotient, or 0 where there has been no gradient to divide by yet."""
     is_zero = denominator == 0
     return jnp.where(is_zero, 0.0, numerator / jnp.where(is_zero, 1.0, denominator))
 
@@ -62,7 +62,7 @@ def _dog_scalars(
     total = sum_sq_norm_grads + squared_norm
     length = _quotient(max_dist, jnp.sqrt(total + eps))
     if kind == "learning_rate":
-        # While the gradient is zero nothing moves, and there is no distance to go by.
+        # While the gradient is zero nothing moves, and there is no distance to scale by.
         length = jnp.where(is_init_step | (max_dist == 0), first, length)
     return {
         "is_init_step": jnp.zeros_like(is_init_step),
@@ -96,13 +96,13 @@ DOG = Kernel(
 def scale_by_dog(
     init_step: tuple[str, ArrayLike] = ("heuristic", 1e-6), eps: ScalarOrSchedule = 1e-8
 ) -> optax.GradientTransformationExtraArgs:
-    """Step as far as the largest distance from the start so far, over all gradients: DoG.
+    """DoG: scale by the largest distance from the start so far, over the norm of all gradients.
 
         r_t = max(r_{t-1}, ||p_t - p_0||)
         G_t = G_{t-1} + ||g_t||^2
         u_t = r_t / sqrt(G_t + eps) * g_t
 
-    Norms are those of the whole tree.
+    Norms are taken over the whole tree.
 
     Args:
         init_step: how the first step is found, and its number > 0: ("distance", r_0); ("heuristic",
@@ -112,8 +112,9 @@ def scale_by_dog(
         eps: added to the denominator inside the root, >= 0; a number, a scalar array or a schedule.
 
     Returns:
-        The transformation, with the state `DoGState(is_init_step, init_params, max_dist,
-        sum_sq_norm_grads)`; its update needs `params`.
+        The transformation, with the state
+        `DoGState(is_init_step, init_params, max_dist, sum_sq_norm_grads)`; its update needs
+        `params`.
 
     Raises:
         ValueError: if `init_step` is not such a pair, or a number lies outside its range.
@@ -172,13 +173,13 @@ DOWG = Kernel(
 def scale_by_dowg(
     init_estim_sq_dist: ArrayLike | None = None, eps: ScalarOrSchedule = 1e-4
 ) -> optax.GradientTransformationExtraArgs:
-    """DoG with gradients that count by the distance at which they were met: DoWG.
+    """DoWG: DoG with gradients weighted by the distance at which they were taken.
 
         r_t = max(r_{t-1}, ||p_t - p_0||)
         v_t = v_{t-1} + r_t^2 * ||g_t||^2
         u_t = r_t^2 / (sqrt(v_t) + eps) * g_t
 
-    Norms are those of the whole tree.
+    Norms are taken over the whole tree.
 
     Args:
         init_estim_sq_dist: r_0^2, > 0; None: the value of `eps`.
@@ -186,8 +187,9 @@ def scale_by_dowg(
             init_estim_sq_dist, a schedule. The paper has none; as r_0^2 it must be > 0.
 
     Returns:
-        The transformation, with the state `DoWGState(init_params, weighted_sq_norm_grads,
-        estim_sq_dist)`, r^2 in `estim_sq_dist`; its update needs `params`.
+        The transformation, with the state
+        `DoWGState(init_params, weighted_sq_norm_grads, estim_sq_dist)`, r^2 in `estim_sq_dist`; its
+        update needs `params`.
 
     Raises:
         ValueError: if a number lies outside its range.
@@ -239,25 +241,26 @@ def scale_by_distance_over_gradients(
     param_dtype: DTypeLike | None = jnp.float32,
     global_scale: ScalarOrSchedule = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """DoG with distances and gradients of each leaf's own: layer-wise DoG.
+    """Layer-wise DoG: DoG with a distance and a sum of gradients for each leaf.
 
         r_t = max(r_{t-1}, ||p_t - p_0||),    r_0 = reps_rel * (1 + ||p_0||)
         G_t = G_{t-1} + ||g_t||^2
         u_t = global_scale * r_t / sqrt(G_t + eps) * g_t
 
-    Norms are those of one leaf.
+    Norms are taken over one leaf.
 
     Args:
-        reps_rel: the first distance relative to the size of the leaf, > 0; 1e-4 is recommended
-            for networks with batch normalization, else 1e-6.
+        reps_rel: the initial distance relative to the size of the leaf, > 0. 1e-4 is recommended
+            for networks with batch normalization, 1e-6 for others.
         eps: added to the denominator inside the root, >= 0; a number, a scalar array or a schedule.
         param_dtype: the storage dtype of p_0; None: the parameter's, at least float32, which
             complex parameters need.
         global_scale: any number but NaN; -1 turns the direction of ascent into one of descent.
 
     Returns:
-        The transformation, with the state `ScaleByDistanceOverGradientsState(max_dist,
-        grad_sum_of_squares, init_params)`; its update needs `params`.
+        The transformation, with the state
+        `ScaleByDistanceOverGradientsState(max_dist, grad_sum_of_squares, init_params)`; its update
+        needs `params`.
 
     Raises:
         ValueError: if a number lies outside its range, or `param_dtype` cannot hold a parameter.
@@ -287,7 +290,7 @@ def scale_by_distance_over_gradients(
 def _started_in_proportion(
     tx: optax.GradientTransformationExtraArgs,
 ) -> optax.GradientTransformationExtraArgs:
-    """The transformation with first distances relative to 1 plus the size of the parameters."""
+    """The transformation with initial distances relative to 1 plus the norm of the parameters."""
 
     def init(params: Any) -> Any:
         return _in_proportion(tx.init(params))

@@ -1,4 +1,4 @@
-"""Updates that are saved up and let go every few steps."""
+"""Updates that are accumulated and applied every few steps."""
 
 from typing import Any
 
@@ -28,16 +28,16 @@ APPLY_EVERY = Kernel(
 
 
 def apply_every(k: ArrayLike = 1) -> optax.GradientTransformationExtraArgs:
-    """Let the sum of `k` updates through every `k` steps, and zeros in between.
+    """Accumulate updates and pass on their sum every `k` steps, with zeros in between.
 
         a <- g if t = 1 (mod k), else a + g
         u = a if t = 0 (mod k), else 0
 
-    What stands before it in a chain sees every step. To average gradients and take a whole step
-    of an optimizer every k steps, wrap the optimizer in `MultiSteps` instead.
+    Transformations before it in a chain see every step. To average gradients and take one step of
+    an optimizer every k steps, wrap the optimizer in `MultiSteps` instead.
 
     Args:
-        k: how many updates make one, a whole number >= 1.
+        k: how many updates to accumulate, a whole number >= 1.
 
     Returns:
         The transformation, with the state `ApplyEvery(count, grad_acc)`; `count` runs from 0 to
@@ -65,7 +65,7 @@ def apply_every(k: ArrayLike = 1) -> optax.GradientTransformationExtraArgs:
     @declared(APPLY_EVERY)
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         updates, state = accumulate.update(updates, state, params, **extra)
-        # Counted modulo k, so that t stays exact however long the run.
+        # Counted modulo k, so that t stays exact in a run of any length.
         count = state.count % jnp.asarray(k).astype(jnp.int32)
         new = {"count": count, "grad_acc": state.grad_acc}
         return updates, with_fields(optax.ApplyEvery, state, new)

@@ -1,4 +1,4 @@
-"""Second moments of matrices kept as one number for each row and one for each column."""
+"""Second moments of matrices, kept as one number for each row and one for each column."""
 
 import functools
 from collections.abc import Callable
@@ -32,7 +32,7 @@ STEP = Range(
 
 
 def power_decay(step: ArrayLike, exponent: ArrayLike = 0.8) -> jax.Array:
-    """The share of Adafactor's second moment that is kept, which grows from 0 towards 1.
+    """The decay rate of Adafactor's second moment, which grows from 0 towards 1.
 
         decay_t = 1 - t^(-exponent),    t = step + 1
 
@@ -51,9 +51,9 @@ def power_decay(step: ArrayLike, exponent: ArrayLike = 0.8) -> jax.Array:
         >>> print(power_decay(0), power_decay(3, 0.5))
         0.0 0.5
     """
-    # To a float before the 1 is added, which the last of all counters would not bear.
+    # A float before 1 is added, because the largest counter would overflow.
     t = jnp.asarray(step, float) + 1
-    # 1 - t^-c without its cancellation.
+    # 1 - t^-c without cancellation.
     return 0.0 - jnp.expm1(-jnp.asarray(exponent, float) * jnp.log(t))
 
 
@@ -62,7 +62,7 @@ def factored_axes(
 ) -> tuple[int, int] | None:
     """The second longest and the longest axis; None if the leaf is not factored.
 
-    Among axes of one length the later ones count as longer.
+    Among axes of equal length the later ones count as longer.
     """
     if not factored or len(shape) < 2:
         return None
@@ -86,7 +86,7 @@ def _factored_rms(
     g, *, v_row, v_col, v, decay, epsilon, factored, min_dim_size_to_factor
 ) -> tuple[jax.Array, ...]:
     def averaged(moment, square):
-        # A square beyond the range of numbers must not stay in the average for ever.
+        # A square that overflows must not stay in the average forever.
         largest = 0.99 * jnp.finfo(square.dtype).max
         return decay * moment + (1 - decay) * jnp.minimum(square + epsilon, largest)
 
@@ -99,7 +99,7 @@ def _factored_rms(
     columns = averaged(jnp.expand_dims(v_col, second), jnp.square(root_mean_square(g, second)))
     of_row, of_column = _inverse_root(rows), _inverse_root(columns)
     mean_root = root_mean_square(jnp.sqrt(rows), second)
-    # The larger factor first, and the mean with the smaller: nothing in between leaves the range.
+    # The larger factor first, and the mean with the smaller, so that nothing in between overflows.
     update = g * jnp.maximum(of_row, of_column) * (mean_root * jnp.minimum(of_row, of_column))
     return update, jnp.squeeze(rows, longest), jnp.squeeze(columns, second), v
 
@@ -142,19 +142,20 @@ def scale_by_factored_rms(
         c <- decay_t * c + (1 - decay_t) * (mean over a column of g^2 + epsilon)
         u_ij = g_ij / sqrt(v_ij),    v_ij = r_i * c_j / mean(r)
 
-    A matrix of n rows and m columns needs n + m numbers. What is not factored has
+    A matrix of n rows and m columns needs n + m numbers. An array that is not factored has
 
         v <- decay_t * v + (1 - decay_t) * (g^2 + epsilon)
         u = g / sqrt(v)
 
-    An array of more axes is a stack of matrices of its two longest axes (the later ones, if others
-    are as long): r averages over the longest, c over the second longest. A stack of many layers of
-    small matrices may so be factored across the layers. optax breaks the tie between axes of one
-    length as NumPy's sort does, which for more than three axes depends on the processor.
+    An array with more axes is a stack of matrices in its two longest axes (the later ones among
+    axes of equal length): r averages over the longest, c over the second longest. A stack of many
+    layers of small matrices may therefore be factored across the layers. optax leaves the choice
+    among axes of equal length to NumPy's sort, which for more than three axes depends on the
+    processor.
 
     Args:
         factored: whether to factor at all.
-        decay_rate: the exponent of the decay, >= 0; a number, a scalar array or a schedule.
+        decay_rate: the exponent of the decay rate, >= 0; a number, a scalar array or a schedule.
         step_offset: the step at which t starts from 1 again, a whole number >= 0. A run that
             resumes from a checkpoint with other data forgets its old second moments; before that
             step t is 1.
@@ -174,8 +175,8 @@ def scale_by_factored_rms(
 
     Source:
         Shazeer & Stern 2018, "Adafactor: adaptive learning rates with sublinear memory cost",
-        Algorithm 4 and section 7.2. optax takes the decay in single precision whatever the
-        dtype, and returns NaN before `step_offset` and at the last of its counters.
+        Algorithm 4 and section 7.2. optax computes the decay rate in single precision whatever the
+        dtype, and returns NaN before `step_offset` and at the largest counter.
 
     Example:
         >>> import jax.numpy as jnp
@@ -200,7 +201,7 @@ def scale_by_factored_rms(
 
     def decay(count: jax.Array) -> Any:
         rate = decay_rate(count) if callable(decay_rate) else decay_rate
-        # In whole numbers, which are exact however late the offset.
+        # As integers, which are exact however large the offset.
         return decay_rate_fn(jnp.maximum(count - step_offset, 0), rate)
 
     return lift(

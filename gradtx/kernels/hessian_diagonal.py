@@ -24,8 +24,8 @@ def hutchinson_estimator_diag_hessian(
         u = z * (H z),    z random with mean 0 and covariance I
 
     With random signs the estimate of element i has the variance sum_{j != i} H_ij^2: it is exact
-    where the Hessian is diagonal. Normal numbers add 2 H_ii^2. Leaves without a gradient take no
-    part.
+    where the Hessian is diagonal. Normal numbers add 2 H_ii^2. Leaves without a gradient are left
+    out.
 
     Args:
         random_seed: a PRNG key, or an integer seed; None: `jax.random.PRNGKey(0)`.
@@ -102,7 +102,7 @@ def hutchinson_estimator_diag_hessian(
 
 
 def widened(leaf: Any) -> jax.Array:
-    """An inexact number or array in the dtype to calculate in."""
+    """An inexact number or array in the dtype to compute in."""
     leaf = jnp.asarray(leaf)
     return leaf.astype(trees.compute_dtype(leaf.dtype))
 
@@ -119,7 +119,7 @@ def refuse_complex(owner: str, tree: Any) -> None:
 
 
 def _key(owner: str, key: Any) -> Any:
-    """The key as it is given, typed or raw, or that of an integer seed."""
+    """The given key, typed or raw, or that of an integer seed."""
     if isinstance(key, int) and not isinstance(key, bool):
         return jax.random.key(key)
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)

@@ -38,14 +38,14 @@ def scale_by_madgrad(
     momentum: ScalarOrSchedule = 0.9,
     eps: ScalarOrSchedule = 1e-6,
 ) -> optax.GradientTransformationExtraArgs:
-    """Go towards the start minus the sum of all gradients, each element in its scale: MADGRAD.
+    """Move towards the initial parameters minus the scaled sum of all gradients: MADGRAD.
 
         w = learning_rate * sqrt(t)
         s <- s + w * g,    v <- v + w * g^2
         z = p_0 - s / (cbrt(v) + eps)
         u = (1 - momentum) * (z - p)
 
-    These are the finished updates, to be added to the parameters as they come.
+    The updates are complete: no learning rate belongs after them.
 
     Args:
         learning_rate: the step size, >= 0; a number, a scalar array or a schedule.
@@ -54,7 +54,7 @@ def scale_by_madgrad(
 
     Returns:
         The transformation, with the state `MadgradState(count, grad_sum_sq, s, x0)`, v in
-        `grad_sum_sq` and the parameters at the start in `x0`; its update needs `params`.
+        `grad_sum_sq` and the initial parameters in `x0`; its update needs `params`.
 
     Raises:
         ValueError: if a number lies outside its range; in `update`, if `params` is missing.

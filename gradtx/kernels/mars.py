@@ -1,4 +1,4 @@
-"""MARS: a gradient with less variance, for any optimizer after it."""
+"""MARS: gradients with less variance, for any optimizer that follows."""
 
 from typing import Any, NamedTuple
 
@@ -17,8 +17,8 @@ class ScaleByMarsState(NamedTuple):
     """The state of `scale_by_mars`.
 
     Attributes:
-        count: how many steps were taken, int32.
-        previous_gradient: the gradient of the last step.
+        count: number of steps taken, int32.
+        previous_gradient: the gradient of the previous step.
     """
 
     count: jax.Array
@@ -48,7 +48,7 @@ def scale_by_mars(
     *,
     max_norm: ScalarOrSchedule = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Correct the gradient by a share of its change, which takes variance away: MARS's correction.
+    """Correct the gradient by a multiple of its change to reduce its variance: MARS's correction.
 
         c = g_t + gamma * b1 / (1 - b1) * (g_t - g_{t-1}),    g_1 at the first step
         u = c * min(1, max_norm / ||c||)
@@ -71,9 +71,9 @@ def scale_by_mars(
 
     Source:
         Yuan et al. 2024, "MARS: unleashing the power of variance reduction for training large
-        models", Algorithm 1, in the approximate form: g_{t-1} is the gradient of the last step,
-        not that of the last parameters on this step's data. The norm is each leaf's, as in the
-        authors' code; that code corrects the first gradient too, as if the one before were zero.
+        models", Algorithm 1, in the approximate form: g_{t-1} is the gradient of the previous step,
+        not that of the previous parameters on this step's data. The norm is each leaf's, as in the
+        authors' code; that code corrects the first gradient too, as if the one before it were zero.
 
     Example:
         >>> import jax.numpy as jnp

@@ -25,7 +25,7 @@ WeightDimensionNumbers: TypeAlias = DimensionNumbers | Any | Callable[[Any], Any
 
 @dataclass(frozen=True)
 class MatrixAxes:
-    """How an array is a stack of matrices.
+    """How an array is made up of a stack of matrices.
 
     Attributes:
         stack: the axes that count the matrices.
@@ -48,7 +48,7 @@ class MatrixAxes:
         return x.transpose(order).reshape(self.shape_of_matrices(x.shape))
 
     def from_matrices(self, matrices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """The array of this shape whose `to_matrices` these are."""
+        """The array of this shape from what `to_matrices` made of it."""
         order = self.stack + self.rows + self.columns
         return matrices.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
 
@@ -89,7 +89,7 @@ def as_matrices(
 ) -> optax.GradientTransformationExtraArgs:
     """Let a transformation see each array as a batch of matrices in the last two axes.
 
-    An attention kernel of shape (width, heads, size) whose heads are matrices of their own, with
+    An attention kernel of shape (width, heads, size) whose heads are separate matrices, with
     reduction axis 0 and output axis 2, is seen with the shape (heads, width, size). With the output
     axes (1, 2) it is one matrix, seen with the shape (width, heads * size).
 
@@ -103,8 +103,8 @@ def as_matrices(
         A transformation whose state is that of `inner`, in the layout of the matrices.
 
     Raises:
-        ValueError: if `inner` is not a transformation; in `init` and `update`, if an array has no
-            two axes or not those that its dimension numbers name.
+        ValueError: if `inner` is not a transformation; in `init` and `update`, if an array has
+            fewer than two axes, or lacks those that its dimension numbers name.
 
     Example:
         >>> import jax.numpy as jnp
@@ -146,7 +146,7 @@ def as_matrices(
 
 
 def has_axes(own: MatrixAxes | None, *_: Any) -> bool:
-    """Whether the leaf of a tree of axes has any."""
+    """Whether a leaf of a tree of axes has any."""
     return own is not None
 
 
@@ -158,7 +158,7 @@ def _matrices(axes: MatrixAxes, leaf: Any) -> Any:
 
 
 def matrix_axes(owner: str, numbers: WeightDimensionNumbers, tree: Any) -> Any:
-    """For each array of a tree the axes of its matrices; None for what is not an array.
+    """For each array of a tree the axes of its matrices; None for anything else.
 
     Args:
         owner: name of the caller, which opens error messages.
@@ -167,7 +167,8 @@ def matrix_axes(owner: str, numbers: WeightDimensionNumbers, tree: Any) -> Any:
         tree: the gradients or parameters.
 
     Raises:
-        ValueError: if an array has no two axes, or not those that its dimension numbers name.
+        ValueError: if an array has fewer than two axes, or lacks those that its dimension numbers
+            name.
     """
 
     def axes_of(path: Any, leaf: Any, own: Any) -> MatrixAxes | None:

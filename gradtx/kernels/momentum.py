@@ -142,10 +142,10 @@ def ema(
 
 
 class SimpleMovingAverageState(NamedTuple):
-    """The last gradients.
+    """The state of `simple_moving_average`.
 
     Attributes:
-        count: how many gradients were seen, int32.
+        count: number of gradients seen, int32.
         history: for each parameter of shape (...) an array of shape (window, ...), the newest
             last.
     """
@@ -176,7 +176,7 @@ def simple_moving_average(window: int) -> optax.GradientTransformationExtraArgs:
         u_t = (g_t + g_{t-1} + ... + g_{t-n+1}) / n,    n = min(t, window)
 
     Args:
-        window: how many updates to average, a whole number >= 1. The state is as many times as
+        window: how many updates to average, a whole number >= 1. The state is this many times as
             large as the parameters.
 
     Returns:

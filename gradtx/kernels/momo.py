@@ -28,7 +28,7 @@ def product_of_average(average, g, keep, p):
 
 
 def _penalty(learning_rate, weight_decay):
-    """learning_rate * weight_decay, 0 without decay however long a step may be."""
+    """learning_rate * weight_decay, 0 without decay even if a step may be infinitely long."""
     return jnp.where(weight_decay == 0, 0.0, learning_rate * weight_decay)
 
 
@@ -43,7 +43,7 @@ def length_and_bound(
     weight_decay,
     adapt_lower_bound,
 ):
-    """How far to go along the direction d, and the new lower bound of the loss.
+    """The step length along the direction d, and the new lower bound of the loss.
 
     Args:
         average: the average of f - <g, p>.
@@ -51,7 +51,7 @@ def length_and_bound(
         squares: the squared norm of d in the metric of the step.
         lb: the lower bound so far.
         weights: the sum of the weights in the averages.
-        learning_rate: see `momo`, as all others.
+        learning_rate: see `momo`.
         lower_bound: the least value of the new bound.
         weight_decay: the weight of the penalty.
         adapt_lower_bound: whether the bound is estimated.
@@ -59,7 +59,7 @@ def length_and_bound(
     growth = 1 + _penalty(learning_rate, weight_decay)
     model = growth * average + product
     if adapt_lower_bound:
-        # Half of a negative value would lie above it again, and end all steps.
+        # Half of a negative value would lie above that value, and end all steps.
         below = (model - jnp.abs(model) / 2) / (growth * weights)
         lb = jnp.where(model < growth * weights * lb, jnp.maximum(below, lower_bound), lb)
     gap = jnp.maximum(model - growth * weights * lb, 0)
@@ -167,22 +167,22 @@ def momo(
     weight_decay: ScalarOrSchedule = 0.0,
     adapt_lower_bound: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Descent along an average of gradients, as far as the averaged loss lies above its bound.
+    """MoMo: momentum with a step size from the gap of the averaged loss to a lower bound.
 
         f_avg <- beta * f_avg + (1 - beta) * f,          gamma likewise of <g, p>, d of g
         c = 1 + learning_rate * weight_decay
         tau = min(learning_rate, max(c * (f_avg - gamma - lb) + <d, p>, 0) / ||d||^2)
         p <- (p - tau * d) / c
 
-    The averages start with the first values. With adapt_lower_bound moreover, with
+    The averages start at the first values. With adapt_lower_bound the bound changes too: with
     h = f_avg - gamma + <d, p>,
 
         before tau:  lb <- max((b - |b| / 2) / c, lower_bound)    if b < c * lb,
                      with b = c * (f_avg - gamma) + <d, p>
         after tau:   lb <- max(h - tau * ||d||^2 / 2, lower_bound)
 
-    where the authors, and optax, take b / (2 * c): the same while the loss is positive, but above a
-    negative one. Products and norms are those of the whole tree.
+    where the authors and optax take b / (2 * c), which is the same for a positive loss, but lies
+    above a negative one. Products and norms are those of the whole tree.
 
     Args:
         learning_rate: the largest step size, >= 0; a number, a scalar array or a schedule.
@@ -193,16 +193,16 @@ def momo(
         adapt_lower_bound: whether the bound is estimated.
 
     Returns:
-        The transformation, with the state `MomoState(exp_avg, barf, gamma, lb, count)`; its
-        update needs `params` and `value`, the loss f at which g was calculated. A direction of
-        zero gives no step. (optax takes none from ||d||^2 <= 2.2e-16 on.)
+        The transformation, with the state `MomoState(exp_avg, barf, gamma, lb, count)`; its update
+        needs `params` and `value`, the loss f at which g was computed. A direction of zero gives no
+        step. (optax takes none where ||d||^2 <= 2.2e-16.)
 
     Raises:
         ValueError: if an argument lies outside its range; in `update`, if `value` is missing.
 
     Source:
         Schaipp et al. 2023, "MoMo: momentum models for adaptive learning rates", Algorithm 1,
-        equations (15) and (16); section 4 and the authors' program for the bound.
+        equations (15) and (16); section 4 and the authors' code for the bound.
 
     Example:
         >>> import jax.numpy as jnp

@@ -37,7 +37,7 @@ def _squares_in_metric(average, average_of_squares, g, b1, b2, eps, weights):
     average_of_squares = mixed(average_of_squares, norms.abs_squared(g), b2)
     real = average_of_squares.dtype
     metric = _metric(average_of_squares, weights.astype(real), eps.astype(real))
-    # Not the square over the metric, which are both infinite where a square overflows.
+    # Not the square over the metric, because both are infinite where a square overflows.
     return jnp.sum(size * safe_divide(size, metric))
 
 
@@ -119,7 +119,7 @@ def momo_adam(
     weight_decay: ScalarOrSchedule = 0.0,
     adapt_lower_bound: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam, as far as the averaged loss lies above its bound: MoMo in Adam's metric.
+    """MoMo-Adam: Adam with a step size from the gap of the averaged loss to a lower bound.
 
         f_avg <- b1 * f_avg + (1 - b1) * f,          gamma likewise of <g, p>, d of g
         v <- b2 * v + (1 - b2) * g^2,   D = eps + sqrt(v / (1 - b2^t))
@@ -128,9 +128,8 @@ def momo_adam(
                   max(c * (f_avg - gamma - rho * lb) + <d, p>, 0) / <d, d / D>)
         p <- (p - tau * d / D) / c
 
-    The averages start at zero. With adapt_lower_bound the bound lb changes as in `momo`, with
-    rho * lb in the place of lb, rho * lower_bound in that of lower_bound, and <d, d / D> in that of
-    ||d||^2.
+    The averages start at zero. With adapt_lower_bound lb changes as in `momo`, with rho * lb in
+    place of lb, rho * lower_bound in place of lower_bound, and <d, d / D> in place of ||d||^2.
 
     Args:
         learning_rate: the largest step size, >= 0; a number, a scalar array or a schedule.
@@ -143,16 +142,17 @@ def momo_adam(
         adapt_lower_bound: whether the bound is estimated.
 
     Returns:
-        The transformation, with the state `MomoAdamState(exp_avg, exp_avg_sq, barf, gamma, lb,
-        count)`; its update needs `params` and `value`, the loss f at which g was calculated. A
-        direction of zero gives no step. (optax takes none from <d, d / D> <= 2.2e-16 on.)
+        The transformation, with the state
+        `MomoAdamState(exp_avg, exp_avg_sq, barf, gamma, lb, count)`; its update needs `params` and
+        `value`, the loss f at which g was computed. A direction of zero gives no step. (optax takes
+        none where <d, d / D> <= 2.2e-16.)
 
     Raises:
         ValueError: if an argument lies outside its range; in `update`, if `value` is missing.
 
     Source:
         Schaipp et al. 2023, "MoMo: momentum models for adaptive learning rates", Algorithm 2,
-        equations (15) and (16); section 4 and the authors' program for the bound.
+        equations (15) and (16); section 4 and the authors' code for the bound.
 
     Example:
         >>> import jax.numpy as jnp

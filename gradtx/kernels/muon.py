@@ -67,7 +67,7 @@ MUON = Kernel(
     degree=0,
     source="Jordan et al. 2024",
 )
-# Multiplied by the nuclear norm of its momentum, it is as long as that.
+# Multiplied by the nuclear norm of its momentum, the update is as long as that.
 ADAPTIVE_MUON = replace(MUON, degree=1, gain=True, decay="mixes")
 
 
@@ -85,7 +85,7 @@ def scale_by_muon(
     bias_correction: bool = True,
     ns_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Bring all singular values of the momentum near 1: Muon's scaling.
+    """Bring all singular values of the momentum close to 1: Muon's scaling.
 
         M <- beta * M + (1 - beta) * G,    M_hat = M / (1 - beta^t)
         U = NewtonSchulz(M_hat)
@@ -94,8 +94,8 @@ def scale_by_muon(
     turns U S V^H into U f(S) V^H: with the default coefficients five iterations lift every singular
     value above 0.002 times the norm of the matrix into the band from 0.68 to 1.21.
 
-    Arrays of three and more axes are batches of matrices in the last two, such as layers that are
-    stacked for a scan; matrices of one shape go through the iterations together.
+    Arrays of three or more axes are batches of matrices in the last two, such as layers that are
+    stacked for a scan; matrices of the same shape are iterated together.
 
     Args:
         ns_coeffs: the coefficients of the iteration: a, b, c of a * X + b * (X X^H) X + c * (X
@@ -123,14 +123,15 @@ def scale_by_muon(
         The transformation, with the state `MuonState(count, mu, ns_coeffs)`.
 
     Raises:
-        ValueError: if an argument lies outside its range; in `update`, if an array has no two
-            axes or not those that its dimension numbers name.
+        ValueError: if an argument lies outside its range; in `update`, if an array has fewer than
+            two axes, or lacks those that its dimension numbers name.
 
     Source:
         Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; Bernstein &
-        Newhouse 2024, "Old optimizer, new norm: an anthology", Story II (adaptive). optax
-        refuses arrays of more axes without dimension numbers, takes <M_hat, U> over all matrices
-        of an array, and scales by "aol" and "schatten" only where the gradient is not small.
+        Newhouse 2024, "Old optimizer, new norm: an anthology", Story II (adaptive). optax refuses
+        arrays with more axes unless there are dimension numbers, computes <M_hat, U> over all
+        matrices of an array, and scales by "aol" and "schatten" only where the gradient is not
+        small.
 
     Example:
         >>> import jax.numpy as jnp
@@ -201,13 +202,13 @@ def scale_by_shape(
     weight_dimension_numbers: WeightDimensionNumbers | None = None,
     consistent_rms: ScalarOrSchedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Fit the length of orthogonal matrices to their shape: the last factor of Muon.
+    """Scale orthogonal matrices by a factor that depends on their shape: the last factor of Muon.
 
         u = sqrt(max(1, fan_out / fan_in)) * g,    or
         u = consistent_rms * sqrt(max(fan_in, fan_out)) * g
 
-    The one keeps the size of a layer's outputs, the other the root mean square of the elements:
-    that of an orthogonal matrix is 1 / sqrt(max(fan_in, fan_out)).
+    The first preserves the size of a layer's outputs, the second the root mean square of the
+    elements, which for an orthogonal matrix is 1 / sqrt(max(fan_in, fan_out)).
 
     Args:
         weight_dimension_numbers: the axes of the matrices, see `scale_by_muon`.

@@ -30,7 +30,7 @@ class NorMuonState(NamedTuple):
     """The state of `scale_by_normuon`.
 
     Attributes:
-        count: how many steps were taken, int32.
+        count: number of steps taken, int32.
         mu: the momentum M, in the layout of matrices.
         nu: for each column of each matrix the average of its mean square.
         ns_coeffs: the coefficients of the iteration.
@@ -124,7 +124,7 @@ def scale_by_normuon(
     consistent_rms: ScalarOrSchedule | None = 0.2,
     ns_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Make momentum orthogonal, and even out the lengths of its columns: NorMuon's scaling.
+    """Orthogonalize the momentum and even out the lengths of its columns: NorMuon's scaling.
 
         M <- beta * M + (1 - beta) * G
         O = NewtonSchulz(M)
@@ -132,9 +132,9 @@ def scale_by_normuon(
         N_ij = O_ij / (sqrt(v_j) + eps)
         U = consistent_rms * sqrt(m * n) / ||N||_F * N
 
-    A column j of a kernel of shape (m, n) = (inputs, outputs) is a neuron; so each neuron gets a
-    learning rate of its own. The root mean square of the elements of U is `consistent_rms`. With
-    `consistent_rms=None` U is as long as O is in Muon,
+    A column j of a kernel of shape (m, n) = (inputs, outputs) is a neuron, so that each neuron has
+    its own learning rate. The root mean square of the elements of U is `consistent_rms`. With
+    `consistent_rms=None` U is as long as the update of Muon,
 
         U = sqrt(max(1, n / m)) * ||O||_F / ||N||_F * N
 
@@ -163,13 +163,13 @@ def scale_by_normuon(
 
     Raises:
         ValueError: if an argument lies outside its range; in `init` and `update`, if an array has
-            no two axes or not those that its dimension numbers name.
+            fewer than two axes, or lacks those that its dimension numbers name.
 
     Source:
         Li et al. 2025, "NorMuon: making Muon more efficient and scalable", Algorithm 1, whose
-        matrices are transposed: rows are neurons there. The authors' program is the case
-        `nesterov=True, consistent_rms=None`, with 1e-7 for eps in the iteration, which runs in
-        bfloat16, and 1e-10 beside the root of v.
+        matrices are transposed: rows are neurons there. The authors' code is the case
+        `nesterov=True, consistent_rms=None`, with eps = 1e-7 in the iteration, which runs in
+        bfloat16, and 1e-10 next to the root of v.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""NovoGrad: momentum of gradients of equal size, with one second moment for each leaf."""
+"""NovoGrad: momentum of normalized gradients, with one second moment per leaf."""
 
 import jax.numpy as jnp
 import optax
@@ -45,7 +45,7 @@ def scale_by_novograd(
     weight_decay: ScalarOrSchedule = 0.0,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Momentum of gradients that are divided by an average of their leaf's norm: NovoGrad's.
+    """Accumulate gradients divided by a running norm of their leaf: NovoGrad's scaling.
 
         v <- b2 * v + (1 - b2) * ||g||^2,    at the first step v = ||g||^2
         m <- b1 * m + g / (sqrt(v + eps_root) + eps) + weight_decay * p

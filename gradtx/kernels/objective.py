@@ -1,4 +1,4 @@
-"""The loss as a function of those parameters that have a gradient."""
+"""The loss as a function of the parameters that have a gradient."""
 
 from collections.abc import Callable
 from typing import Any

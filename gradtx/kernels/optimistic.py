@@ -1,4 +1,4 @@
-"""Gradients extrapolated from the last one: the optimistic methods for games."""
+"""Gradients extrapolated from the previous one: optimistic methods for games."""
 
 import jax.numpy as jnp
 import optax
@@ -39,7 +39,7 @@ OPTIMISTIC_GRADIENT = Kernel(
 def scale_by_optimistic_gradient(
     alpha: ScalarOrSchedule = 1.0, beta: ScalarOrSchedule = 1.0
 ) -> optax.GradientTransformationExtraArgs:
-    """Add to the gradient its change since the last step, as a guess of the change to come.
+    """Add the change since the last step to the gradient, as a prediction of the next change.
 
         u_t = (alpha + beta) * g_t - beta * g_{t-1},    g_0 = g_1
 

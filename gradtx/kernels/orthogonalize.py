@@ -76,7 +76,7 @@ def newton_schulz(
     preconditioning: str,
     ns_dtype: DTypeLike | None,
 ) -> jax.Array:
-    """Bring the singular values of matrices near 1 and leave their singular vectors.
+    """Bring the singular values of matrices close to 1, and keep their singular vectors.
 
         X_0 = X / (||X||_F + eps)
         X_{k+1} = a_k X_k + (b_k A + c_k A^2) X_k,    A = X_k X_k^H
@@ -88,9 +88,9 @@ def newton_schulz(
         coefficients: shape (3,) for the same a, b, c in each of `ns_steps` iterations, or (k, 3).
         eps: added to the norm, >= 0.
         ns_steps: number of iterations where `coefficients` has shape (3,).
-        preconditioning: how X_0 is scaled further, so that its largest singular value is nearer
-            to 1: "frobenius" not at all; "spectral" by that value; "schatten" by
-            sqrt(||A||_F) >= that value; "aol" row i by sqrt(sum_j |A_ij|).
+        preconditioning: how X_0 is scaled further, so that its largest singular value is closer to
+            1: "frobenius" not at all; "spectral" by that value; "schatten" by sqrt(||A||_F) >= that
+            value; "aol" row i by sqrt(sum_j |A_ij|).
         ns_dtype: dtype of the factors of the products, whose sums stay in that of `x`; None, or
             a complex `x`: that of `x`.
 

@@ -1,4 +1,4 @@
-"""Polyak's step: as long as the loss is above its minimum, over the squared gradient."""
+"""Polyak's step size: the gap between the loss and its minimum, over the squared gradient."""
 
 import jax.numpy as jnp
 import optax
@@ -57,16 +57,15 @@ def scale_by_polyak(
     With variant "sps+" a negative f - f_min counts as 0. The norm is that of the whole tree.
 
     Args:
-        f_min: the least value of the loss, any number but NaN; a number, a scalar array or a
-            schedule.
+        f_min: the minimum of the loss, any number but NaN; a number, a scalar array or a schedule.
         max_learning_rate: the largest step size, >= 0.
         eps: added to the squared norm, >= 0.
         variant: "sps" or "sps+".
 
     Returns:
-        The transformation; its update needs `value`, the loss f at which g was calculated. Its
-        state is empty, or counts steps for a schedule. A gradient of zero gives no step. (optax
-        takes none from ||g||^2 + eps <= 2.2e-16 on, far from where a small loss has its minimum.)
+        The transformation; its update needs `value`, the loss f at which g was computed. Its state
+        is empty, or counts steps for a schedule. A gradient of zero gives no step. (optax takes
+        none once ||g||^2 + eps <= 2.2e-16, which may be far from the minimum of a small loss.)
 
     Raises:
         ValueError: if a number lies outside its range or `variant` is unknown; in `update`, if

@@ -1,7 +1,7 @@
-"""Differential privacy: gradients clipped example by example, summed, and covered with noise.
+"""Differential privacy: per-example gradients that are clipped, summed and given noise.
 
-What comes in has one more axis than what goes out: the first, which counts the examples. So these
-are no kernels, whose updates have the shape of their gradients.
+The incoming gradients have one more axis than the updates: the first, which counts the examples. So
+these are not kernels, whose updates have the shape of their gradients.
 """
 
 import math
@@ -37,16 +37,15 @@ _FINITE = Range("finite and >= 0", lambda value: 0 <= value < math.inf)
 
 
 def per_example_global_norm_clip(grads: Any, l2_norm_clip: ArrayLike) -> tuple[Any, jax.Array]:
-    """Scale each example's gradient down to a norm of at most `l2_norm_clip`, and add them up.
+    """Clip each example's gradient to a norm of at most `l2_norm_clip`, and sum them.
 
         u = sum_i min(1, l2_norm_clip / ||g_i||) * g_i,    ||g_i|| over all leaves
 
-    Norms and sums are calculated in at least float32. An infinite or NaN gradient shows in the
-    result.
+    Norms and sums are computed in at least float32. Infinities and NaNs propagate to the result.
 
     Args:
         grads: a tree of arrays whose first axis counts the examples, as `jax.vmap(jax.grad(...))`
-            makes it. None and what is not an array of numbers stay as they are.
+            makes it. None and leaves that are not arrays of numbers stay as they are.
         l2_norm_clip: the largest norm of one example's gradient, >= 0.
 
     Returns:
@@ -80,17 +79,17 @@ def per_example_global_norm_clip(grads: Any, l2_norm_clip: ArrayLike) -> tuple[A
 def per_example_layer_norm_clip(
     grads: Any, global_l2_norm_clip: ArrayLike, uniform: bool = True
 ) -> tuple[Any, Any]:
-    """Scale each example's gradient down leaf by leaf, and add them up.
+    """Clip each example's gradient leaf by leaf, and sum them.
 
         u_k = sum_i min(1, C_k / ||g_ik||) * g_ik
-        C_k = C / sqrt(K)          uniform, of K leaves
-        C_k = C * sqrt(D_k / D)    otherwise, of D_k among D parameters
+        C_k = C / sqrt(K)          if uniform, for K leaves
+        C_k = C * sqrt(D_k / D)    otherwise, for a leaf with D_k of the D parameters
 
     So the norm of all leaves together is at most C.
 
     Args:
-        grads: a tree of arrays whose first axis counts the examples. None and what is not an array
-            of numbers stay as they are.
+        grads: a tree of arrays whose first axis counts the examples. None and leaves that are not
+            arrays of numbers stay as they are.
         global_l2_norm_clip: C, >= 0.
         uniform: whether each leaf has the same share.
 
@@ -137,14 +136,14 @@ def differentially_private_aggregate(
     seed: int | None = None,
     lot_size: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Turn the gradients of single examples into one gradient that keeps each of them private.
+    """Aggregate per-example gradients into one gradient that keeps each example private.
 
         u = (sum_i min(1, C / ||g_i||) * g_i + N(0, (noise_multiplier * C)^2)) / lot_size
 
     Here C is `l2_norm_clip` and ||g_i|| the norm over all leaves. The noise is independent in each
-    step, leaf and element, and in the real and the imaginary part. It must be the first of a
-    chain: the updates that come in have one axis more, the first, which counts the examples.
-    Averages over micro-batches, such as `MultiSteps`, would add the noise too often.
+    step, leaf and element, and in the real and the imaginary part. This must be the first
+    transformation of a chain: the incoming updates have one more axis, the first, which counts the
+    examples. Averaging over micro-batches, as in `MultiSteps`, would add the noise too often.
 
     Args:
         l2_norm_clip: the largest norm of one example's gradient, finite and >= 0; a number, a
@@ -235,8 +234,8 @@ def _number_of_examples(grads: Aligned) -> int:
     numbers = {shape[:1] for shape in shapes.values()} or {(1,)}
     if len(numbers) > 1 or numbers <= {(), (0,)}:
         raise ValueError(
-            f"{grads.owner}: needs gradients of single examples, with as many of them along the "
-            "first axis of each leaf; got the shapes "
+            f"{grads.owner}: needs per-example gradients, with the same number of examples along "
+            "the first axis of each leaf; got the shapes "
             f"{shown(one_of_each(shapes, lambda shape: shape[:1]))}"
         )
     return numbers.pop()[0]
@@ -266,7 +265,7 @@ def _clipped_sums(
     sums = []
     for leaf in examples:
         wide = leaf.astype(trees.compute_dtype(leaf.dtype))
-        # In full precision: a shorter product would let the norm pass its limit.
+        # In full precision: a less precise product would let the norm exceed its limit.
         weights = factors.astype(wide.dtype)
         sums.append(jnp.tensordot(weights, wide, axes=1, precision=lax.Precision.HIGHEST))
     return sums, jnp.sum(factors < 1)
@@ -276,7 +275,7 @@ def _clipped_sums(
 def _noisy_mean(
     total: jax.Array, key: jax.Array, clip: ArrayLike, multiplier: ArrayLike, size: ArrayLike
 ) -> jax.Array:
-    """The sum with noise, of deviation clip * multiplier in each part, over the lot's size."""
+    """The sum plus noise of deviation clip * multiplier in each part, over the size of the lot."""
     clip, multiplier, size = (jnp.asarray(x).astype(total.dtype) for x in (clip, multiplier, size))
     # jax divides the variance of a complex number between its parts.
     parts = math.sqrt(2) if jnp.iscomplexobj(total) else 1.0

@@ -1,4 +1,4 @@
-"""D-Adaptation with an estimate that grows faster: Prodigy."""
+"""Prodigy: D-Adaptation with an estimate that grows faster."""
 
 import math
 from dataclasses import replace
@@ -33,10 +33,10 @@ class ProdigyGrowthState(NamedTuple):
         exp_avg: the average m of the gradients.
         exp_avg_sq: the average v of their squares.
         grad_sum: the weighted sum s of the gradients.
-        params0: the parameters at the start.
-        estim_lr: the estimate d that is in use.
+        params0: the initial parameters.
+        estim_lr: the current estimate d.
         numerator_weighted: the numerator r of the estimates.
-        count: how many steps were taken, int32.
+        count: number of steps taken, int32.
         estim_lr_max: the largest estimate so far, which d grows towards.
     """
 
@@ -51,7 +51,7 @@ class ProdigyGrowthState(NamedTuple):
 
 
 def _decay(beta3, is_squared):
-    """The decay of r and s, which may be given by its square."""
+    """The decay rate of r and s, which may be given by its square."""
     return root(beta3) if is_squared else beta3
 
 
@@ -159,7 +159,7 @@ def _limited_scalars(
         safeguard_warmup=safeguard_warmup,
     )
     largest = jnp.maximum(estim_lr_max, new["estim_lr"])
-    # estim_lr0 is a guess, which there is no reason to grow slowly from.
+    # estim_lr0 is only a guess, from which there is no reason to grow slowly.
     grown = jnp.where(estim_lr == estim_lr0, largest, growth_rate * estim_lr)
     return new | {"estim_lr": jnp.minimum(largest, grown), "estim_lr_max": largest}
 
@@ -233,7 +233,7 @@ def prodigy(
     bias_correction: bool = False,
     growth_rate: ScalarOrSchedule = math.inf,
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW with an estimate of the distance to the solution that grows faster: Prodigy.
+    """Prodigy: D-Adaptation with an estimate of the distance that grows faster.
 
         rate = learning_rate * d
         m <- b1 * m + (1 - b1) * d * g
@@ -243,11 +243,11 @@ def prodigy(
         u = -rate * (m / (sqrt(v) + d * eps) + weight_decay * p)
         d <- max(d, estim_lr_coef * r / sum(|s|)),    d_0 = estim_lr0
 
-    Sums are those over the whole tree. In u stands the old d, also beside eps. With a finite
-    growth_rate the last line is
+    Sums run over the whole tree. u uses the old d, also next to eps. With a finite growth_rate the
+    last line becomes
 
         d_max <- max(d_max, estim_lr_coef * r / sum(|s|))
-        d <- min(d_max, growth_rate * d),    d_max where d still is d_0
+        d <- min(d_max, growth_rate * d),    d_max while d is still d_0
 
     Args:
         learning_rate: a factor of the step size; a number, a scalar array or a schedule. Leave it
@@ -256,10 +256,10 @@ def prodigy(
         beta3: the decay rate of r and s, in [0, 1); None: sqrt(b2).
         eps: added to the denominator outside the root, >= 0.
         estim_lr0: the first estimate, > 0. It should be far too small.
-        estim_lr_coef: a factor of the estimates, >= 0; the place to tune the method.
+        estim_lr_coef: a factor of the estimates, >= 0. It is the place to tune the method.
         weight_decay: the strength of the weight decay, >= 0, multiplied by the step size.
-        safeguard_warmup: whether s has d in the place of rate, so that a warm-up of the learning
-            rate does not let the estimate grow.
+        safeguard_warmup: whether s uses d in place of rate, so that a warmup of the learning rate
+            does not let the estimate grow.
         bias_correction: whether to multiply the rate by sqrt(1 - b2^t) / (1 - b1^t) too. optax
             does; the paper does not.
         growth_rate: the largest factor by which d may grow in one step, >= 1. Infinity, as in the
@@ -276,11 +276,11 @@ def prodigy(
 
     Source:
         Mishchenko & Defazio 2023, "Prodigy: an expeditiously adaptive parameter-free learner",
-        Algorithm 4, with r and s divided by (1 - sqrt(b2)) * d_0, which cancels. The authors'
-        program, where `growth_rate` comes from, and optax have the new d beside eps, which shortens
-        the steps while d grows: the parameters come to differ by about 1000 * eps / |g| of their
-        size, 1e-5 at eps = 1e-8 for gradients of size 1 and 1e-3 for those of size 0.01. The
-        authors' program also skips steps whose learning rate is 0.
+        Algorithm 4, with r and s divided by (1 - sqrt(b2)) * d_0, which cancels. The authors' code,
+        which `growth_rate` comes from, and optax use the new d next to eps, which shortens the
+        steps while d grows: the parameters then differ by about 1000 * eps / |g| of their size,
+        1e-5 at eps = 1e-8 for gradients of size 1 and 1e-3 for those of size 0.01. The authors'
+        code also skips steps whose learning rate is 0.
 
     Example:
         >>> import jax.numpy as jnp

@@ -12,7 +12,7 @@ def product(a: jax.Array, b: jax.Array, dtype: DTypeLike | None = None) -> jax.A
     Args:
         a: matrices.
         b: matrices of the same dtype.
-        dtype: narrower dtype to multiply in, the sums keeping that of `a`; None: that of `a`.
+        dtype: narrower dtype to multiply in, while sums keep that of `a`; None: that of `a`.
     """
     if dtype is None or jnp.iscomplexobj(a):
         return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
@@ -43,7 +43,7 @@ def multiply_along(matrix: jax.Array, x: jax.Array, axis: int) -> jax.Array:
 
 
 def matrix_axes_up_to(shape: tuple[int, ...], largest: int) -> list[int]:
-    """The axes to keep a square matrix for: those of at most this size; none of a vector."""
+    """The axes to keep a square matrix for: those of at most this size, and none of a vector."""
     return [axis for axis, size in enumerate(shape) if len(shape) > 1 and size <= largest]
 
 

@@ -1,4 +1,4 @@
-"""Scaling and shifting: learning rates, weight decay, noise, centring."""
+"""Scaling and shifting: learning rates, weight decay, noise, centering."""
 
 import warnings
 from dataclasses import replace
@@ -155,7 +155,7 @@ ADD_DECAYED_WEIGHTS = Kernel(
     degree=1,
     source="Loshchilov & Hutter 2019, Algorithm 2",
 )
-# Inside of an optimizer, where a negative decay would let weights grow.
+# Inside an optimizer, where a negative decay would let weights grow.
 WEIGHT_DECAY = replace(ADD_DECAYED_WEIGHTS, hyperparameters={"weight_decay": NON_NEGATIVE})
 
 
@@ -185,8 +185,8 @@ def add_decayed_weights(
         schedule, in a `MaskedState` if there is a mask.
 
     Raises:
-        ValueError: if `weight_decay` is NaN or not a scalar, `decay` is neither of its values, or
-            there is a mask beside "matrices"; in `init` and `update`, if the mask does not fit.
+        ValueError: if `weight_decay` is NaN or not a scalar, `decay` is neither of its values, or a
+            mask is given with "matrices"; in `init` and `update`, if the mask does not fit.
 
     Source:
         Loshchilov & Hutter 2019, "Decoupled weight decay regularization", Algorithm 2, line 12.
@@ -213,7 +213,7 @@ def weight_decay_of(
     decay: Decay = "all",
     argument: str = "mask",
 ) -> optax.GradientTransformationExtraArgs:
-    """`add_decayed_weights` inside of an optimizer, where a negative decay would let weights grow.
+    """`add_decayed_weights` inside an optimizer, where a negative decay would let weights grow.
 
     Args:
         owner: the optimizer, which opens the messages.
@@ -246,7 +246,7 @@ def _decaying(
     mask: Mask | None,
     decay: Decay,
 ) -> optax.GradientTransformationExtraArgs:
-    """A decay of weights for the leaves that these arguments choose."""
+    """The weight decay of the leaves that these arguments choose."""
     mask = decayed_leaves(owner, decay, mask)
     return tx if mask is None else masked_for(owner, argument, tx, mask)
 
@@ -268,10 +268,10 @@ ADD_NOISE = Kernel(
 
 
 def noise_key(owner: str, key: Any, seed: Any) -> Any:
-    """The PRNG key that `key`, or its older name `seed`, stands for; 0 if neither is given.
+    """The PRNG key from `key` or its former name `seed`; that of 0 if neither is given.
 
-    Warns, as optax does, of the older name and of a missing key, in the line that called the
-    function that called this one.
+    Warns, as optax does, about the former name and about a missing key, at the line that called the
+    public function.
     """
     if seed is not None:
         warnings.warn(f"{owner}: seed is deprecated, use key", DeprecationWarning, stacklevel=3)
@@ -355,28 +355,28 @@ CENTRALIZE = Kernel(
 def centralize(
     *, axis: int | tuple[int, ...] | None = None, layout: str = "jax"
 ) -> optax.GradientTransformationExtraArgs:
-    """Subtract from the gradient of each unit's weights their mean.
+    """Subtract the mean from the gradient of each unit's weights.
 
         u_i = g_i - mean(g_i)
 
-    where g_i belongs to all weights into the output i: a column of a matrix of shape (in, out), or
+    where g_i belongs to all weights of the output i: a column of a matrix of shape (in, out), or
     g[..., i] of a kernel of shape (height, width, in, out). So each unit's weights keep their sum.
-    Vectors and scalars pass unchanged. The weight of a unit that has but one, as in an array of
-    shape (1, out), is its own mean and does not move; leave such an array out by `masked`.
+    Vectors and scalars pass unchanged. The only weight of a unit, as in an array of shape (1, out),
+    does not move, because its gradient is its own mean; exclude such arrays with `masked`.
 
     Args:
-        axis: the axes that a unit's mean is taken over, of arrays of two and more axes; None:
-            those of `layout`.
+        axis: the axes that a unit's mean is taken over, in arrays of two or more axes; None: those
+            of `layout`.
         layout: where the outputs are: "jax", on the last axis, as flax and haiku have them; or
-            "torch", on the first, as in the authors' program, equinox, and optax, whose
-            `centralize()` so averages a JAX kernel over its outputs.
+            "torch", on the first, as in the authors' code, equinox, and optax, whose `centralize()`
+            therefore averages a JAX kernel over its outputs.
 
     Returns:
         The transformation; its state is empty.
 
     Raises:
-        ValueError: if `axis` is not of integers or `layout` is unknown; in `update`, if an array
-            of two and more axes does not have that `axis`.
+        ValueError: if `axis` is not made of integers or `layout` is unknown; in `update`, if an
+            array of two or more axes does not have that `axis`.
 
     Source:
         Yong et al. 2020, "Gradient centralization", equation (1).

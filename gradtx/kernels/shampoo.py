@@ -1,4 +1,4 @@
-"""Shampoo: a preconditioner for each axis of an array, from the gradients' second moments there."""
+"""Shampoo: a preconditioner for each axis of an array, from second moments of the gradients."""
 
 from typing import Any, NamedTuple
 
@@ -27,10 +27,10 @@ class ShampooState(NamedTuple):
     """The state of `scale_by_shampoo`.
 
     Attributes:
-        count: how many steps were taken, int32.
+        count: number of steps taken, int32.
         mu: the average of the gradients; for each parameter an empty list if there is none.
         statistics: for each parameter a list with the second moments along each axis: a matrix or
-            its diagonal; of a vector or a scalar, those of its elements.
+            its diagonal; for a vector or a scalar, those of its elements.
         roots: for each parameter the list of the inverse roots of those that are matrices.
     """
 
@@ -94,7 +94,7 @@ SHAMPOO = Kernel(
     slots=(
         Slot("statistics", shape=_statistics_shapes),
         Slot("roots", shape=lambda shape, max_dimension: square_shapes(shape, max_dimension)),
-        # Last, because a tree of empty lists cannot say where it does not fit.
+        # Last, because a tree of empty lists cannot tell where it does not fit.
         Slot("mu", shape=lambda shape, averages: shape if averages else []),
     ),
     hyperparameters={"b1": DECAY, "b2": SHARE, "eps": NON_NEGATIVE},
@@ -116,7 +116,7 @@ def scale_by_shampoo(
     update_interval: int = 1,
     max_dimension: int = 1024,
 ) -> optax.GradientTransformationExtraArgs:
-    """Multiply the gradient by an inverse root of its second moments along each axis: Shampoo's.
+    """Shampoo's scaling: the gradient times an inverse root of its second moments along each axis.
 
         M <- b1 * M + (1 - b1) * G,    M_hat = M / (1 - b1^t)
         L <- b2 * L + (1 - b2) * G G^T,    R <- b2 * R + (1 - b2) * G^T G
@@ -126,8 +126,8 @@ def scale_by_shampoo(
     array of k axes has k such factors, each to the power -1 / (2k). The inverse roots are those of
     L_hat + eps * lambda_max(L_hat) * I.
 
-    The factor of an axis that is longer than `max_dimension`, and that of a vector or a scalar,
-    has only its diagonal; so vectors get the steps of AdaGrad, or for b2 < 1 of RMSProp.
+    The factor of an axis longer than `max_dimension`, and that of a vector or a scalar, is reduced
+    to its diagonal, so that vectors take the steps of AdaGrad, or of RMSProp for b2 < 1.
 
     Args:
         b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.

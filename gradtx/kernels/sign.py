@@ -1,4 +1,4 @@
-"""Steps of one size, in the direction of a sign."""
+"""Steps by the sign of a direction."""
 
 from dataclasses import replace
 from typing import Literal
@@ -62,7 +62,7 @@ LION = Kernel(
     degree=0,
     source="Chen et al. 2023, Algorithm 2",
 )
-# Smooth or refined, a step is shorter where the momentum is small.
+# A smooth or refined step is shorter where the momentum is small.
 GRADED_LION = replace(LION, degree="between")
 
 

@@ -1,4 +1,4 @@
-"""Sums of squared gradients kept as one number for each index of each axis."""
+"""Sums of squared gradients, kept as one number for each index of each axis."""
 
 import functools
 
@@ -13,7 +13,7 @@ from gradtx.norms import abs_squared
 
 
 def _accumulator_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """One vector for each axis; a scalar is its own only set."""
+    """One vector for each axis; one scalar for a scalar."""
     return [(length,) for length in shape] or [()]
 
 
@@ -55,11 +55,11 @@ def scale_by_sm3(
 
         s_ij = min(mu_1(i), mu_2(j)) + g_ij^2
         mu_1(i) <- max over j of s_ij,    mu_2(j) <- max over i of s_ij
-        m <- b1 * m + (1 - b1) * g / sqrt(s + eps),    where s = 0 with 0 for the quotient
+        m <- b1 * m + (1 - b1) * g / sqrt(s + eps),    0 / 0 = 0
         u = m
 
-    and so for any number of axes: a bound on the sums of AdaGrad, of which it needs one number for
-    each row and one for each column. On vectors and scalars it is AdaGrad.
+    and likewise for any number of axes. s is a bound on the sums of AdaGrad that takes only one
+    number for each row and each column. On vectors and scalars it is AdaGrad's sum.
 
     Args:
         b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
@@ -69,8 +69,8 @@ def scale_by_sm3(
 
     Returns:
         The transformation, with the state `ScaleBySM3State(mu, nu)`: mu is for each parameter the
-        list of its bounds, one vector for each axis, and nu is m. For a scalar mu has one scalar;
-        optax has no place for it, and fails.
+        list of its bounds, one vector for each axis, and nu is m. For a scalar mu has one scalar,
+        where optax fails.
 
     Raises:
         ValueError: if an argument lies outside its range.

@@ -32,11 +32,11 @@ class SoapState(NamedTuple):
     """The state of `scale_by_soap`.
 
     Attributes:
-        count: how many steps were taken, int32.
+        count: number of steps taken, int32.
         mu: the average of the gradients.
         nu: the average of their squares in the eigenbasis.
         statistics: for each parameter a list with the second moments along each axis.
-        basis: for each parameter the list of orthogonal matrices whose columns are about the
+        basis: for each parameter the list of orthogonal matrices whose columns approximate the
             eigenvectors of these.
     """
 
@@ -71,13 +71,13 @@ def _soap(
             x = multiply_along(adjoint(q), x, axis)
         return x
 
-    # The first step only starts the basis, which may not depend on the gradient that it rotates.
+    # The first step only initializes the basis, which must not depend on the gradient it rotates.
     is_first = t == 1
     adam_t = jnp.maximum(t - 1, 1.0)
     mu = jnp.where(is_first, mu, b1 * mu + (1 - b1) * g)
     nu = jnp.where(is_first, nu, b2 * nu + (1 - b2) * norms.abs_squared(into_basis(g)))
     root = jnp.sqrt(debias(nu, b2, adam_t))
-    # What is zero in the basis is so only up to rounding, which must not grow to a full step.
+    # Zeros in the basis are zero only up to rounding, which must not be scaled to a full step.
     rounding = _ROUNDINGS * jnp.finfo(g.dtype).eps * norms.norm(root) / math.sqrt(g.size)
     rounding = rounding if axes else 0.0
     u = safe_divide(into_basis(debias(mu, b1, adam_t)), root + (eps + rounding))
@@ -104,7 +104,7 @@ def _soap(
 def _improved(
     nu: jax.Array, axes: list[int], statistics: list[jax.Array], basis: list[jax.Array]
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """One power iteration of the basis, which is put in the order of falling eigenvalues first."""
+    """One power iteration of the basis, sorted by decreasing eigenvalues first."""
     improved = []
     for axis, statistic, q in zip(axes, statistics, basis, strict=True):
         powers = product(statistic, q)
@@ -148,25 +148,25 @@ def scale_by_soap(
     precondition_frequency: int = 10,
     max_precond_dim: int = 10000,
 ) -> optax.GradientTransformationExtraArgs:
-    """Scale as Adam does, but in the eigenbasis of the gradients' second moments: SOAP's scaling.
+    """SOAP's scaling: Adam's in the eigenbasis of the gradients' second moments.
 
         M <- b1 * M + (1 - b1) * G,    M_hat = M / (1 - b1^s)
         V <- b2 * V + (1 - b2) * (Q_L^T G Q_R)^2,    V_hat = V / (1 - b2^s)
         U = Q_L ((Q_L^T M_hat Q_R) / (sqrt(V_hat) + eps)) Q_R^T
         L <- shampoo_beta * L + (1 - shampoo_beta) * G G^T,    R likewise with G^T G
 
-    for s = t - 1. The first step, t = 1, only starts L and R, takes Q_L and Q_R as their
-    eigenvectors, and moves nothing. Whenever s is a multiple of `precondition_frequency` one power
+    for s = t - 1. The first step, t = 1, only initializes L and R, and Q_L and Q_R as their
+    eigenvectors; its update is zero. Whenever s is a multiple of `precondition_frequency` one power
     iteration brings them up to date:
 
         Q_L <- orthogonal factor of the QR decomposition of L Q_L
 
-    with columns, and V with them, in the order of falling eigenvalues. An array of k axes has k
-    bases. A vector or a scalar gets Adam's steps, as does an array along axes that are longer than
-    `max_precond_dim`.
+    with its columns, and V with them, in the order of decreasing eigenvalues. An array of k axes
+    has k bases. A vector or a scalar gets Adam's steps, as does an array along axes that are longer
+    than `max_precond_dim`.
 
     In a basis, eps is increased by 1024 machine epsilons of the root mean square of sqrt(V_hat): a
-    gradient of low rank has elements there that are zero but for rounding.
+    gradient of low rank has elements there that are zero except for rounding.
 
     Args:
         b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
@@ -186,7 +186,7 @@ def scale_by_soap(
     Source:
         Vyas et al. 2024, "SOAP: improving and stabilizing Shampoo using Adam", Algorithms 3 and 4,
         with Adam's bias correction, and the order of the columns and the first step as in the
-        authors' program. That adds eps to the root of V and corrects their sum, so that its eps is
+        authors' code, which adds eps to the root of V and corrects their sum, so that its eps is
         eps / sqrt(1 - b2^s) here: 4.5 times as large in its first step.
 
     Example:

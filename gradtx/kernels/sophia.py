@@ -1,4 +1,4 @@
-"""Sophia: momentum over an estimate of the Hessian's diagonal that is renewed now and then."""
+"""Sophia: momentum over an estimate of the Hessian's diagonal, updated every few steps."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -101,9 +101,9 @@ def scale_by_sophia(
         h <- b2 * h + (1 - b2) * h_hat       in the steps 1, 1 + k, 1 + 2k, ...
         u = clip(m / max(gamma * h, eps), clip_threshold)
 
-    Here h_hat is an estimate of the Hessian's diagonal and k the `update_interval`; the work for
-    h_hat is only done in its steps. optax follows the paper in neither of two points: it divides
-    by h as it was before its renewal, which is zero in the first step, and corrects the bias of m.
+    h_hat is an estimate of the Hessian's diagonal, computed only in these steps, and k is the
+    `update_interval`. optax departs from the paper in two ways: it divides by h as it was before
+    the update, which is zero in the first step, and it corrects the bias of m.
 
     Args:
         b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
@@ -128,8 +128,8 @@ def scale_by_sophia(
         nu is h.
 
     Raises:
-        ValueError: if an argument lies outside its range; in `update`, whatever
-            `hessian_diagonal_fn` refuses.
+        ValueError: if an argument lies outside its range; in `update`, if `hessian_diagonal_fn`
+            raises it.
 
     Source:
         Liu et al. 2023, "Sophia: a scalable stochastic second-order optimizer for language model

@@ -18,7 +18,7 @@ from gradtx.lift import lift
 def _with_length(g: jax.Array, from_norm: jax.Array, to_norm: jax.Array, factor: Any) -> jax.Array:
     """Multiply g by factor * to_norm / from_norm, or by 1 where a norm is 0.
 
-    The quotient of the norms could overflow where the result does not, so it is not formed.
+    The quotient of the norms could overflow where the result does not, so it is not computed.
     """
     is_zero = (from_norm == 0) | (to_norm == 0)
     return jnp.where(is_zero, g, direction(g, from_norm) * (factor * to_norm))
@@ -121,7 +121,7 @@ def scale_by_local_rate(
     decays: PerLeaf,
     trusts: PerLeaf,
 ) -> optax.GradientTransformationExtraArgs:
-    """Decay the weights and give each leaf a learning rate of its own: that of LARS.
+    """Decay the weights and give each leaf its own learning rate, as LARS does.
 
         rate = trust_coefficient * ||p|| / (||g|| + weight_decay * ||p|| + eps)
         u = rate * (g + weight_decay * p)
@@ -132,7 +132,7 @@ def scale_by_local_rate(
         trust_coefficient: the length of an update relative to the weights.
         eps: added to the denominator, >= 0.
         decays: whether a leaf decays; elsewhere weight_decay is 0.
-        trusts: whether a leaf has a rate of its own; elsewhere it is 1.
+        trusts: whether a leaf has its own rate; elsewhere it is 1.
 
     Returns:
         The transformation; its update needs `params`. Its state is that of `add_decayed_weights`.
@@ -167,7 +167,7 @@ def scale_by_local_rate(
 
 def _undo_growth(g, *, p, learning_rate):
     growth = jnp.sqrt(1 + learning_rate**2)
-    # growth - 1 without its cancellation.
+    # growth - 1 without cancellation.
     return (g - learning_rate**2 / (1 + growth) * p) / growth
 
 
@@ -184,7 +184,7 @@ FROMAGE = Kernel(
 
 
 def undo_growth(learning_rate: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
-    """Shrink the weights by as much as a perpendicular step lets them grow: the end of Fromage.
+    """Undo the growth of the weights by a perpendicular step: the last part of Fromage.
 
         u = (p + g) / sqrt(1 + learning_rate^2) - p
 

@@ -1,4 +1,4 @@
-"""Norms and clipping unit by unit: by the weights that feed one neuron or output channel."""
+"""Norms and clipping by unit: by the weights that feed one neuron or output channel."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def as_axes(owner: str, axis: Any) -> tuple[int, ...] | None:
     """The argument `axis` as a tuple, None as it is.
 
     Raises:
-        ValueError: if it is neither an integer nor several.
+        ValueError: if it is neither an integer nor a sequence of integers.
     """
     if axis is None:
         return None
@@ -40,11 +40,11 @@ def as_axes(owner: str, axis: Any) -> tuple[int, ...] | None:
 
 
 def unitwise_norm(x: ArrayLike, axis: int | tuple[int, ...] | None = None) -> jax.Array:
-    """The Euclidean norm of each unit, where its elements stand.
+    """The Euclidean norm of each unit, at the place of each of its elements.
 
         n_ij = sqrt(sum_k |x_kj|^2)
 
-    It is calculated in at least float32, and neither overflows nor underflows on the way.
+    It is computed in at least float32, and no intermediate result overflows or underflows.
 
     Args:
         x: an array of weights or gradients.
@@ -52,7 +52,7 @@ def unitwise_norm(x: ArrayLike, axis: int | tuple[int, ...] | None = None) -> ja
             a stack of matrices, all but the last of a kernel of 4 or 5 axes.
 
     Returns:
-        Real numbers in the shape of `x`, and in its precision.
+        Real numbers of the shape and precision of `x`.
 
     Raises:
         ValueError: if `x` has more than 5 axes and `axis` is None.
@@ -79,13 +79,13 @@ def unitwise_norm(x: ArrayLike, axis: int | tuple[int, ...] | None = None) -> ja
 def unitwise_clip(
     g_norm: ArrayLike, max_norm: ArrayLike, grad: ArrayLike, div_eps: ArrayLike = 1e-6
 ) -> jax.Array:
-    """Scale each unit's gradient down to the largest norm that it may have.
+    """Scale each unit's gradient down to a maximum norm.
 
         u = g                                        where ||g|| < max_norm
         u = g * max_norm / max(||g||, div_eps)       elsewhere
 
     Args:
-        g_norm: the norm of each element's unit, as `unitwise_norm` gives it.
+        g_norm: the norm of each element's unit, as `unitwise_norm` returns it.
         max_norm: the largest norm of each element's unit, in the same shape.
         grad: the gradient, in the same shape.
         div_eps: the lower bound of the denominator, >= 0.
@@ -119,7 +119,7 @@ def unitwise_clip(
     norm, largest = jnp.asarray(g_norm).astype(real), jnp.asarray(max_norm).astype(real)
     is_within = norm < largest
     divisor = jnp.maximum(norm, jnp.asarray(div_eps, real))
-    # 0 / 0 with div_eps = 0 stands for a gradient of zero, which stays.
+    # With div_eps = 0 a gradient of zero gives 0 / 0, and stays zero.
     ratio = largest / jnp.where(is_within | (divisor == 0), 1.0, divisor)
     factor = jnp.where(is_within, 1.0, ratio).astype(dtype)
     return (factor * grad.astype(dtype)).astype(grad.dtype)

@@ -158,14 +158,14 @@ def nadam(
 
     Source:
         Dozat 2016, "Incorporating Nesterov momentum into Adam", Algorithm 2 with constant b1; see
-        `scale_by_adam`. PyTorch keeps b1 in m, but looks ahead with a momentum that grows:
+        `scale_by_adam`. PyTorch's m has b1 too, but it looks ahead with a momentum that grows:
         m_hat = mu_{t+1} * m / (1 - mu_1 ... mu_{t+1}) + (1 - mu_t) * g / (1 - mu_1 ... mu_t) with
         mu_t = b1 * (1 - 0.96^(t * momentum_decay) / 2), which is b1 for a large momentum_decay.
-        timm's and AlgoPerf's NAdamW correct both terms alike, m_hat = (b1 * m + (1 - b1) * g) /
-        (1 - b1^t), so that their first step is 1 + b1 = 1.9 times the learning rate, and this one
-        1 + b1 / (1 + b1) = 1.47 times; in step 30 they differ by 0.4 %. Theirs is this with
-        bias_correction=False, learning_rate multiplied by sqrt(1 - b2^t) / (1 - b1^t), and eps by
-        sqrt(1 - b2^t).
+        NAdamW in timm and AlgoPerf corrects both terms in the same way,
+        m_hat = (b1 * m + (1 - b1) * g) / (1 - b1^t), so that its first step is 1 + b1 = 1.9 times
+        the learning rate, and here it is 1 + b1 / (1 + b1) = 1.47 times; in step 30 they differ by
+        0.4 %. To get theirs, set bias_correction=False, and multiply learning_rate by
+        sqrt(1 - b2^t) / (1 - b1^t) and eps by sqrt(1 - b2^t).
 
     Example:
         >>> import jax.numpy as jnp
@@ -292,9 +292,9 @@ def amsgrad(
 
     Source:
         Reddi, Kale & Kumar 2018, "On the convergence of Adam and beyond", Algorithm 2. PyTorch
-        corrects v_max instead of v: v_max <- max(v_max, v), u = -learning_rate * m_hat /
-        (sqrt(v_max / (1 - b2^t)) + eps). That is bias_correction_nu=False with learning_rate and
-        eps multiplied by sqrt(1 - b2^t).
+        corrects v_max instead of v: v_max <- max(v_max, v),
+        u = -learning_rate * m_hat / (sqrt(v_max / (1 - b2^t)) + eps). That is
+        bias_correction_nu=False with learning_rate and eps multiplied by sqrt(1 - b2^t).
 
     Example:
         >>> import jax.numpy as jnp
@@ -317,7 +317,7 @@ def adamax(
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
 ) -> Transformation:
-    """AdaMax: Adam with a decaying maximum for size.
+    """AdaMax: Adam with a decaying maximum in place of the second moment.
 
         m <- b1 * m + (1 - b1) * g,    w <- max(b2 * w, |g| + eps)
         u = -learning_rate * m / (1 - b1^t) / w

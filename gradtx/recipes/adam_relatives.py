@@ -1,4 +1,4 @@
-"""Adam with another memory: ACProp, ADOPT, MADGRAD, MARS and Adam-mini."""
+"""Relatives of Adam with a different state: ACProp, ADOPT, MADGRAD, MARS and Adam-mini."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +29,7 @@ def acprop(
     *,
     decay: Decay = "all",
 ) -> Transformation:
-    """ACProp: the gradient over how far those before it deviated from their average.
+    """ACProp: gradients divided by the deviation of earlier ones from their average.
 
         u = -learning_rate * (g / (sqrt(s_hat) + eps) + weight_decay * p)
         m <- b1 * m + (1 - b1) * g
@@ -57,8 +57,7 @@ def acprop(
 
     Source:
         Zhuang et al. 2021, "Momentum centering and asynchronous update for adaptive gradient
-        methods", Algorithm 2; see `scale_by_acprop` for where optax and the authors' program
-        differ.
+        methods", Algorithm 2; see `scale_by_acprop` for where optax and the authors' code differ.
 
     Example:
         >>> import jax.numpy as jnp
@@ -145,7 +144,7 @@ def madgrad(
     weight_decay: ScalarOrSchedule = 0.0,
     eps: ScalarOrSchedule = 1e-6,
 ) -> Transformation:
-    """MADGRAD: dual averaging with momentum, each element in its scale.
+    """MADGRAD: dual averaging with momentum and a scale for each element.
 
         g <- g + weight_decay * p
         w = learning_rate * sqrt(t)
@@ -196,7 +195,7 @@ def mars(
     *,
     decay: Decay = "all",
 ) -> Transformation:
-    """MARS-AdamW: AdamW on gradients with less variance.
+    """MARS-AdamW: AdamW with gradients of less variance.
 
         c = g_t + gamma * b1 / (1 - b1) * (g_t - g_{t-1}),    c <- c / max(1, ||c||)
         m <- b1 * m + (1 - b1) * c,      m_hat = m / (1 - b1^t)
@@ -225,7 +224,7 @@ def mars(
     Source:
         Yuan et al. 2024, "MARS: unleashing the power of variance reduction for training large
         models", Algorithm 2, in the approximate form; see `scale_by_mars`. The authors' code
-        corrects matrices only and leaves all else to AdamW: `partition` does that.
+        corrects only matrices and leaves everything else to AdamW, which `partition` can do.
 
     Example:
         >>> import jax.numpy as jnp
@@ -273,8 +272,8 @@ def adamini(
         weight_decay: the strength of the weight decay, >= 0, multiplied by the learning rate.
         mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
             one, or a `gradtx.select(...)`; None: all leaves.
-        blocks: the axis, or axes, along which each index has a block of its own: by default the
-            output neurons of a kernel (..., inputs, outputs); see `scale_by_adamini`.
+        blocks: the axis, or axes, along which each index has its own block: by default the output
+            neurons of a kernel (..., inputs, outputs); see `scale_by_adamini`.
         decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
             `select.matrices`.
 
@@ -286,8 +285,8 @@ def adamini(
 
     Source:
         Zhang et al. 2024, "Adam-mini: use fewer learning rates to gain more", Algorithm 1; see
-        `scale_by_adamini` for the blocks of the authors' program, which decays neither biases nor
-        the parameters of normalization.
+        `scale_by_adamini` for the blocks of the authors' code, which decays neither biases nor the
+        parameters of normalization.
 
     Example:
         >>> import jax.numpy as jnp

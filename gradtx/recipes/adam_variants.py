@@ -1,4 +1,4 @@
-"""Adam with another second moment, or with a variance rectified."""
+"""Adam with a different second moment or a rectified variance."""
 
 from optax import GradientTransformationExtraArgs as Transformation
 from optax import ScalarOrSchedule
@@ -17,7 +17,7 @@ def adabelief(
     *,
     nesterov: bool = False,
 ) -> Transformation:
-    """AdaBelief: Adam with the deviation from the average gradient for size.
+    """AdaBelief: Adam with the gradient's deviation from its average as its size.
 
         m <- b1 * m + (1 - b1) * g,                       m_hat = m / (1 - b1^t)
         s <- b2 * s + (1 - b2) * (g - m)^2 + eps_root,    s_hat = s / (1 - b2^t)
@@ -38,7 +38,7 @@ def adabelief(
         ValueError: if an argument lies outside its range.
 
     Source:
-        Zhuang et al. 2020, "AdaBelief optimizer", Algorithm 2. The authors' program rectifies these
+        Zhuang et al. 2020, "AdaBelief optimizer", Algorithm 2. The authors' code rectifies these
         steps by default, as RAdam does.
 
     Example:
@@ -111,7 +111,7 @@ def radam(
     """RAdam: Adam that waits until the variance of its second moment is under control.
 
         u = -learning_rate * r_t * m_hat / (sqrt(v_hat + eps_root) + eps)   where rho_t >= threshold
-        u = -learning_rate * m_hat                                          before
+        u = -learning_rate * m_hat                                          otherwise
 
     with m_hat, v_hat, rho_t and r_t as in `scale_by_radam`.
 

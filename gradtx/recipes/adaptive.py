@@ -22,7 +22,7 @@ def adagrad(
     initial_accumulator_value: ScalarOrSchedule = 0.1,
     eps: ScalarOrSchedule = 1e-7,
 ) -> Transformation:
-    """AdaGrad: each element over the root of its summed squares.
+    """AdaGrad: each element divided by the root of the sum of its squares.
 
         s <- s + g^2
         u = -learning_rate * g / sqrt(s + eps)
@@ -40,10 +40,10 @@ def adagrad(
 
     Source:
         Duchi, Hazan & Singer 2011, "Adaptive subgradient methods", Figure 1, diagonal matrices. As
-        in optax, epsilon is inside the root. In PyTorch it is outside, u = -learning_rate * g /
-        (sqrt(s) + eps), which at step t is what `rmsprop` does with eps_in_sqrt=False,
-        initial_scale=initial_accumulator_value, decay = t / (t + 1), and learning_rate and eps
-        divided by sqrt(t + 1). PyTorch's lr_decay is the schedule
+        in optax, epsilon is inside the root. In PyTorch it is outside,
+        u = -learning_rate * g / (sqrt(s) + eps), which is the same as `rmsprop` at step t with
+        eps_in_sqrt=False, initial_scale=initial_accumulator_value, decay = t / (t + 1), and
+        learning_rate and eps divided by sqrt(t + 1). PyTorch's lr_decay is the schedule
         learning_rate / (1 + lr_decay * (t - 1)).
 
     Example:
@@ -71,7 +71,7 @@ def rmsprop(
     nesterov: bool = False,
     bias_correction: bool = False,
 ) -> Transformation:
-    """RMSProp: each element over a running root mean square.
+    """RMSProp: each element divided by a running root mean square.
 
         v <- decay * v + (1 - decay) * g^2
         u = -learning_rate * g / sqrt(v + eps)
@@ -84,8 +84,8 @@ def rmsprop(
         decay: the decay rate of the averages, in [0, 1).
         eps: added to the denominator, >= 0.
         initial_scale: the initial value of v, >= 0.
-        eps_in_sqrt: whether eps is added inside the root. Outside, the denominator is sqrt(v) +
-            eps.
+        eps_in_sqrt: whether eps is added inside the root. Outside, the denominator is
+            sqrt(v) + eps.
         centered: whether to subtract the squared average gradient from v.
         momentum: the decay rate of the momentum, in [-1, 1]; None: no momentum.
         nesterov: whether to use Nesterov momentum.
@@ -101,8 +101,8 @@ def rmsprop(
     Source:
         Tieleman & Hinton 2012, "Neural networks for machine learning", lecture 6.5; Graves 2013,
         "Generating sequences with recurrent neural networks", equations (38) to (41). PyTorch adds
-        eps outside of the root, and multiplies by the learning rate after the momentum, which
-        makes a difference only while the learning rate changes: `chain(scale_by_rms(decay, eps,
+        eps outside the root, and multiplies by the learning rate after the momentum, which makes a
+        difference only while the learning rate changes: `chain(scale_by_rms(decay, eps,
         eps_in_sqrt=False), trace(momentum), scale_by_learning_rate(learning_rate))`.
 
     Example:
@@ -187,7 +187,7 @@ def rprop(
     min_step_size: ScalarOrSchedule = 1e-6,
     max_step_size: ScalarOrSchedule = 50.0,
 ) -> Transformation:
-    """Rprop: steps by sign whose size grows while the sign stays.
+    """Rprop: steps by sign whose size grows while the sign stays the same.
 
         s <- eta_plus * s,     u = -s * sign(g_t)     where g_t * g_{t-1} > 0
         s <- eta_minus * s,    u = 0, g_t <- 0        where g_t * g_{t-1} < 0
@@ -197,7 +197,7 @@ def rprop(
         learning_rate: the initial step size s, >= 0; a number, a scalar array or a schedule. Of a
             schedule the value at step 0 counts.
         eta_minus: the factor after a change of sign, in (0, 1).
-        eta_plus: the factor while the sign stays, > 1.
+        eta_plus: the factor while the sign stays the same, > 1.
         min_step_size: the smallest step, >= 0.
         max_step_size: the largest step, >= min_step_size.
 

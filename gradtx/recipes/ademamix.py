@@ -24,7 +24,7 @@ def ademamix(
     *,
     decay: Decay = "all",
 ) -> Transformation:
-    """AdEMAMix: AdamW with a slow average of the gradient beside the fast one.
+    """AdEMAMix: AdamW with a slow average of the gradient in addition to the fast one.
 
         m1 <- b1 * m1 + (1 - b1) * g,    m1_hat = m1 / (1 - b1^t)
         m2 <- b3 * m2 + (1 - b3) * g
@@ -87,7 +87,7 @@ def simplified_ademamix(
     *,
     decay: Decay = "all",
 ) -> Transformation:
-    """Simplified AdEMAMix: one sum of past gradients beside the current gradient.
+    """Simplified AdEMAMix: AdamW with a sum of past gradients plus the current one.
 
         m <- b1 * m + g
         n <- b2 * n + (1 - b2) * g^2,    n_hat = n / (1 - b2^t)

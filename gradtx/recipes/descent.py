@@ -23,7 +23,7 @@ def sgd(
     *,
     dampening: ScalarOrSchedule = 0.0,
 ) -> Transformation:
-    """Stochastic gradient descent, with momentum if asked for.
+    """Stochastic gradient descent, optionally with momentum.
 
         u = -learning_rate * g
         or with momentum
@@ -75,7 +75,7 @@ def sgd(
 def sign_sgd(
     learning_rate: ScalarOrSchedule,
 ) -> Transformation:
-    """Gradient descent by signs.
+    """Gradient descent by the sign of the gradient.
 
         u = -learning_rate * sign(g)
 
@@ -109,7 +109,7 @@ def signum(
     beta: ScalarOrSchedule = 0.9,
     accumulator_dtype: DTypeLike | None = None,
 ) -> Transformation:
-    """Gradient descent by the sign of a momentum.
+    """Gradient descent by the sign of the momentum.
 
         m <- beta * m + (1 - beta) * g
         u = -learning_rate * sign(m)
@@ -207,7 +207,7 @@ def newton(
     tolerance: float = 1e-6,
     max_iterations: int | None = None,
 ) -> Transformation:
-    """Newton's method, damped if asked for.
+    """Newton's method, optionally damped.
 
         u = -learning_rate * (H + damping * I)^-1 g
 
@@ -216,7 +216,8 @@ def newton(
             quadratic is solved in one step.
         solver: "dense" forms the Hessian H; "cg" runs conjugate gradients on Hessian-vector
             products, never forms H, and needs H + damping * I to be positive definite.
-        damping: added to the diagonal, >= 0: between Newton's step at 0 and a short gradient step.
+        damping: added to the diagonal, >= 0. With 0 it is Newton's step; larger values approach a
+            short gradient step.
         tolerance: "cg" stops once the norm of the residual is below this fraction of that of the
             gradient, >= 0.
         max_iterations: "cg" stops after this many steps, >= 1; None: ten times the number of

@@ -41,8 +41,8 @@ def adafactor(
         u = -max(min_scale, RMS(p)) * learning_rate * w / max(1, RMS(w) / clipping_threshold)
             - weight_decay_rate * p
 
-    With momentum an average stands for the first summand. The paper's learning rate is relative
-    to the size of the weights and falls: the schedule
+    With momentum the first term is replaced by its average. The paper's learning rate is relative
+    to the size of the weights, and decreases: the schedule
     `lambda count: jnp.minimum(1e-2, 1 / jnp.sqrt(count + 1))`.
 
     Args:
@@ -50,7 +50,7 @@ def adafactor(
             weights with multiply_by_parameter_scale; None is 1.
         min_dim_size_to_factor: the smallest length of the second longest axis at which an array is
             factored, >= 0.
-        decay_rate: the exponent of the decay, >= 0.
+        decay_rate: the exponent of the decay rate, >= 0.
         decay_offset: the step at which t starts from 1 again, a whole number >= 0; see
             `scale_by_factored_rms`.
         multiply_by_parameter_scale: whether to multiply by the size of the weights.
@@ -69,9 +69,9 @@ def adafactor(
             `select.matrices`.
 
     Returns:
-        The chain of `scale_by_factored_rms` and what the arguments ask for of
-        `clip_by_block_rms`, `scale_by_learning_rate`, `scale_by_param_block_rms`, `ema` and
-        `add_decayed_weights`, then `scale(-1)`.
+        The chain of `scale_by_factored_rms`, those of `clip_by_block_rms`,
+        `scale_by_learning_rate`, `scale_by_param_block_rms`, `ema` and `add_decayed_weights` that
+        the arguments ask for, and `scale(-1)`.
 
     Raises:
         ValueError: if an argument lies outside its range.

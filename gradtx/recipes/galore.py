@@ -1,4 +1,4 @@
-"""Descent that sees the gradients of matrices in a subspace of low rank."""
+"""Descent with gradients of matrices that are projected to a subspace of low rank."""
 
 from typing import Literal
 

@@ -44,7 +44,7 @@ def muon(
     ns_dtype: DTypeLike | None = None,
     decay: Decay = "all",
 ) -> Transformation:
-    """Muon: momentum that is made orthogonal, for the matrices; AdamW for everything else.
+    """Muon: orthogonalized momentum for the matrices, AdamW for everything else.
 
         M <- beta * M + (1 - beta) * G,    M_hat = M / (1 - beta^t)
         O = NewtonSchulz(M_hat) * sqrt(max(1, fan_out / fan_in))
@@ -53,13 +53,12 @@ def muon(
     with nesterov and the iteration as in `scale_by_muon`; with `consistent_rms` the factor is
     consistent_rms * sqrt(max(fan_in, fan_out)).
 
-    An array of three and more axes is a batch of matrices in the last two, such as layers that are
-    stacked for a scan. Vectors and stacks of them, which have two axes and more, go to AdamW: they
-    are told apart by the rule of `select.matrices`, but for axes of length 1, which count here. Say
-    by dimension numbers where that is not so: for convolutions in the
-    layout (height, width, inputs, outputs) MuonDimensionNumbers((0, 1, 2), 3), for attention heads
-    (width, heads, size) that are matrices of their own MuonDimensionNumbers(0, 2), and None for
-    embeddings and output layers, which go to AdamW.
+    An array of three or more axes is a batch of matrices in the last two, such as layers that are
+    stacked for a scan. Vectors and stacks of vectors go to AdamW; they are recognized by the rule
+    of `select.matrices`, except that axes of length 1 count here. Pass dimension numbers where that
+    rule does not fit: MuonDimensionNumbers((0, 1, 2), 3) for convolutions in the layout (height,
+    width, inputs, outputs), MuonDimensionNumbers(0, 2) for attention heads (width, heads, size)
+    that are separate matrices, and None for embeddings and output layers, which then go to AdamW.
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
@@ -103,10 +102,10 @@ def muon(
 
     Source:
         Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; Liu et al.
-        2025, "Muon is scalable for LLM training". optax gives arrays of three and more axes to
-        AdamW, and all of two to Muon, unless they have dimension numbers. PyTorch's matrices are
-        (output, input), MuonDimensionNumbers(1, 0); its M is not corrected, its eps is a lower
-        bound of the norm, and it iterates in bfloat16.
+        2025, "Muon is scalable for LLM training". Without dimension numbers, optax gives arrays of
+        three or more axes to AdamW, and all of two axes to Muon. PyTorch's matrices have the layout
+        (output, input), MuonDimensionNumbers(1, 0). It does not correct M, uses eps as a lower
+        bound of the norm, and iterates in bfloat16.
 
     Example:
         >>> import jax.numpy as jnp
@@ -160,7 +159,7 @@ def muon(
 
 
 def _check_adam(owner: str, b1: Any, b2: Any, eps_root: Any, weight_decay: Any, rate: Any) -> None:
-    """Refuse AdamW's arguments by the names that they have here, which are not AdamW's."""
+    """Check AdamW's arguments under the names that they have here, which are not AdamW's."""
     for argument, value, valid in (
         ("adam_b1", b1, DECAY),
         ("adam_b2", b2, DECAY),
@@ -212,7 +211,7 @@ def normuon(
     ns_dtype: DTypeLike | None = None,
     decay: Decay = "all",
 ) -> Transformation:
-    """NorMuon: Muon with a learning rate for each neuron; AdamW for what is not a matrix.
+    """NorMuon: Muon with a learning rate for each neuron, AdamW for what is not a matrix.
 
         M <- beta * M + (1 - beta) * G,    O = NewtonSchulz(M)
         v_j <- b2 * v_j + (1 - b2) * mean_i(O_ij^2),    N_ij = O_ij / (sqrt(v_j) + eps)
@@ -261,7 +260,7 @@ def normuon(
 
     Source:
         Li et al. 2025, "NorMuon: making Muon more efficient and scalable", Algorithm 1. The
-        authors' program is the case `nesterov=True, consistent_rms=None`; see `scale_by_normuon`.
+        authors' code is the case `nesterov=True, consistent_rms=None`; see `scale_by_normuon`.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Descent with noise of its own."""
+"""Gradient descent with added noise."""
 
 import jax
 from optax import GradientTransformationExtraArgs as Transformation

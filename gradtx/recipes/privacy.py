@@ -26,7 +26,7 @@ def dpsgd(
         g = (sum_i min(1, C / ||g_i||) * g_i + N(0, (noise_multiplier * C)^2)) / lot_size
         u = -learning_rate * g,    or with momentum that of `sgd`
 
-    The gradients that come in have one axis more than the parameters, the first, which counts the
+    The incoming gradients have one more axis than the parameters, the first, which counts the
     examples: `jax.vmap(jax.grad(loss), in_axes=(None, 0))(params, batch)`.
 
     Args:

@@ -49,7 +49,7 @@ def schedule_free_sgd(
         ValueError: if an argument lies outside its range.
 
     Source:
-        Defazio et al. 2024, "The road less scheduled", equations (3) to (5). The authors' program
+        Defazio et al. 2024, "The road less scheduled", equations (3) to (5). The authors' code
         warms up by t / n, for which pass `linear_schedule(rate / n, rate, n - 1)` in place of
         `warmup_steps`.
 
@@ -109,10 +109,10 @@ def schedule_free_adamw(
         ValueError: if an argument lies outside its range.
 
     Source:
-        Defazio et al. 2024, "The road less scheduled", Algorithm 1. There sqrt(1 - b2^t) stands in
-        the learning rate, and so in weight decay and c too; here it corrects v only, as in optax
-        and, since version 1.3, in the authors' program, which keeps the other form as
-        AdamWScheduleFreePaper. That program takes the same steps as this, but warms up by t / n,
+        Defazio et al. 2024, "The road less scheduled", Algorithm 1. There sqrt(1 - b2^t) is a
+        factor of the learning rate, and so of the weight decay and of c too; here it corrects only
+        v, as in optax and, since version 1.3, in the authors' code, which keeps the other form as
+        AdamWScheduleFreePaper. That code takes the same steps as this one, but warms up by t / n,
         for which pass `linear_schedule(rate / n, rate, n - 1)` in place of `warmup_steps`.
 
     Example:

@@ -40,9 +40,9 @@ def shampoo(
         M <- b1 * M + (1 - b1) * D,    M_hat = M / (1 - b1^t)
         u = -learning_rate * (M_hat + weight_decay * p)
 
-    so that the average shortens steps that contradict each other. A length of grafting(G) for a
-    direction that is averaged already would undo that: without any signal, at b1 = 0.9, these
-    steps are sqrt((1 + b1) / (1 - b1)) = 4.4 times as long.
+    so that the average shortens steps that contradict each other. Giving an averaged direction the
+    length of grafting(G) would undo that: without any signal, at b1 = 0.9, such steps are
+    sqrt((1 + b1) / (1 - b1)) = 4.4 times as long.
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
@@ -71,8 +71,8 @@ def shampoo(
     Source:
         Gupta, Koren & Singer 2018, "Shampoo: preconditioned stochastic tensor optimization",
         Algorithms 1 and 2; Anil et al. 2020, "Scalable second order optimization for deep
-        learning", for grafting. Their program adds up steps in place of averaging them, and the
-        decayed weights are among these.
+        learning", for grafting. Their code sums the steps, including the weight decay, instead of
+        averaging them.
 
     Example:
         >>> import jax.numpy as jnp
@@ -120,13 +120,12 @@ def soap(
 ) -> Transformation:
     """SOAP: AdamW in the eigenbasis of Shampoo's preconditioners.
 
-        M <- b1 * M + (1 - b1) * G
-        V <- b2 * V + (1 - b2) * (Q_L^T G Q_R)^2
-        u = -learning_rate * (Q_L ((Q_L^T M_hat Q_R) / (sqrt(V_hat) + eps)) Q_R^T
-                              + weight_decay * p)
+        M <- b1 * M + (1 - b1) * G V <- b2 * V + (1 - b2) * (Q_L^T G Q_R)^2
+        u = -learning_rate * (Q_L ((Q_L^T M_hat Q_R) / (sqrt(V_hat) + eps))
+        Q_R^T + weight_decay * p)
 
-    where the columns of Q_L and Q_R are about the eigenvectors of averages of G G^T and G^T G; see
-    `scale_by_soap`. The first step starts these, and only decays the weights.
+    where the columns of Q_L and Q_R approximate the eigenvectors of averages of G G^T and G^T G;
+    see `scale_by_soap`. The first step initializes them, and only decays the weights.
 
     Args:
         learning_rate: the step size; a number, a scalar array or a schedule.
@@ -151,11 +150,10 @@ def soap(
 
     Source:
         Vyas et al. 2024, "SOAP: improving and stabilizing Shampoo using Adam", Algorithm 3. The
-        authors' program does not decay the weights in its first step, and in all others decays them
+        authors' code does not decay the weights in its first step, and in all others decays them
         after the step, p <- (1 - learning_rate * weight_decay) * (p - learning_rate * U); for its
-        eps see `scale_by_soap`. While
-        the gradients so far have a low rank, the rest of the basis depends on rounding, so that
-        runs on different devices part until they have full rank.
+        eps see `scale_by_soap`. While the gradients so far have a low rank, the rest of the basis
+        depends on rounding, so that runs on different devices diverge until they have full rank.
 
     Example:
         >>> import jax.numpy as jnp

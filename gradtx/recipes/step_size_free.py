@@ -1,4 +1,4 @@
-"""Optimizers that find their own step size, as chains; the others are kernels of their own."""
+"""Optimizers that find their own step size, as chains; the others are kernels."""
 
 from typing import Any
 
@@ -31,15 +31,15 @@ def dog(
     *,
     decay: Decay = "all",
 ) -> Transformation:
-    """Descent in steps as long as the way travelled so far, over all gradients: DoG.
+    """DoG: descent by the largest distance from the start so far, over the norm of all gradients.
 
         r_t = max(r_{t-1}, ||p_t - p_0||)
         G_t = G_{t-1} + ||g_t||^2
         u_t = -learning_rate * r_t / sqrt(G_t + eps) * g_t
 
-    The average of the parameters, such as `average_params` keeps, converges best. The first steps
-    must not be rounded away, or r never grows: parameters in bfloat16 need a larger `init_step`
-    than the default, such as ("heuristic", 1e-2).
+    The average of the parameters, as kept by `average_params`, converges best. The first steps must
+    not be rounded away, or r never grows: parameters in bfloat16 need a larger `init_step` than the
+    default, such as ("heuristic", 1e-2).
 
     Args:
         learning_rate: a factor of the step size; a number, a scalar array or a schedule.
@@ -88,7 +88,7 @@ def dowg(
     *,
     decay: Decay = "all",
 ) -> Transformation:
-    """DoG with gradients that count by the distance at which they were met: DoWG.
+    """DoWG: DoG with gradients weighted by the distance at which they were taken.
 
         r_t = max(r_{t-1}, ||p_t - p_0||)
         v_t = v_{t-1} + r_t^2 * ||g_t||^2
@@ -149,7 +149,7 @@ def cocob(
     *,
     decay: Decay = "all",
 ) -> Transformation:
-    """Bet a share of all rewards so far on the sign of the next gradient: COCOB.
+    """COCOB: bets of a share of all rewards so far on the sign of the next gradient.
 
         g <- learning_rate * (g + weight_decay * p)
         u = p_0 + theta / (L * max(G + L, alpha * L)) * (L + reward) - p
@@ -203,20 +203,20 @@ def polyak_sgd(
 
         u = -scaling * min((f - f_min) / (||g||^2 + eps), max_learning_rate) * g
 
-    With variant "sps+" a negative f - f_min counts as 0. (optax puts scaling * g into the place
-    of g in Polyak's formula, which so divides by scaling where it should multiply.)
+    With variant "sps+" a negative f - f_min counts as 0. (optax uses scaling * g in place of g in
+    Polyak's formula, which divides by scaling where it should multiply.)
 
     Args:
         max_learning_rate: the largest step size before `scaling`, >= 0; a number, a scalar array
             or a schedule.
         scaling: a factor of the step size.
-        f_min: the least value of the loss, any number but NaN.
+        f_min: the minimum of the loss, any number but NaN.
         eps: added to the squared norm, >= 0.
         variant: "sps" or "sps+".
 
     Returns:
         `scale_by_polyak` followed by `sgd`, with their states in the other order, as in optax. Its
-        update needs `value`, the loss f at which g was calculated.
+        update needs `value`, the loss f at which g was computed.
 
     Raises:
         ValueError: if an argument lies outside its range; in `update`, if `value` is missing.

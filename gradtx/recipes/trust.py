@@ -47,7 +47,7 @@ def lars(
         trust_coefficient: the length of an update relative to the weights, before the learning
             rate.
         eps: added to the denominator, >= 0.
-        trust_ratio_mask: the leaves that have a rate of their own; of the others it is 1.
+        trust_ratio_mask: the leaves that have their own rate; for all others it is 1.
         momentum: the decay rate of the momentum, in [-1, 1].
         nesterov: whether to use Nesterov momentum.
         decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
@@ -152,7 +152,7 @@ def lamb(
 
 
 def fromage(learning_rate: ScalarOrSchedule, min_norm: ScalarOrSchedule = 1e-6) -> Transformation:
-    """Fromage: steps of a given length relative to the weights, which do not make these grow.
+    """Fromage: steps of a given length relative to the weights, without growth of the weights.
 
         p + u = (p - learning_rate * ||p|| / ||g|| * g) / sqrt(1 + learning_rate^2)
 
@@ -198,7 +198,7 @@ def novograd(
     eps_root: ScalarOrSchedule = 0.0,
     weight_decay: ScalarOrSchedule = 0.0,
 ) -> Transformation:
-    """NovoGrad: momentum of gradients that are divided by an average of their layer's norm.
+    """NovoGrad: momentum of gradients divided by a running norm of their layer.
 
         v <- b2 * v + (1 - b2) * ||g||^2,    at the first step v = ||g||^2
         m <- b1 * m + g / (sqrt(v + eps_root) + eps) + weight_decay * p
