@@ -110,6 +110,23 @@ def check_order(owner: str, state: Any, params: Any) -> None:
         )
 
 
+def real_scalar(owner: str, loss: Any) -> jax.Array:
+    """The loss, if it is a real number.
+
+    Args:
+        owner: name of the caller, which opens error messages.
+        loss: what a loss function returned.
+
+    Raises:
+        ValueError: if it is anything else, such as a pair of the loss and other things.
+    """
+    dtype = getattr(loss, "dtype", None)
+    if dtype is None or loss.shape or not jnp.issubdtype(dtype, jnp.floating):
+        got = type(loss).__name__ if dtype is None else f"{dtype} of shape {loss.shape}"
+        raise ValueError(f"{owner}: the loss must be a real scalar, got {got}")
+    return loss
+
+
 def is_transformation(value: Any) -> bool:
     """Whether it has the two methods of a transformation."""
     return hasattr(value, "init") and hasattr(value, "update")

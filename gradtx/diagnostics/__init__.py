@@ -1,19 +1,12 @@
 """What a network or a run is doing, and why.
 
-`signal_report` follows the signal through all layers of any JAX function, and the gradient back,
-and says what is wrong. The rest measures one thing each: where units bend, how noisy and how curved
-the loss is, what lies between two solutions, which weights matter, which learning rates work, and
-what happened during a compiled loop.
+`signal_report` follows the signal through all layers of any JAX function, and the gradient back
+through them, and says what is wrong. Each of the others measures one thing: where units bend, how
+noisy and how curved the loss is, what lies between two solutions, which weights matter, which
+learning rates work, and what happened during a compiled loop.
 """
 
 from gradtx.diagnostics.activations import activation_gain, relu_elbows
-from gradtx.diagnostics.curvature import (
-    AlongGradient,
-    along_gradient,
-    curvature_along_gradient,
-    lipschitz_along_gradient,
-    sharpness,
-)
 from gradtx.diagnostics.history import HistoryState, record_history, update_ratio
 from gradtx.diagnostics.landscape import ConnectingPath, connecting_path, interpolate_loss
 from gradtx.diagnostics.layer_signal import LayerSignal
@@ -24,6 +17,13 @@ from gradtx.diagnostics.pruning import apply_mask, freeze_pruned, prune_by_magni
 from gradtx.diagnostics.readout import history_of, plot_history
 from gradtx.diagnostics.report import SignalReport
 from gradtx.diagnostics.signals import signal_report
+from gradtx.diagnostics.smoothness import (
+    AlongGradient,
+    along_gradient,
+    curvature_along_gradient,
+    lipschitz_along_gradient,
+    sharpness,
+)
 from gradtx.diagnostics.verdict import Diagnosis
 
 __all__ = [

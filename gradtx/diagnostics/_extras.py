@@ -1,4 +1,4 @@
-"""Packages that only the tables and pictures of the diagnostics need."""
+"""Optional packages, for the tables and pictures of the diagnostics."""
 
 import importlib
 from types import ModuleType
@@ -14,6 +14,6 @@ def load(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"gradtx.diagnostics needs {module.partition('.')[0]} here, which is not installed: "
-            'pip install "gradtx[diagnostics]"'
+            f"gradtx.diagnostics: this needs {module.partition('.')[0]}, which is not installed; "
+            'run pip install "gradtx[diagnostics]"'
         ) from error

@@ -1,4 +1,4 @@
-"""What an activation does to a signal: where it bends, and how much of it it lets through."""
+"""What an activation does to a signal: where it bends, and how much of it passes through."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +15,12 @@ from gradtx.messages import shown
 def relu_elbows(weights: ArrayLike, bias: ArrayLike) -> jax.Array:
     """Where the units of a layer relu(x W + b) have their elbows.
 
-        one input:       e_j = -b_j / w_j                     a point on the axis of the input
+        one input:       e_j = -b_j / w_j                      a point on the axis of the input
         several inputs:  e_j = -b_j / ||w_j||,  w_j = W[:, j]  a signed distance from the origin
 
-    With one input, unit j bends at x = e_j. With several it bends along the hyperplane
-    x . w_j / ||w_j|| = e_j, and is active on the side to which w_j points. Units whose elbows lie
-    far outside the data are linear there, or dead.
+    With one input, unit j bends at x = e_j. With several, it bends along the hyperplane
+    x . w_j / ||w_j|| = e_j and is active on the side that w_j points to. A unit whose elbow lies
+    far outside the data is linear on the data, or dead.
 
     Args:
         weights: W, of shape (units,) or (1, units) for one input, else (inputs, units).
@@ -31,11 +31,12 @@ def relu_elbows(weights: ArrayLike, bias: ArrayLike) -> jax.Array:
         whose weights are all zero: its output is constant and has no elbow.
 
     Raises:
-        ValueError: if the shapes do not fit, or the numbers are not real floating-point numbers.
+        ValueError: if the shapes do not match, or an argument does not hold real floating-point
+            numbers.
 
     Source:
         Pascanu, Montúfar & Bengio 2014, "On the number of response regions of deep feed forward
-        networks with piece-wise linear activations", whose hyperplanes w_j . x + b_j = 0 these are.
+        networks with piece-wise linear activations", for the hyperplanes w_j . x + b_j = 0.
 
     Example:
         >>> import jax.numpy as jnp
@@ -68,7 +69,7 @@ def relu_elbows(weights: ArrayLike, bias: ArrayLike) -> jax.Array:
     return jnp.where(is_flat, jnp.nan, -b / jnp.where(is_flat, 1, slope))
 
 
-# Multiples of 1/64 up to 12 standard deviations, beyond which 4e-33 of the probability lies.
+# Multiples of 1/64 up to 12 standard deviations; the probability beyond them is 4e-33.
 _EDGES = np.linspace(-12, 12, 24 * 64 + 1)
 _NODES_PER_PANEL = 32
 
@@ -78,33 +79,34 @@ def activation_gain(fn: Callable[[jax.Array], Any]) -> float:
 
         gain = E[fn(z)^2] = integral fn(z)^2 exp(-z^2 / 2) / sqrt(2 pi) dz,    z ~ N(0, 1)
 
-    A layer x W with Var w = 1 / (gain * fan_in) after this activation has outputs of mean square 1
-    again: `gradtx.initializers.variance_scaling(1 / gain, "fan_in", "normal")`. For the rectifier
-    that is He's initializer. The first layer, whose inputs have been through no activation, takes
-    the scale 1. Only for activations like the rectifier, with fn(a z) = a fn(z), is this exact
-    whatever the size of the signal; with others small deviations may add up in very deep networks.
+    A layer x W that follows this activation has outputs of mean square 1 again if
+    Var w = 1 / (gain * fan_in): `gradtx.initializers.variance_scaling(1 / gain, "fan_in",
+    "normal")`. For relu that is He's initializer. The first layer, whose inputs have not passed
+    through an activation, takes the scale 1. This is exact for signals of any size only if
+    fn(a z) = a fn(z), as for relu; with other activations small deviations may add up in very deep
+    networks.
 
-    Gauss-Hermite quadrature is made for smooth functions: with 100 nodes its error is 0.5 % for
-    max(-1, min(1, z)). Here each interval between multiples of 1/64 gets its own Gauss-Legendre
-    rule, so that kinks and steps at such points, where activations usually have theirs, cost
-    nothing. A kink elsewhere, where the slope changes by 1, costs about 1e-7, and a step of height
-    1 elsewhere at most 2e-4.
+    Gauss-Hermite quadrature is meant for smooth functions: with 100 nodes its error is 0.5% for
+    max(-1, min(1, z)). Here each interval between multiples of 1/64 has its own Gauss-Legendre
+    rule, so that kinks and steps at these points, where activations usually have them, cause no
+    error. Elsewhere, a kink where the slope changes by 1 causes an error of about 1e-7, and a step
+    of height 1 at most 2e-4.
 
     Args:
         fn: an elementwise function of an array, such as `jax.nn.gelu`. It is evaluated in jax's
             default float: seven digits, or sixteen with `jax_enable_x64`; all sums are float64.
 
     Returns:
-        The mean square, a Python number, also while `jax.jit` is tracing; 0 for an activation that
-        lets nothing through.
+        The mean square, a Python number, even under `jax.jit`; 0 for an activation that is zero
+        everywhere.
 
     Raises:
-        ValueError: if `fn` is not a function of each element by itself, is not finite somewhere
-            within 12 standard deviations, or grows so fast that what lies near their end counts.
+        ValueError: if `fn` is not elementwise, is not finite everywhere within 12 standard
+            deviations, or grows so fast that values near that limit contribute.
 
     Source:
-        He, Zhang, Ren and Sun (2015), "Delving Deep into Rectifiers", equations (7) to (10), where
-        the gain of the rectifier is 1/2.
+        He, Zhang, Ren & Sun 2015, "Delving deep into rectifiers", equations (7) to (10), where the
+        gain of the rectifier is 1/2.
 
     Example:
         >>> import jax
@@ -121,25 +123,25 @@ def activation_gain(fn: Callable[[jax.Array], Any]) -> float:
         values = fn(jnp.asarray(nodes, dtype=float))
         if np.shape(values) != nodes.shape:
             raise ValueError(
-                f"{owner}: fn must return the shape that it is given, {nodes.shape}, got shape "
-                f"{np.shape(values)} from {name}"
+                f"{owner}: fn must return an array of the shape of its argument, {nodes.shape}, "
+                f"got shape {np.shape(values)} from {name}"
             )
         magnitudes = np.asarray(jnp.abs(jnp.asarray(values))).astype(np.float64)
         parts = [fn(half) for half in jnp.split(jnp.asarray(nodes, dtype=float), 2)]
     if not np.allclose(np.concatenate(parts), values, rtol=1e-5, equal_nan=True):
         raise ValueError(
-            f"{owner}: fn must treat each element by itself, got {name}, which does not"
+            f"{owner}: fn must be elementwise, got {name}, whose results depend on other elements"
         )
     if not np.all(np.isfinite(magnitudes)):
         bad = nodes[~np.isfinite(magnitudes)]
         raise ValueError(f"{owner}: fn must be finite, got {name}({bad[0]:.6g}) = not finite")
-    # Squares of float64 numbers may overflow where these products do not.
+    # The squares themselves might overflow in float64 where these products do not.
     terms = (magnitudes * np.sqrt(weights)) ** 2
     gain = float(np.sum(terms))
     if np.sum(terms[np.abs(nodes) > _EDGES[-1] - 1]) > 1e-6 * gain:
         raise ValueError(
             f"{owner}: fn must grow more slowly than exp(z^2 / 4), got {name}, whose mean square "
-            f"is not settled within {_EDGES[-1]:g} standard deviations"
+            f"does not converge within {_EDGES[-1]:g} standard deviations"
         )
     return gain
 

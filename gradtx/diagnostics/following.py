@@ -1,10 +1,10 @@
 """Rules for single operations: what is a layer, and how far its output can be followed.
 
-A layer's output is followed through everything that treats each element by itself. What comes
-before the first bend or curve (a bias, a normalization, a sum with other signals) is affine; then
-the nonlinearity begins. It may fork and join again, as in x * sigmoid(x), and ends where other
-signals or other elements take part. Its slope is carried along, by reverse differentiation of each
-operation, which honours custom derivatives.
+A layer's output is followed through elementwise operations. Those before the first nonlinear one (a
+bias, a normalization, a sum with other signals) are affine; then the nonlinearity begins. It may
+fork and join again, as in x * sigmoid(x), and ends where other signals or other elements take part.
+Its slope is computed along the way, by reverse differentiation of each operation, which respects
+custom derivatives.
 """
 
 import functools
@@ -18,20 +18,20 @@ import jax.numpy as jnp
 from jax import lax
 
 from gradtx.diagnostics import primitives
-from gradtx.diagnostics.values import Image, Last, Layer, Origin, Value, mixture, moved_axes
+from gradtx.diagnostics.provenance import Image, Last, Layer, Origin, Value, mixture, moved_axes
 
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation on each element by itself, or a whole function of such operations.
+    """An elementwise operation, or a function that consists of such operations.
 
     Attributes:
         primitive: the name of the primitive, or of the call.
         inputs: the operands.
         result: the result.
         call: the operation as a function of arrays, for its derivative.
-        name: what to call it if it turns out to be the nonlinearity.
-        parts: the names of the primitives in it.
+        name: its name if it turns out to be the nonlinearity.
+        parts: the names of its primitives.
     """
 
     primitive: str
@@ -45,7 +45,7 @@ class Operation:
 def find_layer(equation: Any, inputs: Sequence[Value]) -> int | None:
     """Which operand of a product is the parameter of a layer; None: it is not a layer.
 
-    A parameter that meets data makes a layer. Where both operands are parameters, the one without
+    A product of a parameter with data is a layer. If both operands are parameters, the one without
     data is the weight: the other may be an input to which a parameter was added.
     """
     if equation.primitive.name not in ("dot_general", "conv_general_dilated"):
@@ -58,7 +58,7 @@ def find_layer(equation: Any, inputs: Sequence[Value]) -> int | None:
 
 
 def start_layer(equation: Any, inputs: Sequence[Value], weight: int, output: jax.Array) -> Value:
-    """The output of a product with a parameter, with a new `Layer` that it is the image of."""
+    """The output of a product with a parameter, as the image of a new `Layer`."""
     weights, others = inputs[weight], inputs[1 - weight]
     units, fan_in = _layout(equation, weights.array.shape, weight, output.ndim)
     received(others)
@@ -80,7 +80,7 @@ def start_layer(equation: Any, inputs: Sequence[Value], weight: int, output: jax
 def _layout(
     equation: Any, shape: tuple[int, ...], weight: int, rank: int
 ) -> tuple[tuple[int, ...], int]:
-    """The axes of a product's output that count units, and how many products make one output."""
+    """The axes of units in a product's output, and the number of products summed for one output."""
     numbers = equation.params["dimension_numbers"]
     if equation.primitive.name == "conv_general_dilated":
         outputs = shape[numbers.rhs_spec[0]]
@@ -120,14 +120,14 @@ def rearranged(equation: Any, inputs: Sequence[Value], array: jax.Array) -> Valu
 
 
 def unstacked(equation: Any, value: Value, arrays: Sequence[jax.Array]) -> list[Value]:
-    """The slices of an array along an axis: those of a stack of parameters are parameters."""
+    """The slices of an array along an axis; slices of a stack of parameters are parameters."""
     consumed(equation, [value])
     results = [mixture(array, [value]) for array in arrays]
     if value.origin is None:
         return results
 
     def view(i: int) -> Callable[[jax.Array], jax.Array]:
-        return lambda array: primitives.evaluate(equation, array)[i]
+        return lambda array: primitives.bind(equation, array)[i]
 
     return [
         replace(
@@ -140,8 +140,8 @@ def unstacked(equation: Any, value: Value, arrays: Sequence[jax.Array]) -> list[
     ]
 
 
-def put_together(equation: Any, inputs: Sequence[Value], array: jax.Array) -> Value:
-    """The result of a concatenation: parameters put together are one parameter again."""
+def concatenated(equation: Any, inputs: Sequence[Value], array: jax.Array) -> Value:
+    """The result of a concatenation; concatenated parameters count as one parameter."""
     consumed(equation, inputs)
     result = mixture(array, inputs)
     origins = [value.origin for value in inputs if value.origin is not None]
@@ -153,7 +153,7 @@ def put_together(equation: Any, inputs: Sequence[Value], array: jax.Array) -> Va
 
 
 def replaced(value: Value, twin: jax.Array) -> Value:
-    """The value with another array of the same numbers."""
+    """The value with another array that holds the same numbers."""
     for layer in value.images:
         if layer.output is value.array:
             layer.output = layer.image = twin
@@ -161,13 +161,13 @@ def replaced(value: Value, twin: jax.Array) -> Value:
 
 
 def received(value: Value) -> None:
-    """Note that another layer receives a value: it has been through the nonlinearity by now."""
+    """Note that another layer receives a value, which has therefore passed its nonlinearity."""
     for layer in value.sources:
         layer.is_hidden = layer.is_settled = True
 
 
 def following(value: Value) -> dict[Layer, Image]:
-    """The layers that a value still tells something about."""
+    """The layers whose nonlinearity may still continue with this value."""
     return {
         layer: image
         for layer, image in value.images.items()
@@ -176,10 +176,10 @@ def following(value: Value) -> dict[Layer, Image]:
 
 
 def consumed(equation: Any, inputs: Sequence[Value]) -> None:
-    """Note that an operation that is not elementwise took these values.
+    """Note that an operation that is not elementwise used these values.
 
-    It ends the nonlinearity that a value went through; or, if it sums up powers of a layer's
-    output as a variance does, these were no nonlinearity.
+    It ends the nonlinearity that a value went through; or, if it sums powers of a layer's output,
+    as a variance does, these powers were not a nonlinearity.
     """
     for value in inputs:
         for layer, image in following(value).items():
@@ -192,11 +192,11 @@ def consumed(equation: Any, inputs: Sequence[Value]) -> None:
 
 
 def _replay(equation: Any) -> Callable[[jax.Array], jax.Array]:
-    return lambda array: primitives.evaluate(equation, array)[0]
+    return lambda array: primitives.bind(equation, array)[0]
 
 
 def _slice_name(equation: Any, value: Value) -> str:
-    """`[2]` where one index of the first axis is cut out."""
+    """`[2]` if the slice is one index of the first axis."""
     if equation.primitive.name != "slice" or value.array.ndim < 2:
         return ""
     starts, ends = equation.params["start_indices"], equation.params["limit_indices"]
@@ -215,7 +215,7 @@ def _moved(
 
 
 def elementwise(operation: Operation) -> Value:
-    """The result of an operation on each element by itself."""
+    """The result of an elementwise operation."""
     inputs, array = operation.inputs, operation.result
     result = mixture(array, inputs)
     layers = dict.fromkeys(
@@ -226,21 +226,21 @@ def elementwise(operation: Operation) -> Value:
         result,
         origin=origin,
         is_uniform=all(value.is_uniform for value in inputs),
-        # A parameter remains one when a norm of it, or a mask, changes its scale.
+        # A parameter is still one after it is scaled by its norm or by a mask.
         sources=frozenset() if origin else result.sources,
         images={layer: _follow(layer, operation) for layer in layers},
     )
 
 
 def _origin(inputs: Sequence[Value], array: jax.Array) -> Origin | None:
-    """The parameter that the result still is: scaled, masked, shifted, but no layer's signal."""
+    """The parameter that the result represents: scaled, masked or shifted, but not a signal."""
     for value in inputs:
         others = [other for other in inputs if other is not value]
         if value.origin is None or value.array.size != array.size:
             continue
         if any(other.sources and other.array.size == array.size for other in others):
             return None
-        # A vector times data is a scaled input; a matrix times data is a masked weight.
+        # A vector times data counts as a scaled input, a matrix times data as a masked weight.
         if array.ndim < 2 and any(other.is_data for other in others):
             return None
         return value.origin
@@ -248,7 +248,7 @@ def _origin(inputs: Sequence[Value], array: jax.Array) -> Origin | None:
 
 
 def _follow(layer: Layer, operation: Operation) -> Image:
-    """How the result follows from a layer, and what that tells about its nonlinearity."""
+    """How the result depends on a layer, and what that implies for its nonlinearity."""
     inputs = operation.inputs
     mine = [
         i
@@ -274,7 +274,7 @@ def _follow(layer: Layer, operation: Operation) -> Image:
     latest = [i for i, image in zip(mine, images, strict=True) if image.base == base]
     slope = _slope(operation, latest, [inputs[i].images[layer] for i in latest])
     if any(image.stage != layer.stage for image in images) or layer.stage == layer.dismissed:
-        # The nonlinearity begins here, or two of its branches join.
+        # The nonlinearity begins here, or two of its branches join here.
         layer.stage += 1
         if operation.name == "mul":
             gate = primitives.GATES.get(layer.activation, "mul")
@@ -285,14 +285,14 @@ def _follow(layer: Layer, operation: Operation) -> Image:
         _extend(layer, operation, Image(units, slope), is_affine)
     elif any(other.is_data for other in others):
         if "select_n" in operation.parts and layer.last is Last.SCALE:
-            # A dropout, which scales up to compensate for what it drops.
+            # This is dropout, whose scale compensates for the dropped elements.
             layer.take_back()
         layer.is_settled = True
     return Image(units, slope, base, stage)
 
 
 def _extend(layer: Layer, operation: Operation, image: Image, is_affine: bool) -> None:
-    """Take one more operation into a layer's nonlinearity."""
+    """Add an operation to a layer's nonlinearity."""
     layer.last = Last.OTHER
     if is_affine:
         layer.last = Last.SCALE
@@ -313,7 +313,7 @@ def _new_base(layer: Layer) -> int:
 
 
 def _is_affine(primitive: str, mine: Sequence[int]) -> bool:
-    """Whether an operation is a straight function of these operands."""
+    """Whether an operation is an affine function of these operands."""
     if primitive == "mul":
         return len(mine) == 1
     if primitive == "div":

@@ -1,4 +1,4 @@
-"""What happens in a run: measurements that are recorded inside of the compiled step."""
+"""What happens in a run: measurements that are recorded inside the compiled step."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from gradtx.messages import listed, shown
 
 _OWNER = "record_history"
 
-# A measure whose first argument has one of these names was meant for something else than updates.
+# A measure whose first argument has one of these names was not meant to receive the updates.
 _NOT_UPDATES = frozenset({"grad", "loss", "params", "value"})
 
 
@@ -27,11 +27,11 @@ class HistoryState(NamedTuple):
     """The state of `record_history`.
 
     Attributes:
-        count: how many calls there were, int32.
-        steps: the step at which each place of the buffers was written, -1 before that; int32 of
+        count: the number of calls, int32.
+        steps: the step at which each entry of the buffers was written, -1 if it was not; int32 of
             shape (length,).
         buffers: name of the measure -> its values, arrays of shape (length, ...) that are
-            overwritten from the front when they are full.
+            overwritten from the start when they are full.
     """
 
     count: jax.Array
@@ -45,37 +45,37 @@ def record_history(
     *,
     every: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
-    """Record measurements of the updates at each step, and leave the updates as they are.
+    """Record measurements of the updates at each step, without changing the updates.
 
         u = g
         buffer[(t / every) mod length] = measure(g),    t = 0, every, 2 every, ...
 
-    It goes anywhere in a chain: before clipping it sees the raw gradients, at the end what is
+    It can stand anywhere in a chain: before clipping it sees the raw gradients, at the end what is
     added to the parameters. The buffers have a fixed size and are part of the state, so that
     nothing leaves the device until `history_of` reads them.
 
-    Its place determines what counts as a step t. In a chain inside of `MultiSteps` or
-    `apply_if_finite` it is a step of theirs, and g the mean gradient; in a chain around them it is
-    a call, and g the gradient of one mini-batch, or after them zero where they hold the step back.
+    Its place determines what counts as a step t. In a chain inside `MultiSteps` or
+    `apply_if_finite`, t counts their steps and g is the mean gradient. In a chain around them, t
+    counts calls; g is the gradient of one mini-batch or, after them, zero where they skip the step.
 
     Args:
-        measures: name -> function. Its first argument gets the updates; each further argument
-            without a default gets what it is called: `params`, or an extra argument of update such
-            as `value`, the loss, which `gradtx.training.make_train_step` passes. It returns a real
-            scalar, an array or a tree of arrays; a scalar, if it asks for extra arguments. None:
-            {"gradient_norm": gradtx.global_norm}.
-        length: how many measurements are kept, >= 1; the latest ones.
+        measures: name -> function. Its first argument receives the updates; each further argument
+            without a default receives what its name says: `params`, or an extra argument of
+            `update` such as `value`, the loss, which `gradtx.training.make_train_step` passes. It
+            returns a real scalar, an array or a tree of arrays; it must be a scalar if the function
+            asks for extra arguments. None: {"gradient_norm": gradtx.global_norm}.
+        length: the number of measurements to keep, >= 1; older ones are overwritten.
         every: the number of steps from one measurement to the next, >= 1.
 
     Returns:
         A transformation with the state `HistoryState(count, steps, buffers)`. Values are stored in
-        float32, float64 ones as they are. What is not an inexact array reaches the measures as
-        None; where a measure returns None, NaN is recorded.
+        float32, or float64 if they are float64. Leaves that are not inexact arrays are passed to
+        the measures as None; where a measure returns None, NaN is recorded.
 
     Raises:
         ValueError: if `measures` is empty or has a name or a function that cannot be used, or
             `length` or `every` is not a whole number >= 1; in `init`, if a measure is complex; in
-            `update`, if a measure asks for an argument that is not given or returns other shapes
+            `update`, if a measure asks for an argument that is not given or returns shapes other
             than in `init`, or the state belongs to other measures.
 
     Example:
@@ -120,7 +120,7 @@ def record_history(
         if isinstance(is_due, Tracer):
             steps, buffers = lax.cond(is_due, record, keep)
         else:
-            # An eager conditional would be compiled again at each call.
+            # A `lax.cond` outside of jit would be compiled at each call.
             steps, buffers = record() if is_due else keep()
         return updates, HistoryState(jnp.asarray(optax.safe_increment(state.count)), steps, buffers)
 
@@ -187,7 +187,7 @@ def _recorded(
 
 
 def _wanted(name: Any, measure: Any) -> set[str]:
-    """The names of what a measure asks for beside the updates."""
+    """The names of the arguments that a measure asks for in addition to the updates."""
     if not isinstance(name, str) or name == "step":
         raise ValueError(
             f"{_OWNER}: a measure must have a name other than 'step', got {shown(name)}"
@@ -207,7 +207,7 @@ def _wanted(name: Any, measure: Any) -> set[str]:
         )
     if arguments[0].name in _NOT_UPDATES:
         raise ValueError(
-            f"{_OWNER}: measure {name!r} would get the updates as its first argument, which it "
+            f"{_OWNER}: measure {name!r} receives the updates as its first argument, which it "
             f"calls {arguments[0].name!r}; write it as lambda updates, {arguments[0].name}: ..."
         )
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -223,7 +223,7 @@ def _arguments(name: str, wanted: set[str], available: dict[str, Any]) -> dict[s
     if missing:
         more = "" if missing[0] == "params" else f", {missing[0]}=..."
         raise ValueError(
-            f"{_OWNER}: measure {name!r} asks for {missing[0]!r}, which was not given; call "
+            f"{_OWNER}: measure {name!r} needs {missing[0]!r}, which was not passed; call "
             f"update(updates, state, params{more})"
         )
     return {key: available[key] for key in wanted}
@@ -234,13 +234,13 @@ def _parameters(tree: Any) -> Any:
 
 
 def _written(name: str, buffer: Any, place: jax.Array, value: Any) -> Any:
-    """The buffers of one measure with a new value in one place."""
+    """The buffers of one measure, with a new value in one place."""
     owner = f"{_OWNER}: measure {name!r}"
 
     def write(leaf: Any, part: Any) -> Any:
         if part is not None and np.shape(part) != leaf.shape[1:]:
             raise ValueError(
-                f"{owner} must return the shape that its buffer has room for, {leaf.shape[1:]}, "
+                f"{owner} must return the shape that its buffer was made for, {leaf.shape[1:]}, "
                 f"got shape {np.shape(part)}"
             )
         part = jnp.full(leaf.shape[1:], jnp.nan) if part is None else jnp.asarray(part)
@@ -256,12 +256,12 @@ def _written(name: str, buffer: Any, place: jax.Array, value: Any) -> Any:
 
 
 def update_ratio(updates: Any, params: Any) -> Any:
-    """How large the update of each parameter is, measured by the parameter.
+    """How large the update of each parameter is, relative to the parameter.
 
         r_i = ||u_i|| / ||p_i||
 
-    As a rule of thumb it is about 1e-3 in a healthy run; a learning rate that is much too low or
-    too high shows as a ratio far below or above.
+    As a rule of thumb it is about 1e-3 in a healthy run; a ratio far below or above that suggests
+    that the learning rate is much too low or too high.
 
     Args:
         updates: a tree of updates, as they are added to the parameters.
@@ -269,9 +269,9 @@ def update_ratio(updates: Any, params: Any) -> Any:
 
     Returns:
         A tree of the structure of `updates` with scalars, float64 for float64 leaves, else
-        float32; it is right wherever the norms themselves can be represented. None where there is
-        no update, or what is not an inexact array. 0 where both norms are zero, infinite where
-        only the parameter's is.
+        float32, correct wherever the norms themselves can be represented. None where there is no
+        update, or for leaves that are not inexact arrays; 0 where both norms are zero, infinite
+        where only the parameter's is.
 
     Raises:
         ValueError: if structures or shapes differ, naming the path.

@@ -1,8 +1,8 @@
-"""An interpreter of traced functions that finds their layers and measures them on the way.
+"""An interpreter of traced functions that finds their layers and measures them.
 
-It evaluates a jaxpr equation by equation on `Value`s, and goes into the functions that it calls.
-It runs inside `jax.jit`: what it measures are arrays of that computation. Loops and branches are
-rebuilt with bodies that hand the measurements out.
+It evaluates a jaxpr on `Value`s, equation by equation, and enters the functions that it calls. It
+runs inside `jax.jit`, so that the measurements are arrays of that computation. Loops and branches
+are rebuilt with bodies that also return the measurements.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jax import lax
 from jax.extend.core import Literal
 
 from gradtx.diagnostics import following, primitives
-from gradtx.diagnostics.values import Layer, Loop, Value, constant, mixture
+from gradtx.diagnostics.provenance import Layer, Loop, Value, constant, mixture
 
 Arrays = dict[str, jax.Array]
 
@@ -28,8 +28,8 @@ class Nesting:
 
     Attributes:
         loop: the loop; None: it is a branch.
-        is_sliced: whether what was found is another in each iteration, because its parameter is a
-            slice of a stack that the loop goes through.
+        is_sliced: whether each iteration has a layer of its own, because the layer's parameter is a
+            slice of a stack that the loop iterates over.
     """
 
     loop: Loop | None = None
@@ -41,10 +41,10 @@ class Found:
     """Something found in the function, and what was measured there.
 
     Attributes:
-        what: a `Layer`, or an equation with the layers whose outputs took part in it.
-        arrays: the measurements; in loops each has one axis more for each loop around it.
-        place: where it stands: the numbers of the loops and branches around it, then its own.
-        nesting: these loops and branches, from the outermost.
+        what: a `Layer`, or an equation with the layers whose outputs it depends on.
+        arrays: the measurements, with an additional axis for each loop around it.
+        place: its position: the numbers of the loops and branches around it, then its own.
+        nesting: these loops and branches, outermost first.
     """
 
     what: Any
@@ -53,7 +53,7 @@ class Found:
     nesting: tuple[Nesting, ...] = ()
 
     def when(self, iterations: Sequence[int]) -> tuple[int, ...]:
-        """When it was evaluated, given the iteration of each nesting; compares with others'."""
+        """A key that orders evaluations in time, given the iteration of each nesting."""
         result = [self.place[0]]
         for nesting, iteration, number in zip(
             self.nesting, iterations, self.place[1:], strict=True
@@ -67,11 +67,12 @@ class Interpreter:
     """Evaluates a traced function, and collects what is found.
 
     Args:
-        measure: gives the measurements of a layer, when all that follows from it is known.
-        probes: an array for each layer, in the order of `found`, to which the gradient is to
-            carry what was measured on its way back; None: this is not wanted.
-        attach: makes a layer's output carry a probe.
-        watch: gives the measurements of each equation, from its inputs and results; None: none.
+        measure: returns the measurements of a layer, once its nonlinearity is known.
+        probes: an array for each layer, in the order of `found`, whose gradient will be the
+            measurement in the backward pass; None: nothing is measured there.
+        attach: attaches a probe to a layer's output.
+        watch: returns the measurements of an equation, from its inputs and results; None: equations
+            are not measured.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Interpreter:
         """Evaluate a whole function, and measure its layers."""
         outputs = self._evaluate(jaxpr, [constant(array) for array in constants], inputs)
         if self.is_inside:
-            # What leaves a loop's body may be received by a layer in the next iteration.
+            # A layer may receive the outputs of a loop's body in the next iteration.
             for value in outputs:
                 if np.ndim(value.array) > 0:
                     following.received(value)
@@ -136,7 +137,7 @@ class Interpreter:
             return self._scan(equation, values)
         if name == "cond":
             return self._cond(equation, values)
-        arrays = primitives.evaluate(equation, *(value.array for value in values))
+        arrays = primitives.bind(equation, *(value.array for value in values))
         if name == "unstack":
             return following.unstacked(equation, values[0], arrays)
         if equation.primitive.multiple_results:
@@ -154,7 +155,7 @@ class Interpreter:
         if name in primitives.ELEMENTWISE:
             return [self._elementwise(equation, values, array, name, frozenset({name}))]
         if name == "concatenate":
-            return [following.put_together(equation, values, array)]
+            return [following.concatenated(equation, values, array)]
         if name in primitives.REARRANGING | primitives.CUTTING:
             return [following.rearranged(equation, values, array)]
         following.consumed(equation, values)
@@ -169,7 +170,7 @@ class Interpreter:
         parts: frozenset[str],
     ) -> Value:
         def call(*arrays: Any) -> Any:
-            return primitives.evaluate(equation, *arrays)[0]
+            return primitives.bind(equation, *arrays)[0]
 
         primitive = equation.primitive.name
         return following.elementwise(
@@ -177,8 +178,8 @@ class Interpreter:
         )
 
     def _watch(self, equation: Any, values: Sequence[Value], results: Sequence[Value]) -> None:
-        is_gone_into = primitives.body_of(equation) or equation.primitive.name in ("scan", "cond")
-        if self.watch is not None and not is_gone_into:
+        is_entered = primitives.body_of(equation) or equation.primitive.name in ("scan", "cond")
+        if self.watch is not None and not is_entered:
             measured = self.watch([v.array for v in values], [v.array for v in results])
             sources = frozenset().union(*(value.sources for value in results))
             self.found.append(Found((equation, sources), measured, (self._equations,)))
@@ -186,20 +187,20 @@ class Interpreter:
     def _call(
         self, equation: Any, jaxpr: Any, constants: Sequence[Any], values: list[Value]
     ) -> list[Value]:
-        """A call: gone into, unless it is a nonlinearity as a whole or has its own derivative."""
+        """Enter a called function, unless it is a nonlinearity or has a custom derivative."""
         has_own_derivative = equation.primitive.name in primitives.WITH_OWN_DERIVATIVE
         if self.watch is not None:
             return self._evaluate(jaxpr, [constant(array) for array in constants], values)
         parts = frozenset(primitives.primitives_of(jaxpr))
         if primitives.is_elementwise(jaxpr) and not parts <= primitives.STRAIGHT:
-            (array,) = primitives.evaluate(equation, *(value.array for value in values))
+            (array,) = primitives.bind(equation, *(value.array for value in values))
             name = jaxpr.debug_info.func_name.lstrip("_")
             return [self._elementwise(equation, values, array, name, parts)]
         if not has_own_derivative:
             return self._evaluate(jaxpr, [constant(array) for array in constants], values)
-        # The layers inside are measured, and their gradients too, but what goes on to the
-        # arguments is the derivative that the function brings along.
-        arrays = primitives.evaluate(equation, *(value.array for value in values))
+        # The layers inside are measured, and so are their gradients, but the gradient that reaches
+        # the arguments is that of the custom derivative.
+        arrays = primitives.bind(equation, *(value.array for value in values))
         blocked = [replace(v, array=lax.stop_gradient(v.array)) for v in values]
         inside = self._evaluate(jaxpr, [constant(array) for array in constants], blocked)
         return [
@@ -243,7 +244,7 @@ class Interpreter:
         things, outputs = inside[0]
         for found, arrays in zip(things, measured, strict=True):
             is_sliced = isinstance(found.what, Layer) and loop in found.what.origin.views
-            self._hand_out(found, arrays, Nesting(loop, is_sliced))
+            self._record(found, arrays, Nesting(loop, is_sliced))
         return [
             Value(array, is_signal=inner.is_signal, sources=inner.sources)
             for array, inner in zip([*last, *stacked], outputs, strict=True)
@@ -278,7 +279,7 @@ class Interpreter:
         results, measured = lax.switch(index.array, [branch(i) for i in numbers], arrays)
         for i in numbers:
             for found, arrays_of in zip(inside[i][0], measured[i], strict=True):
-                self._hand_out(found, arrays_of, Nesting())
+                self._record(found, arrays_of, Nesting())
         return [
             mixture(array, [index, *(inside[i][1][position] for i in numbers)])
             for position, array in enumerate(results)
@@ -296,8 +297,8 @@ class Interpreter:
         taken, self.probes = (self.probes or [])[:number], (self.probes or [])[number:]
         return taken
 
-    def _hand_out(self, found: Found, arrays: Arrays, nesting: Nesting) -> None:
-        """Take over what was found inside of a loop or a branch."""
+    def _record(self, found: Found, arrays: Arrays, nesting: Nesting) -> None:
+        """Record what was found inside a loop or a branch."""
         place = (self._equations, *found.place)
         self.found.append(Found(found.what, arrays, place, (nesting, *found.nesting)))
 
@@ -307,7 +308,7 @@ def _inputs_of_body(
 ) -> tuple[list[Value], list[Value], list[Value]]:
     """The constants, carried values and slices of a scan, as its body sees them.
 
-    Nothing is followed elementwise from outside into the body.
+    Layers outside are not followed elementwise into the body.
     """
     closed = equation.params["jaxpr"]
     first, number_carried = primitives.numbers_of_scan(equation)
@@ -341,7 +342,7 @@ def _with_arrays(values: Sequence[Value], arrays: Sequence[Any]) -> list[Value]:
 def _without_arrays(
     things: Sequence[Found], values: Sequence[Value]
 ) -> tuple[list[Found], list[Value]]:
-    """What is known of a body apart from its arrays, which must not leave it."""
+    """What is known about a body, without its arrays, which must not leave it."""
     return (
         [replace(found, arrays={}) for found in things],
         [replace(value, array=None, images={}) for value in values],
@@ -354,7 +355,7 @@ def _zeros(type_: jax.ShapeDtypeStruct) -> jax.Array:
 
 @jax.custom_vjp
 def _joined(result: Any, twin: Any) -> Any:
-    """The result; the gradient goes back on both ways."""
+    """The result. The gradient flows back to both arguments."""
     del twin
     return result
 

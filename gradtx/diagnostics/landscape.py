@@ -1,7 +1,7 @@
-"""The loss on paths through the space of the parameters: straight lines and curves that connect.
+"""The loss on paths through parameter space: straight lines, and curves that connect minima.
 
-A path is a mixture of a few anchors, parameters of one structure, with weights that depend on the
-position t: 1 - t and t on the straight line, three polynomials on a quadratic Bezier curve.
+A path is a weighted sum of a few anchors, parameters of one structure, with weights that depend on
+the position t: 1 - t and t on the straight line, three polynomials on a quadratic Bezier curve.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,14 +38,14 @@ def interpolate_loss(
         start: the parameters at t = 0, a tree of arrays.
         end: the parameters at t = 1, a tree of the same structure and shapes.
         *args: further arguments of the loss function, such as a batch: trees of arrays.
-        points: the number of points, evenly spaced, the ends included, >= 2.
+        points: the number of evenly spaced points, including the ends, >= 2.
 
     Returns:
         `(ts, losses)`: the positions t, shape (points,), and what the loss function returned
         there, its arrays with a first axis of length `points`.
 
-        A point has the dtypes of `start`; it is calculated in at least float32. Leaves that are
-        not inexact arrays are those of `start`.
+        The parameters at a point have the dtypes of `start` and are computed in at least float32.
+        Leaves that are not inexact arrays are taken from `start`.
 
     Raises:
         ValueError: if `points` is not a whole number >= 2, or structures or shapes differ, naming
@@ -76,11 +76,12 @@ class ConnectingPath(NamedTuple):
 
     Attributes:
         start: the parameters at t = 0.
-        midpoint: what the curve bends towards; it does not pass there. A tree of the structure of
-            `start` in at least float32, with None where that has no inexact array.
+        midpoint: the control point, which the curve bends towards without passing through it. A
+            tree of the structure of `start` in at least float32, with None for leaves that are not
+            inexact arrays.
         end: the parameters at t = 1.
-        history: the loss in each step of the training of the curve, at the position that was
-            drawn, shape (steps,).
+        history: the loss at each training step of the curve, at the position drawn in that step,
+            shape (steps,).
     """
 
     start: Any
@@ -95,19 +96,20 @@ class ConnectingPath(NamedTuple):
             t: a scalar; 0 is the start, 1 the end.
 
         Returns:
-            A tree of the structure of `start`; leaves that are not inexact arrays are its own.
+            A tree of the structure of `start`; leaves that are not inexact arrays are taken from
+            it.
         """
         return _mix(_bezier(jnp.asarray(t)), self.start, self._anchors("ConnectingPath.point"))
 
     def losses(
         self, loss_fn: Callable[..., Any], *args: Any, points: int = 25
     ) -> tuple[jax.Array, jax.Array]:
-        """The loss on the curve, as `interpolate_loss` gives it on the straight line.
+        """The loss on the curve, like `interpolate_loss` on the straight line.
 
         Args:
             loss_fn: a function of the parameters and `args`, see `interpolate_loss`.
             *args: further arguments of the loss function.
-            points: the number of points, evenly spaced in t, the ends included, >= 2.
+            points: the number of points, evenly spaced in t, including the ends, >= 2.
 
         Returns:
             `(ts, losses)`, see `interpolate_loss`.
@@ -141,17 +143,17 @@ def connecting_path(
         minimize  E over t ~ U(0, 1) of loss(point(t))  over the midpoint,
         point(t) = (1 - t)^2 start + 2 t (1 - t) midpoint + t^2 end
 
-    The midpoint starts halfway, where the curve is the straight line. Each step draws one t and
-    descends along the gradient of the loss there.
+    The midpoint starts halfway between the ends, so that the curve is the straight line. Each step
+    draws one t and follows the gradient of the loss at that point.
 
     Args:
         loss_fn: the loss of a batch, `loss_fn(params, batch)`, a real scalar; without batches
             `loss_fn(params)`.
         start: the parameters at t = 0, a tree of arrays.
         end: the parameters at t = 1, a tree of the same structure and shapes.
-        batches: a function of a PRNG key that draws a batch, once a step; or the batches, stacked:
-            a tree of arrays of shape (batches, ...), of which step i takes number i modulo
-            `batches`. None: the loss takes no batch.
+        batches: a function of a PRNG key that draws the batch of a step; or stacked batches: a
+            tree of arrays of shape (batches, ...), of which step i takes number i modulo `batches`.
+            None: the loss takes no batch.
         steps: the number of steps, >= 1.
         key: the PRNG key of the positions t and of the batches.
         tx: the gradient transformation that moves the midpoint; None: `adam(1e-2)`.
@@ -162,7 +164,7 @@ def connecting_path(
     Raises:
         ValueError: if `steps` is not a whole number >= 1, `tx` is not a gradient transformation,
             structures or shapes differ (naming the path), or `batches` has arrays without a first
-            axis, or of different lengths.
+            axis or with first axes of different lengths.
 
     Source:
         Garipov et al. 2018, "Loss surfaces, mode connectivity, and fast ensembling of DNNs",
@@ -232,7 +234,7 @@ def _along(
 ) -> tuple[jax.Array, Any]:
     points = check(owner, "points", points, _POINTS)
 
-    # The anchors and the batch are arguments: as constants they would slow down the compiler.
+    # The anchors and the batch are arguments, because large constants slow down compilation.
     @jax.jit
     def losses_at(ts: jax.Array, anchors: list[list[Any]], args: tuple[Any, ...]) -> Any:
         return lax.map(lambda t: loss_fn(_mix(weights_at(t), start, anchors), *args), ts)
@@ -242,7 +244,7 @@ def _along(
 
 
 def _mix(weights: Sequence[Any], start: Any, anchors: Sequence[Sequence[Any]]) -> Any:
-    """The weighted sum of the anchors, as a tree like `start`, which gives all other leaves."""
+    """The weighted sum of the anchors, as a tree; its other leaves are those of `start`."""
     leaves, treedef = trees.flatten(start)
     return treedef.unflatten(
         _mixture(weights, parts).astype(jnp.result_type(leaf)) if trees.is_parameter(leaf) else leaf
@@ -251,7 +253,7 @@ def _mix(weights: Sequence[Any], start: Any, anchors: Sequence[Sequence[Any]]) -
 
 
 def _mixture(weights: Sequence[Any], parts: Sequence[Any]) -> Any:
-    """The weighted sum of arrays, in at least float32; None of None."""
+    """The weighted sum of arrays, in at least float32; None if they are None."""
     if parts[0] is None:
         return None
     arrays = [jnp.asarray(part) for part in parts]
@@ -268,7 +270,7 @@ def _parameters(tree: Any) -> list[Any]:
 
 
 def _like(owner: str, name: str, tree: Any, start: Any) -> list[Any]:
-    """The leaves of `tree` that lie where `start` has parameters, of the same shapes."""
+    """The leaves of `tree` where `start` has parameters, which must have the same shapes."""
     named = {"start": map_parameters(lambda leaf: leaf, start), name: tree}
     return _parameters(map_leaves(lambda _, part: part, owner, named))
 

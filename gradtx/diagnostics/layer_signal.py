@@ -1,39 +1,39 @@
-"""What is measured of one layer."""
+"""The measurements of one layer."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class LayerSignal:
-    """What was measured of one layer over a batch.
+    """The measurements of a layer z = W x + b with the nonlinearity f, over a batch.
 
-    Of a layer z = W x + b with the nonlinearity f. Means run over samples, places and units, and in
-    a recurrence over the steps. A layer without a nonlinearity, such as the last one, has f(z) = z.
+    Means are over samples, positions and units, and in a recurrence over its steps. A layer without
+    a nonlinearity, such as the last one, has f(z) = z.
 
     Attributes:
-        name: the path of the weights W among the parameters, and their place in a stack of
-            several: `kernel[2]`.
-        shape: the shape of z; in a recurrence, of one step.
-        weight_shape: the shape of W, as the product takes it.
+        name: the path of the weights W among the parameters, with the index in a stack of several:
+            `kernel[2]`.
+        shape: the shape of z; in a recurrence, at one step.
+        weight_shape: the shape of W in the product.
         fan_in: the number of products that are summed for one element of z.
         activation: the name of f, or of the last operation in it; empty: there is none.
-        depth: the number of layers on the longest way from the data to this one, itself included.
+        depth: the number of layers on the longest path from the data to this one, including it.
         is_hidden: whether another layer receives its signal.
-        is_recurrent: whether it receives what the previous step of a recurrence has left.
+        is_recurrent: whether it receives the state of a recurrence from the previous step.
         input_rms: root mean square of x.
         output_rms: root mean square of z.
         mean: mean of f(z).
         rms: root mean square of f(z).
-        zero_fraction: the share of f(z) that is exactly zero. Half is healthy for a relu.
-        dead_fraction: the share of units whose f(z) is zero for the whole batch.
+        zero_fraction: the fraction of f(z) that is exactly zero. Half is healthy for a relu.
+        dead_fraction: the fraction of units whose f(z) is zero for the whole batch.
         units: the number of units.
-        saturated_fraction: the share of f(z) where f is flat: |f'(z)| < 0.05 for a smooth f (tanh
-            beyond ±0.975), and f'(z) = 0, but not f(z) = 0, for one of straight pieces.
+        saturated_fraction: the fraction of f(z) where f is flat: |f'(z)| < 0.05 for a smooth f
+            (tanh beyond ±0.975); f'(z) = 0 and f(z) != 0 for a piecewise linear f.
         grad_rms: root mean square of d loss / d z.
         weight_rms: root mean square of W.
         weight_grad_rms: root mean square of d loss / d W.
-        rms_by_step: `rms` in each step of a recurrence; else empty.
-        grad_rms_by_step: `grad_rms` in each step of a recurrence; else empty.
+        rms_by_step: `rms` at each step of a recurrence; otherwise empty.
+        grad_rms_by_step: `grad_rms` at each step of a recurrence; otherwise empty.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The learning rate range test: one short run that tries all learning rates in turn."""
+"""The learning rate range test: a short run that tries increasing learning rates."""
 
 import math
 from collections.abc import Callable
@@ -31,12 +31,12 @@ class LearningRateRange:
     Attributes:
         learning_rates: the learning rate of each step.
         losses: the loss before each step.
-        smoothed: the losses smoothed; NaN from the first loss on that is not finite.
-        steepest: the learning rate at which the smoothed loss falls fastest, before it is lowest.
-            NaN: it never falls.
-        lowest: the learning rate at which the smoothed loss is lowest. NaN: it never falls.
-        diverges_at: the learning rate at which the loss is not finite or, after its lowest, the
-            smoothed loss is above the first one again. Infinite: not within the range.
+        smoothed: the smoothed losses; NaN from the first non-finite loss onwards.
+        steepest: the learning rate at which the smoothed loss falls fastest, before its minimum;
+            NaN if it never falls.
+        lowest: the learning rate at which the smoothed loss is lowest; NaN if it never falls.
+        diverges_at: the first learning rate at which the loss is not finite or, after its minimum,
+            the smoothed loss exceeds its initial value; infinite if there is none in the range.
         suggestion: a learning rate to start with: `steepest`, but at most a tenth of `lowest`.
     """
 
@@ -56,7 +56,7 @@ class LearningRateRange:
         )
 
     def plot(self) -> Any:
-        """Draw the losses against the learning rates, with what was found.
+        """Plot the losses against the learning rates, with the learning rates that were found.
 
         Returns:
             A `matplotlib.figure.Figure`; save it with `figure.savefig("range.png")`. Losses far
@@ -106,31 +106,31 @@ def learning_rate_range(
     has_aux: bool = False,
     key: jax.Array | None = None,
 ) -> LearningRateRange:
-    """Train for a few steps while the learning rate grows, and see where the loss falls and rises.
+    """Train for a few steps with a growing learning rate, and see where the loss falls and rises.
 
         eta_t = low * (high / low)^(t / (steps - 1)),    t = 0 .. steps - 1
         l_t   = the loss before step t
         s_t   = sum_{i <= t} smoothing^(t-i) l_i / sum_{i <= t} smoothing^(t-i)
 
-    All steps run as one compiled scan. The parameters that are given stay as they are.
+    All steps run as one compiled scan. The given parameters are not modified.
 
     Args:
-        loss_fn: the loss of a batch, called and returning as `gradtx.training.make_train_step`
-            says: `loss_fn(params, batch)`, with `model_state` before the batch and a key after it
-            where these are given.
+        loss_fn: the loss of a batch, as for `gradtx.training.make_train_step`:
+            `loss_fn(params, batch)`, with `model_state` before the batch and a key after it if
+            these are given.
         params: the parameters to start from, a tree of arrays.
         batch: the batch of every step, a tree of arrays.
         tx_factory: makes the transformation from a learning rate, which is a schedule:
             `gradtx.sgd`, `optax.adamw`, or
             `lambda learning_rate: gradtx.sgd(learning_rate, momentum=0.9)`.
         low: the first learning rate, > 0.
-        high: the last one, > low.
-        steps: how many steps, >= 3.
-        smoothing: the share of the exponential moving average of the losses that is kept, in
-            [0, 1); 0: no smoothing. It lags smoothing / (1 - smoothing) steps behind.
-        stacked: whether the arrays of `batch` have a first axis of batches, which take turns.
+        high: the last learning rate, > low.
+        steps: the number of steps, >= 3.
+        smoothing: the decay rate of the exponential moving average of the losses, in [0, 1); 0: no
+            smoothing. The average lags by smoothing / (1 - smoothing) steps.
+        stacked: whether the arrays of `batch` have a first axis of batches, which are used in turn.
         model_state: the rest of the network's state; None: there is none.
-        has_aux: whether the loss returns further metrics; they are dropped.
+        has_aux: whether the loss returns further metrics; they are ignored.
         key: the PRNG key of the run; None: the loss is not random.
 
     Returns:
@@ -138,10 +138,10 @@ def learning_rate_range(
         a `plot`.
 
     Raises:
-        ValueError: if `loss_fn` or `tx_factory` is not a function, that makes no gradient
-            transformation, or one that holds steps back, as `MultiSteps` does, a number lies
-            outside its range, or the first axes of a stacked batch are missing or differ; if the
-            loss is not a real scalar.
+        ValueError: if `loss_fn` or `tx_factory` is not a function, `tx_factory` does not return a
+            gradient transformation or returns one that can skip steps, as `MultiSteps` does, a
+            number is outside its range, the first axes of a stacked batch are missing or differ,
+            or the loss is not a real scalar.
 
     Source:
         Smith 2017, "Cyclical learning rates for training neural networks", section 3.3, where the
@@ -191,8 +191,8 @@ def learning_rate_range(
     state = TrainState.create(params, tx, model_state=model_state, key=key)
     if holding_back(state.opt_state):
         raise ValueError(
-            f"{_OWNER}: the result of tx_factory must take a step at each call, and has a wrapper "
-            "that may hold it back (MultiSteps, apply_if_finite, ...); leave that out for the test"
+            f"{_OWNER}: the result of tx_factory must take a step at each call, but it has a "
+            "wrapper that can skip steps (MultiSteps, apply_if_finite, ...); omit it for the test"
         )
     losses = run(state, jax.tree.map(jnp.asarray, batch))
     return _analyzed(rates, np.asarray(losses).astype(np.float64), float(smoothing))

@@ -1,4 +1,4 @@
-"""How noisy a gradient is: the batch size at which more samples stop paying off."""
+"""How noisy a gradient is: the batch size beyond which more samples are of little use."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from gradtx import norms, trees
-from gradtx.diagnostics._losses import real_scalar
+from gradtx.inputs import real_scalar
 from gradtx.kernel import COUNT, check
 from gradtx.messages import one_of_each, shown
 
@@ -21,8 +21,8 @@ class NoiseScale(NamedTuple):
     """How noisy the gradient of a loss is, see `gradient_noise_scale`.
 
     Attributes:
-        noise_scale: tr(S) / |G|^2, in samples; infinite where no gradient rises above the noise.
-        gradient_squared_norm: an unbiased estimate of |G|^2; it may be negative.
+        noise_scale: tr(S) / |G|^2, in samples; infinite if the gradient is lost in the noise.
+        gradient_squared_norm: an unbiased estimate of |G|^2, which may be negative.
         noise_trace: an unbiased estimate of tr(S).
     """
 
@@ -43,38 +43,38 @@ def gradient_noise_scale(
         B_simple = tr(S) / |G|^2
 
     G is the gradient of the loss over all data and S the covariance of the gradients of single
-    samples. Batches much smaller than B_simple average almost nothing but noise, so that twice the
-    batch allows almost half the steps; much larger ones waste samples.
+    samples. With batches much smaller than B_simple the gradient is mostly noise, and doubling the
+    batch size almost halves the number of steps; much larger batches waste samples.
 
-    The batch of B samples is cut into n = B / b pieces with gradients g_i. From the gradient of
-    the whole, g = mean_i g_i, both are estimated without bias:
+    The batch of B samples is split into n = B / b pieces with gradients g_i and the mean
+    g = mean_i g_i. Both estimates are unbiased:
 
         tr(S) ~ b / (n - 1) * sum_i |g_i - g|^2
         |G|^2 ~ |g|^2 - tr(S) / B
 
     These are the paper's estimates from the mean squares of the gradients of B and of b samples,
-    rearranged so that they do not subtract large numbers. Their ratio is not unbiased: over
-    several batches average the two apart, then divide.
+    rearranged so that no large numbers are subtracted. Their ratio is not unbiased: to average over
+    several batches, average each of the two, then divide.
 
     Args:
         loss_fn: a function `loss_fn(params, batch)` that returns the mean loss over a batch of any
             size, a real scalar.
-        params: the parameters, a tree of arrays. Those that are not inexact do not count.
-        batch: a tree of arrays with a first axis of B samples each.
-        small_batch_size: b, how many samples a piece has; B must be a multiple of it and at least
-            twice as large. 1 says most; larger pieces take fewer passes. One piece's gradient is
-            calculated at a time.
+        params: the parameters, a tree of arrays. Leaves that are not inexact arrays do not count.
+        batch: a tree of arrays with a first axis of B samples.
+        small_batch_size: b, the number of samples in a piece; B must be a multiple of it and at
+            least twice as large. 1 gives the most accurate estimate; larger pieces need fewer
+            passes. The gradients of the pieces are computed one at a time.
 
     Returns:
         `NoiseScale(noise_scale, gradient_squared_norm, noise_trace)` of scalars, float64 if a
         parameter is, else float32. `noise_scale` is infinite if the estimate of |G|^2 is not
-        positive: then B samples are too few to see the gradient. It is NaN if all gradients are
-        zero, or one is not finite, and right even where the other two overflow or underflow.
+        positive: B samples are then too few to detect the gradient. It is NaN if all gradients are
+        zero or one is not finite, and correct even if the other two overflow or underflow.
 
     Raises:
         ValueError: if `loss_fn` is not a function or does not return a real scalar, `batch` has no
-            arrays or arrays of different length, or `small_batch_size` is not a whole number >= 1
-            that divides that length at least twice.
+            arrays or arrays of different lengths, or `small_batch_size` is not a whole number >= 1
+            that divides this length into at least two pieces.
 
     Source:
         McCandlish, Kaplan, Amodei et al. 2018, "An empirical model of large-batch training",
@@ -171,9 +171,9 @@ def _mean_and_deviations(
 
 
 def _unit(leaves: list[jax.Array], least: jax.Array) -> jax.Array:
-    """A power of two next to the largest absolute value of all, or `least` if this is larger.
+    """The largest absolute value of all or `least`, whichever is larger, as a power of two.
 
-    In such units squares fit, and no number is rounded.
+    In such units squares do not overflow, and no number is rounded.
     """
     sizes = [jnp.max(jnp.abs(leaf), initial=0).astype(least.dtype) for leaf in leaves]
     info = jnp.finfo(least.dtype)

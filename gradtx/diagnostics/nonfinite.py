@@ -1,4 +1,4 @@
-"""Which operation made the first NaN, or the first infinity, of a loss or of its gradient."""
+"""Finds the operation that made the first NaN or infinity of a loss or of its gradient."""
 
 import os
 from collections.abc import Sequence
@@ -12,30 +12,30 @@ import numpy as np
 from jax.extend.core import jaxprs_in_params
 
 from gradtx.diagnostics.interpreter import Arrays, Found, Interpreter
+from gradtx.diagnostics.provenance import Layer
 from gradtx.diagnostics.traced import TracedLoss
-from gradtx.diagnostics.values import Layer
 
 # Operations whose derivative is infinite somewhere.
 _STEEP = ("sqrt", "rsqrt", "log", "pow", "div", "cbrt", "atan2", "acos", "asin", "log1p")
 
-# Frames of these folders are not the user's.
+# Stack frames in these folders do not belong to the user.
 _SEPARATOR = os.sep
 _HERE = str(Path(__file__).parent)
 
 
 @dataclass(frozen=True)
 class Culprit:
-    """The operation that made the first number that is not finite.
+    """The operation that made the first non-finite number.
 
     Attributes:
         made: "NaN" or "infinity".
-        operation: the name of the primitive; "argument" if it was given.
-        layer: the layer that the operation belongs to: the last one whose output it works with;
-            the parameter or argument itself if it was given. Empty: it precedes all layers.
-        source: the line of the program, as `file.py:12 (function)`; empty: not known.
-        in_gradient: whether it happened on the way back, and the loss is finite.
-        infinity: the operation that made an infinity out of finite numbers before it, if that is
-            where the NaN comes from.
+        operation: the name of the primitive; "argument" if an argument already contained it.
+        layer: the layer that the operation belongs to, the last one whose output it depends on; or
+            that parameter or argument. Empty: the operation precedes all layers.
+        source: the line of the program, as `file.py:12 (function)`; empty: unknown.
+        in_gradient: whether it happened in the backward pass, while the loss is finite.
+        infinity: the earlier operation that made an infinity out of finite numbers, if the NaN
+            comes from that infinity.
         is_from_infinity: whether an operand of the operation was infinite.
         derivative_of: in a gradient, the operation on that line whose derivative is not finite.
     """
@@ -51,10 +51,10 @@ class Culprit:
 
 
 def find_culprit(loss: TracedLoss) -> Culprit | None:
-    """Evaluate a loss again, and its gradient if the loss is finite, watching every operation.
+    """Evaluate a loss again, and its gradient if the loss is finite, and check every operation.
 
     Returns:
-        The culprit; None if everything is finite, or no operation that is seen made it.
+        The culprit; None if everything is finite, or if it was made where operations are not seen.
     """
     for name, array in zip(loss.all_names, [*loss.params, *loss.data], strict=True):
         if _any(jnp.isnan, [array]):
@@ -67,7 +67,7 @@ def find_culprit(loss: TracedLoss) -> Culprit | None:
             derivative_of = next((name for name in _STEEP if name in forward), "")
             culprit = replace(culprit, derivative_of=derivative_of)
     if culprit is not None and culprit.is_from_infinity and culprit.infinity is None:
-        # Nothing made that infinity: it was given.
+        # No operation made that infinity, so an argument contained it.
         for name, array in zip(loss.all_names, [*loss.params, *loss.data], strict=True):
             if _any(jnp.isinf, [array]):
                 given = Culprit("infinity", "argument", name, "", in_gradient=False)
@@ -107,7 +107,7 @@ def _first(loss: TracedLoss, *, in_gradient: bool) -> Culprit | None:
 
 
 def _watch(inputs: Sequence[Any], results: Sequence[Any]) -> Arrays:
-    """Whether an operation made NaN out of numbers, or out of infinities, or an infinity."""
+    """Whether an operation made NaN from finite numbers, NaN from infinities, or an infinity."""
     has_nan, has_infinity = _any(jnp.isnan, inputs), _any(jnp.isinf, inputs)
     makes_nan, makes_infinity = _any(jnp.isnan, results), _any(jnp.isinf, results)
     return {
@@ -124,7 +124,7 @@ def _any(test: Any, arrays: Sequence[Any]) -> jax.Array:
 
 @dataclass(frozen=True)
 class _Event:
-    """One operation in one iteration that made what is not finite."""
+    """One operation that made a non-finite number in one iteration."""
 
     found: Found
     kind: str

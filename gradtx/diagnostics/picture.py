@@ -1,4 +1,4 @@
-"""The picture of a signal report: what its layers measured, one panel below the other."""
+"""The picture of a signal report: the measurements of its layers, in panels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from gradtx.diagnostics import _extras
 from gradtx.diagnostics.layer_signal import LayerSignal
 
-# More layers than these cannot all have their name below the axis.
+# More names than these do not fit below the axis.
 _MOST_NAMES = 40
 
 
@@ -17,7 +17,7 @@ def picture_of(layers: Sequence[LayerSignal], title: str) -> Any:
 
     Args:
         layers: the measurements, in the order of evaluation.
-        title: what stands above all panels.
+        title: the title of the figure.
 
     Returns:
         A `matplotlib.figure.Figure`, with a fourth panel if a layer is part of a recurrence.
@@ -63,23 +63,23 @@ def _draw_gradient(axes: Any, layers: Sequence[LayerSignal]) -> None:
 def _draw_curve(
     axes: Any, layers: Sequence[LayerSignal], attribute: str, label: str, color: str, **style: Any
 ) -> None:
-    """An attribute of the layers on a logarithmic axis, with crosses where it is zero."""
+    """Plot an attribute of the layers on a logarithmic axis, with crosses where it is zero."""
     places = np.arange(len(layers))
     values = np.array([getattr(layer, attribute) for layer in layers])
     axes.plot(places, np.where(values > 0, values, np.nan), label=label, c=color, **style)
     if (values == 0).any():
-        # A logarithmic axis has no zero: a cross at its lower end stands for it.
+        # A logarithmic axis has no zero, so a cross at its lower end marks it.
         zeros = np.where(values == 0, 0.03, np.nan)
         at_the_end = {"transform": axes.get_xaxis_transform(), "linestyle": "none"}
         axes.plot(places, zeros, marker="x", c=color, label=f"{label}: zero", **at_the_end)
 
 
 def _draw_steps(axes: Any, recurrent: Sequence[LayerSignal]) -> None:
-    """The gradient of each recurrent layer over the steps of the recurrence."""
+    """Plot the gradient of each recurrent layer over the steps of the recurrence."""
     for layer in recurrent:
         axes.plot(layer.grad_rms_by_step, label=_shortened(layer.name))
     axes.set(
-        title="Gradient at the outputs, through the steps of the recurrence",
+        title="Gradient at the outputs, over the steps of the recurrence",
         xlabel="step",
         ylabel="root mean square",
         yscale="log",
@@ -99,7 +99,7 @@ def _draw_idle_units(axes: Any, layers: Sequence[LayerSignal]) -> None:
 
 
 def _name_layers(axes: Any, layers: Sequence[LayerSignal]) -> None:
-    """The names of the layers below the axis; of very many, some."""
+    """Label the axis with the names of the layers, or some of them if there are very many."""
     number = len(layers)
     every = max(1, -(-number // _MOST_NAMES))
     axes.set_xticks(

@@ -1,4 +1,4 @@
-"""What the tracing knows about XLA's operations."""
+"""What the interpreter knows about JAX's primitives."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Operations that treat each element by itself, and whose result is a straight function of it:
-# the last three only in one of their operands.
+# Elementwise operations whose result is an affine function of their operands; for div, mul and
+# select_n, of some operands only.
 AFFINE = _names(
     """
     add add_any convert_element_type copy copy_p div mul name neg optimization_barrier
@@ -16,10 +16,10 @@ AFFINE = _names(
     """
 )
 
-# What a called function may consist of and still be entered: it is not a nonlinearity by itself.
+# A called function that consists of these is entered, because it is not a nonlinearity by itself.
 STRAIGHT = AFFINE | _names("broadcast_in_dim")
 
-# Bends and steps between straight pieces.
+# Piecewise linear or constant operations.
 PIECEWISE = _names(
     """
     abs and ceil clamp eq floor ge gt is_finite le lt max min ne not or round sign xor
@@ -29,7 +29,7 @@ PIECEWISE = _names(
 # Functions that are bounded on both sides.
 SQUASHING = _names("atan erf erfc logistic tanh")
 
-# Functions that become flat without ever being straight.
+# Smooth functions that become flat.
 LEVELLING = SQUASHING | _names("exp exp2 expm1 log1p")
 
 SMOOTH = LEVELLING | _names(
@@ -39,24 +39,24 @@ SMOOTH = LEVELLING | _names(
     """
 )
 
-# More familiar names, and those of x times a squashing function of x.
+# More familiar names, and the names of x times a squashing function of x.
 FAMILIAR = {"logistic": "sigmoid", "select_n": "where"}
 GATES = {"tanh": "gelu", "erf": "gelu", "erfc": "gelu", "sigmoid": "silu"}
 
-# What variances, softmaxes and norms sum up.
+# Operations whose results variances, softmaxes and norms sum up.
 OF_STATISTICS = _names("abs exp integer_pow mul square")
 
 REDUCTIONS = _names("reduce_max reduce_min reduce_prod reduce_sum")
 
 ELEMENTWISE = AFFINE | PIECEWISE | SMOOTH
 
-# The same elements in another arrangement.
+# Operations that rearrange elements.
 REARRANGING = _names("broadcast_in_dim expand_dims reshape rev squeeze transpose")
 
-# A part of the elements.
+# Operations that select a part of the elements.
 CUTTING = _names("dynamic_slice slice")
 
-# Calls of a function, and the parameter that holds it.
+# Primitives that call a function, and the parameter that holds it.
 CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -69,12 +69,12 @@ CALLS = {
     "custom_vjp_call": "call_jaxpr",
 }
 
-# Those calls that have their own derivative.
+# Those whose function has a custom derivative.
 WITH_OWN_DERIVATIVE = frozenset({"custom_jvp_call", "custom_vjp_call"})
 
 
 def rank_of(name: str) -> int:
-    """How much the name of an operation says about a nonlinearity; that of a function says most."""
+    """How well the name of an operation describes a nonlinearity; that of a function does best."""
     bends = frozenset({"max", "min", "clamp", "abs", "where"})
     steps = PIECEWISE - bends
     kinds = (AFFINE | steps, bends, SMOOTH - SQUASHING, SQUASHING | {"sigmoid"})
@@ -82,7 +82,7 @@ def rank_of(name: str) -> int:
 
 
 def body_of(equation: Any) -> tuple[Any, list[Any]] | None:
-    """The function that an equation calls, and its constants; None: it calls none."""
+    """The function that an equation calls, and its constants; None if it calls none."""
     name = CALLS.get(equation.primitive.name)
     if name is None:
         return None
@@ -91,7 +91,7 @@ def body_of(equation: Any) -> tuple[Any, list[Any]] | None:
 
 
 def primitives_of(jaxpr: Any) -> set[str]:
-    """The names of all operations of a function, those of the functions that it calls too."""
+    """The names of all operations of a function, including the functions that it calls."""
     names = set()
     for equation in jaxpr.eqns:
         body = body_of(equation)
@@ -100,7 +100,7 @@ def primitives_of(jaxpr: Any) -> set[str]:
 
 
 def is_elementwise(jaxpr: Any) -> bool:
-    """Whether a function treats each element of its arguments by itself, in one result."""
+    """Whether a function is elementwise and has one result."""
     shapes = {v.aval.shape for v in (*jaxpr.invars, *jaxpr.outvars)} - {()}
     return (
         len(jaxpr.outvars) == 1
@@ -110,7 +110,7 @@ def is_elementwise(jaxpr: Any) -> bool:
 
 
 def numbers_of_scan(equation: Any) -> tuple[int, int]:
-    """How many arguments of a scan remain the same, and how many it carries on."""
+    """The number of constant arguments of a scan, and the number of carried ones."""
     parameters = equation.params
     if "num_consts" in parameters:
         return parameters["num_consts"], parameters["num_carry"]
@@ -119,7 +119,7 @@ def numbers_of_scan(equation: Any) -> tuple[int, int]:
     return len(constants), len(carried)
 
 
-def evaluate(equation: Any, *arrays: Any) -> list[Any]:
+def bind(equation: Any, *arrays: Any) -> list[Any]:
     """The results of one equation of a jaxpr."""
     primitive = equation.primitive
     parameters = primitive.get_bind_params(equation.params)

@@ -1,4 +1,4 @@
-"""Pruning: which weights to remove, removing them, and training the rest.
+"""Pruning: choosing weights to remove, removing them, and training the others.
 
 A mask is a tree of the structure of the parameters: for each inexact array a boolean array of its
 shape, true where a weight is kept, and true for any other leaf.
@@ -36,18 +36,18 @@ def prune_by_magnitude(
 
         pruned: the round(fraction * n) weights of smallest |w|, of the n weights that are left
 
-    Exactly that many: of weights of equal modulus those go first that come first in the order of
-    the leaves and, within a leaf, of its rows. NaN counts as the largest modulus.
+    Exactly that many are pruned: ties are broken by the order of the leaves and, within a leaf, by
+    row-major order. NaN counts as the largest modulus.
 
     Args:
         params: a tree of arrays.
-        fraction: the share of the weights to prune, in [0, 1].
-        select: which leaves to prune, a `gradtx.select(...)` or whatever that takes; None: those
+        fraction: the fraction of the weights to prune, in [0, 1].
+        select: which leaves to prune, a `gradtx.select(...)` or any argument of it; None: those
             with at least two axes, so that biases and scales are kept.
-        scope: "global" compares the weights of all those leaves with each other; "leaf" prunes the
-            same fraction of each.
-        mask: an earlier mask of these parameters: its pruned weights stay pruned, and `fraction`
-            refers to the weights that are left. None: nothing has been pruned.
+        scope: "global" compares the weights of all these leaves with each other; "leaf" prunes the
+            same fraction of each leaf.
+        mask: an earlier mask of these parameters. Its pruned weights stay pruned, and `fraction`
+            refers to the weights that are left. None: nothing has been pruned yet.
 
     Returns:
         The mask, a tree of the structure of `params`: for each inexact array a boolean array of
@@ -55,7 +55,7 @@ def prune_by_magnitude(
 
     Raises:
         ValueError: if `fraction` is not in [0, 1], `scope` is neither "global" nor "leaf",
-            `select` chooses no parameter, or `mask` does not fit the parameters.
+            `select` chooses no parameter, or `mask` does not match the parameters.
 
     Source:
         Frankle & Carbin 2019, "The lottery ticket hypothesis: finding sparse, trainable neural
@@ -109,7 +109,7 @@ def _chosen(owner: str, params: Any, select: Specification | None) -> list[int]:
 
 
 def _share(fraction: Any, number: Any) -> Any:
-    """round(fraction * number); under a transformation in floating-point arithmetic."""
+    """round(fraction * number), in floating-point arithmetic if traced."""
     if isinstance(fraction, Tracer) or isinstance(number, Tracer):
         share = jnp.asarray(fraction, float) * jnp.asarray(number, float)
         return jnp.rint(share).astype(int)
@@ -117,7 +117,7 @@ def _share(fraction: Any, number: Any) -> Any:
 
 
 def _without_smallest(leaves: Sequence[Any], flags: jax.Array, number: Any) -> jax.Array:
-    """False for the `number` smallest weights; those that are already pruned are the smallest."""
+    """False for the `number` smallest weights; weights already pruned count as the smallest."""
     dtypes = [trees.real_dtype(trees.compute_dtype(jnp.result_type(leaf))) for leaf in leaves]
     dtype = max(dtypes, key=lambda d: d.itemsize)
     moduli = jnp.concatenate([jnp.ravel(jnp.abs(leaf)).astype(dtype) for leaf in leaves])
@@ -132,14 +132,14 @@ def apply_mask(params: Any, mask: Any) -> Any:
 
     Args:
         params: a tree of arrays.
-        mask: a tree of the structure of `params`, of boolean arrays of its shapes or of single
-            booleans; true: kept. Where `params` has no inexact array, it is not read.
+        mask: a tree of the structure of `params`, of boolean arrays of the same shapes or single
+            booleans; true: kept. It is ignored where `params` has no inexact array.
 
     Returns:
-        The pruned parameters, in their dtypes. A pruned NaN or infinity is zero too.
+        The pruned parameters, in their dtypes. A pruned NaN or infinity becomes zero too.
 
     Raises:
-        ValueError: if `mask` does not fit the parameters, naming the path.
+        ValueError: if `mask` does not match the parameters, naming the path.
 
     Example:
         >>> import jax.numpy as jnp
@@ -153,13 +153,14 @@ def apply_mask(params: Any, mask: Any) -> Any:
 def freeze_pruned(
     tx: optax.GradientTransformation, mask: Any | Callable[[Any], Any]
 ) -> optax.GradientTransformationExtraArgs:
-    """Train with any transformation, and leave the pruned weights where they are.
+    """Train with any transformation, and keep the pruned weights where they are.
 
         u = m * tx(m * g),    m = 1 where the mask is true, else 0
 
-    The gradient is masked so that pruned weights count in no norm and no moment; the update, so
-    that nothing else moves them: weight decay, momentum, noise, or moments from the time before the
-    pruning. Set them to zero first, with `apply_mask`; there they stay, exactly.
+    The gradient is masked so that pruned weights contribute to no norm and no moment. The update is
+    masked so that nothing else moves them: weight decay, momentum, noise, or moments from before
+    the pruning. Set the pruned weights to zero first, with `apply_mask`; they then stay exactly
+    zero.
 
     Args:
         tx: the transformation; wrap the whole optimizer, so that u is what is added to the
@@ -170,8 +171,8 @@ def freeze_pruned(
         A transformation with the state of `tx`.
 
     Raises:
-        ValueError: if `tx` is not a transformation; in `update`, if `mask` does not fit the
-            updates, naming the path, or is a function and `params` is missing.
+        ValueError: if `tx` is not a transformation; in `update`, if `mask` does not match the
+            updates, naming the path, or if it is a function and `params` is missing.
 
     Source:
         Frankle & Carbin 2019, "The lottery ticket hypothesis: finding sparse, trainable neural
@@ -217,7 +218,7 @@ def _apply(owner: str, what: str, tree: Any, mask: Any) -> Any:
 
 
 def _flags(owner: str, what: str, tree: Any, mask: Any) -> list[Any]:
-    """The mask of each leaf of `tree`, of its shape."""
+    """The mask of each leaf of `tree`, with the shape of the leaf."""
     leaves, treedef = jax.tree.flatten(tree, is_leaf=_is_missing)
     present = treedef.unflatten(None if _is_missing(leaf) else leaf for leaf in leaves)
     aligned = Aligned(owner, {what: present, "the mask": mask}, same_shapes=False)
@@ -229,7 +230,8 @@ def _flags(owner: str, what: str, tree: Any, mask: Any) -> list[Any]:
         dtype = getattr(flag, "dtype", type(flag))
         if dtype not in (np.bool_, bool):
             raise ValueError(
-                f"{owner}: a mask has booleans for leaves, got {dtype} at '{aligned.path(i)}'"
+                f"{owner}: the leaves of a mask must be booleans, got {dtype} at "
+                f"'{aligned.path(i)}'"
             )
         if np.shape(flag) not in ((), np.shape(leaf)):
             aligned.refuse(i, "the mask")

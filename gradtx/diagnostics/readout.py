@@ -1,4 +1,4 @@
-"""What happened in a run: what `record_history` left in the state, as arrays and as a picture."""
+"""What happened in a run: reads and plots what `record_history` left in the state."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +11,12 @@ from gradtx.diagnostics import _extras
 from gradtx.diagnostics.history import HistoryState
 from gradtx.messages import listed
 
-# More curves than these in one panel would have a legend that hides them.
+# With more curves in a panel, a legend would hide them.
 _MOST_LABELS = 12
 
 
 def history_of(state: Any) -> dict[str, np.ndarray]:
-    """Read what `record_history` recorded from a state of any chain.
+    """Read what `record_history` recorded, from the state of any chain.
 
     Args:
         state: an optimizer state, however deeply nested, or a `gradtx.training.TrainState`. Several
@@ -25,11 +25,11 @@ def history_of(state: Any) -> dict[str, np.ndarray]:
     Returns:
         "step" -> the steps of the measurements, counted from 0, oldest first; and for each measure
         its name -> values of shape (number of measurements, ...). A measure that returns a tree
-        gives a name for each leaf, such as "update_ratio/dense/kernel".
+        has a name for each leaf, such as "update_ratio/dense/kernel".
 
     Raises:
-        ValueError: if the state has no history, or several that were taken at different steps or
-            share a name, or those of a batch of runs.
+        ValueError: if the state has no history, several that were recorded at different steps or
+            that share a name, or those of a batch of runs.
 
     Example:
         >>> import jax.numpy as jnp
@@ -52,15 +52,15 @@ def history_of(state: Any) -> dict[str, np.ndarray]:
         history = _chronological(node)
         if merged and not np.array_equal(merged["step"], history["step"]):
             raise ValueError(
-                f"history_of: the state has {len(found)} histories taken at different steps; give "
-                f"one part of the state at a time: {listed(sorted(merged))} and "
+                f"history_of: the state has {len(found)} histories recorded at different steps; "
+                f"pass one part of the state at a time: {listed(sorted(merged))} and "
                 f"{listed(sorted(history))}"
             )
         shared = sorted(merged.keys() & history.keys() - {"step"})
         if shared:
             raise ValueError(
                 f"history_of: the state has several measures with the names {listed(shared)}; give "
-                "each record_history distinct names"
+                "the measures of each record_history distinct names"
             )
         merged |= history
     return merged
@@ -70,8 +70,8 @@ def _chronological(state: HistoryState) -> dict[str, np.ndarray]:
     steps = np.asarray(state.steps)
     if steps.ndim != 1:
         raise ValueError(
-            f"history_of: the state is that of a batch of runs of shape {steps.shape[:-1]}; take "
-            "one of them: jax.tree.map(lambda leaf: leaf[i], state)"
+            f"history_of: the state belongs to a batch of runs of shape {steps.shape[:-1]}; pass "
+            "the state of one run: jax.tree.map(lambda leaf: leaf[i], state)"
         )
     order = np.argsort(steps)[np.count_nonzero(steps < 0) :]
     named, _ = jax.tree_util.tree_flatten_with_path(state.buffers)
@@ -80,19 +80,19 @@ def _chronological(state: HistoryState) -> dict[str, np.ndarray]:
 
 
 def plot_history(history: Any) -> Any:
-    """Draw a history, a panel for each measure.
+    """Plot a history, with a panel for each measure.
 
     Args:
-        history: what `history_of` returned, or a state that it can read. Names with a common part
-            before the first "/", and the elements of an array, share a panel.
+        history: what `history_of` returned, or a state that it can read. Names that agree up to
+            the first "/" share a panel, as do the elements of an array.
 
     Returns:
         A `matplotlib.figure.Figure`; save it with `figure.savefig("history.png")`. A panel has a
-        logarithmic axis if its values are positive and span more than two decades. What is not
-        finite leaves a gap.
+        logarithmic axis if its values are positive and span more than two decades. Values that are
+        not finite leave a gap.
 
     Raises:
-        ValueError: if it is neither a history nor a state with one, or has no measures.
+        ValueError: if `history` is neither a history nor a state with one, or has no measures.
         ImportError: if matplotlib is not installed.
 
     Example:

@@ -13,7 +13,7 @@ from gradtx.diagnostics.nonfinite import Culprit
 from gradtx.diagnostics.verdict import Diagnosis, diagnose
 from gradtx.tables import html_table
 
-# The columns of the table: heading, and the text for a layer.
+# The columns of the table: the heading, and the text for a layer.
 _COLUMNS: dict[str, Callable[[LayerSignal], str]] = {
     "layer": lambda layer: layer.name,
     "shape": lambda layer: "×".join(map(str, layer.shape)),
@@ -31,12 +31,13 @@ _COLUMNS: dict[str, Callable[[LayerSignal], str]] = {
 
 @dataclass(frozen=True)
 class SignalReport:
-    """How the signal fares in a network; made by `signal_report`.
+    """What happens to the signal in a network; returned by `signal_report`.
 
     Attributes:
         loss: the loss of the batch.
         layers: the layers in the order in which they are evaluated.
-        culprit: the operation that made the first NaN or infinity; None: everything is finite.
+        culprit: the operation that made the first NaN or infinity; None: everything is finite, or
+            it was not found.
     """
 
     loss: float
@@ -45,7 +46,7 @@ class SignalReport:
 
     @functools.cached_property
     def diagnosis(self) -> Diagnosis:
-        """What is wrong: its kind, the layers where it happens, the factor per layer."""
+        """What is wrong: the kind of problem, the affected layers, the factor per layer."""
         return diagnose(self.layers, self.culprit, self.loss)
 
     @property
@@ -55,11 +56,11 @@ class SignalReport:
 
     @property
     def verdict(self) -> str:
-        """What is wrong, by how much, in which layers, and what to do about it."""
+        """What is wrong, by how much, in which layers, and how to fix it."""
         return self.diagnosis.sentence
 
     def table(self) -> str:
-        """The measurements as text, a line for each layer.
+        """The measurements as text, with a line for each layer.
 
         Raises:
             ImportError: if rich is not installed, naming the extra.
@@ -70,7 +71,7 @@ class SignalReport:
             table.add_column(heading, justify="left" if is_text else "right", no_wrap=True)
         for layer in self.layers:
             table.add_row(*(text(layer) for text in _COLUMNS.values()))
-        # Neither the terminal nor the environment decides how wide the text is.
+        # The width of the text must not depend on the terminal or the environment.
         console = _extras.load("rich.console").Console(
             file=io.StringIO(),
             width=10_000,
@@ -84,7 +85,7 @@ class SignalReport:
         return "\n".join(line.rstrip() for line in lines)
 
     def plot(self) -> Any:
-        """The measurements as a picture: signal, gradient and idle units over the layers.
+        """Plot the measurements: signal, gradient and idle units over the layers.
 
         Returns:
             A `matplotlib.figure.Figure`.

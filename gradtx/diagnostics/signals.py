@@ -1,4 +1,4 @@
-"""`signal_report`: how the signal fares on its way through the layers, and the gradient back."""
+"""`signal_report`: measures the signal in each layer, and the gradient on its way back."""
 
 import math
 from collections import defaultdict
@@ -16,53 +16,53 @@ from gradtx.diagnostics import nonfinite
 from gradtx.diagnostics.interpreter import Arrays, Found, Interpreter
 from gradtx.diagnostics.layer_signal import LayerSignal
 from gradtx.diagnostics.primitives import LEVELLING, SQUASHING
+from gradtx.diagnostics.provenance import Layer
 from gradtx.diagnostics.report import SignalReport
 from gradtx.diagnostics.traced import TracedLoss, trace
-from gradtx.diagnostics.values import Layer
 
-# Where the slope of a curved nonlinearity is below this, its unit hardly learns any more.
+# A unit hardly learns where the slope of its smooth nonlinearity is below this.
 SATURATED_SLOPE = 0.05
 
 
 def signal_report(
     loss_fn: Callable[..., Any], params: Any, *args: Any, has_aux: bool = False
 ) -> SignalReport:
-    """Measure the signal in each layer of a network, and say what is wrong with it.
+    """Measure the signal in each layer of a network, and diagnose what is wrong.
 
     For a layer with weights W, inputs x, output z = W x + b and nonlinearity f, over all samples,
-    places and units of the batch:
+    positions and units of the batch:
 
         rms = sqrt(mean f(z)^2),    grad_rms = sqrt(mean (d loss / d z)^2)
 
     The loss may be any pure function of parameters: plain JAX, flax, equinox, haiku. It is traced,
-    and nothing has to be added to the network: a layer is a matrix product or a convolution of
+    so the network does not have to be modified: a layer is a matrix product or a convolution of
     data with a parameter. Layers are found inside `jit`, `scan`, `cond`, `checkpoint` and
-    functions with derivatives of their own. In a scan, a layer that takes slices of stacked
-    parameters counts as many layers; one that meets the same parameter in each iteration (a
-    recurrent network) is one layer, measured over all of them. A product of two signals, as in an
-    attention, is not a layer, and nothing inside a `while_loop` or `shard_map` is seen.
+    functions with custom derivatives. In a scan, a layer that takes slices of stacked parameters
+    counts as many layers; one that uses the same parameter in each iteration (a recurrent network)
+    is one layer, measured over all iterations. A product of two signals, as in attention, is not a
+    layer. Layers inside a `while_loop` or `shard_map` are not found.
 
     A layer's output is followed through its bias, normalization and sums to the first nonlinearity,
-    as long as each element is treated by itself: not through a pooling.
+    as long as the operations are elementwise: it is not followed through pooling.
 
-    A recurrence is judged by how the gradient changes from step to step of a layer that receives
-    what the previous step has left. That shows where the loss depends on the last steps alone: a
-    loss at each step gives each a gradient of its own.
+    A recurrence is judged by how the gradient changes from step to step in a layer that receives
+    the state of the previous step. This is meaningful only if the loss depends on the last steps
+    alone: a loss at every step contributes a gradient of its own at every step.
 
     Args:
         loss_fn: the loss, a real scalar: `loss_fn(params, *args)`.
         params: the parameters, a tree of arrays. Leaves that are not arrays (the functions in an
             equinox module) are left alone.
         *args: further arguments of the loss: a batch, running statistics, a PRNG key. Arrays are
-            data; anything else is passed on as it is.
+            treated as data; anything else is passed on unchanged.
         has_aux: whether the loss returns a pair of the loss and something else.
 
     Returns:
-        A `SignalReport`: `verdict` says what is wrong and what to do, `layers` has a `LayerSignal`
-        for each layer in the order in which they are evaluated, `table()` and `plot()` show them.
+        A `SignalReport`: `verdict` says what is wrong and how to fix it, `layers` has a
+        `LayerSignal` for each layer in the order of evaluation, `table()` and `plot()` show them.
 
     Raises:
-        ValueError: if `loss_fn` is not callable, has no layer, or returns no real scalar.
+        ValueError: if `loss_fn` is not callable, has no layer, or does not return a real scalar.
 
     Source:
         Glorot & Bengio 2010, "Understanding the difficulty of training deep feedforward neural
@@ -88,7 +88,7 @@ def signal_report(
     if not layers:
         raise ValueError(
             "signal_report: loss_fn must have a layer, a matrix product or a convolution of data "
-            f"with a parameter; none was found between {len(loss.params)} parameters and the loss"
+            f"with a parameter; none was found for {len(loss.params)} parameters"
         )
     finite = np.isfinite([value, *(layer.weight_grad_rms for layer in layers)])
     culprit = None if finite.all() else nonfinite.find_culprit(loss)
@@ -96,7 +96,7 @@ def signal_report(
 
 
 def _measure_loss(loss: TracedLoss) -> tuple[float, list[LayerSignal]]:
-    """The loss, and the measurements of all layers in the order of their evaluation."""
+    """The loss, and the measurements of all layers in the order of evaluation."""
     found: list[Found] = []
 
     def forward(params: Any, probes: Any, data: Any) -> tuple[jax.Array, list[Arrays]]:
@@ -109,7 +109,7 @@ def _measure_loss(loss: TracedLoss) -> tuple[float, list[LayerSignal]]:
 
     @jax.jit
     def whole(params: Any, data: Any) -> tuple[jax.Array, list[Arrays]]:
-        # The probes have the shapes of what is measured, which a first tracing without them tells.
+        # The probes have the shapes of the measurements, known from a first trace without probes.
         _, types = jax.eval_shape(forward, params, None, data)
         probes = [jnp.zeros(of["rms"].shape, of["rms"].dtype) for of in types]
         differentiated = jax.value_and_grad(forward, argnums=(0, 1), has_aux=True)
@@ -136,7 +136,7 @@ def _measure_loss(loss: TracedLoss) -> tuple[float, list[LayerSignal]]:
 
 @jax.custom_vjp
 def _probe(output: jax.Array, slot: jax.Array) -> jax.Array:
-    """A layer's output; the gradient of `slot` is the RMS of that of the output."""
+    """A layer's output. The gradient of `slot` is the RMS of the gradient of the output."""
     del slot
     return output
 
@@ -149,11 +149,11 @@ _probe.defvjp(lambda output, slot: (output, slot), _probe_backward)
 
 
 def _statistics(layer: Layer) -> Arrays:
-    """What is measured of a layer on the way forward, in at least float32."""
+    """The measurements of a layer in the forward pass, in at least float32."""
     image = _wide(lax.stop_gradient(layer.image))
     slope = lax.stop_gradient(layer.slope)
     if not _has_activation(layer):
-        # What follows is the loss: the layer is an output, and linear.
+        # The loss follows: this is an output layer, which is linear.
         image, slope = _wide(lax.stop_gradient(layer.output)), 1.0
         is_saturated = is_zero = jnp.zeros(image.shape, bool)
     else:
@@ -177,7 +177,7 @@ def _statistics(layer: Layer) -> Arrays:
 
 
 def _has_activation(layer: Layer) -> bool:
-    """Whether what follows a layer is its nonlinearity, and not the loss."""
+    """Whether the operations that follow a layer are its nonlinearity, and not the loss."""
     if layer.is_hidden or not layer.activation:
         return bool(layer.activation)
     return not layer.parts.isdisjoint(SQUASHING) or "relu" in layer.activation
@@ -198,7 +198,7 @@ def _rms(array: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
 
 
 class _Placed(NamedTuple):
-    """A layer's measurements, and what is needed to put them in order."""
+    """A layer's measurements, and what is needed to sort them."""
 
     place: tuple[int, ...]
     layer: Layer
@@ -207,13 +207,13 @@ class _Placed(NamedTuple):
 
 
 def _signals(found: Found, arrays: dict[str, np.ndarray], names: Sequence[str]) -> list[_Placed]:
-    """The layers that were found in one place: several, if a loop goes through a stack of them."""
+    """The layers found in one place: several if a loop iterates over a stack of them."""
     layer: Layer = found.what
     is_repeated = [not nesting.is_sliced for nesting in found.nesting if nesting.loop]
     sizes = zip(arrays["rms"].shape, is_repeated, strict=True)
     signals = []
     for index in np.ndindex(tuple(size for size, same in sizes if not same)):
-        # All iterations of the loops that repeat the layer, one of those that go through a stack.
+        # All iterations of the loops that repeat the layer, one of those that iterate over a stack.
         places = iter(index)
         chosen = tuple(slice(None) if same else next(places) for same in is_repeated)
         mine = {key: value[chosen] for key, value in arrays.items() if key != "weight_grad_rms"}
@@ -233,11 +233,11 @@ def _signals(found: Found, arrays: dict[str, np.ndarray], names: Sequence[str]) 
 
 
 def _with_depths(placed: Sequence[_Placed]) -> list[LayerSignal]:
-    """The measurements with the number of layers on the longest way to each."""
+    """The measurements with the number of layers on the longest path to each."""
     depths: dict[Layer, dict[tuple[int, ...], int]] = defaultdict(dict)
     signals = []
     for one in placed:
-        # A layer receives from outside of its loops, from the same iteration, or from one before.
+        # A layer's inputs come from outside its loops, from the same iteration or an earlier one.
         above = [
             depth
             for source in one.layer.sources
@@ -263,7 +263,7 @@ def _shares_iteration(one: Sequence[int], other: Sequence[int]) -> bool:
 def _signal(
     layer: Layer, name: str, steps: dict[str, np.ndarray], weight_grad_rms: float
 ) -> LayerSignal:
-    """One layer's measurements, from those of the steps in which it was evaluated."""
+    """One layer's measurements, over the steps in which it was evaluated."""
 
     def mean(key: str) -> float:
         return float(np.mean(steps[key]))

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
 from gradtx import trees
-from gradtx.diagnostics._losses import real_scalar
-from gradtx.diagnostics.values import Origin, Value
+from gradtx.diagnostics.provenance import Origin, Value
+from gradtx.inputs import real_scalar
 from gradtx.messages import shown
 
 
@@ -20,7 +20,7 @@ class TracedLoss:
 
     Attributes:
         closed_jaxpr: the equations, as a function of the parameters and then the data.
-        params: the arrays among the parameters.
+        params: the inexact arrays among the parameters.
         data: the arrays among the other arguments.
         names: the path of each parameter.
         data_names: the path of each array of the data.
@@ -34,7 +34,7 @@ class TracedLoss:
 
     @property
     def all_names(self) -> list[str]:
-        """What to call each argument in a sentence."""
+        """How to refer to each argument in a sentence."""
         return [*(f"parameter '{name}'" for name in self.names), *self.data_names]
 
     def values(self, params: Sequence[jax.Array], data: Sequence[jax.Array]) -> list[Value]:
@@ -58,14 +58,14 @@ def trace(
     """Trace a loss with respect to all arrays among its arguments.
 
     Args:
-        owner: name of the caller, which opens the messages.
+        owner: name of the caller, which opens error messages.
         loss_fn: the loss, `loss_fn(params, *args)`.
         params: the parameters; leaves that are not inexact arrays or numbers are left alone.
         args: the other arguments; leaves that are not arrays are left alone.
         has_aux: whether the loss returns a pair of the loss and something else.
 
     Raises:
-        ValueError: if `loss_fn` is not callable, `params` has no parameters, or the loss is no
+        ValueError: if `loss_fn` is not callable, `params` has no parameters, or the loss is not a
             real scalar.
     """
     if not callable(loss_fn):

@@ -10,24 +10,24 @@ import numpy as np
 
 from gradtx.diagnostics.layer_signal import LayerSignal
 
-# A signal or gradient that changes by less than this from layer to layer, or in all, is left alone,
-# unless it adds up to the square of the latter.
+# A signal or gradient that changes by less than these factors is considered healthy, unless the
+# total change exceeds the square of the second.
 FACTOR_PER_LAYER = 1.25
 FACTOR_IN_ALL = 15.0
-# From step to step of a recurrence a gradient may shrink more: gates are there to forget.
+# In a recurrence a gradient may shrink more per step: gates are meant to forget.
 FACTOR_PER_STEP = 1.8
 
 
 @dataclass(frozen=True)
 class Trend:
-    """How a positive quantity changes along a sequence, on the average of its logarithm."""
+    """How a positive quantity changes along a sequence, fitted to its logarithm."""
 
     factor: float
     in_all: float
     length: int
 
     def is_notable(self, unit: str = "layer") -> bool:
-        """Whether it is a disease, among layers or among the steps of a recurrence."""
+        """Whether it is a problem, for layers or for the steps of a recurrence."""
         shrinkage = FACTOR_PER_LAYER if unit == "layer" else FACTOR_PER_STEP
         is_steep = not 1 / shrinkage <= self.factor <= FACTOR_PER_LAYER
         is_far = not 1 / FACTOR_IN_ALL <= self.in_all <= FACTOR_IN_ALL
@@ -38,10 +38,10 @@ class Trend:
 
 
 def trend_of(sequence: Sequence[float]) -> Trend:
-    """The factor from each element to the next that fits best, and that from first to last."""
+    """The best-fitting factor from each element to the next, and that from first to last."""
     values = np.asarray(sequence, float)
     if not np.isfinite(values).all():
-        # What precedes the overflow shows how it came about.
+        # The values before the overflow show how it came about.
         values = values[: int(np.argmin(np.isfinite(values)))]
     if len(values) < 2 or not values[0]:
         return Trend(1.0, 1.0, len(values))
@@ -55,22 +55,22 @@ def trend_of(sequence: Sequence[float]) -> Trend:
 
 def gradients_backwards(layers: Sequence[LayerSignal]) -> list[float]:
     """The norms of the gradients that arrive at each depth, from the last to the first."""
-    # The last layer's weights scale all gradients alike, and may be small on purpose.
+    # The last layer's weights scale all gradients equally, and may be small on purpose.
     norms = gradients(hidden(layers))[::-1]
-    # No gradient comes through weights that are initially zero on purpose; the first step
-    # changes that.
+    # No gradient flows through weights that are initialized with zeros on purpose, until the first
+    # step changes them.
     if any(layer.weight_rms == 0 for layer in layers):
         norms = [norm for norm in norms if norm]
     return norms
 
 
 def hidden(layers: Sequence[LayerSignal]) -> list[LayerSignal]:
-    """The layers whose signal another one receives; all of them if there are none."""
+    """The layers whose signal another layer receives; all layers if there are none."""
     return [layer for layer in layers if layer.is_hidden] or list(layers)
 
 
 def reached_steps(steps: Sequence[float]) -> list[float]:
-    """The steps of a recurrence, without those at its ends that nothing reaches at all."""
+    """The steps of a recurrence, without steps at its ends where the value is zero."""
     reached = np.flatnonzero(steps)
     return list(steps[reached[0] : reached[-1] + 1]) if reached.size else []
 
@@ -83,7 +83,7 @@ def signals(layers: Sequence[LayerSignal]) -> list[float]:
 def gradients(layers: Sequence[LayerSignal]) -> list[float]:
     """The norms of the gradients that arrive at each depth, from the first to the last."""
 
-    # Norms and not means, because a pooling spreads a gradient over many places.
+    # Norms and not means, because pooling spreads a gradient over many positions.
     def norm(layer: LayerSignal) -> float:
         steps = max(len(layer.grad_rms_by_step), 1)
         return layer.grad_rms * math.sqrt(math.prod(layer.shape) * steps)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gradtx.inputs import real_scalar
 from gradtx.leaves import Aligned
 
 Loss = Callable[[Any], jax.Array]
@@ -44,14 +45,6 @@ def loss_of_moving(
             variable.astype(jnp.result_type(p))
             for variable, p in zip(variables, parameters, strict=True)
         ]
-        return _real_scalar(owner, loss(aligned.tree_of(narrow, "params")))
+        return real_scalar(owner, loss(aligned.tree_of(narrow, "params")))
 
     return aligned, parameters, value
-
-
-def _real_scalar(owner: str, loss: Any) -> jax.Array:
-    dtype = getattr(loss, "dtype", None)
-    if dtype is None or loss.shape or not jnp.issubdtype(dtype, jnp.floating):
-        got = type(loss).__name__ if dtype is None else f"{dtype} of shape {loss.shape}"
-        raise ValueError(f"{owner}: the loss must be a real scalar, got {got}")
-    return loss

@@ -25,7 +25,7 @@ def as_floating(owner: str, name: str, value: ArrayLike) -> jax.Array:
     return array
 
 
-def compute_dtype(*dtypes: DTypeLike) -> DTypeLike:
+def statistics_dtype(*dtypes: DTypeLike) -> DTypeLike:
     """The dtype of statistics of such data: float64 for float64, float32 for everything else."""
     return jnp.float64 if jnp.float64 in dtypes else jnp.float32
 

@@ -11,13 +11,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from gradtx.normalization._arguments import Scalar, compute_dtype
+from gradtx.normalization._arguments import Scalar, statistics_dtype
 from gradtx.normalization._measure import Measured, Over, measure
 
 
 def standardize_over(x: jax.Array, epsilon: Scalar, over: Over) -> jax.Array:
     """`(x - mean) / sqrt(variance + epsilon)`, in the dtype of the computation."""
-    values = x.astype(compute_dtype(x.dtype))
+    values = x.astype(statistics_dtype(x.dtype))
     added = jnp.asarray(epsilon, values.dtype)
     measured = measure(values, None, added, over)
     return standardized(values, added, None, measured, over)[0]

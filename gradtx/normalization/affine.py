@@ -11,7 +11,7 @@ from gradtx.normalization._arguments import (
     as_floating,
     canonical_axes,
     check_epsilon,
-    compute_dtype,
+    statistics_dtype,
 )
 
 
@@ -76,7 +76,7 @@ def normalized(
     epsilon: Scalar,
 ) -> jax.Array:
     """`normalize` for the function `owner`, which has checked the array, axes and epsilon."""
-    dtype = compute_dtype(array.dtype)
+    dtype = statistics_dtype(array.dtype)
     # Half the difference of two finite numbers is finite.
     center = along_axes(owner, "mean", mean, array, axes).astype(dtype)
     half = array.astype(dtype) / 2 - center / 2

@@ -17,8 +17,8 @@ from gradtx.normalization._arguments import (
     canonical_axes,
     check_epsilon,
     check_momentum,
-    compute_dtype,
     other_axes,
+    statistics_dtype,
 )
 from gradtx.normalization._measure import Over, measure
 from gradtx.normalization._standardize import standardized
@@ -160,7 +160,7 @@ def batch_norm(
         return normalized(owner, array, *stats, scale, bias, axes, epsilon), stats
 
     aligned = None if mask is None else aligned_mask(owner, mask, array, left_out=axes)
-    values = array.astype(compute_dtype(array.dtype))
+    values = array.astype(statistics_dtype(array.dtype))
     added = jnp.asarray(epsilon, values.dtype)
     over = Over(other_axes(axes, array.ndim), axis_name, unbiased=unbiased)
     measured = measure(values, aligned, added, over)
@@ -176,7 +176,7 @@ def _tracked(stats: BatchStats, batch: Moments, momentum: Scalar, unbiased: bool
 
     def mixed(running: ArrayLike, new: jax.Array) -> jax.Array:
         old = jnp.asarray(running)
-        dtype = compute_dtype(old.dtype, new.dtype)
+        dtype = statistics_dtype(old.dtype, new.dtype)
         kept = jnp.asarray(momentum, dtype) * old.astype(dtype)
         added = jnp.asarray(1 - momentum, dtype) * new.astype(dtype)
         # An infinity would never go away: any share of it is infinite.

@@ -14,7 +14,7 @@ from gradtx.normalization._arguments import (
     aligned_mask,
     as_floating,
     canonical_axes,
-    compute_dtype,
+    statistics_dtype,
 )
 from gradtx.normalization._measure import Measured, Over, measure
 from gradtx.normalization._standardize import mean_and_variance
@@ -105,7 +105,7 @@ def moments(
     array = as_floating("moments", "x", x)
     axes = canonical_axes("moments", axis, array.ndim)
     aligned = None if mask is None else aligned_mask("moments", mask, array)
-    values = array.astype(compute_dtype(array.dtype))
+    values = array.astype(statistics_dtype(array.dtype))
     over = Over(axes, axis_name)
     # Nothing is divided by the deviation here, so any epsilon will do.
     measured = measure(values, aligned, jnp.ones((), values.dtype), over)

@@ -13,7 +13,7 @@ from gradtx.normalization._arguments import (
     as_floating,
     canonical_axes,
     check_epsilon,
-    compute_dtype,
+    statistics_dtype,
 )
 from gradtx.normalization._measure import Over, power_of_two
 from gradtx.normalization._standardize import standardize_over
@@ -91,7 +91,7 @@ def whiten(x: ArrayLike, epsilon: Scalar = 1e-5) -> jax.Array:
     array = as_floating("whiten", "x", x)
     if array.ndim != 2:
         raise ValueError(f"whiten: x must have shape (samples, features), got shape {array.shape}")
-    dtype = compute_dtype(array.dtype)
+    dtype = statistics_dtype(array.dtype)
     scaled, added = _in_units(array.astype(dtype), jnp.asarray(epsilon, dtype))
     centred = _centred(_centred(scaled))  # the second time removes what rounding left of the mean
     covariance = _product(centred.T, centred) / max(len(array), 1)

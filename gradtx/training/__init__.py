@@ -1,9 +1,8 @@
 """Training: the state of a run, one compiled step, and the batches to feed it.
 
-A run is three things: `TrainState.create` makes the state, `make_train_step` compiles the step that
-maps a state and a batch to the next state and the metrics of the step, and `minibatches` splits the
-data into shuffled batches. `accumulate_grads` computes the gradient of a batch that does not fit
-into memory.
+`TrainState.create` makes the state, `make_train_step` compiles the step that maps a state and a
+batch to the next state and the metrics of the step, and `minibatches` splits the data into shuffled
+batches. `accumulate_grads` computes the gradient of a batch that does not fit into memory.
 """
 
 from gradtx.training.accumulation import accumulate_grads

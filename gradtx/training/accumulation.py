@@ -18,12 +18,12 @@ _OWNER = "accumulate_grads"
 def accumulate_grads(
     loss_fn: Callable[..., Any], micro_batches: int, *, has_aux: bool = False
 ) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """`jax.value_and_grad` of a mean over samples, one micro-batch after the other.
+    """`jax.value_and_grad` of a mean over samples, one micro-batch at a time.
 
         L = 1/k * sum_i loss_fn(params, batch_i),    dL/dparams likewise
 
-    This is the loss and the gradient of the whole batch wherever `loss_fn` is a mean over samples,
-    in the memory of one micro-batch. Sums are formed in at least float32. Micro-batch i has the
+    If `loss_fn` is a mean over samples, this is the loss and the gradient of the whole batch, in
+    the memory of one micro-batch. Sums are computed in at least float32. Micro-batch i has the
     samples i, i + k, i + 2k, ..., so that a batch sharded over devices stays sharded.
 
     Args:
@@ -34,13 +34,13 @@ def accumulate_grads(
 
     Returns:
         A function of (params, batch), where batch is a tree of arrays of shape (n, ...) with n
-        divisible by k; an array of n PRNG keys may be among them. It returns (loss, gradient), or
+        divisible by k, which may include an array of n PRNG keys. It returns (loss, gradient), or
         ((loss, aux), gradient) with each array of aux stacked to shape (k, ...). The gradient has
         the dtypes of the parameters, and None for leaves that are not inexact arrays.
 
     Raises:
         ValueError: if `micro_batches` is not a whole number >= 1, or `loss_fn` is not a
-            function; on call, if the first axes of the arrays differ or k does not divide them.
+            function; on call, if the first axes of the arrays differ or are not divisible by k.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Mini-batches: every sample once per epoch, in an order that a key decides."""
+"""Mini-batches: every sample once per epoch, in a random order."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -25,15 +25,14 @@ def minibatches(
         order_e = a random permutation of 0 .. n-1, drawn with fold_in(key, e)
 
     Args:
-        key: the PRNG key that decides the order. The same key gives the same batches; each epoch
-            has its own order, which does not depend on the number of epochs.
+        key: the PRNG key of the order. The same key gives the same batches; each epoch has an
+            order of its own, which does not depend on the number of epochs.
         data: an array of shape (n, ...), or a tree of arrays with the same n. NumPy arrays give
             NumPy batches, JAX arrays give JAX batches.
-        batch_size: how many samples a batch has, >= 1.
-        epochs: how often to go through the data, >= 1; None: forever.
+        batch_size: the number of samples in a batch, >= 1.
+        epochs: the number of passes over the data, >= 1; None: forever.
         drop_remainder: whether to leave out the last n mod batch_size samples of each epoch's
-            order. False: they form a smaller last batch, for which a compiled step is compiled a
-            second time.
+            order. False: they form a smaller last batch, for which a step is compiled again.
 
     Returns:
         An iterator over batches: trees of the structure of `data`, of arrays of shape
@@ -41,8 +40,8 @@ def minibatches(
 
     Raises:
         ValueError: if `batch_size` or `epochs` is not a whole number >= 1, `data` has no arrays,
-            or an array without a first axis, or arrays with different n; or if `drop_remainder`
-            would drop everything.
+            an array without a first axis, or arrays with different n, or `drop_remainder` would
+            drop everything.
 
     Source:
         Goodfellow, Bengio & Courville 2016, "Deep learning", section 8.1.3.
@@ -68,7 +67,7 @@ def minibatches(
             f"{owner}: batch_size must be at most the number of samples, {number}, with "
             f"drop_remainder, got {batch_size}"
         )
-    # A separate function: a generator would not check its arguments before the first batch.
+    # A separate function, because a generator checks nothing before its first batch.
     return _batches(key, data, number, int(batch_size), epochs, drop_remainder)
 
 

@@ -13,18 +13,18 @@ from gradtx.compose.sequence import as_transformation
 class TrainState(NamedTuple):
     """What a training run carries from step to step, and what its checkpoint holds.
 
-    It is an immutable tree of arrays: `jax.jit`, `jax.device_put`, orbax and `jax.tree.map` accept
-    it as it is, and `state._replace(step=...)` returns a changed copy.
+    It is an immutable tree of arrays: it works with `jax.jit`, `jax.device_put`, `jax.tree.map` and
+    orbax, and `state._replace(step=...)` returns a changed copy.
 
     Attributes:
         params: the parameters, a tree of arrays.
         opt_state: the state of the gradient transformation.
-        step: the number of calls of the step, an int32 scalar, including calls in which the
-            transformation only collects a gradient (`MultiSteps`) or skips it.
+        step: the number of calls of the training step, an int32 scalar; calls in which the
+            transformation only accumulates a gradient (`MultiSteps`) or skips it count too.
         model_state: the rest of the network's state, such as the running statistics of batch
             normalization; None: there is none.
-        key: the PRNG key of the run, from which each step derives its own; None: the loss is
-            not random.
+        key: the PRNG key of the run, from which each step derives its own; None: the loss is not
+            random.
 
     Example:
         >>> import jax.numpy as jnp
@@ -52,9 +52,8 @@ class TrainState(NamedTuple):
         """The state before the first step.
 
         Every array is copied, so that a step may reuse the state's memory (see `donate` of
-        `make_train_step`) while the arrays given here stay valid. If parameters lie on a mesh
-        of devices, the rest of the state goes there too: arrays that are not placed yet are
-        replicated over that mesh.
+        `make_train_step`) while the arrays passed here stay valid. If parameters are on a mesh of
+        devices, arrays of the state that are not placed yet are replicated over that mesh.
 
         Args:
             params: the parameters, a tree of arrays or numbers.
@@ -83,13 +82,13 @@ class TrainState(NamedTuple):
 
 
 def _copy(leaf: Any) -> Any:
-    # Naming the dtype makes a weakly typed array an ordinary one: otherwise its type would change
-    # in the first step, and the second step would be compiled again.
+    # An explicit dtype makes a weakly typed array a strongly typed one. Otherwise its type would
+    # change in the first step, and the second step would be compiled again.
     return jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True)
 
 
 def _on_one_mesh(state: TrainState) -> TrainState:
-    """The state with its unplaced arrays replicated over the one mesh that the others lie on."""
+    """The state with its unplaced arrays replicated over the mesh that the others are on."""
 
     def mesh_of(leaf: Any) -> Any:
         # A tracer has no sharding yet.

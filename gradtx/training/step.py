@@ -1,6 +1,7 @@
-"""One training step: gradient, update, new parameters and metrics, compiled as a whole."""
+"""One training step: gradient, update, new parameters and metrics, compiled together."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jax.typing import ArrayLike
 
 from gradtx import norms, trees
 from gradtx.compose.sequence import as_transformation
+from gradtx.inputs import real_scalar
 from gradtx.kernel import ANY_NUMBER, check_hyperparameter
 from gradtx.leaves import Aligned
 from gradtx.lift import evaluate
@@ -62,10 +64,10 @@ def make_train_step(
         has_key: whether the loss takes a PRNG key. It is `fold_in(state.key, state.step)`, so that
             a run resumed from a checkpoint draws the same numbers.
         learning_rate: what to report as the learning rate: a number, or the schedule that `tx` was
-            made with, which is evaluated at the count in the state of `tx` (without one, as in a
-            transformation of your own, at `state.step`). None: the only value named
-            `learning_rate` in that state (`inject_hyperparams` and line searches keep that of the
-            latest step); if there is none, or more than one, it is not reported.
+            made with, evaluated at the count in the state of `tx` (or at `state.step` if there is
+            none, as in a transformation of your own). None: the value named `learning_rate` in
+            that state, where `inject_hyperparams` and line searches keep that of the last step; if
+            there is none, or more than one, no learning rate is reported.
         donate: whether a step may reuse the memory of the state that it is given. The arrays of
             that state are then deleted: continue with the returned state.
 
@@ -78,8 +80,8 @@ def make_train_step(
         - "gradient_norm": the global norm of g, before any clipping,
         - "update_norm": the global norm of u,
         - "learning_rate": see above. If parts of `tx` follow the schedule but do not step at
-          the same time, such as a `MultiSteps` in one group of `partition`, each has its own, as
-          in `gradtx.metrics`: "learning_rate/matrices",
+          the same time, such as a `MultiSteps` in one group of `partition`, each has an entry of
+          its own, as in `gradtx.metrics`: "learning_rate/matrices",
         - and the entries of `aux`.
 
         A complex parameter's gradient is conjugated, so that it points uphill. Parameters that are
@@ -90,10 +92,10 @@ def make_train_step(
     Raises:
         ValueError: if `loss_fn` is not callable, `tx` is not a gradient transformation, or
             `learning_rate` is neither a number nor a schedule; in the step, if the loss is
-            not a real scalar or `loss_fn` does not return what the flags announce, if `aux` uses
-            the name of another metric, if the model state changes its structure, shapes or dtypes,
-            if the state lacks the key or the model state that the flags announce, or if `tx` holds
-            steps back and has no count for the schedule.
+            not a real scalar or `loss_fn` does not return what the flags say, if `aux` uses the
+            name of another metric, if the model state changes its structure, shapes or dtypes, if
+            the state lacks the key or the model state that the flags ask for, or if `tx` can skip
+            steps and has no count for the schedule.
 
     Source:
         Goodfellow, Bengio & Courville 2016, "Deep learning", Algorithm 8.1.
@@ -117,34 +119,18 @@ def make_train_step(
     if learning_rate is not None:
         learning_rate = check_hyperparameter(_OWNER, "learning_rate", learning_rate, ANY_NUMBER)
 
-    def loss_of(params: Any, state: TrainState, batch: Any) -> tuple[jax.Array, tuple[Any, Any]]:
-        """The loss, the model state and aux, or None for what the loss function does not return."""
-        arguments = [params]
-        if has_model_state:
-            arguments.append(_present("model_state", state.model_state))
-        arguments.append(batch)
-        if has_key:
-            arguments.append(jax.random.fold_in(_present("key", state.key), state.step))
-        result = loss_fn(*arguments)
-        if not (has_model_state or has_aux):
-            return _real_scalar(result), (state.model_state, {})
-        loss, rest = _pair("loss_fn must return (loss, ...)", result)
-        if has_model_state and has_aux:
-            model_state, aux = _pair("loss_fn must return (loss, (model_state, aux))", rest)
-        else:
-            model_state, aux = (rest, {}) if has_model_state else (state.model_state, rest)
-        return _real_scalar(loss), (model_state, aux)
+    loss = _Loss(loss_fn, has_model_state, has_aux, has_key)
+    value_and_grad = jax.value_and_grad(loss, has_aux=True, allow_int=True)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         _check_is_state(state)
 
         def value_fn(params: Any) -> jax.Array:
-            return loss_of(params, state, batch)[0]
+            return loss(params, state, batch)[0]
 
-        value_and_grad = jax.value_and_grad(loss_of, has_aux=True, allow_int=True)
-        (loss, (model_state, aux)), gradient = value_and_grad(state.params, state, batch)
+        (value, (model_state, aux)), gradient = value_and_grad(state.params, state, batch)
         gradient = jax.tree.map(_uphill, gradient)
-        extra = {"value": loss, "grad": gradient, "value_fn": value_fn}
+        extra = {"value": value, "grad": gradient, "value_fn": value_fn}
         params, updates, opt_state = advance(
             transformation, gradient, state.opt_state, state.params, extra, UPDATES_TOO
         )
@@ -156,7 +142,7 @@ def make_train_step(
             model_state=model_state,
         )
         metrics = {
-            "loss": loss,
+            "loss": value,
             "gradient_norm": norms.global_norm(gradient),
             "update_norm": norms.global_norm(updates),
         }
@@ -169,16 +155,49 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0 if donate else ())
 
 
+@dataclass(frozen=True)
+class _Loss:
+    """A loss function, with the flags that say what it takes and returns."""
+
+    function: Callable[..., Any]
+    has_model_state: bool
+    has_aux: bool
+    has_key: bool
+
+    def __call__(
+        self, params: Any, state: TrainState, batch: Any
+    ) -> tuple[jax.Array, tuple[Any, Any]]:
+        """The loss, the new model state (or the old one) and aux (or no metrics)."""
+        result = self.function(*self._arguments(params, state, batch))
+        if not (self.has_model_state or self.has_aux):
+            return real_scalar(_OWNER, result), (state.model_state, {})
+        loss, rest = _pair("loss_fn must return (loss, ...)", result)
+        if self.has_model_state and self.has_aux:
+            model_state, aux = _pair("loss_fn must return (loss, (model_state, aux))", rest)
+        else:
+            model_state, aux = (rest, {}) if self.has_model_state else (state.model_state, rest)
+        return real_scalar(_OWNER, loss), (model_state, aux)
+
+    def _arguments(self, params: Any, state: TrainState, batch: Any) -> list[Any]:
+        arguments = [params]
+        if self.has_model_state:
+            arguments.append(_present("model_state", state.model_state))
+        arguments.append(batch)
+        if self.has_key:
+            arguments.append(jax.random.fold_in(_present("key", state.key), state.step))
+        return arguments
+
+
 def _scheduled_rates(
     schedule: optax.Schedule, tx: optax.GradientTransformation, state: TrainState
 ) -> Metrics:
-    """The schedule at the count of `tx`: `state.step` also counts calls that take no step."""
+    """The schedule at the count of `tx`; `state.step` also counts calls that take no step."""
     rates = scheduled_rates_of(tx, state.opt_state, schedule)
     if not rates and holding_back(state.opt_state):
         raise ValueError(
-            f"{_OWNER}: learning_rate is a schedule, but nothing in tx is known to count for it, "
-            "and tx holds steps back (MultiSteps, apply_if_finite, ...); keep the learning rate in "
-            "the state with gradtx.inject_hyperparams, and leave this argument out"
+            f"{_OWNER}: learning_rate is a schedule, but no count for it was found in the state of "
+            "tx, which can skip steps (MultiSteps, apply_if_finite, ...); keep the learning rate "
+            "in the state with gradtx.inject_hyperparams, and omit this argument"
         )
     rates = rates or {"": evaluate(schedule, state.step)}
     return {
@@ -188,7 +207,7 @@ def _scheduled_rates(
 
 
 def _constant_rate(given: ArrayLike | None, opt_state: Any) -> Metrics:
-    """The number that was given, or the only learning rate in the state."""
+    """The given number, or the only learning rate in the state."""
     if given is not None:
         return {"learning_rate": jnp.asarray(given, dtype=float)}
     found = [value for _, value in optax.tree.get_all_with_path(opt_state, "learning_rate")]
@@ -219,7 +238,7 @@ def _merged(metrics: Metrics, aux: Any) -> Metrics:
 
 
 def _check_same_types(old: Any, new: Any) -> None:
-    """Refuse a model state of another type, for which the next step would be compiled again."""
+    """Refuse a model state whose type changed: the next step would be compiled again."""
     named = {"the old model_state": old, "the new model_state": new}
     aligned = Aligned(_OWNER, named, takes_part=lambda *_: True, same_shapes=False)
     for path, was, is_now in zip(trees.paths(old), *map(aligned.parts, named), strict=True):
@@ -244,20 +263,10 @@ def _pair(message: str, result: Any) -> Any:
 def _present(field: str, value: Any) -> Any:
     if value is None:
         raise ValueError(
-            f"{_OWNER}: has_{field} needs a state with a {field}; give one to "
+            f"{_OWNER}: has_{field} needs a state with a {field}; pass one to "
             f"TrainState.create(params, tx, {field}=...)"
         )
     return value
-
-
-def _real_scalar(loss: Any) -> jax.Array:
-    if not isinstance(loss, jax.Array):
-        raise ValueError(f"{_OWNER}: the loss must be a real scalar, got {type(loss).__name__}")
-    if loss.shape or not jnp.issubdtype(loss.dtype, jnp.floating):
-        raise ValueError(
-            f"{_OWNER}: the loss must be a real scalar, got {loss.dtype} of shape {loss.shape}"
-        )
-    return loss
 
 
 def _strongly_typed(leaf: Any) -> jax.Array:
@@ -266,5 +275,5 @@ def _strongly_typed(leaf: Any) -> jax.Array:
 
 
 def _uphill(gradient: Any) -> Any:
-    """JAX's gradient of a real function is the conjugate of its direction of steepest ascent."""
+    """The direction of steepest ascent, of which JAX's gradient is the complex conjugate."""
     return jnp.conj(gradient) if jnp.issubdtype(gradient.dtype, jnp.complexfloating) else gradient

@@ -228,7 +228,7 @@ NORM = gradtx.global_norm
         ({"measures": {"x": lambda: 3}}, r"measure 'x' must take the updates .* takes \(\)"),
         ({"measures": {"x": lambda *, value: value}}, r"'x' must take .* takes \(\*, value\)"),
         ({"measures": {"x": lambda **extra: 3}}, r"'x' must take .* takes \(\*\*extra\)"),
-        ({"measures": {"x": lambda params: 3}}, "'x' would get the updates .* 'params'"),
+        ({"measures": {"x": lambda params: 3}}, "'x' receives the updates .* 'params'"),
         ({"measures": {"step": NORM}}, "a measure must have a name other than 'step', got 'step'"),
         ({"measures": {3: NORM}}, "a measure must have a name other than 'step', got 3"),
         ({"length": 0}, "length must be a whole number >= 1, got 0"),
@@ -269,9 +269,9 @@ def test_refuses_complex_measures():
     ("measure", "given", "message"),
     [
         (lambda u, params: 1.0, {}, r"'params', which was not .* update\(updates, state, params\)"),
-        (lambda u, value: value, {}, r"'value', which was not given; .*, params, value=\.\.\.\)"),
-        (lambda u, loss: loss, {"value": 1.0}, r"'loss', which was not given"),
-        (lambda u, value: value, {"value": jnp.ones(2)}, r"room for, \(\), got shape \(2,\)"),
+        (lambda u, value: value, {}, r"'value', which was not passed; .*, params, value=\.\.\.\)"),
+        (lambda u, loss: loss, {"value": 1.0}, r"'loss', which was not passed"),
+        (lambda u, value: value, {"value": jnp.ones(2)}, r"made for, \(\), got shape \(2,\)"),
         (lambda u, value: {"a": value}, {"value": 1.0}, "its buffer and its value differ at"),
     ],
     ids=["params", "value", "another", "shape", "structure"],
@@ -284,7 +284,7 @@ def test_refuses_in_update(measure, given, message, every):
 
 def test_refuses_another_shape_than_in_init():
     tx = record_history({"x": jnp.abs})
-    with pytest.raises(ValueError, match=r"'x' must return .* room for, \(3,\), got shape \(1,\)"):
+    with pytest.raises(ValueError, match=r"'x' must return .* made for, \(3,\), got shape \(1,\)"):
         tx.update(jnp.ones(1), tx.init(jnp.ones(3)))
 
 

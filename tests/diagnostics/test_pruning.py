@@ -170,7 +170,7 @@ def test_double_precision_decides_where_single_could_not():
         ({"select": "head"}, "'head' matches none of the paths"),
         ({"select": lambda path, leaf: False}, r"chooses no parameter of \['a', 'b', "),
         ({"mask": {"a": True}}, "params and the mask differ at 'b'"),
-        ({"mask": parameters()}, "a mask has booleans for leaves, got float32 at 'a'"),
+        ({"mask": parameters()}, "the leaves of a mask must be booleans, got float32 at 'a'"),
         (
             {"mask": {"a": jnp.ones((4, 1), bool), "b": True, "c": {"kernel": True, "bias": True}}},
             r"shapes differ at 'a': params has shape \(4, 5\), the mask has shape \(4, 1\)",
@@ -344,7 +344,7 @@ def test_extra_arguments_reach_the_transformation():
         ),
         (
             lambda: freeze_pruned(gradtx.sgd(1.0), jnp.ones(2)).update(jnp.ones(2), ()),
-            "freeze_pruned: a mask has booleans for leaves",
+            "freeze_pruned: the leaves of a mask must be booleans",
         ),
     ],
     ids=["transformation", "function", "structure", "shape", "dtype"],

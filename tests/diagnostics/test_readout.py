@@ -36,8 +36,8 @@ def test_found_anywhere(place):
     [
         ([], "history_of: the state has no record_history"),
         ([{}, {}], r"history_of: .* several measures with the names \['gradient_norm'\]"),
-        ([{}, {"every": 2}], r"history_of: .* 2 histories taken at different steps"),
-        ([{}, {"length": 1}], r"history_of: .* 2 histories taken at different steps"),
+        ([{}, {"every": 2}], r"history_of: .* 2 histories recorded at different steps"),
+        ([{}, {"length": 1}], r"history_of: .* 2 histories recorded at different steps"),
     ],
     ids=["none", "names", "every", "length"],
 )

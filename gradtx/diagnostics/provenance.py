@@ -1,7 +1,7 @@
-"""What the interpreter remembers about the values of a traced function: where each comes from.
+"""Where the values of a traced function come from, as the interpreter keeps track of it.
 
-The interpreter carries a `Value` for each array. It tells whether the array is (a view of) a
-parameter, whether data went into it, and of which layers it is an elementwise image.
+The interpreter keeps a `Value` for each array. It says whether the array is a parameter (or a view
+of one), whether data went into it, and of which layers it is an elementwise image.
 """
 
 import enum
@@ -14,13 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# How many parts of an array that is put together are named.
+# How many parts of a concatenated array are named.
 _PARTS = 10
 
 
 @dataclass(eq=False, frozen=True)
 class Loop:
-    """A scan: each iteration takes slices along the first axes of stacked arrays.
+    """A scan, in which each iteration takes slices along the first axes of stacked arrays.
 
     Attributes:
         is_backwards: whether it begins with the last slices.
@@ -31,16 +31,16 @@ class Loop:
 
 @dataclass(frozen=True)
 class Origin:
-    """The parameter that an array is, up to elementwise changes and changes of shape.
+    """The parameter that an array represents, up to elementwise changes and changes of shape.
 
     Attributes:
         leaf: the index of the parameter among the leaves.
-        views: how the array was cut out of the leaf: functions of the leaf, and a `Loop` where
-            each iteration has a slice of its own.
-        slices: the static places in stacked leaves, for the name: `[3]`.
-        beside: the origins of the other parts, if the array was put together from several leaves.
-        is_traced_to_its_end: whether further changes of shape are not to be recorded, because they
-            are those of an array put together, or cut out at a place that only the run knows.
+        views: how the array was taken from the leaf: functions of the leaf, and a `Loop` where
+            each iteration takes a slice.
+        slices: the static indices in stacked leaves, for the name: `[3]`.
+        beside: the origins of the other parts, if the array was concatenated from several leaves.
+        is_traced_to_its_end: whether further changes of shape are not recorded, because the array
+            was concatenated, or sliced at an index that is not known before the run.
     """
 
     leaf: int
@@ -56,7 +56,7 @@ class Origin:
         return replace(self, views=(*self.views, view))
 
     def name(self, names: Sequence[str]) -> str:
-        """What to call it, given the names of the leaves; of many parts only the first ones."""
+        """Its name, given the names of the leaves; if it has many parts, only of the first ones."""
         parts = [names[part.leaf] + part.slices for part in self.parts]
         more = [f"{len(parts) - _PARTS:,} more"] if len(parts) > _PARTS else []
         return " + ".join(parts[:_PARTS] + more)
@@ -68,11 +68,11 @@ class Origin:
 
     @property
     def loops(self) -> tuple[Loop, ...]:
-        """The loops that take the leaf slice by slice, from the outermost."""
+        """The loops that take the leaf slice by slice, outermost first."""
         return tuple(view for view in self.views if isinstance(view, Loop))
 
     def slices_of(self, leaf: jax.Array) -> jax.Array:
-        """What this origin is of an array like the leaf, with an axis in front for each loop."""
+        """The part of an array like the leaf, with a leading axis for each loop."""
         depth = 0
         for view in self.views:
             if isinstance(view, Loop):
@@ -94,7 +94,7 @@ class Last(enum.Enum):
 
 @dataclass(eq=False)
 class Layer:
-    """A product with a parameter, and what became of its output; filled in during the tracing.
+    """A product with a parameter, and what becomes of its output; filled in during tracing.
 
     Attributes:
         origin: the parameter.
@@ -103,13 +103,13 @@ class Layer:
         weights: the operand that is the parameter.
         output: the product, plus its bias if one is added directly.
         image: the output after its nonlinearity; `output` if it has none.
-        slope: derivative of the image with respect to the nonlinearity's argument.
-        units: the axes of the image that count units; the others count samples and places.
-        fan_in: how many products are added up for one output.
+        slope: the derivative of the image with respect to the nonlinearity's argument.
+        units: the axes of the image that index units; the others index samples and positions.
+        fan_in: the number of products that are summed for one output.
         activation: the name of the nonlinearity; empty: none.
         parts: the names of the operations that the nonlinearity consists of.
         is_hidden: whether another layer receives the image.
-        is_recurrent: whether it receives what the previous iteration has left.
+        is_recurrent: whether it receives the state of the previous iteration.
         sources: the layers that this one receives its inputs from.
     """
 
@@ -128,22 +128,22 @@ class Layer:
     is_hidden: bool = False
     is_recurrent: bool = False
 
-    # Layers in the order in which they were met.
+    # Numbers the layers in the order in which they were found.
     number: int = field(default_factory=itertools.count().__next__)
 
-    # Where the search for the nonlinearity stands: how many of its operations and of its possible
-    # beginnings were met, up to which they turned out to be none, and whether it is at its end.
+    # The progress of the search for the nonlinearity: how many operations and possible beginnings
+    # of it were found, up to which they were dismissed, and whether the search has ended.
     stage: int = 0
     base: int = 0
     dismissed: int = 0
     is_settled: bool = False
 
-    # What the last operation was, and what was known before it.
+    # What the last operation may be, and what was known before it.
     last: Last = Last.OTHER
     before: tuple[Any, ...] = ()
 
     def take_back(self) -> None:
-        """Note that the last operation belongs to something else than the nonlinearity."""
+        """Note that the last operation does not belong to the nonlinearity."""
         self.image, self.slope, self.units, self.activation, self.parts = self.before
         self.last = Last.OTHER
         if self.activation:
@@ -152,7 +152,7 @@ class Layer:
             self.dismissed = self.stage
 
     def forget_arrays(self) -> None:
-        """Keep the shapes alone, so that nothing of a loop's body remains outside of it."""
+        """Keep only the shapes, so that no tracer of a loop's body leaks from it."""
         self.inputs, self.weights, self.output, self.image = (
             jax.ShapeDtypeStruct(array.shape, array.dtype)
             for array in (self.inputs, self.weights, self.output, self.image)
@@ -162,13 +162,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Image:
-    """How an array follows elementwise from a layer's output.
+    """How an array depends elementwise on a layer's output.
 
     Attributes:
-        units: the axes that count units.
-        slope: derivative with respect to the base.
-        base: number of the last value before which only biases, norms and sums took part.
-        stage: number of the last nonlinear operation; 0: none yet.
+        units: the axes that index units.
+        slope: the derivative with respect to the base.
+        base: the number of the last value before which there were only biases, norms and sums.
+        stage: the number of the last nonlinear operation; 0: none yet.
     """
 
     units: tuple[int, ...]
@@ -183,12 +183,12 @@ class Value:
 
     Attributes:
         array: the array.
-        origin: the parameter that it is; None: it is none.
-        is_signal: whether data took part in it.
+        origin: the parameter that it represents; None: it is not a parameter.
+        is_signal: whether it depends on data.
         is_uniform: whether all its elements are the same number, which is not data.
         is_carried: whether it comes from the previous iteration, without a layer in between.
-        sources: the layers whose outputs took part in it, without another layer in between.
-        images: the layers that it follows elementwise from, and how.
+        sources: the layers whose outputs it depends on, without another layer in between.
+        images: the layers that it depends on elementwise, and how.
     """
 
     array: Any
@@ -206,7 +206,7 @@ class Value:
 
 
 def mixture(array: Any, inputs: Sequence[Value]) -> Value:
-    """The result of an operation of which nothing else is known."""
+    """The result of an operation about which nothing else is known."""
     return Value(
         array,
         is_signal=any(value.is_signal for value in inputs),
@@ -224,17 +224,17 @@ def constant(array: Any) -> Value:
 def moved_axes(
     axes: tuple[int, ...], old: tuple[int, ...], new: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """Where axes of the shape `old` lie after a reshape to `new`.
+    """Where axes of the shape `old` are after a reshape to `new`.
 
-    An axis that is merged with others, or split, becomes all the axes that take part; if nothing
-    is to be found (a shape without axes), there are none.
+    An axis that is merged with others, or split, becomes all the axes involved; there are none if
+    the array is empty or has no axes.
     """
     if 0 in old:
         return ()
     found = []
     i = j = 0
     while i < len(old) or j < len(new):
-        # The shortest runs of axes with the same number of elements.
+        # The shortest sequences of axes with the same number of elements.
         start_i, start_j = i, j
         i, j = min(i + 1, len(old)), min(j + 1, len(new))
         while math.prod(old[start_i:i]) != math.prod(new[start_j:j]):

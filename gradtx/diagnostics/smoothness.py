@@ -1,8 +1,8 @@
 """How curved and how steep a loss is around its parameters: sharpness and smoothness.
 
-All measures see the parameters as one real vector x of n numbers (a complex parameter gives two),
-of at least float32: the loss function is called with half-precision parameters widened to float32.
-Wrap a measure that is taken again and again, during a training run, in `jax.jit`.
+All measures treat the parameters as one real vector x of n numbers (two per complex parameter) in
+at least float32: the loss function is called with half-precision parameters widened to float32.
+Wrap a measure that is taken repeatedly, as during training, in `jax.jit`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,13 +16,13 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from gradtx import norms, trees
-from gradtx.diagnostics._losses import real_scalar
+from gradtx.inputs import real_scalar
 from gradtx.kernel import COUNT, check
 from gradtx.messages import shown
 
 LossOfVector = Callable[[jax.Array], jax.Array]
 
-# Half to four times the learning rate 0.1, the range of the batch normalization study.
+# Half to four times a learning rate of 0.1, the range in the batch normalization study.
 STEP_SIZES = (0.05, 0.1, 0.2, 0.4)
 
 
@@ -37,23 +37,22 @@ def sharpness(
 
         max over v of v^T H v / v^T v,    H = d^2 loss / dx^2
 
-    It is the algebraically largest eigenvalue, not the largest modulus: negative where the loss
-    curves down in every direction. Gradient descent with the step size eta oscillates along that
-    eigenvector, and grows, where the sharpness exceeds 2 / eta.
+    It is the algebraically largest eigenvalue, not the one of largest modulus: it is negative where
+    the loss curves down in every direction. Where it exceeds 2 / eta, gradient descent with the
+    step size eta oscillates along its eigenvector and diverges.
 
-    Lanczos' method finds it without H: each iteration takes one product of H with a vector, the
-    derivative of the gradient along it, and keeps that vector. The result is exact (to rounding)
-    after n iterations; before, it is too small and grows with the iterations, within a few dozen
-    to several digits where the largest eigenvalue stands apart from the others, as in trained
-    networks.
+    The Lanczos method finds it without forming H: each iteration takes one product of H with a
+    vector, the derivative of the gradient along it, and keeps that vector. The result is exact (up
+    to rounding) after n iterations, and a lower bound before. A few dozen iterations give several
+    digits if the largest eigenvalue is well separated from the others, as in trained networks.
 
     Args:
         loss_fn: a function of the parameters and `args` that returns a real scalar.
         params: the point x, a tree of arrays. Leaves that are not inexact arrays are left alone.
         *args: further arguments of the loss function, such as a batch.
-        key: the PRNG key of the random first vector; None: always the same.
-        iterations: the number of Lanczos iterations, >= 1. They need memory for that many copies
-            of the parameters.
+        key: the PRNG key of the random first vector; None: the same vector every time.
+        iterations: the number of Lanczos iterations, >= 1. They need the memory of that many
+            copies of the parameters.
 
     Returns:
         A scalar of the dtype of the widest parameter, at least float32.
@@ -93,11 +92,11 @@ def _lanczos(
         basis, diagonal, beside, vector, scale, is_complete = carry
         basis = basis.at[k].set(vector)
         image = product(vector)
-        # The Krylov space may be complete early, if eigenvalues are equal: then nothing more is
-        # added. The matrix is filled up with v_1^T H v_1, which no largest eigenvalue lies below.
+        # The Krylov space may be complete early, if eigenvalues are equal. The rest of the diagonal
+        # is then v_1^T H v_1, which is never above the largest eigenvalue.
         alpha = jnp.where(is_complete, diagonal[0], _dot(vector, image))
         scale = jnp.maximum(scale, _norm(image))
-        # Twice, because rounding leaves a part of the basis in the first difference.
+        # Orthogonalized twice, because of the rounding errors of the first time.
         rest = image - _dot(basis.T, _dot(basis, image))
         rest = rest - _dot(basis.T, _dot(basis, rest))
         beta = _norm(rest)
@@ -132,8 +131,8 @@ class AlongGradient(NamedTuple):
     Attributes:
         loss: the loss at x, a scalar.
         losses: the losses at the points, shape (n,).
-        gradient_changes: how far the gradients there lie from g, in the Euclidean norm, shape (n,).
-        distances: how far the points lie from x, eta ||g||, shape (n,).
+        gradient_changes: the Euclidean distances of the gradients there from g, shape (n,).
+        distances: the distances of the points from x, eta ||g||, shape (n,).
     """
 
     loss: jax.Array
@@ -148,19 +147,19 @@ def along_gradient(
     *args: Any,
     step_sizes: ArrayLike | Sequence[float] = STEP_SIZES,
 ) -> AlongGradient:
-    """The loss and the change of its gradient on the way that a gradient step would take.
+    """The loss and the change of its gradient along the direction of a gradient step.
 
         loss(x - eta g)  and  ||grad loss(x - eta g) - g||,    g = grad loss(x)
 
-    The range of the losses is the "variation in loss", and that of the gradient's changes the
-    "gradient predictiveness" of the batch normalization study.
+    The range of the losses is the "variation in loss" of the batch normalization study, and the
+    range of the gradient's changes its "gradient predictiveness".
 
     Args:
         loss_fn: a function of the parameters and `args` that returns a real scalar.
         params: the point x, a tree of arrays. Leaves that are not inexact arrays are left alone.
         *args: further arguments of the loss function, such as a batch.
-        step_sizes: the values of eta, shape (n,), n >= 1; numbers > 0, in a range around the
-            learning rate. The default suits the learning rate 0.1.
+        step_sizes: the values of eta, shape (n,), n >= 1, each > 0: a range around the learning
+            rate. The default suits a learning rate of 0.1.
 
     Returns:
         The `AlongGradient`, of the dtype of the widest parameter, at least float32.
@@ -189,7 +188,7 @@ def lipschitz_along_gradient(
     *args: Any,
     step_sizes: ArrayLike | Sequence[float] = STEP_SIZES,
 ) -> jax.Array:
-    """How fast the loss changes, at most, along the gradient: a local Lipschitz constant.
+    """The largest rate of change of the loss along the gradient: a local Lipschitz constant.
 
         max over eta of |loss(x - eta g) - loss(x)| / ||eta g||,    g = grad loss(x)
 
@@ -197,19 +196,19 @@ def lipschitz_along_gradient(
         loss_fn: a function of the parameters and `args` that returns a real scalar.
         params: the point x, a tree of arrays. Leaves that are not inexact arrays are left alone.
         *args: further arguments of the loss function, such as a batch.
-        step_sizes: the values of eta, shape (n,), n >= 1; numbers > 0, in a range around the
-            learning rate. The default suits the learning rate 0.1.
+        step_sizes: the values of eta, shape (n,), n >= 1, each > 0: a range around the learning
+            rate. The default suits a learning rate of 0.1.
 
     Returns:
         A scalar of the dtype of the widest parameter, at least float32; zero where the gradient
-        is. For small step sizes it is the norm of the gradient.
+        is zero. For small step sizes it is the norm of the gradient.
 
     Raises:
         ValueError: if `params` has no parameters, `step_sizes` is not a vector of numbers > 0, or
             the loss is not a real scalar.
 
     Source:
-        Santurkar et al. 2018, "How does batch normalization help optimization?", section 3: the
+        Santurkar et al. 2018, "How does batch normalization help optimization?", section 3, the
         definition of L-Lipschitz, restricted to the points of Figure 4 (a).
 
     Example:
@@ -229,7 +228,7 @@ def curvature_along_gradient(
     *args: Any,
     step_sizes: ArrayLike | Sequence[float] = STEP_SIZES,
 ) -> jax.Array:
-    """How fast the gradient changes, at most, along itself: the effective beta-smoothness.
+    """The largest rate of change of the gradient along itself: the effective beta-smoothness.
 
         max over eta of ||grad loss(x - eta g) - g|| / ||eta g||,    g = grad loss(x)
 
@@ -237,12 +236,12 @@ def curvature_along_gradient(
         loss_fn: a function of the parameters and `args` that returns a real scalar.
         params: the point x, a tree of arrays. Leaves that are not inexact arrays are left alone.
         *args: further arguments of the loss function, such as a batch.
-        step_sizes: the values of eta, shape (n,), n >= 1; numbers > 0, in a range around the
-            learning rate. The default suits the learning rate 0.1.
+        step_sizes: the values of eta, shape (n,), n >= 1, each > 0: a range around the learning
+            rate. The default suits a learning rate of 0.1.
 
     Returns:
         A scalar of the dtype of the widest parameter, at least float32; zero where the gradient
-        is. On a quadratic loss it is ||H g|| / ||g||, whatever the step sizes.
+        is zero. For a quadratic loss it is ||H g|| / ||g|| for all step sizes.
 
     Raises:
         ValueError: if `params` has no parameters, `step_sizes` is not a vector of numbers > 0, or
@@ -336,7 +335,7 @@ def _real(arrays: list[jax.Array]) -> list[jax.Array]:
 
 
 def _cut(x: jax.Array, arrays: list[jax.Array]) -> list[jax.Array]:
-    """The vector in pieces of the shapes of the real arrays."""
+    """The vector, split into pieces of the shapes of the real arrays."""
     shapes = [part.shape for part in _real(arrays)]
     ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
     return [
@@ -345,7 +344,7 @@ def _cut(x: jax.Array, arrays: list[jax.Array]) -> list[jax.Array]:
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    # An accelerator may round the factors of a product to fewer digits unless told not to.
+    # By default an accelerator may round the factors of a product to fewer digits.
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 

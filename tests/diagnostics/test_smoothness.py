@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradtx.diagnostics.curvature import (
+from gradtx.diagnostics.smoothness import (
     along_gradient,
     curvature_along_gradient,
     lipschitz_along_gradient,
