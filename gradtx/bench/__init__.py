@@ -1,1 +1,1 @@
-"""Side by side with optax on this machine: `python -m gradtx.bench`."""
+"""Compares gradtx with optax and flax on this machine: `python -m gradtx.bench`."""

@@ -1,23 +1,23 @@
-"""Compares gradtx with optax, and its normalization with flax, in one process on this machine.
+"""Compare gradtx with optax, and its normalization with flax, in one process on this machine.
 
     python -m gradtx.bench [--only SECTION ...] [--repeats N] [--cpu-time] [--quick]
                            [--json FILE] [--plot FILE]
 
-Every figure is a median of measurements that the libraries take in turn, and every ratio is
-theirs / ours: larger is better for gradtx. The programs are compiled, and give the memory of the
-parameters and the state away. The sections:
+Every figure is a median of interleaved measurements of the libraries, and every ratio is
+theirs / ours: larger is better for gradtx. The programs are compiled, with the parameters and the
+state donated. The sections:
 
 - trace, compile, step: `chain(clip_by_global_norm(1.0), adamw(1e-3))` and the addition of its
-  updates, on five trees. The bound is the time for reading and writing the same arrays once.
+  updates, on five trees. The bound is the time to read and write the same arrays once.
 - eager: the same update, not compiled.
 - construction, import: building a transformation, and importing the library after jax.
-- normalization: forward and backward, beside flax if it is installed.
+- normalization: forward and backward, compared with flax if it is installed.
 - methods: each optimizer that both libraries have, on 12 matrices of 256 by 256 and 24 vectors.
 
-The file of `--json` holds an object: "jax", "jaxlib", "optax" and "gradtx" are their versions,
-"device" and "cpus" name the machine, "clock" is "wall" or "cpu", "repeats" the number of
-measurements, and "figures" a list of objects with the fields of `gradtx.bench.measure.Figure` and
-their "ratio" (null where gradtx needs nothing).
+`--json` writes an object: "jax", "jaxlib", "optax" and "gradtx" are the versions, "device" and
+"cpus" describe the machine, "clock" is "wall" or "cpu", "repeats" the number of measurements, and
+"figures" a list of objects with the fields of `gradtx.bench.measure.Figure` and their "ratio" (null
+where gradtx needs nothing).
 """
 
 import argparse
@@ -54,18 +54,18 @@ _PICTURES = (".pdf", ".png", ".svg")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the tables, and write what else was asked for.
+    """Print the tables, and write the files that were asked for.
 
     Args:
-        arguments: those of the command line.
+        arguments: the command-line arguments.
 
     Raises:
-        ImportError: if a plot is asked for and matplotlib is not installed.
+        ImportError: if a plot is requested and matplotlib is not installed.
     """
     options = _parser().parse_args(arguments)
     if options.plot:
-        _extras.load("matplotlib")  # better now than after minutes of measuring
-    # A program that another process has compiled would take no time.
+        _extras.load("matplotlib")  # fails now rather than after minutes of measuring
+    # A program that is in the cache would take no time to compile.
     jax.config.update("jax_enable_compilation_cache", False)
     repeats = options.repeats or (1 if options.quick else _REPEATS)
     settings = Settings(repeats, cpu_time=options.cpu_time, quick=options.quick)
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     print(title, flush=True)
     figures = list(_measured(options.only, settings))
-    print("\nslower than the other library, or with more memory")
+    print("\nslower than the other library, or using more memory")
     print("\n".join(f"  {line}" for line in report.losses(figures)) or "  nothing")
     if options.json:
         rows = [{**dataclasses.asdict(figure), "ratio": figure.ratio} for figure in figures]
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _measured(names: Sequence[str], settings: Settings) -> Iterator[Figure]:
-    """All figures of some sections, each printed when it is complete."""
+    """All figures of some sections, each section printed when it is complete."""
     for name, section in SECTIONS.items():
         if name not in names:
             continue
@@ -100,7 +100,7 @@ def _measured(names: Sequence[str], settings: Settings) -> Iterator[Figure]:
 
 
 def _about(settings: Settings) -> dict[str, Any]:
-    """The versions, the machine and the way of measuring."""
+    """The versions, the machine and the settings of the measurement."""
     usable = getattr(os, "sched_getaffinity", None)
     return {
         "jax": jax.__version__,
@@ -126,18 +126,19 @@ def _parser() -> argparse.ArgumentParser:
         choices=SECTIONS,
         default=list(SECTIONS),
         metavar="SECTION",
-        help=f"measure only these: {', '.join(SECTIONS)}",
+        help=f"measure only these sections: {', '.join(SECTIONS)}",
     )
     add(
         "--repeats",
         type=_count,
         metavar="N",
-        help=f"measurements of each figure, a third as many (but 5) of slow ones: {_REPEATS}",
+        help="the number of measurements of each figure, and of slow ones a third as many but at "
+        f"least 5 (default: {_REPEATS})",
     )
-    add("--cpu-time", action="store_true", help="measure processor time, for a busy machine")
-    add("--quick", action="store_true", help="tiny sizes, once, only to see that everything runs")
-    add("--json", type=Path, metavar="FILE", help="write the figures there")
-    add("--plot", type=_picture, metavar="FILE", help="draw the ratios there")
+    add("--cpu-time", action="store_true", help="measure CPU time, for a busy machine")
+    add("--quick", action="store_true", help="run with tiny sizes, once, as a smoke test")
+    add("--json", type=Path, metavar="FILE", help="write the figures to a file")
+    add("--plot", type=_picture, metavar="FILE", help="plot the ratios to a file")
     return parser
 
 
@@ -154,12 +155,12 @@ def _picture(text: str) -> Path:
 
 
 def _parent_of(file: Path) -> Path:
-    """The file, in a folder that exists."""
+    """The file, after creating its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     return file
 
 
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):  # ends without a word when piped into head
+    if hasattr(signal, "SIGPIPE"):  # exits silently when piped into head
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     main()

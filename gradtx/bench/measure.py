@@ -1,4 +1,4 @@
-"""How anything here is measured: in turn, several times, and as the median."""
+"""How the benchmarks measure: interleaved, several times, with medians as results."""
 
 import gc
 import math
@@ -10,19 +10,19 @@ from typing import Any, TypeAlias
 
 import jax
 
-# Takes one measurement: what it measured, in seconds.
+# Takes one measurement, and returns seconds by the name of what was measured.
 Task: TypeAlias = Callable[[], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line says about all sections.
+    """The command-line options that apply to all sections.
 
     Attributes:
-        repeats: the measurements of each figure.
-        cpu_time: whether to measure the time of the process on all its processors, to which other
-            programs add little, instead of the time on the wall.
-        quick: whether everything is tiny and measured once, only to see that it runs.
+        repeats: the number of measurements of each figure.
+        cpu_time: whether to measure the CPU time of the process, which other programs hardly
+            affect, instead of the wall-clock time.
+        quick: whether everything is tiny and measured once, as a smoke test.
     """
 
     repeats: int
@@ -36,12 +36,12 @@ class Settings:
 
     @property
     def slow_repeats(self) -> int:
-        """The measurements of what takes long, and varies little: tracing, compiling, importing."""
+        """The number of measurements of what is slow but varies little, such as compiling."""
         return 1 if self.quick else max(5, self.repeats // 3)
 
     @property
     def shortest(self) -> float:
-        """The seconds that calls take which are measured together, so that the clock is exact."""
+        """The minimum duration of one measurement in seconds; faster calls are measured in bulk."""
         return 0.0 if self.quick else 0.01
 
 
@@ -52,13 +52,13 @@ class Figure:
     Attributes:
         section: one of the names that `--only` takes.
         case: what was measured, such as a tree or a method.
-        measure: what about it: "trace", "compile", "step", "temporary", ...
-        theirs: the other library's median, in `unit`.
-        ours: that of gradtx.
+        measure: which quantity: "trace", "compile", "step", "temporary", ...
+        theirs: the median of the other library, in `unit`.
+        ours: the median of gradtx.
         unit: "seconds" or "bytes".
         peer: the other library.
-        bound: the seconds that the machine needs to read and write the same arrays once, where
-            that was measured.
+        bound: the seconds that the machine needs to read and write the same arrays once, if
+            measured.
     """
 
     section: str
@@ -72,15 +72,14 @@ class Figure:
 
     @property
     def ratio(self) -> float | None:
-        """Larger is better for gradtx; None where it needs nothing at all."""
+        """The quotient theirs / ours, larger is better for gradtx; None if ours is zero."""
         return self.theirs / self.ours if self.ours else None
 
 
 def in_turn(tasks: Mapping[str, Task], repeats: int) -> dict[str, dict[str, float]]:
-    """The medians of what the tasks measure, in turn.
+    """The medians of interleaved measurements of several tasks.
 
-    Each round begins with another task, so that none is always the one that follows itself, or the
-    first after whatever disturbs the machine.
+    Each round begins with a different task, so that no task always has the same predecessor.
     """
     names = list(tasks)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
@@ -97,23 +96,23 @@ def in_turn(tasks: Mapping[str, Task], repeats: int) -> dict[str, dict[str, floa
 def compared(
     section: str, case: str, medians: Mapping[str, Mapping[str, float]], **rest: Any
 ) -> Iterator[Figure]:
-    """A figure for each measure that `in_turn` found, of "gradtx" and the library beside it."""
+    """A figure for each measure in the result of `in_turn`, of "gradtx" and the other library."""
     theirs = next(values for name, values in medians.items() if name != "gradtx")
     for measure, value in theirs.items():
         yield Figure(section, case, measure, value, medians["gradtx"][measure], **rest)
 
 
 class Subject:
-    """A program that is traced, lowered, compiled and run, each as often as it takes.
+    """A program that is traced, lowered, compiled and run, each as often as needed.
 
     Args:
-        settings: those of the command line.
+        settings: the options of the command line.
         function: returns the new values of its first `donated` arguments, if there are any.
-        arguments: arrays, or `jax.ShapeDtypeStruct` for what is only compiled.
-        donated: how many of the first arguments give their memory away.
+        arguments: arrays, or `jax.ShapeDtypeStruct` if the program is only compiled.
+        donated: how many of the first arguments are donated.
 
     Attributes:
-        carried: those arguments now, after the steps that were run.
+        carried: the current values of these arguments.
     """
 
     def __init__(
@@ -139,31 +138,31 @@ class Subject:
         return {"trace": between - start, "lower": end - between, "trace + lower": end - start}
 
     def compile(self) -> dict[str, float]:
-        """Compile, after tracing and lowering, which does not count here."""
+        """Compile, after tracing and lowering, which are not measured here."""
         self.trace()
         start = self._clock()
         self._compiled = self._lowered.compile()
         return {"compile": self._clock() - start}
 
     def temporary_bytes(self) -> int | None:
-        """The memory of the compiled program beside its arguments and results, if known."""
+        """The memory of the compiled program, without its arguments and results, if known."""
         analysis = self._compiled.memory_analysis()
         return None if analysis is None else analysis.temp_size_in_bytes
 
     def warm_up(self, multiple: int = 1) -> None:
-        """Compile if needed, and find out how many calls to measure together.
+        """Compile if needed, and find how many calls to measure in bulk.
 
         Args:
-            multiple: of which the number of calls is one.
+            multiple: the number of calls is a multiple of this.
         """
         if self._compiled is None:
             self.compile()
-        self._run(multiple)  # the first run also fetches the pages of the outputs
+        self._run(multiple)  # the first run also allocates the outputs
         seconds = self._run(multiple) * multiple
         self._calls = multiple * max(1, math.ceil(self._settings.shortest / max(seconds, 1e-9)))
 
     def step(self) -> dict[str, float]:
-        """Run, warmed up before."""
+        """Run, after `warm_up`."""
         return {"step": self._run(self._calls)}
 
     def _run(self, calls: int) -> float:
@@ -184,7 +183,7 @@ def memory(
     measure: str = "temporary",
     peer: str = "optax",
 ) -> Iterator[Figure]:
-    """A figure of the temporary memory of compiled programs, where the backend tells it."""
+    """A figure of the temporary memory of compiled programs, if the backend reports it."""
     found = {name: subject.temporary_bytes() for name, subject in subjects.items()}
     if None not in found.values():
         values = {name: {measure: float(size)} for name, size in found.items() if size is not None}

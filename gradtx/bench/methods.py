@@ -16,12 +16,12 @@ from gradtx.bench.measure import Figure, Settings, compared, in_turn
 from gradtx.bench.programs import LIBRARIES
 
 _ARGUMENTS = {"learning_rate": 1e-3, "l2_norm_clip": 1.0, "noise_multiplier": 1.0, "seed": 0}
-# Takes the gradients of each example.
+# Takes per-example gradients.
 _PER_EXAMPLE = "dpsgd"
 _EXAMPLES = 2
-# Enough for a quick run: the plainest, and those with arguments of their own.
+# Enough for a quick run: the simplest, and those with special arguments.
 _FEW = ("sgd", _PER_EXAMPLE, "sophia")
-# One wrapper, because optax computes in each mini-step what only the last one needs.
+# One wrapper, because optax computes at each mini-step what only the last one needs.
 ACCUMULATED = "MultiSteps(4) of muon"
 _MINI_STEPS = 4
 
@@ -35,7 +35,7 @@ def methods(settings: Settings) -> Iterator[Figure]:
         subjects = {}
         for name in LIBRARIES:
             tx = transformation(name, method)
-            # What some methods ask for; the others take it and ignore it.
+            # Some methods need these arguments; the others ignore them.
             step = programs.training_step(name, tx, value=jnp.float32(1.0), obj_fn=_loss)
             subjects[name] = programs.to_run(settings, step, tx, gradient, params)
         tasks = {name: subject.compile for name, subject in subjects.items()}
@@ -53,7 +53,7 @@ def names() -> list[str]:
 
 
 def transformation(library: str, method: str) -> optax.GradientTransformation:
-    """What a method of a library makes with its defaults and the same learning rate."""
+    """A method of a library, with its defaults and the same learning rate for all."""
     if method == ACCUMULATED:
         inner = transformation(library, "muon")
         return programs.named(library, "MultiSteps")(inner, _MINI_STEPS).gradient_transformation()

@@ -1,4 +1,4 @@
-"""Normalization beside flax, forward and backward."""
+"""Normalization compared with flax, forward and backward."""
 
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from gradtx.bench import programs
 from gradtx.bench.measure import Figure, Settings, Subject, compared, in_turn, memory
 from gradtx.normalization import batch_norm, group_norm, init_batch_stats, layer_norm, rms_norm
 
-# From x, scale and bias to y and new running statistics, if there are any.
+# Maps x, scale and bias to y and new running statistics, if there are any.
 _Normalization: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 _GROUPS = 8
@@ -20,9 +20,9 @@ _MOMENTUM = 0.9
 
 
 def missing() -> str | None:
-    """Why there is nothing to compare with, or nothing."""
+    """Why there is nothing to compare with; None if there is."""
     if importlib.util.find_spec("flax") is None:
-        return "normalization: left out, because flax is not installed"
+        return "normalization: skipped, because flax is not installed"
     return None
 
 
@@ -95,7 +95,7 @@ def _ours(kind: str, features: int) -> _Normalization:
 def _flax(kind: str, dtype: Any) -> _Normalization:
     from flax import linen
 
-    # Without `dtype`, float32 parameters would make float32 of bfloat16.
+    # Without `dtype`, float32 parameters would promote bfloat16 to float32.
     module = {
         "layer_norm": linen.LayerNorm(epsilon=_EPSILON, dtype=dtype),
         "rms_norm": linen.RMSNorm(epsilon=_EPSILON, dtype=dtype),

@@ -1,4 +1,4 @@
-"""What is measured: the step of a training loop, on trees of several kinds."""
+"""The programs that are measured: the step of a training loop, on several kinds of trees."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,15 +16,15 @@ LIBRARIES = ("optax", "gradtx")
 
 
 def named(library: str, name: str) -> Any:
-    """A public name of a library; those of `optax.contrib` count as optax's, as in gradtx."""
+    """A public name of a library; names in `optax.contrib` count as optax's, as in gradtx."""
     if library == "gradtx":
         return getattr(gradtx, name)
-    # `dir`, because asking for a deprecated name warns.
+    # `dir`, because `getattr` of a deprecated name warns.
     return getattr(optax if name in dir(optax) else optax.contrib, name)
 
 
 def clipped_adamw(library: str) -> optax.GradientTransformation:
-    """The transformation that most trainings of large models take."""
+    """The transformation that most large models are trained with."""
     clip, adamw = named(library, "clip_by_global_norm"), named(library, "adamw")
     return named(library, "chain")(clip(1.0), adamw(1e-3))
 
@@ -32,7 +32,7 @@ def clipped_adamw(library: str) -> optax.GradientTransformation:
 def training_step(
     library: str, tx: optax.GradientTransformation, **extra: Any
 ) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
-    """From parameters, state and gradient to new parameters and state, as the library does it."""
+    """Maps parameters, state and gradient to new parameters and state, using the library."""
     update = optax.with_extra_args_support(tx).update
 
     def with_optax(params: Any, state: Any, gradient: Any) -> tuple[Any, Any]:
@@ -51,11 +51,11 @@ def to_run(
     """The subject for a step, with arrays of its own.
 
     Args:
-        settings: those of the command line.
+        settings: the options of the command line.
         function: the step.
         tx: the transformation in it.
         gradient: the gradients.
-        params: the parameters; None: with the gradients' shapes.
+        params: the parameters; None: random ones of the gradients' shapes.
     """
     params = drawn(gradient, 1) if params is None else params
     # Copies, because some states of optax share arrays with the parameters.
@@ -64,12 +64,12 @@ def to_run(
 
 
 def touch(params: Any, mu: Any, nu: Any, gradient: Any) -> Any:
-    """Read and write what a step of Adam must, once, and do as good as nothing beside that."""
+    """Read and write once what a step of Adam must, with next to no arithmetic."""
     return params + gradient, 0.9 * mu, 0.9 * nu
 
 
 def trees(quick: bool = False) -> dict[str, Any]:
-    """Shapes of parameters by the name of the tree, the one large leaf first."""
+    """Shapes of parameters by the name of the tree; the one large leaf comes first."""
     if quick:
         return {"1 leaf of 4K": [_shape(4096)], "GPT-like, 1 layer": gpt(1, 8, 16)}
     return {
@@ -108,7 +108,7 @@ def gpt(layers: int, width: int, vocabulary: int) -> Any:
 
 def drawn(shapes: Any, seed: int) -> Any:
     """Normally distributed numbers."""
-    # NumPy's, because jax would compile a program for each shape after each clearing of its caches.
+    # From NumPy, because jax would compile a program per shape whenever its caches are cleared.
     generator = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: jnp.array(generator.standard_normal(leaf.shape, np.float32), leaf.dtype),

@@ -1,4 +1,4 @@
-"""What was measured, as text and as a picture."""
+"""The measurements as text and as a picture."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from gradtx.bench.measure import Figure
 from gradtx.diagnostics import _extras
 from gradtx.tables import text_table
 
-# What is nearer to 1 may be noise, and so few bytes do not matter.
+# Ratios closer to 1 may be noise, and fewer bytes do not matter.
 _WORSE = 0.95
 _FEW_BYTES = 1 << 16
 # Enough for a library a thousand times slower or faster.
@@ -16,7 +16,7 @@ _COLORS = {"trace": "C0", "lower": "C1", "trace + lower": "C2", "compile": "C3",
 
 
 def table(figures: Sequence[Figure]) -> list[str]:
-    """The lines of a section's table; ratios above 1 are in favour of gradtx."""
+    """The lines of a section's table; ratios above 1 are in favor of gradtx."""
     has_bound = any(figure.bound is not None for figure in figures)
     headings = ["", "", figures[0].peer, "gradtx", "ratio", *(["bound / gradtx"] * has_bound)]
     rows, last = [], None
@@ -37,7 +37,7 @@ def table(figures: Sequence[Figure]) -> list[str]:
 
 
 def losses(figures: Sequence[Figure]) -> Iterator[str]:
-    """A line for each figure in which gradtx is worse, the worst first."""
+    """A line for each figure in which gradtx is worse, worst first."""
     ratios = [(figure.ratio, figure) for figure in figures if figure.ratio is not None]
     for ratio, figure in sorted(ratios, key=lambda pair: pair[0]):
         if ratio < _WORSE and (figure.unit != "bytes" or figure.ours > _FEW_BYTES):
@@ -58,7 +58,7 @@ def chart(figures: Sequence[Figure], title: str) -> Any:
         if figure.unit == "seconds":
             panels.setdefault(figure.section, []).append(figure)
     columns = _columns({section: len(rows) for section, rows in panels.items()})
-    # Beside its bars each panel takes two of their heights for its title and axis.
+    # In addition to its bars, each panel takes the height of two bars for its title and axis.
     heights = [[len(panels[section]) + 2 for section in column] for column in columns]
     tallest = max(map(sum, heights))
     drawing = _extras.load("matplotlib.figure").Figure(
@@ -69,7 +69,7 @@ def chart(figures: Sequence[Figure], title: str) -> Any:
     ticks = [tick for tick in _TICKS if limits[0] < tick < limits[1]]
     grid = drawing.add_gridspec(1, len(columns))
     for column, sizes, place in zip(columns, heights, grid, strict=True):
-        # The shorter column stays empty below, so that all bars are equally wide.
+        # The shorter column is empty at the bottom, so that all bars have the same width.
         sizes = [*sizes, tallest - sum(sizes) or 1e-3]
         cells = place.subgridspec(len(sizes), 1, height_ratios=sizes)
         for section, cell in zip(column, cells, strict=False):
@@ -87,7 +87,7 @@ def chart(figures: Sequence[Figure], title: str) -> Any:
 
 
 def _columns(sizes: dict[str, int]) -> list[list[str]]:
-    """The sections one below the other, in two columns of nearly equal heights if they are many."""
+    """The sections in one column, or in two of nearly equal heights if there are many bars."""
     names, total = list(sizes), sum(sizes.values())
     if total < 30:
         return [names]
@@ -139,5 +139,5 @@ def _ratio(value: float) -> str:
 
 
 def _digits(value: float) -> str:
-    """Three of them, and more only before the point."""
+    """The value to three significant digits, or more before the decimal point."""
     return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"

@@ -1,4 +1,4 @@
-"""Each section of the benchmark but those on methods and normalization."""
+"""The sections of the benchmark, except those on methods and normalization."""
 
 import compileall
 import functools
@@ -26,7 +26,7 @@ def trace(settings: Settings) -> Iterator[Figure]:
 
 
 def compile(settings: Settings) -> Iterator[Figure]:
-    """Compiling a step, and the memory that it needs beside what it reads and writes."""
+    """Compiling a step, and the temporary memory that it needs."""
     for case, subjects in _to_compile(settings):
         tasks = {name: subject.compile for name, subject in subjects.items()}
         yield from compared("compile", case, in_turn(tasks, settings.slow_repeats))
@@ -34,7 +34,7 @@ def compile(settings: Settings) -> Iterator[Figure]:
 
 
 def step(settings: Settings) -> Iterator[Figure]:
-    """A step, one large leaf also beside the time for reading and writing the same arrays once."""
+    """A step; for one large leaf, also the time to read and write the same arrays once."""
     for number, (case, shapes) in enumerate(programs.trees(settings.quick).items()):
         subjects = {}
         gradient = programs.drawn(shapes, 0)
@@ -84,7 +84,7 @@ def import_(settings: Settings) -> Iterator[Figure]:
     """Importing the library in a new process, after jax."""
     clock = "process_time" if settings.cpu_time else "perf_counter"
     with tempfile.TemporaryDirectory() as folder:
-        # Compiled, as pip leaves what it installs; what is imported from here may not be.
+        # A compiled copy, like one that pip installs; the files imported here may not be compiled.
         for name in LIBRARIES:
             package = Path(sys.modules[name].__file__ or "").parent
             shutil.copytree(package, Path(folder, name))
@@ -97,7 +97,7 @@ def import_(settings: Settings) -> Iterator[Figure]:
                 f"import time, jax; start = time.{clock}(); import {name}; "
                 f"print(time.{clock}() - start)"
             )
-            # From that folder, because Python looks into the current one first.
+            # Run in that folder, because Python searches the current one first.
             done = subprocess.run(
                 [sys.executable, "-c", program],
                 cwd=folder,

@@ -146,7 +146,7 @@ def test_methods_are_those_that_optax_has_too():
 def test_without_flax_a_notice_says_so(monkeypatch):
     assert normalization.missing() is None
     monkeypatch.setattr(normalization.importlib.util, "find_spec", lambda name: None)
-    assert normalization.missing() == "normalization: left out, because flax is not installed"
+    assert normalization.missing() == "normalization: skipped, because flax is not installed"
 
 
 FIGURES = [
