@@ -10,6 +10,9 @@ from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
 from gradtx.norms import abs_squared
 
+# The ranges of what Adam and most of its relatives take.
+ADAM_RANGES = {"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE}
+
 
 def first_moment(g, mu, t, b1, nesterov, bias_correction=True):
     """The estimate of the mean gradient: m_hat, or with Nesterov's look ahead."""
@@ -32,7 +35,7 @@ ADAM = Kernel(
     "scale_by_adam",
     _adam,
     slots=(Slot("mu"), Slot("nu", real=True)),
-    hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
+    hyperparameters=ADAM_RANGES,
     options=("nesterov", "bias_correction"),
     state=optax.ScaleByAdamState,
     degree=0,
@@ -114,7 +117,7 @@ AMSGRAD = Kernel(
     "scale_by_amsgrad",
     _amsgrad,
     slots=(Slot("mu"), Slot("nu", real=True), Slot("nu_max", real=True)),
-    hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
+    hyperparameters=ADAM_RANGES,
     options=("bias_correction_mu", "bias_correction_nu"),
     state=optax.ScaleByAmsgradState,
     degree=0,

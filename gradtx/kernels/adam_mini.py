@@ -12,7 +12,8 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
 from gradtx import trees
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, PerLeaf, Slot
+from gradtx.kernel import Kernel, PerLeaf, Slot
+from gradtx.kernels.adam import ADAM_RANGES
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
 from gradtx.messages import shown
@@ -39,7 +40,7 @@ ADAMINI = Kernel(
     "scale_by_adamini",
     _adamini,
     slots=(Slot("mu"), Slot("nu", real=True, shape=_shape_of_blocks)),
-    hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
+    hyperparameters=ADAM_RANGES,
     options=("blocks",),
     state=optax.ScaleByAdamState,
     elementwise=False,

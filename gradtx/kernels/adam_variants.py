@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Range, Slot
-from gradtx.kernels.adam import first_moment
+from gradtx.kernel import NON_NEGATIVE, Kernel, Range, Slot
+from gradtx.kernels.adam import ADAM_RANGES, first_moment
 from gradtx.kernels.arithmetic import debias, log_decay, safe_divide
 from gradtx.lift import lift
 from gradtx.norms import abs_squared
@@ -23,7 +23,7 @@ BELIEF = Kernel(
     "scale_by_belief",
     _belief,
     slots=(Slot("mu"), Slot("nu", real=True)),
-    hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
+    hyperparameters=ADAM_RANGES,
     options=("nesterov",),
     state=optax.ScaleByBeliefState,
     degree=0,
@@ -85,13 +85,7 @@ YOGI = Kernel(
     "scale_by_yogi",
     _yogi,
     slots=(Slot("mu"), Slot("nu", fill="initial_accumulator_value", real=True)),
-    hyperparameters={
-        "b1": DECAY,
-        "b2": DECAY,
-        "eps": NON_NEGATIVE,
-        "eps_root": NON_NEGATIVE,
-        "initial_accumulator_value": NON_NEGATIVE,
-    },
+    hyperparameters=ADAM_RANGES | {"initial_accumulator_value": NON_NEGATIVE},
     state=optax.ScaleByAdamState,
     degree=0,
     source="Zaheer et al. 2018, Algorithm 2",
@@ -191,13 +185,7 @@ RADAM = Kernel(
     "scale_by_radam",
     _radam,
     slots=(Slot("mu"), Slot("nu", real=True)),
-    hyperparameters={
-        "b1": DECAY,
-        "b2": DECAY,
-        "eps": NON_NEGATIVE,
-        "eps_root": NON_NEGATIVE,
-        "threshold": _TRACTABLE,
-    },
+    hyperparameters=ADAM_RANGES | {"threshold": _TRACTABLE},
     options=("nesterov",),
     state=optax.ScaleByAdamState,
     degree="between",

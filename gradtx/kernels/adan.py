@@ -5,6 +5,7 @@ import optax
 from optax import ScalarOrSchedule
 
 from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, PerLeaf, Slot
+from gradtx.kernels.adam import ADAM_RANGES
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
 from gradtx.norms import abs_squared
@@ -29,13 +30,7 @@ ADAN = Kernel(
     "scale_by_adan",
     _adan,
     slots=(Slot("m"), Slot("v"), Slot("n", real=True), Slot("g", argument="g_previous")),
-    hyperparameters={
-        "b1": DECAY,
-        "b2": DECAY,
-        "b3": DECAY,
-        "eps": NON_NEGATIVE,
-        "eps_root": NON_NEGATIVE,
-    },
+    hyperparameters=ADAM_RANGES | {"b3": DECAY},
     state=optax.ScaleByAdanState,
     counters=("t",),
     degree=0,

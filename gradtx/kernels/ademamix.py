@@ -6,7 +6,8 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 from optax.contrib import ScaleByAdemamixState, ScaleBySimplifiedAdEMAMixState
 
-from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Slot
+from gradtx.kernel import ANY_NUMBER, DECAY, Kernel, Slot
+from gradtx.kernels.adam import ADAM_RANGES
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
 from gradtx.norms import abs_squared
@@ -28,14 +29,7 @@ ADEMAMIX = Kernel(
         Slot("m2", dtype_argument="mu_dtype"),
         Slot("nu", real=True),
     ),
-    hyperparameters={
-        "b1": DECAY,
-        "b2": DECAY,
-        "b3": DECAY,
-        "alpha": ANY_NUMBER,
-        "eps": NON_NEGATIVE,
-        "eps_root": NON_NEGATIVE,
-    },
+    hyperparameters=ADAM_RANGES | {"b3": DECAY, "alpha": ANY_NUMBER},
     state=ScaleByAdemamixState,
     counters=("count", "count_m2"),
     degree=0,
@@ -113,13 +107,7 @@ SIMPLIFIED_ADEMAMIX = Kernel(
     "scale_by_simplified_ademamix",
     _simplified_ademamix,
     slots=(Slot("m"), Slot("n", real=True)),
-    hyperparameters={
-        "b1": DECAY,
-        "b2": DECAY,
-        "alpha": ANY_NUMBER,
-        "eps": NON_NEGATIVE,
-        "eps_root": NON_NEGATIVE,
-    },
+    hyperparameters=ADAM_RANGES | {"alpha": ANY_NUMBER},
     state=ScaleBySimplifiedAdEMAMixState,
     counters=("t",),
     degree=0,

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
 from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
+from gradtx.kernels.adam import ADAM_RANGES
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
 from gradtx.messages import shown
@@ -131,7 +132,7 @@ ACPROP = Kernel(
     "scale_by_acprop",
     _acprop,
     slots=(Slot("mu"), Slot("nu", real=True)),
-    hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE},
+    hyperparameters=ADAM_RANGES,
     state=optax.ScaleByBeliefState,
     degree="between",
     source="Zhuang et al. 2021, Algorithm 2",

@@ -46,6 +46,12 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array, at_least: Any = 0.
     return numerator / jnp.where(is_zero, 1.0, denominator)
 
 
+def quotient(numerator: jax.Array, denominator: jax.Array, at_zero: Any = 0.0) -> jax.Array:
+    """Divide, with the value `at_zero` and a finite derivative where the denominator is 0."""
+    is_zero = denominator == 0
+    return jnp.where(is_zero, at_zero, numerator / jnp.where(is_zero, 1.0, denominator))
+
+
 def root_mean_square(x: jax.Array, axis: int | None = None) -> jax.Array:
     """The root mean square of all elements, or along an axis; the axes are kept with length 1."""
     number = x.size if axis is None else x.shape[axis]

@@ -22,7 +22,7 @@ from gradtx.kernel import (
     check,
     check_hyperparameter,
 )
-from gradtx.kernels.arithmetic import safe_divide, sum_of_weights
+from gradtx.kernels.arithmetic import quotient, safe_divide, sum_of_weights
 from gradtx.lift import lift
 from gradtx.messages import shown
 
@@ -56,13 +56,6 @@ def adam_rate(estimate, learning_rate, t, b1, b2, bias_correction):
     if bias_correction:
         rate *= jnp.sqrt(sum_of_weights(b2, t)) / sum_of_weights(b1, t)
     return rate
-
-
-def larger_estimate(estimate, numerator, denominator):
-    """The larger of the old estimate and the quotient, which needs a nonzero gradient."""
-    is_zero = denominator == 0
-    quotient = numerator / jnp.where(is_zero, 1.0, denominator)
-    return jnp.where(is_zero, estimate, jnp.maximum(estimate, quotient))
 
 
 def l1_norm_of_sum(s, g, keep, weight):
@@ -105,11 +98,11 @@ def _dadapt_scalars(
     keep, share = _dadapt_weights(b2)
     rate = adam_rate(estim_lr, learning_rate, t, b1, b2, bias_correction)
     numerator = keep * numerator_weighted + share * rate * product
+    # Until there is a gradient, the old estimate stays.
+    estimate = quotient(numerator, share * l1_norm, at_zero=estim_lr)
     return {
         "numerator_weighted": numerator,
-        "estim_lr": jnp.minimum(
-            larger_estimate(estim_lr, numerator, share * l1_norm), growth_rate * estim_lr
-        ),
+        "estim_lr": jnp.minimum(jnp.maximum(estim_lr, estimate), growth_rate * estim_lr),
         "rate": rate,
     }
 

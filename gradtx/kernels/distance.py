@@ -20,6 +20,7 @@ from gradtx.kernel import (
     check,
     state_class,
 )
+from gradtx.kernels.arithmetic import quotient
 from gradtx.lift import ScheduledState, lift
 from gradtx.messages import shown
 
@@ -45,12 +46,6 @@ def _sum_of_squared_differences(x, y):
     return _sum_of_squares(x - y)
 
 
-def _quotient(numerator, denominator):
-    """The quotient, or 0 where there has been no gradient to divide by yet."""
-    is_zero = denominator == 0
-    return jnp.where(is_zero, 0.0, numerator / jnp.where(is_zero, 1.0, denominator))
-
-
 def _stretch(g, *, init_params, length):
     return length * g, init_params
 
@@ -60,7 +55,7 @@ def _dog_scalars(
 ):
     max_dist = jnp.maximum(max_dist, jnp.sqrt(squared_distance))
     total = sum_sq_norm_grads + squared_norm
-    length = _quotient(max_dist, jnp.sqrt(total + eps))
+    length = quotient(max_dist, jnp.sqrt(total + eps))
     if kind == "learning_rate":
         # While the gradient is zero nothing moves, and there is no distance to scale by.
         length = jnp.where(is_init_step | (max_dist == 0), first, length)
@@ -150,7 +145,7 @@ def _dowg_scalars(*, estim_sq_dist, weighted_sq_norm_grads, squared_distance, sq
     return {
         "estim_sq_dist": squared,
         "weighted_sq_norm_grads": weighted,
-        "length": _quotient(squared, jnp.sqrt(weighted) + eps),
+        "length": quotient(squared, jnp.sqrt(weighted) + eps),
     }
 
 
@@ -214,7 +209,7 @@ def scale_by_dowg(
 def _layer_distance(g, *, p, max_dist, grad_sum_of_squares, init_params, eps, global_scale):
     max_dist = jnp.maximum(max_dist, jnp.sqrt(_sum_of_squared_differences(p, init_params)))
     total = grad_sum_of_squares + _sum_of_squares(g)
-    length = global_scale * _quotient(max_dist, jnp.sqrt(total[0] + eps))
+    length = global_scale * quotient(max_dist, jnp.sqrt(total[0] + eps))
     return length * g, max_dist, total, init_params
 
 

@@ -8,6 +8,7 @@ from optax.contrib import MomoState
 
 from gradtx import norms
 from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Scalar, Slot, check
+from gradtx.kernels.arithmetic import quotient
 from gradtx.lift import lift
 
 
@@ -63,9 +64,7 @@ def length_and_bound(
         below = (model - jnp.abs(model) / 2) / (growth * weights)
         lb = jnp.where(model < growth * weights * lb, jnp.maximum(below, lower_bound), lb)
     gap = jnp.maximum(model - growth * weights * lb, 0)
-    is_zero = squares == 0
-    length = jnp.minimum(learning_rate / weights, gap / jnp.where(is_zero, 1.0, squares))
-    length = jnp.where(is_zero, 0.0, length)
+    length = jnp.minimum(learning_rate / weights, quotient(gap, squares))
     if adapt_lower_bound:
         lb = jnp.maximum((average + product - length * squares / 2) / weights, lower_bound)
     return length, lb

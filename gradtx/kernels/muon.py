@@ -14,7 +14,7 @@ from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, PerLeaf, Scalar, Slot
 from gradtx.kernels.adam import first_moment
 from gradtx.kernels.matrices import WeightDimensionNumbers, matrix_axes
 from gradtx.kernels.orthogonalize import (
-    ITERATION,
+    ITERATION_OPTIONS,
     NS_COEFFS,
     Preconditioning,
     newton_schulz,
@@ -23,32 +23,10 @@ from gradtx.kernels.orthogonalize import (
 from gradtx.lift import lift
 
 
-def _muon(
-    g,
-    *,
-    mu,
-    t,
-    ns_coeffs,
-    beta,
-    eps,
-    axes,
-    nesterov,
-    bias_correction,
-    adaptive,
-    ns_steps,
-    preconditioning,
-    ns_dtype,
-):
+def _muon(g, *, mu, t, ns_coeffs, beta, eps, axes, nesterov, bias_correction, adaptive, iteration):
     mu = beta * mu + (1 - beta) * g
     m_hat = axes.to_matrices(first_moment(g, mu, t, beta, nesterov, bias_correction))
-    u = newton_schulz(
-        m_hat,
-        ns_coeffs,
-        eps,
-        ns_steps=ns_steps,
-        preconditioning=preconditioning,
-        ns_dtype=ns_dtype,
-    )
+    u = newton_schulz(m_hat, ns_coeffs, eps, **iteration._asdict())
     if adaptive:
         u = jnp.sum(jnp.real(jnp.conj(m_hat) * u), axis=(-2, -1), keepdims=True) * u
     return axes.from_matrices(u, g.shape), mu
@@ -60,7 +38,7 @@ MUON = Kernel(
     slots=(Slot("mu"),),
     scalars=(Scalar("ns_coeffs", fill="coefficients"),),
     hyperparameters={"beta": DECAY, "eps": NON_NEGATIVE},
-    options=("axes", "nesterov", "bias_correction", "adaptive", *ITERATION),
+    options=("axes", "nesterov", "bias_correction", "adaptive", *ITERATION_OPTIONS),
     state=MuonState,
     elementwise=False,
     stacked=True,

@@ -17,7 +17,7 @@ from gradtx.kernels.arithmetic import safe_divide
 from gradtx.kernels.matrices import WeightDimensionNumbers, as_matrices
 from gradtx.kernels.muon import factor_of_width
 from gradtx.kernels.orthogonalize import (
-    ITERATION,
+    ITERATION_OPTIONS,
     NS_COEFFS,
     Preconditioning,
     newton_schulz,
@@ -46,7 +46,7 @@ def _evened(g, mu, nu, ns_coeffs, beta, b2, eps, nesterov, iteration):
     """O, N / ||N||_F, M and v."""
     mu = beta * mu + (1 - beta) * g
     ahead = first_moment(g, mu, None, beta, nesterov, bias_correction=False)
-    o = newton_schulz(ahead, ns_coeffs, eps, **iteration)
+    o = newton_schulz(ahead, ns_coeffs, eps, **iteration._asdict())
     rows = max(g.shape[-2], 1)
     nu = b2 * nu + (1 - b2) * jnp.sum(norms.abs_squared(o), axis=-2) / rows
     denominator = jnp.sqrt(nu)[..., None, :] + eps
@@ -55,38 +55,19 @@ def _evened(g, mu, nu, ns_coeffs, beta, b2, eps, nesterov, iteration):
     return o, safe_divide(n, length), mu, nu
 
 
-def _normuon(
-    g,
-    *,
-    mu,
-    nu,
-    ns_coeffs,
-    beta,
-    b2,
-    eps,
-    consistent_rms,
-    nesterov,
-    ns_steps,
-    preconditioning,
-    ns_dtype,
-):
-    iteration = {"ns_steps": ns_steps, "preconditioning": preconditioning, "ns_dtype": ns_dtype}
+def _normuon(g, *, mu, nu, ns_coeffs, beta, b2, eps, consistent_rms, nesterov, iteration):
     _, unit, mu, nu = _evened(g, mu, nu, ns_coeffs, beta, b2, eps, nesterov, iteration)
     return consistent_rms * math.sqrt(g.shape[-2] * g.shape[-1]) * unit, mu, nu
 
 
+_RANGES = {"beta": DECAY, "b2": DECAY, "eps": NON_NEGATIVE}
 NORMUON = Kernel(
     "scale_by_normuon",
     _normuon,
     slots=(Slot("mu"), Slot("nu", real=True, shape=lambda shape: (*shape[:-2], shape[-1]))),
     scalars=(Scalar("ns_coeffs", fill="coefficients"),),
-    hyperparameters={
-        "beta": DECAY,
-        "b2": DECAY,
-        "eps": NON_NEGATIVE,
-        "consistent_rms": NON_NEGATIVE,
-    },
-    options=("nesterov", *ITERATION),
+    hyperparameters=_RANGES | {"consistent_rms": NON_NEGATIVE},
+    options=("nesterov", *ITERATION_OPTIONS),
     state=NorMuonState,
     elementwise=False,
     stacked=True,
@@ -95,10 +76,7 @@ NORMUON = Kernel(
 )
 
 
-def _normuon_as_long_as_muon(
-    g, *, mu, nu, ns_coeffs, beta, b2, eps, nesterov, ns_steps, preconditioning, ns_dtype
-):
-    iteration = {"ns_steps": ns_steps, "preconditioning": preconditioning, "ns_dtype": ns_dtype}
+def _normuon_as_long_as_muon(g, *, mu, nu, ns_coeffs, beta, b2, eps, nesterov, iteration):
     o, unit, mu, nu = _evened(g, mu, nu, ns_coeffs, beta, b2, eps, nesterov, iteration)
     return factor_of_width(*g.shape[-2:]) * norms.norm(o, axis=(-2, -1)) * unit, mu, nu
 
@@ -106,7 +84,7 @@ def _normuon_as_long_as_muon(
 NORMUON_AS_LONG_AS_MUON = replace(
     NORMUON,
     step=_normuon_as_long_as_muon,
-    hyperparameters={"beta": DECAY, "b2": DECAY, "eps": NON_NEGATIVE},
+    hyperparameters=_RANGES,
 )
 
 

@@ -6,7 +6,8 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
 from gradtx import norms
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
+from gradtx.kernel import NON_NEGATIVE, Kernel, Slot
+from gradtx.kernels.adam import ADAM_RANGES
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.lift import lift
 
@@ -23,13 +24,7 @@ NOVOGRAD = Kernel(
     "scale_by_novograd",
     _novograd,
     slots=(Slot("mu"), Slot("nu", real=True, shape=lambda shape: ())),
-    hyperparameters={
-        "b1": DECAY,
-        "b2": DECAY,
-        "eps": NON_NEGATIVE,
-        "eps_root": NON_NEGATIVE,
-        "weight_decay": NON_NEGATIVE,
-    },
+    hyperparameters=ADAM_RANGES | {"weight_decay": NON_NEGATIVE},
     state=optax.ScaleByNovogradState,
     elementwise=False,
     degree=0,

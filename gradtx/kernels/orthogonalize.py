@@ -1,6 +1,6 @@
 """Newton-Schulz iterations towards the nearest orthogonal matrix."""
 
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,21 @@ _PRESETS = {
 Preconditioning: TypeAlias = Literal["frobenius", "spectral", "aol", "schatten"]
 
 # The options of a kernel whose equation has the iteration in it.
-ITERATION = ("coefficients", "ns_steps", "preconditioning", "ns_dtype")
+ITERATION_OPTIONS = ("coefficients", "iteration")
+
+
+class Iteration(NamedTuple):
+    """The keyword arguments of `newton_schulz`."""
+
+    ns_steps: int
+    preconditioning: str
+    ns_dtype: np.dtype | None
 
 
 def newton_schulz_options(
     owner: str, ns_coeffs: Any, ns_steps: int, preconditioning: str, ns_dtype: DTypeLike | None
 ) -> dict[str, Any]:
-    """The values of the options of `ITERATION`, the coefficients as tuples.
+    """The values of `ITERATION_OPTIONS`, the coefficients as tuples.
 
     Raises:
         ValueError: if one of them is wrong, naming it and its value.
@@ -61,9 +69,9 @@ def newton_schulz_options(
     rows = coefficients.tolist()
     return {
         "coefficients": tuple(map(tuple, rows)) if coefficients.ndim == 2 else tuple(rows),
-        "ns_steps": int(ns_steps),
-        "preconditioning": preconditioning,
-        "ns_dtype": check_dtype(owner, "ns_dtype", ns_dtype),
+        "iteration": Iteration(
+            int(ns_steps), preconditioning, check_dtype(owner, "ns_dtype", ns_dtype)
+        ),
     }
 
 

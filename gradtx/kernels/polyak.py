@@ -5,6 +5,7 @@ import optax
 from optax import ScalarOrSchedule
 
 from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel
+from gradtx.kernels.arithmetic import quotient
 from gradtx.kernels.distance import squared_norm_of
 from gradtx.lift import lift
 from gradtx.messages import shown
@@ -16,10 +17,7 @@ def _polyak_length(*, value, squared_norm, f_min, max_learning_rate, eps, varian
     gap = value - f_min
     if variant == "sps+":
         gap = jnp.maximum(gap, 0)
-    denominator = squared_norm + eps
-    is_zero = denominator == 0
-    length = gap / jnp.where(is_zero, 1.0, denominator)
-    return {"length": jnp.where(is_zero, 0.0, jnp.minimum(length, max_learning_rate))}
+    return {"length": jnp.minimum(quotient(gap, squared_norm + eps), max_learning_rate)}
 
 
 def _stretch(g, *, length):

@@ -13,14 +13,13 @@ from optax.contrib import ProdigyState
 
 from gradtx import norms
 from gradtx.kernel import DECAY, NON_NEGATIVE, POSITIVE, Kernel, Scalar, Slot, check
-from gradtx.kernels.arithmetic import safe_divide
+from gradtx.kernels.arithmetic import quotient, safe_divide
 from gradtx.kernels.dadaptation import (
     ADAM,
     GROWTH,
     adam_rate,
     check_betas,
     l1_norm_of_sum,
-    larger_estimate,
     root,
 )
 from gradtx.lift import lift
@@ -112,9 +111,10 @@ def _prodigy_scalars(
     rate = adam_rate(estim_lr, learning_rate, t, b1, b2, bias_correction)
     keep = _decay(beta3, beta3_is_squared)
     numerator = keep * numerator_weighted + estim_lr / estim_lr0 * rate * product
+    estimate = quotient(estim_lr_coef * numerator, l1_norm, at_zero=estim_lr)
     return {
         "numerator_weighted": numerator,
-        "estim_lr": larger_estimate(estim_lr, estim_lr_coef * numerator, l1_norm),
+        "estim_lr": jnp.maximum(estim_lr, estimate),
         "rate": rate,
         "distance": estim_lr,
         "weight": _prodigy_weight(

@@ -171,18 +171,11 @@ def scale_by_sophia(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         refuse_complex(owner, updates)
-        wide = map_leaves(widened, owner, {"updates": updates})
-
-        def renewed() -> tuple[Any, Any]:
-            estimate, new = estimator.update(wide, state.hessian_fn_state, params, **extra)
-            # Where there is no gradient, the average stays as it is.
-            named = {"updates": updates, "the Hessian's diagonal": estimate}
-            estimate = map_leaves(lambda _, part: part, owner, named, rests=None)
-            averaged: Any = average.update(estimate, _Curvature(state.count, state.nu))[1]
-            return averaged.nu, new
-
-        is_time = state.count % update_interval == 0
-        nu, inner = _if_due(is_time, renewed, (state.nu, state.hessian_fn_state))
+        nu, inner = _if_due(
+            state.count % update_interval == 0,
+            lambda: _estimated(estimator, average, updates, state, params, extra),
+            (state.nu, state.hessian_fn_state),
+        )
         new: Any
         new_updates, new = step.update(updates, _Momentum(state.count, state.mu, nu), params)
         if verbose and clip_threshold is not None and every:
@@ -193,11 +186,30 @@ def scale_by_sophia(
     return composed(owner, (part,), init, update, state=SophiaState, effect=WITH_CURVATURE)
 
 
-def _if_due(is_due: Any, renew: Callable[[], Any], kept: Any) -> Any:
+def _estimated(
+    estimator: optax.GradientTransformationExtraArgs,
+    average: optax.GradientTransformationExtraArgs,
+    updates: Any,
+    state: Any,
+    params: Any,
+    extra: dict[str, Any],
+) -> tuple[Any, Any]:
+    """The average h with a new estimate in it, and the new state of the estimator."""
+    owner = "scale_by_sophia"
+    wide = map_leaves(widened, owner, {"updates": updates})
+    estimate, inner = estimator.update(wide, state.hessian_fn_state, params, **extra)
+    # Where there is no gradient, the average stays as it is.
+    named = {"updates": updates, "the Hessian's diagonal": estimate}
+    estimate = map_leaves(lambda _, part: part, owner, named, rests=None)
+    averaged: Any = average.update(estimate, _Curvature(state.count, state.nu))[1]
+    return averaged.nu, inner
+
+
+def _if_due(is_due: Any, estimate: Callable[[], Any], kept: Any) -> Any:
     if isinstance(is_due, Tracer):
-        return lax.cond(is_due, renew, lambda: kept)
+        return lax.cond(is_due, estimate, lambda: kept)
     # An eager conditional would be compiled, with the loss in it, at every call.
-    return renew() if is_due else kept
+    return estimate() if is_due else kept
 
 
 def _print_win_rate(updates: Any, limit: Any, count: jax.Array, every: int) -> None:
