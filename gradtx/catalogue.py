@@ -46,7 +46,7 @@ _VALUES: dict[Any, Any] = {
     Callable: _one,
     Mapping: {"name": _one},
 }
-# Large enough that what a matrix keeps for its rows and columns hardly counts.
+# Large enough that state for the rows and columns of a matrix hardly counts.
 _MATRIX = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
 
 
@@ -56,13 +56,14 @@ class Method:
 
     Attributes:
         name: the public name.
-        kind: "optimizer" of what takes a learning rate or finds its own, "piece" of what stands in
-            a chain, "wrapper" of what takes another transformation.
+        kind: "optimizer" if it takes a learning rate or finds its own, "piece" if it is a part of a
+            chain, "wrapper" if it takes another transformation.
         summary: the first sentence of its docstring.
         papers: their authors and years.
-        state_bytes: what it keeps for each float32 parameter of a matrix of 1024 by 1024, in bytes.
+        state_bytes: the size of its state for each float32 parameter of a matrix of 1024 by 1024,
+            in bytes.
         locality: what an element's update depends on: that "element" alone, its whole "leaf", or
-            the whole "tree", if only by its norm.
+            the whole "tree", if only through a norm.
     """
 
     name: str
@@ -74,7 +75,7 @@ class Method:
 
 
 def methods(kind: Kind = "optimizer") -> list[Method]:
-    """All public methods of a kind, by name, with their defaults.
+    """All public methods of a kind, sorted by name, with their default arguments.
 
     Args:
         kind: "optimizer", "piece" or "wrapper".
@@ -89,7 +90,7 @@ def methods(kind: Kind = "optimizer") -> list[Method]:
         ('Kingma & Ba 2015', 8.0, 'element')
     """
     factories: dict[str, Callable[..., Any]] = dict(inspect.getmembers(gradtx, inspect.isfunction))
-    # A class, because it is one in optax.
+    # A class, as in optax.
     factories["MultiSteps"] = gradtx.MultiSteps
     return [
         _method(name, factory, kind)
@@ -117,7 +118,7 @@ def _kind(name: str, factory: Callable[..., Any]) -> Kind | None:
         return None
     package = factory.__module__.split(".")[1]
     if any(argument.kind is argument.VAR_KEYWORD for argument in signature.parameters.values()):
-        return None  # with_hyperparams, which is what its factory is
+        return None  # with_hyperparams, which is of the kind of its factory
     if package == "wrappers":
         wraps = any(
             optax.GradientTransformation in _types(argument)
@@ -149,7 +150,7 @@ def example_of(argument: inspect.Parameter) -> Any:
     """A value of an argument that the factories of this library accept, by its type.
 
     Raises:
-        TypeError: if the annotation says none of the types that are known.
+        TypeError: if the annotation names no known type.
     """
     types = _types(argument)
     for kind, value in _VALUES.items():
@@ -178,10 +179,10 @@ def _method(name: str, factory: Callable[..., Any], kind: Kind) -> Method:
 
 
 def _papers(document: str) -> str:
-    """Authors and years from the section on sources."""
+    """Authors and years from the section "Source"."""
     found = re.search(r"\nSource:\n((?: .*\n|\n)*)", document + "\n")
     text = " ".join(found.group(1).split()) if found else ""
-    # Titles may hold years too.
+    # Titles may contain years too.
     text = re.sub(r'"[^"]*"', "", text)
     name = r"[A-Z][\w']+(?:-[A-Z][\w']+)*"
     names = re.findall(rf"((?:{name}(?:, | & | and | et al\. | ))+\d{{4}})", text)
@@ -192,22 +193,22 @@ def _locality(tx: optax.GradientTransformation) -> Locality:
     kernel, own = kernel_of(tx), locality_of(tx)
     if kernel is not None:
         return "tree" if kernel.measures else "element" if kernel.elementwise else "leaf"
-    # What is no kernel and has no known parts may do anything.
+    # What is not a kernel and has no known parts may do anything.
     found = {own or "tree", *(_locality(part.transformation) for part in parts_of(tx))}
     return next(each for each in ("tree", "leaf", "element") if each in found)
 
 
 def updated(text: str) -> str:
-    """A text whose tables of methods and differences are those of now, in the same order."""
+    """A text with its tables of methods and differences brought up to date, in the same order."""
     tables = [*map(table, get_args(Kind)), differences.table()]
     headings = {new.split("\n")[0] for new in tables}
     rest = iter(tables)
 
-    def renewed(found: re.Match[str]) -> str:
+    def replaced(found: re.Match[str]) -> str:
         old = found.group()
         return f"{next(rest)}\n" if old.split("\n")[0] in headings else old
 
-    return re.sub(r"(?:^\|.*\n)+", renewed, text, flags=re.MULTILINE)
+    return re.sub(r"(?:^\|.*\n)+", replaced, text, flags=re.MULTILINE)
 
 
 if __name__ == "__main__":
@@ -215,6 +216,6 @@ if __name__ == "__main__":
         path = Path(sys.argv[1])
         path.write_text(updated(path.read_text()))
     else:
-        if hasattr(signal, "SIGPIPE"):  # ends without a word when piped into head
+        if hasattr(signal, "SIGPIPE"):  # ends silently when piped into head
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         print(*map(table, get_args(Kind)), differences.table(), sep="\n\n")

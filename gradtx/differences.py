@@ -1,6 +1,6 @@
-"""Where gradtx departs from optax and from `jax.nn.initializers`, and why: the README's table.
+"""Where gradtx differs from optax and from `jax.nn.initializers`, and why: the README's table.
 
-In everything else numbers, states and dtypes are the same, to rounding.
+Everything else agrees in numbers up to rounding, and in states and dtypes.
 """
 
 from dataclasses import dataclass
@@ -8,20 +8,20 @@ from typing import Literal, TypeAlias
 
 Kind: TypeAlias = Literal["result", "state", "layout", "extremes", "fails", "refuses"]
 
-# What gradtx promises, and keeps where no paper says anything.
+# What gradtx promises where the papers say nothing.
 PRECISE = "state and arithmetic have the precision of the parameters, at least float32"
-REAL = "what is a real number by its equation is stored as one"
-SIZES = "numbers of every size count alike, and zero gives no NaN"
+REAL = "a number that its equation makes real is stored as a real number"
+SIZES = "numbers of every size work, and zero never gives NaN"
 SIGNS = "a loss may be negative"
-STABLE = "a state keeps its structure and its dtypes from `init` on"
-ABSTRACT = "`init` needs shapes and dtypes alone"
+STABLE = "a state keeps its structure and dtypes from `init` on"
+ABSTRACT = "`init` needs only shapes and dtypes"
 SHAPES = "an update has its gradient's shape and dtype"
 TREES = "what works on one array works on every tree"
-MASKS = "a mask may be a function, wherever there is one"
-STACKED = "layers that are stacked for a scan take the steps that each would take alone"
+MASKS = "wherever there is a mask, it may be a function"
+STACKED = "layers stacked for a scan take the steps that each would take alone"
 SCHEDULES = "every schedule counts from 0"
-DEVIATION = "an initializer has the deviation that is asked for"
-EARLY = "what would be read wrongly is refused, when the transformation is built if possible"
+DEVIATION = "an initializer has the requested deviation"
+EARLY = "what would be misread is refused, if possible when the transformation is built"
 PROMISES = (
     PRECISE,
     REAL,
@@ -44,11 +44,11 @@ class Difference:
     """A row of the table.
 
     Attributes:
-        names: the functions concerned; none if it is all of them.
+        names: the functions concerned; empty for all of them.
         kinds: what differs: the "result" (updates, or what a function returns), numbers in the
-            "state", its "layout" (classes, structure, shapes, dtypes), or the result at "extremes"
-            alone, gradients of zero or such whose squares overflow or underflow; or only the other
-            library "fails", or only gradtx "refuses".
+            "state", its "layout" (classes, structure, shapes, dtypes), or only the result at
+            "extremes", which are gradients of zero and gradients whose squares overflow or
+            underflow; "fails" if only the other library fails, "refuses" if only gradtx does.
         ours: what gradtx does.
         theirs: what the other library does.
         reason: a paper, or one of `PROMISES`.
@@ -81,28 +81,28 @@ DIFFERENCES = (
     Difference(
         ("adan", "scale_by_adan"),
         ("result", "state"),
-        "weighs the change of the gradient by b2 = 1 - beta_2, and decays proximally",
+        "weights the change of the gradient by b2 = 1 - beta_2, and decays proximally",
         "by 1 - b2, and subtracts the decay",
         "Xie et al. 2022, Algorithm 1",
     ),
     Difference(
         ("centralize",),
         ("result",),
-        'subtracts the mean of the weights into each output, `layout="torch"` that of optax',
+        'takes the mean over the weights of each output; `layout="torch"` takes that of optax',
         "takes the mean over all axes but the first, the outputs of a JAX kernel among them",
         "Yong et al. 2020, equation (1)",
     ),
     Difference(
         ("dadapt_adamw", "prodigy"),
         ("result", "state"),
-        "corrects no bias, `bias_correction=True` does",
+        "does not correct the bias, unless `bias_correction=True`",
         "corrects it",
         "Defazio & Mishchenko 2023, Algorithm 5; Mishchenko & Defazio 2023, Algorithm 4",
     ),
     Difference(
         ("galore", "scale_by_galore"),
         ("result", "state", "layout"),
-        'projects the shorter side of a matrix, `projected_side="longer"` the other',
+        'projects the shorter side of a matrix, or the longer with `projected_side="longer"`',
         "projects the longer side",
         "Zhao et al. 2024, Algorithm 2",
     ),
@@ -123,15 +123,15 @@ DIFFERENCES = (
     Difference(
         ("mechanize",),
         ("result", "state"),
-        "leaves rewards unclipped, `clip_rewards=True` clips them; recalculates the distance",
-        "clips them, and adds eps to the scale by which it divides",
+        "does not clip rewards, unless `clip_rewards=True`; recomputes the distance",
+        "clips them, and adds eps to the scale that it divides by",
         "Cutkosky, Defazio & Mehta 2023, Algorithm 1",
     ),
     Difference(
         ("momo", "momo_adam"),
         ("result", "state"),
         "decays implicitly: the whole step is divided by 1 + learning_rate * weight_decay; "
-        "estimates a bound that lies below a negative loss too",
+        "its estimate of a bound lies below a negative loss too",
         "divides only the parameters; its estimate lies above a negative loss",
         "Schaipp et al. 2023, equation (15)",
     ),
@@ -152,22 +152,22 @@ DIFFERENCES = (
     Difference(
         ("sophia",),
         ("result",),
-        "divides by the renewed diagonal of the Hessian, and corrects no bias, "
-        "`bias_correction=True` does",
-        "divides by the diagonal before its renewal, and corrects the bias",
+        "divides by the updated diagonal of the Hessian, and does not correct the bias, unless "
+        "`bias_correction=True`",
+        "divides by the diagonal before its update, and corrects the bias",
         "Liu et al. 2023, Algorithm 3",
     ),
     Difference(
         ("yogi", "scale_by_yogi"),
         ("result", "state"),
         "starts the first moment at 0",
-        "at the second moment's start",
+        "at the initial second moment",
         "Zaheer et al. 2018, Algorithm 2",
     ),
     Difference(
         (),
         ("result", "layout"),
-        "bfloat16 and float16 parameters have a float32 state, also of hyperparameters; "
+        "bfloat16 and float16 parameters have a float32 state, and so do hyperparameters; "
         "initializers draw in float32 and round",
         "state and arithmetic are in the parameters' dtype, in which b2 = 0.999 is 1",
         PRECISE,
@@ -182,8 +182,7 @@ DIFFERENCES = (
     Difference(
         (),
         ("refuses",),
-        "refuses hyperparameters, dtypes and trees that do not fit, with a `ValueError` that "
-        "names them",
+        "refuses invalid hyperparameters, dtypes and trees, with a `ValueError` that names them",
         "computes something, or fails later",
         EARLY,
     ),
@@ -197,14 +196,14 @@ DIFFERENCES = (
     Difference(
         ("ademamix", "scale_by_ademamix"),
         ("layout",),
-        "stores in `mu_dtype` the first moments alone",
+        "stores only the first moments in `mu_dtype`",
         "the second moment too, before the first step",
         STABLE,
     ),
     Difference(
         ("adafactor", "scale_by_factored_rms"),
         ("result", "state"),
-        "takes the first step's decay before `decay_offset`",
+        "uses the decay rate of the first step before `decay_offset`",
         "gives NaN there",
         SIZES,
     ),
@@ -226,42 +225,42 @@ DIFFERENCES = (
             "simplified_ademamix",
         ),
         ("extremes",),
-        "norms and roots are right wherever they can be represented themselves; zero is left zero",
+        "norms and roots are right wherever they can be represented; zero stays zero",
         "their squares overflow or underflow, and updates become 0, infinite or NaN",
         SIZES,
     ),
     Difference(
         ("global_norm",),
         ("result",),
-        "is right wherever it can be represented itself",
+        "is right wherever it can be represented",
         "is infinite or zero where its square is",
         SIZES,
     ),
     Difference(
         ("momo", "scale_by_polyak"),
         ("result",),
-        "takes steps along gradients however short",
+        "takes steps along gradients of any length",
         "takes none where the squared norm is below 2.2e-16",
         SIZES,
     ),
     Difference(
         ("dog",),
         ("result", "state"),
-        "with a learning rate for `init_step`, takes that until the parameters have moved",
-        "in the first step alone, and stands still forever if its gradient is zero",
+        "with a learning rate for `init_step`, uses that until the parameters have moved",
+        "only in the first step, and never moves if its gradient is zero",
         SIZES,
     ),
     Difference(
         ("reduce_on_plateau",),
         ("result", "state"),
-        "measures the relative margin by the size of the best loss",
-        "by its signed value, so that a negative loss always counts as better",
+        "takes the relative margin from the absolute value of the best loss",
+        "from its signed value, so that a negative loss always counts as better",
         SIGNS,
     ),
     Difference(
         ("monitor",),
         ("state", "layout"),
-        "measurements are 0 before the first step",
+        "the measurements are 0 before the first step",
         "there are none",
         STABLE,
     ),
@@ -269,7 +268,7 @@ DIFFERENCES = (
         ("snapshot",),
         ("state",),
         "the measurement is 0 before the first step",
-        "it is of the parameters",
+        "it is that of the parameters",
         ABSTRACT,
     ),
     Difference(
@@ -290,7 +289,7 @@ DIFFERENCES = (
         ("incremental_update",),
         ("result", "layout"),
         "takes integers, such as a counter, from the new tree",
-        "mixes them too, which makes them floats",
+        "averages them too, which makes them floats",
         STABLE,
     ),
     Difference(
@@ -317,8 +316,8 @@ DIFFERENCES = (
     Difference(
         ("inject_hyperparams", "inject_stateful_hyperparams"),
         ("result", "state", "layout"),
-        "a function for a mask is that mask",
-        "it is called as a schedule, unless `static_args` names it",
+        "a function given as a mask is the mask",
+        "it is called as a schedule, unless it is in `static_args`",
         MASKS,
     ),
     Difference(
@@ -338,22 +337,22 @@ DIFFERENCES = (
             "initializers.xavier_normal",
         ),
         ("result",),
-        "complex truncated numbers have the variance that is asked for",
+        "truncated complex numbers have the requested variance",
         "they have 1.019 times that variance",
         DEVIATION,
     ),
     Difference(
         ("muon",),
         ("result", "state", "layout"),
-        "arrays of three and more axes are batches of matrices, stacked biases and scales are "
-        "AdamW's; to resume a run of optax's with such leaves, name their axes",
-        "they are AdamW's, and stacked biases Muon's",
+        "arrays of three or more axes are batches of matrices, and stacked biases and scales go "
+        "to AdamW; to resume a run of optax with such leaves, name their axes",
+        "the former go to AdamW, and stacked biases to Muon",
         STACKED,
     ),
     Difference(
         ("sam",),
         ("result", "state"),
-        "with `sync_period=1` steps from the parameters that it is given",
+        "with `sync_period=1` steps from the given parameters",
         "from those of the call before",
         "Foret et al. 2021, Algorithm 1",
     ),

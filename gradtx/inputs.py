@@ -1,7 +1,7 @@
-"""What `update` is given, read by what it means: gradients of integers, states by field name.
+"""What `update` is given, read by its meaning: integers as gradients, states by field name.
 
-An input is refused only if it would be read wrongly; whatever has one well-defined meaning works.
-What nothing reads is not checked.
+An input is refused only if it would be misread; whatever has one well-defined meaning works. What
+is not read is not checked.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import optax
 from gradtx import trees
 from gradtx.messages import listed
 
-# Stands for a parameter that `update` was not given; None is one that is missing.
+# A parameter that `update` was not given; None is one that is missing.
 UNKNOWN = object()
 
 
@@ -30,16 +30,16 @@ def is_exact(leaf: Any) -> bool:
 
 
 def as_gradient(gradient: Any, parameter: Any, slots: Sequence[Any] = ()) -> Any:
-    """A gradient of integers as one of inexact numbers; any other as it is.
+    """A gradient of integers as inexact numbers; any other as it is.
 
     Args:
         gradient: one leaf of the updates.
         parameter: its parameter, or `UNKNOWN`.
-        slots: what a state keeps for it; None where the parameter is not made of inexact numbers.
+        slots: what the state holds for it; None where the parameter is not inexact.
 
     Returns:
-        The gradient in its parameter's dtype, or the default one where that is unknown. Where the
-        parameter is known not to be made of inexact numbers, zero: it is left alone.
+        The gradient in its parameter's dtype, or in the default dtype if that is unknown. If the
+        parameter is known not to be inexact, zero: it is left alone.
     """
     if not is_exact(gradient):
         return gradient
@@ -53,7 +53,7 @@ def as_gradient(gradient: Any, parameter: Any, slots: Sequence[Any] = ()) -> Any
 
 
 def as_gradients(updates: Any, params: Any) -> Any:
-    """Updates whose gradients of integers are promoted, see `as_gradient`."""
+    """Updates with integer gradients promoted, see `as_gradient`."""
     leaves, treedef = trees.flatten(updates)
     if not any(map(is_exact, leaves)):
         return updates
@@ -61,12 +61,12 @@ def as_gradients(updates: Any, params: Any) -> Any:
 
 
 def trained(params: Any) -> Any:
-    """The parameters that a gradient belongs to: of lookahead's pair, the fast ones."""
+    """The parameters that a gradient belongs to: the fast ones of lookahead's pair."""
     return params.fast if isinstance(params, optax.LookaheadParams) else params
 
 
 def known_parameters(treedef: Any, params: Any) -> list[Any]:
-    """The parameters at the places of the updates, `UNKNOWN` if they are not given or differ."""
+    """The parameters of the updates, each `UNKNOWN` if they are not given or do not match."""
     if params is not None:
         with contextlib.suppress(ValueError, TypeError, KeyError):
             return treedef.flatten_up_to(trained(params))
@@ -74,12 +74,12 @@ def known_parameters(treedef: Any, params: Any) -> list[Any]:
 
 
 def as_array(leaf: Any) -> Any:
-    """A number as an array; an array, or its shape and dtype alone, as it is."""
+    """A number as an array; an array, or just its shape and dtype, as it is."""
     return leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
 
 
 def refuse_shapes_alone(owner: str, what: str, leaf: Any) -> None:
-    """Refuse the shape and dtype of a parameter where its values begin the state.
+    """Refuse the mere shape and dtype of a parameter whose values the initial state needs.
 
     Raises:
         ValueError: if the leaf has no values.
@@ -92,12 +92,12 @@ def refuse_shapes_alone(owner: str, what: str, leaf: Any) -> None:
 
 
 def check_order(owner: str, state: Any, params: Any) -> None:
-    """Refuse a state and parameters in each other's place, and a transformation in the state's.
+    """Refuse swapped state and parameters, and a transformation in place of the state.
 
     Args:
         owner: name of the caller, which opens error messages.
-        state: what was given for an optimizer state.
-        params: what was given for the parameters.
+        state: what was given as the optimizer state.
+        params: what was given as the parameters.
 
     Raises:
         ValueError: if they were swapped, or `state` is a transformation.
@@ -128,15 +128,14 @@ def real_scalar(owner: str, loss: Any) -> jax.Array:
 
 
 def is_transformation(value: Any) -> bool:
-    """Whether it has the two methods of a transformation."""
+    """Whether a value has the two methods of a transformation."""
     return hasattr(value, "init") and hasattr(value, "update")
 
 
 def holds_state(tree: Any) -> bool:
-    """Whether there is an optimizer state in a tree: a record of a class of gradtx or optax.
+    """Whether a tree holds an optimizer state: a named tuple of a class of gradtx or optax.
 
-    Those that parameters may have are not among them. A state of a class from elsewhere is not
-    recognized by itself.
+    The classes that parameters may have do not count. States of other classes are not recognized.
     """
 
     def is_state(node: Any) -> bool:
@@ -149,12 +148,12 @@ def holds_state(tree: Any) -> bool:
 
 
 def check_state(owner: str, state: Any, fields: Sequence[str]) -> None:
-    """Refuse a state that lacks a field; one with further fields, of any class, is as good.
+    """Refuse a state that lacks a field; further fields and other classes are accepted.
 
     Args:
         owner: name of the caller, which opens error messages.
         state: the state that `update` was given.
-        fields: what is read of it.
+        fields: the fields that are read.
 
     Raises:
         ValueError: if a field is missing.
@@ -171,8 +170,8 @@ def check_state(owner: str, state: Any, fields: Sequence[str]) -> None:
 
 
 def has_fields(state: Any, fields: Sequence[str]) -> bool:
-    """Whether a state is a record, of whatever class, with these fields."""
-    if isinstance(state, tuple | list | Mapping):  # which have methods of such names
+    """Whether a state, of whatever class, has these fields."""
+    if isinstance(state, tuple | list | Mapping):  # whose methods may have such names
         return set(fields) <= set(getattr(state, "_fields", ()))
     return all(hasattr(state, field) for field in fields)
 
@@ -190,7 +189,7 @@ def describe_state(state: Any) -> str:
 
 
 def with_fields(made: type, state: Any, new: Mapping[str, Any]) -> Any:
-    """The new state, of the class of the old one, so that no further field of that is lost."""
+    """The new state, in the class of the old one, so that its further fields are kept."""
     if type(state) is not made and hasattr(state, "_replace"):
         return state._replace(**new)
     if dataclasses.is_dataclass(state) and not isinstance(state, type):

@@ -1,4 +1,4 @@
-"""What a message says about names and values: enough to act on, however large the tree is."""
+"""Names and values in messages: enough to act on, whatever the size of the tree."""
 
 import difflib
 import re
@@ -20,8 +20,8 @@ def listed(names: Iterable[object], limit: int = _NAMES, *, near: str | None = N
     Args:
         names: paths, labels or other short things; strings are shown in quotes.
         limit: how many to show.
-        near: what was looked for in vain, a name or a regular expression. The names that have
-            most of its words come first, and words that none of them has get a suggestion.
+        near: a name or a regular expression that was not found. The names that have most of its
+            words come first, and a suggestion is made for words that none of them has.
 
     Example:
         >>> from gradtx.messages import listed
@@ -55,7 +55,7 @@ def shown(value: object) -> str:
 
 
 def one_of_each(named: Mapping[str, _T], kind_of: Callable[[_T], Hashable]) -> dict[str, _T]:
-    """The first of each kind, where a message says that kinds differ.
+    """The first of each kind, for a message that says that kinds differ.
 
     Example:
         >>> from gradtx.messages import one_of_each
@@ -69,7 +69,7 @@ def one_of_each(named: Mapping[str, _T], kind_of: Callable[[_T], Hashable]) -> d
 
 
 class _Brief(reprlib.Repr):
-    """`repr` that reads the elements neither of arrays nor of long containers."""
+    """`repr` that reads neither the elements of arrays nor all of a long container."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _words_of(pattern: str, names: list[str]) -> tuple[list[str], list[str]]:
-    """The words of a pattern that names have, and those nearest to its other words."""
+    """The words of a pattern that occur in names, and the words closest to its other ones."""
     found, suggestions = [], []
     parts = list(dict.fromkeys(part for name in names for part in name.split("/")))
     for word in re.findall(r"\w+", re.sub(r"\\.", " ", pattern)):

@@ -1,24 +1,24 @@
 """What the leaves of a tree are for: matrices, or vectors such as biases and scales.
 
-A stack of vectors has the shape of a matrix, so that shapes alone do not tell. Names do: a word is
-what stands between underscores, digits and changes to capital letters, `Layer` and `Norm` in
-`LayerNorm_0`, and the last word of a name that is listed below tells. The first of these that
-applies decides:
+A stack of vectors has the shape of a matrix, so shapes alone are not enough. Names are split into
+words at underscores, digits and capital letters, `LayerNorm_0` into `Layer` and `Norm`, and the
+last word of a name that is listed below counts. The first of these rules that applies decides:
 
     1. A leaf is a vector by the words bias, offset, shift, beta, scale, gamma and gain, and by
        those of a norm: `layer_scale`, `ln_1`, `norm_weight`, but neither `rescale` nor
-       `scale_proj`. A name that ends in the word weight or w tells nothing else.
-    2. A leaf is a bias by the name `b`, `b1` or `b_out`, or by a sibling that has a `w` for the `b`
-       at an end of its name (`bq` beside `wq`), but not beside one that has an `a` (`lora_b`).
+       `scale_proj`. Otherwise a name that ends in the word weight or w says nothing.
+    2. A leaf is a bias by the name `b`, `b1` or `b_out`, or by a sibling with a `w` in place of the
+       `b` at an end of its name (`bq` next to `wq`), but not next to one with an `a` (`lora_b`).
     3. A leaf of a norm is a vector, unless it has the word of a matrix (`norm/kernel`) or more axes
-       than a bias beside it. A module is a norm by its class or, if that has none of the words, by
+       than a bias next to it. A module is a norm by its class or, if that has none of the words, by
        its name: `LayerNorm_0`, `bn1`, `ln_f`, but not `norm_mlp`.
-    4. Where all arrays of a module share their leading axes, and its biases have more than their
-       own, these count the layers of a stack, and the axes that are left tell. A bias's own axis is
-       its last that is longer than 1; in a linear layer the last.
-    5. The shape tells.
+    4. Where all arrays of a module share leading axes, those that its biases have in addition to
+       their own axis count the layers of a stack, and the remaining axes decide. A bias's own axis
+       is its last one that is longer than 1; in a linear layer, the last one.
+    5. The shape decides.
 
-Numbers in a path and the boxes of flax (`kernel/value`) are no names, and haiku's `~` is no module.
+Numbers in a path and the boxes of flax (`kernel/value`) are not names, and haiku's `~` is not a
+module.
 """
 
 import functools
@@ -49,12 +49,12 @@ _END_OF_NORM = re.compile(r"(norms?|normali[sz]ation)$")
 _BIAS = re.compile(r"b\d*|b_\w+")
 _LINEAR = {"linear", "dense"}
 _WRAPPERS = ("value", "raw_value")
-# In place of a leaf that another group has: only its name is known.
+# In place of a leaf that belongs to another group: only its name is known.
 _HIDDEN = object()
 
 
 class _Step(NamedTuple):
-    """One step of a path: the key, the class of the node it leads from, and whether it is alone."""
+    """A key of a path, the class of the node that has it, and whether it is the only one there."""
 
     key: str
     holder: str
@@ -82,8 +82,8 @@ def layer_shapes(tree: Any) -> list[Shape]:
         tree: arrays, or their shapes and dtypes, with anything else among them.
 
     Returns:
-        For each leaf of `jax.tree.leaves(tree)` its shape without the axes that count the layers
-        of a stack, as far as that is known; of a vector its last axis only.
+        For each leaf of `jax.tree.leaves(tree)` its shape without the axes that count the layers of
+        a stack, as far as they are known; for a vector only its last axis.
 
     Example:
         >>> import jax.numpy as jnp
@@ -110,7 +110,7 @@ def layer_shapes(tree: Any) -> list[Shape]:
 
 
 def _steps(node: Any, above: tuple[_Step, ...]) -> Iterator[tuple[tuple[_Step, ...], Any]]:
-    """Each leaf, and whatever hides one, with the steps that lead to it."""
+    """Each leaf, and each placeholder for one, with the keys that lead to it."""
     parts, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
     if not parts and above:
         yield above, _HIDDEN
@@ -154,7 +154,7 @@ def _layer_shape(place: _Place, shape: Shape, beside: Mapping[str, Shape | None]
 
 
 def _kind_of_leaf(name: str, beside: Iterable[str]) -> Kind | None:
-    """What the name of a leaf says, among the names of its siblings; None if it says nothing."""
+    """What the name of a leaf says, given the names of its siblings; None if it says nothing."""
     with_a, with_w, with_capital = (_with(letter, name) & set(beside) for letter in "awW")
     if (with_w or with_capital) and not with_a:
         return "bias"
@@ -178,7 +178,7 @@ def _words(name: str) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def _kinds(name: str) -> tuple[Kind, ...]:
-    """What the telling words of a name say, in their order."""
+    """What the known words of a name say, in their order."""
     words = ("norm" if _END_OF_NORM.search(word) else word for word in _words(name))
     return tuple(_KINDS[word] for word in words if word in _KINDS)
 
@@ -193,7 +193,7 @@ def _is_norm(place: _Place) -> bool:
 
 
 def _number_of_layers(bias: Shape, is_linear: bool) -> int:
-    """How many axes of a bias are not its own."""
+    """How many axes of a bias count layers."""
     while bias and bias[-1] == 1 and not is_linear:
         bias = bias[:-1]  # of a convolution in the layout (channels, height, width)
     return max(len(bias) - 1, 0)

@@ -1,6 +1,6 @@
 """optax's schedules: functions of the number of steps already taken, which starts at 0.
 
-As in optax, what puts hyperparameters into the state is here too.
+As in optax, what moves hyperparameters into the state is here too.
 """
 
 from optax.schedules import (

@@ -1,4 +1,4 @@
-"""Choosing leaves: one notion for masks, labels, frozen layers and weight decay."""
+"""Choosing leaves: one way for masks, labels, frozen layers and weight decay."""
 
 import contextlib
 import inspect
@@ -21,36 +21,34 @@ Decay: TypeAlias = Literal["all", "matrices"]
 
 
 class select:  # a verb, because it reads as one: masked(tx, select("bias"))
-    """A choice of leaves, called with a tree to get a mask of it.
+    """A choice of leaves: called with a tree, it returns a mask.
 
     The specification is one of
 
     - a regular expression, searched for in the key path, such as "encoder/layers/0/kernel";
     - a predicate on (path, leaf);
-    - a type: the leaves of that type, or inside a node of that type;
+    - a type: the leaves of that type, and those inside a node of that type;
     - a tree of booleans, or one boolean for all leaves;
     - a function of the whole tree that returns a tree of booleans.
 
     Choices combine: `~select("bias")`, `select("kernel") & ~select("head")`, `a | b`.
 
-    A predicate is asked about every leaf, also about functions and other leaves that are not
-    arrays.
+    A predicate is called for every leaf, including functions and other leaves that are not arrays.
 
-    `select.matrices` is the choice of the leaves that act as matrices: kernels and embeddings,
-    which have at least two axes longer than 1. Layers that are stacked for a scan, and heads of
-    attention, give biases and scales such axes too. Those are known by their names (`bias`, `b`,
-    `offset`, `beta`, `scale`, `gamma`, ...), by their module if that is a norm by its class or its
-    name, and by the bias beside them, whose leading axes count the layers of a stack;
-    `gradtx.roles` has the rule word for word. Where none of these tells, choose yourself:
-    `select.matrices & ~select("thresholds")`.
+    `select.matrices` chooses the leaves that act as matrices: kernels and embeddings, which have at
+    least two axes longer than 1. Layers that are stacked for a scan, and attention heads, give
+    biases and scales such axes too. These are recognized by their names (`bias`, `b`, `offset`,
+    `beta`, `scale`, `gamma`, ...), by their module if its class or name is that of a norm, and by
+    the bias next to them, whose leading axes count the layers of a stack; `gradtx.roles` has the
+    exact rule. Where it does not fit, choose yourself: `select.matrices & ~select("thresholds")`.
 
     Args:
         specification: see above.
-        name: how it reads in a message; None: from the specification.
+        name: what it is called in a message; None: its specification.
 
     Raises:
-        ValueError: when built, if the specification is none of these; when called, if an
-            expression matches no leaf (the message lists the nearest paths).
+        ValueError: when built, if the specification is none of these; when called, if an expression
+            matches no leaf (the message lists the closest paths).
 
     Example:
         >>> import jax.numpy as jnp
@@ -85,7 +83,7 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
                 ) from error
 
     def __call__(self, tree: Any) -> Any:
-        """A tree of booleans of the structure of `tree`, true where a leaf is chosen."""
+        """A tree of booleans with the structure of `tree`, true where a leaf is chosen."""
         chosen = self.specification
         if isinstance(chosen, str | re.Pattern):
             return _matching(re.compile(chosen), tree)
@@ -125,11 +123,11 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
     def groups(
         choices: Mapping[Hashable, Specification], rest: Hashable | None = None
     ) -> Callable[[Any], Any]:
-        """Labels for `partition`: each leaf gets the name of the one choice that it is in.
+        """Labels for `partition`: each leaf gets the label of the one choice that it belongs to.
 
         Args:
-            choices: label -> specification, or a `select(...)`.
-            rest: the label of the leaves that no choice takes; None: there must be none.
+            choices: label -> specification or `select(...)`.
+            rest: the label of all other leaves; None: there must be none.
 
         Returns:
             A function from a tree to the tree of its labels.
@@ -173,22 +171,22 @@ def _as_selection(chosen: Specification) -> select:
 
 
 class _Labels:
-    """A leaf that holds a tuple, which would otherwise be taken for a part of the tree."""
+    """A leaf that holds a tuple, which would otherwise be a node of the tree."""
 
     def __init__(self, labels: tuple[Hashable, ...]) -> None:
         self.labels = labels
 
 
 def decayed_leaves(owner: str, decay: Decay, mask: Mask) -> Mask:
-    """The mask that a weight decay's arguments `decay` and `mask` stand for.
+    """The mask for a weight decay with the arguments `decay` and `mask`.
 
     Args:
         owner: name of the caller, which opens error messages.
         decay: "matrices" for `select.matrices`; "all" for all leaves, or those of the mask.
-        mask: any mask; None and True stand for all leaves.
+        mask: any mask; None and True mean all leaves.
 
     Raises:
-        ValueError: if `decay` is neither, or both choose.
+        ValueError: if `decay` is neither, or a mask is given with "matrices".
     """
     if decay not in ("all", "matrices"):
         raise ValueError(f"{owner}: decay must be 'all' or 'matrices', got {shown(decay)}")
@@ -202,9 +200,9 @@ def decayed_leaves(owner: str, decay: Decay, mask: Mask) -> Mask:
 
 
 def is_function_of_tree(mask: Any) -> bool:
-    """Whether a mask is a function of one tree, rather than a tree or a predicate on leaves.
+    """Whether a mask is a function of a tree, rather than a tree or a predicate on leaves.
 
-    A module whose leaves are booleans may be callable too; it is a tree all the same.
+    A module whose leaves are booleans may be callable too; it still is a tree.
     """
     leaves = jax.tree.leaves(mask)
     if not (len(leaves) == 1 and leaves[0] is mask and callable(mask)):
@@ -222,7 +220,7 @@ def is_function_of_tree(mask: Any) -> bool:
 
 
 def mask_for(owner: str, mask: Mask, tree: Any, argument: str = "mask") -> Any:
-    """The tree of booleans that a mask argument stands for, or a prefix of one.
+    """The tree of booleans that a mask argument means, or a prefix of one.
 
     Args:
         owner: name of the caller, which opens error messages.
@@ -232,7 +230,8 @@ def mask_for(owner: str, mask: Mask, tree: Any, argument: str = "mask") -> Any:
         argument: what the mask is called in the message.
 
     Raises:
-        ValueError: if it has other leaves, or does not fit the tree, naming the key path.
+        ValueError: if it has other leaves, or does not match the tree; the message names the key
+            path.
     """
     if isinstance(mask, str):
         raise ValueError(
@@ -243,7 +242,7 @@ def mask_for(owner: str, mask: Mask, tree: Any, argument: str = "mask") -> Any:
         if not _is_boolean(flag):
             place = f" at '{path_name(path)}'" if path else ""
             is_traced = isinstance(flag, Tracer)
-            found = "a traced value; make the mask outside of jit" if is_traced else shown(flag)
+            found = "a traced value; make the mask outside jit" if is_traced else shown(flag)
             raise ValueError(
                 f"{owner}: {argument} must have single booleans for leaves, got {found}{place}"
             )
@@ -251,12 +250,11 @@ def mask_for(owner: str, mask: Mask, tree: Any, argument: str = "mask") -> Any:
 
 
 def fitted(owner: str, argument: str, chosen: Any, tree: Any) -> Any:
-    """What is chosen for the leaves of a tree: flags, labels.
+    """What was chosen for the leaves of a tree, such as flags or labels, in its structure.
 
-    A prefix stands for all leaves below it, and comes back as it is, because it decides about the
-    structure of optax's states. What was made from a tree of other containers, such
-    as an `nnx.State` for the pure dictionary that is made of it, fits if the paths are the same.
-    Where the tree has None, anything may be chosen.
+    A prefix applies to all leaves below it, and is returned as it is, because it determines the
+    structure of optax's states. A tree with other containers, such as an `nnx.State` for its pure
+    dictionary, matches if the paths are the same. Where the tree has None, any choice is accepted.
 
     Raises:
         ValueError: if the structures differ, naming the first path that only one of them has.
@@ -293,7 +291,7 @@ def fitted(owner: str, argument: str, chosen: Any, tree: Any) -> Any:
 
 
 def _plain_paths(tree: Any) -> list[str]:
-    """The paths without the last step that flax.nnx puts between a variable and its value."""
+    """The paths without the last key, which flax.nnx puts between a variable and its value."""
     named, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [path_name(path).removesuffix("/value") for path, _ in named]
 
@@ -309,12 +307,12 @@ def flag_of_each_leaf(owner: str, mask: Mask, argument: str = "mask") -> PerLeaf
 
 
 def _spread(flags: Any, tree: Any) -> Any:
-    """A prefix of a tree as a tree of the same structure."""
+    """A prefix of a tree, expanded to its structure."""
     return jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), flags, tree)
 
 
 def _is_boolean(flag: Any) -> bool:
-    """Whether a leaf says yes or no: a boolean, or the number 0 or 1."""
+    """Whether a leaf is a boolean, or the number 0 or 1."""
     if isinstance(flag, bool):
         return True
     if isinstance(flag, Tracer) or not (isinstance(flag, int | float) or hasattr(flag, "dtype")):
@@ -323,7 +321,7 @@ def _is_boolean(flag: Any) -> bool:
 
 
 def _as_boolean(flag: Any) -> bool:
-    # In NumPy, because under jit whatever jnp does with an array is traced.
+    # In NumPy, because under jit whatever jnp does to an array is traced.
     return bool(np.asarray(flag))
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Hashable, Sequence
 from typing import TypeAlias
 
-# For each number in a name those that it stands for, and the rows of all their combinations.
+# For each number in a name the numbers that it covers, and the rows of their combinations.
 _Box: TypeAlias = tuple[list[set[str]], list[int]]
 
 
@@ -37,7 +37,7 @@ def html_table(
     caption: str,
     bold: Collection[int] = (),
 ) -> str:
-    """The same as HTML.
+    """The table as HTML.
 
     Args:
         headings: one for each column.
@@ -60,14 +60,15 @@ def html_table(
 
 
 def collapsed(rows: Sequence[tuple[str, Hashable]]) -> list[tuple[str, list[int]]]:
-    """Put rows together whose names differ in their numbers only, such as those of layers.
+    """Merge rows whose names differ only in their numbers, such as those of layers.
 
     Args:
-        rows: the name of each row, and what else it says; only rows that say the same go together.
+        rows: the name of each row and its other content; only rows with the same content are
+            merged.
 
     Returns:
         In the order of their first rows, the common names and the indices of their rows. A common
-        name stands for all names that its ranges make, and for no other.
+        name covers exactly the names that its ranges expand to.
 
     Example:
         >>> from gradtx.tables import collapsed
@@ -91,7 +92,7 @@ def collapsed(rows: Sequence[tuple[str, Hashable]]) -> list[tuple[str, list[int]
 
 
 def _merged(boxes: list[_Box], position: int) -> list[_Box]:
-    """The boxes, those as one that differ in the numbers of one position only."""
+    """The boxes, merged where they differ only in the numbers at one position."""
     merged: dict[Hashable, _Box] = {}
     for numbers, indices in boxes:
         others = tuple(frozenset(values) for i, values in enumerate(numbers) if i != position)

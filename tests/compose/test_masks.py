@@ -152,5 +152,5 @@ def test_what_a_mask_lacks_is_named():
     def traced(flag):
         return gradtx.masked(gradtx.scale(1.0), {"w": flag, "b": True}).init(PARAMS)
 
-    with pytest.raises(ValueError, match="got a traced value; make the mask outside of jit at 'w'"):
+    with pytest.raises(ValueError, match="got a traced value; make the mask outside jit at 'w'"):
         jax.jit(traced)(jnp.array(True))
