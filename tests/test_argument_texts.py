@@ -231,9 +231,10 @@ TEXTS = {
         ),
     },
     "gradtx.diagnostics": {
+        "*args": ("further arguments of the loss function, such as a batch",),
+        "params": ("the point x, a tree of arrays", "the parameters, a tree of arrays"),
         "step_sizes": (
-            "the values of eta, shape (n,), n >= 1; numbers > 0, in a range around the learning "
-            "rate",
+            "the values of eta, shape (n,), n >= 1, each > 0: a range around the learning rate",
         ),
     },
 }
@@ -245,7 +246,7 @@ DIFFERENT = {
     },
     "gradtx.initializers": {"scale", "shape", "stddev"},
     "gradtx.normalization": {"axis", "x"},
-    "gradtx.diagnostics": {"*args", "key", "loss_fn", "mask", "params"},
+    "gradtx.diagnostics": {"key", "loss_fn", "mask"},
 }
 
 

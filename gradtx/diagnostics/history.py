@@ -265,7 +265,7 @@ def update_ratio(updates: Any, params: Any) -> Any:
 
     Args:
         updates: a tree of updates, as they are added to the parameters.
-        params: the tree of parameters.
+        params: the parameters, a tree of arrays.
 
     Returns:
         A tree of the structure of `updates` with scalars, float64 for float64 leaves, else

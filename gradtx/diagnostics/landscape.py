@@ -37,7 +37,7 @@ def interpolate_loss(
             numbers and arrays.
         start: the parameters at t = 0, a tree of arrays.
         end: the parameters at t = 1, a tree of the same structure and shapes.
-        *args: further arguments of the loss function, such as a batch: trees of arrays.
+        *args: further arguments of the loss function, such as a batch. They are trees of arrays.
         points: the number of evenly spaced points, including the ends, >= 2.
 
     Returns:

@@ -118,7 +118,7 @@ def learning_rate_range(
         loss_fn: the loss of a batch, as for `gradtx.training.make_train_step`:
             `loss_fn(params, batch)`, with `model_state` before the batch and a key after it if
             these are given.
-        params: the parameters to start from, a tree of arrays.
+        params: the parameters, a tree of arrays. The run starts from them.
         batch: the batch of every step, a tree of arrays.
         tx_factory: makes the transformation from a learning rate, which is a schedule:
             `gradtx.sgd`, `optax.adamw`, or

@@ -40,7 +40,7 @@ def prune_by_magnitude(
     row-major order. NaN counts as the largest modulus.
 
     Args:
-        params: a tree of arrays.
+        params: the parameters, a tree of arrays.
         fraction: the fraction of the weights to prune, in [0, 1].
         select: which leaves to prune, a `gradtx.select(...)` or any argument of it; None: those
             with at least two axes, so that biases and scales are kept.
@@ -131,7 +131,7 @@ def apply_mask(params: Any, mask: Any) -> Any:
         w <- w where the mask is true, else 0
 
     Args:
-        params: a tree of arrays.
+        params: the parameters, a tree of arrays.
         mask: a tree of the structure of `params`, of boolean arrays of the same shapes or single
             booleans; true: kept. It is ignored where `params` has no inexact array.
 

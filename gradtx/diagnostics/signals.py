@@ -53,8 +53,8 @@ def signal_report(
         loss_fn: the loss, a real scalar: `loss_fn(params, *args)`.
         params: the parameters, a tree of arrays. Leaves that are not arrays (the functions in an
             equinox module) are left alone.
-        *args: further arguments of the loss: a batch, running statistics, a PRNG key. Arrays are
-            treated as data; anything else is passed on unchanged.
+        *args: further arguments of the loss function, such as a batch. Arrays are treated as data;
+            anything else is passed on unchanged.
         has_aux: whether the loss returns a pair of the loss and something else.
 
     Returns:
