@@ -133,13 +133,21 @@ def _kind(name: str, factory: Callable[..., Any]) -> Kind | None:
     return "optimizer" if is_whole else "piece"
 
 
-def made(factory: Callable[..., Any]) -> optax.GradientTransformationExtraArgs:
-    """What a factory makes of its defaults, and of any values for arguments without one."""
-    arguments = {
-        argument.name: example_of(argument)
-        for argument in inspect.signature(factory).parameters.values()
-        if argument.default is argument.empty
-    }
+def made(
+    factory: Callable[..., Any], inner: optax.GradientTransformation | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """What a factory makes of its defaults, and of any values for arguments without one.
+
+    Args:
+        factory: the factory.
+        inner: what it is given to wrap; None: its default, or `sgd` without one.
+    """
+    arguments = {}
+    for argument in inspect.signature(factory).parameters.values():
+        if inner is not None and optax.GradientTransformation in _types(argument):
+            arguments[argument.name] = inner
+        elif argument.default is argument.empty:
+            arguments[argument.name] = example_of(argument)
     # Of what is deprecated, and of noise that is drawn without a key.
     with warnings.catch_warnings(action="ignore"):
         tx = factory(**arguments)

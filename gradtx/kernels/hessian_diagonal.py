@@ -9,9 +9,12 @@ import optax
 from optax.contrib import HutchinsonState
 
 from gradtx import trees
+from gradtx.effect import Effect, declared
 from gradtx.inputs import as_gradients, check_state
 from gradtx.kernels.objective import Loss, loss_of_moving
 from gradtx.messages import shown
+
+_REPLACING = Effect(hidden="replaces the gradient", decay="hides")
 
 
 def hutchinson_estimator_diag_hessian(
@@ -69,6 +72,7 @@ def hutchinson_estimator_diag_hessian(
         # A copy, because the caller may donate the state.
         return HutchinsonState(jnp.copy(jax.random.PRNGKey(0) if key is None else key))
 
+    @declared(_REPLACING)
     def update(
         updates: Any,
         state: Any,

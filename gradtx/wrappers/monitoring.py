@@ -12,13 +12,14 @@ from optax.transforms import MonitorState, SnapshotState
 
 from gradtx import trees
 from gradtx.compose.sequence import ExtraArgs, as_transformation, stateless
-from gradtx.effect import LINEAR, declared
+from gradtx.effect import LINEAR, Effect, declared
 from gradtx.inputs import check_state
 from gradtx.kernels.momentum import ema
 from gradtx.leaves import map_leaves, map_parameters
 from gradtx.messages import listed, shown
 
 Measure = Callable[[Any], Any]
+_MEASURING = Effect(hidden="measures the updates", decay="hides")
 
 
 def snapshot(measure_name: str, measure: Measure) -> optax.GradientTransformationExtraArgs:
@@ -196,6 +197,7 @@ def measure_with_ema(
     def init(params: Any) -> Any:
         return optax.EmptyState(), average.init(_zeros(jax.eval_shape(numbers, params)))
 
+    @declared(_MEASURING)
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         del params, extra
         value, average_state = average.update(numbers(updates), state[1])

@@ -79,19 +79,11 @@ def test_what_is_skipped_is_a_defect_that_the_kit_finds(name):
             check_transformation(export.make(), clauses=[clause])
 
 
-# Their states begin with copies of the parameters, or with their norm.
-BEGINS_WITH_VALUES = {
-    *("cocob", "dog", "dowg", "madgrad", "prodigy", "scale_by_cocob", "scale_by_madgrad"),
-    *("scale_by_distance_over_gradients", "schedule_free", "schedule_free_adamw"),
-    "schedule_free_sgd",
-}
-
-
 @pytest.mark.parametrize("name", EXPORTS)
 def test_init_takes_shapes_and_dtypes_where_values_do_not_matter(name):
     tx, params = EXPORTS[name].make(), EXPORTS[name].params or {"w": jnp.ones((4, 3))}
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)), params)
-    if name.split("-")[0] in BEGINS_WITH_VALUES:
+    if EXPORTS[name].begins_with_values:
         with pytest.raises(ValueError, match=r"starts with the values .*use jax.eval_shape"):
             tx.init(shapes)
         return

@@ -19,12 +19,15 @@ class Export(NamedTuple):
         extra_args: the extra arguments of its update as a function of the parameters.
         params: the parameters, None for those of the kit.
         skip: the clauses that it does not keep, each with the reason.
+        begins_with_values: whether its state begins with copies of the parameters, or with a number
+            that is calculated from them, so that `init` needs more than their shapes.
     """
 
     make: Callable[[], Any]
     extra_args: Callable[[Any], Mapping[str, Any]] | None = None
     params: Any = None
     skip: Mapping[str, str] = {}
+    begins_with_values: bool = False
 
 
 def bowl(params) -> jax.Array:
