@@ -1,7 +1,7 @@
 """The README's tables, from kernels, docstrings and differences.
 
-`python -m gradtx.catalogue` prints them, and `python -m gradtx.catalogue README.md` renews those of
-that file.
+`python -m gradtx.catalogue` prints them, and `python -m gradtx.catalogue README.md` updates those
+in that file.
 """
 
 import inspect
@@ -37,7 +37,7 @@ def _one(argument: Any) -> jax.Array:
     return jnp.ones([])
 
 
-# A value of each type that an argument without a default may have; of several the first decides.
+# A value of each type that an argument without a default may have; the first match decides.
 _VALUES: dict[Any, Any] = {
     optax.GradientTransformation: _INNER,
     int: 4,
@@ -136,11 +136,11 @@ def _kind(name: str, factory: Callable[..., Any]) -> Kind | None:
 def made(
     factory: Callable[..., Any], inner: optax.GradientTransformation | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """What a factory makes of its defaults, and of any values for arguments without one.
+    """What a factory makes with its defaults, and valid values for arguments without one.
 
     Args:
         factory: the factory.
-        inner: what it is given to wrap; None: its default, or `sgd` without one.
+        inner: the transformation to wrap; None: its default, or `sgd` if it has none.
     """
     arguments = {}
     for argument in inspect.signature(factory).parameters.values():
@@ -155,7 +155,7 @@ def made(
 
 
 def example_of(argument: inspect.Parameter) -> Any:
-    """A value of an argument that the factories of this library accept, by its type.
+    """A value that the factories of this library accept for an argument, by its type.
 
     Raises:
         TypeError: if the annotation names no known type.
@@ -168,7 +168,7 @@ def example_of(argument: inspect.Parameter) -> Any:
 
 
 def _types(argument: inspect.Parameter) -> set[Any]:
-    """The types that an argument may have, without the types of what they hold."""
+    """The types that an argument may have, without those of their contents."""
     return {typing.get_origin(kind) or kind for kind in members_of(argument.annotation)}
 
 

@@ -164,8 +164,8 @@ def check_state(owner: str, state: Any, fields: Sequence[str]) -> None:
         raise ValueError(f"{owner}: needs a state, got None; make one with init(params)")
     raise ValueError(
         f"{owner}: expected a state with the fields {tuple(fields)}, got {describe_state(state)}; "
-        "was it made by the init of this transformation? A state that was restored without its "
-        "classes, or that is another transformation's, is carried over by gradtx.migrate"
+        "was it made by the init of this transformation? gradtx.migrate carries over a state that "
+        "was restored without its classes, or that belongs to another transformation"
     )
 
 

@@ -1,4 +1,4 @@
-"""Adam and its family: a first moment over the root of a second one."""
+"""Adam and its family: a first moment divided by the root of a second one."""
 
 import jax.numpy as jnp
 import optax
@@ -68,7 +68,7 @@ def scale_by_adam(
         eps: added to the denominator outside the root, >= 0.
         eps_root: added to the denominator inside the root, >= 0.
         mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
-        nesterov: whether to use Nesterov momentum. This is NAdam.
+        nesterov: whether to use Nesterov momentum. The method then is NAdam.
         bias_correction: whether to correct the bias of averages that start at zero. Without it
             m_hat = m, or with nesterov b1 * m + (1 - b1) * g, and v_hat = v.
 

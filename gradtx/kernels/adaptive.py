@@ -325,8 +325,8 @@ def scale_by_rprop(
     and each new s is clipped to [min_step_size, max_step_size].
 
     Args:
-        learning_rate: the initial step size s, >= 0; a number, a scalar array or a schedule. Of a
-            schedule the value at step 0 counts.
+        learning_rate: the initial step size s, >= 0; a number, a scalar array or a schedule. A
+            schedule is evaluated at step 0.
         eta_minus: the factor after a change of sign, in (0, 1).
         eta_plus: the factor while the sign stays the same, > 1.
         min_step_size: the smallest step, >= 0.
@@ -340,10 +340,10 @@ def scale_by_rprop(
             `max_step_size`.
 
     Source:
-        Riedmiller & Braun 1993, "A direct adaptive method for faster backpropagation learning:
-        the RPROP algorithm", in the form without backtracking that sets the gradient to zero after
-        a change of sign (iRprop-, Igel & Hüsken 2000), as PyTorch has it. optax applies each
-        update one step late; here the update belongs to its own gradient.
+        Riedmiller & Braun 1993, "A direct adaptive method for faster backpropagation learning: the
+        RPROP algorithm", in the form without backtracking that sets the gradient to zero after a
+        change of sign (iRprop-, Igel & Hüsken 2000), as in PyTorch. optax applies each update one
+        step late; here the update belongs to its own gradient.
 
     Example:
         >>> import jax.numpy as jnp

@@ -131,7 +131,8 @@ def scale_by_simplified_ademamix(
     m is a sum, not an average: with a constant gradient u grows towards 1 / (1 - b1) + alpha.
 
     Args:
-        b1: the decay rate of the first moment, in [0, 1); a number, a scalar array or a schedule.
+        b1: the decay rate of the sum of past gradients, in [0, 1); a number, a scalar array or a
+            schedule.
         b2: the decay rate of the second moment, in [0, 1).
         alpha: the weight of the current gradient.
         eps: added to the denominator outside the root, >= 0.

@@ -166,11 +166,11 @@ def scale_by_acprop(
 
     Source:
         Zhuang et al. 2021, "Momentum centering and asynchronous update for adaptive gradient
-        methods", Algorithm 2. The first step is g / (1 + eps), as in optax; with the paper's
-        s_0 = 0 it would be g / eps, and in the authors' code it is g, whose other steps are the
-        same with rectify=False and eps_root = eps; by default that code rectifies them, and
-        averages the first of them, as RAdam does. optax measures the deviation from the m before
-        this gradient, which is larger by the factor 1 / b1.
+        methods", Algorithm 2. The first step is g / (1 + eps), as in optax. With the paper's
+        s_0 = 0 it would be g / eps; in the authors' code it is g. The other steps of that code are
+        the same with rectify=False and eps_root = eps; by default it rectifies them, and averages
+        the first ones, as RAdam does. optax measures the deviation from the m before this gradient,
+        which is larger by the factor 1 / b1.
 
     Example:
         >>> import jax.numpy as jnp

@@ -112,14 +112,14 @@ def widened(leaf: Any) -> jax.Array:
 
 
 def refuse_complex(owner: str, tree: Any) -> None:
-    """Refuse a tree with complex leaves, which have no such Hessian.
+    """Refuse a tree with complex leaves, for which this Hessian is not defined.
 
     Raises:
         ValueError: naming the path of the first.
     """
     for path, leaf in zip(trees.paths(tree), trees.flatten(tree)[0], strict=True):
         if trees.is_parameter(leaf) and jnp.iscomplexobj(leaf):
-            raise ValueError(f"{owner}: complex numbers have no such Hessian, see '{path}'")
+            raise ValueError(f"{owner}: complex parameters are not supported, see '{path}'")
 
 
 def _key(owner: str, key: Any) -> Any:

@@ -87,7 +87,7 @@ def as_matrices(
     inner: optax.GradientTransformation,
     weight_dimension_numbers: WeightDimensionNumbers | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Let a transformation see each array as a batch of matrices in the last two axes.
+    """Apply a transformation to each array as a batch of matrices in the last two axes.
 
     An attention kernel of shape (width, heads, size) whose heads are separate matrices, with
     reduction axis 0 and output axis 2, is seen with the shape (heads, width, size). With the output
@@ -217,5 +217,5 @@ def spread_numbers(owner: str, numbers: WeightDimensionNumbers, tree: Any) -> An
 
 
 def is_dimension_numbers(node: Any) -> bool:
-    """Whether this names the axes of matrices, as Muon or GaLore call them."""
+    """Whether a node is the dimension numbers of Muon or GaLore."""
     return isinstance(node, MuonDimensionNumbers | GaLoreDimensionNumbers)

@@ -53,7 +53,7 @@ def length_and_bound(
         lb: the lower bound so far.
         weights: the sum of the weights in the averages.
         learning_rate: see `momo`.
-        lower_bound: the least value of the new bound.
+        lower_bound: the minimum of the new bound.
         weight_decay: the weight of the penalty.
         adapt_lower_bound: whether the bound is estimated.
     """

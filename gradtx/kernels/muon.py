@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are made orthogonal."""
+"""Muon: momentum with orthogonalized matrices."""
 
 import math
 from dataclasses import replace
@@ -84,8 +84,8 @@ def scale_by_muon(
         eps: added to the norm of the momentum in the iteration, >= 0.
         mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
         nesterov: whether to use Nesterov momentum.
-        adaptive: whether to multiply U by the inner product <M_hat, U>, about the sum of the
-            singular values of M_hat, so that the step is that of steepest descent.
+        adaptive: whether to multiply U by the inner product <M_hat, U>, which is about the sum of
+            the singular values of M_hat, for steps of steepest descent.
         preconditioning: the scaling before the first iteration, beyond that by the Frobenius norm:
             none ("frobenius"), or, to save iterations, by the norm ("spectral"), the Schatten-4
             norm ("schatten") or row by row ("aol").
@@ -156,7 +156,7 @@ CONSISTENT_RMS = Kernel(
 
 
 def factor_of_width(fan_in: int, fan_out: int) -> float:
-    """sqrt(max(1, fan_out / fan_in)): Muon's length of a matrix in units of an orthogonal one's."""
+    """sqrt(max(1, fan_out / fan_in)): the length of Muon's update over that of its matrix."""
     return math.sqrt(max(1.0, fan_out / max(fan_in, 1)))
 
 

@@ -51,8 +51,8 @@ def scale_by_novograd(
         b2: the decay rate of the second moment, in [0, 1).
         eps: added to the denominator outside the root, >= 0.
         eps_root: added to the denominator inside the root, >= 0.
-        weight_decay: the multiple of the parameters that is added to the momentum in each step, >=
-            0.
+        weight_decay: the multiple of the parameters that is added to the momentum in each
+            step, >= 0.
         mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
 
     Returns:

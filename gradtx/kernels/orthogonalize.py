@@ -26,7 +26,7 @@ _PRESETS = {
 }
 Preconditioning: TypeAlias = Literal["frobenius", "spectral", "aol", "schatten"]
 
-# The options of a kernel whose equation has the iteration in it.
+# The options of a kernel whose equation contains the iteration.
 ITERATION_OPTIONS = ("coefficients", "iteration")
 
 

@@ -40,7 +40,7 @@ def scale(step_size: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
         u = step_size * g
 
     Args:
-        step_size: any number but NaN; or a scalar array or schedule.
+        step_size: the factor; a number, a scalar array or a schedule.
 
     Returns:
         The transformation; its state is empty, or counts steps for a schedule.
@@ -71,7 +71,7 @@ def scale_by_schedule(step_size_fn: optax.Schedule) -> optax.GradientTransformat
         The transformation, with the state `ScaleByScheduleState(count)`.
 
     Raises:
-        ValueError: if `step_size_fn` cannot be called.
+        ValueError: if `step_size_fn` is not callable.
 
     Example:
         >>> import jax.numpy as jnp

@@ -23,8 +23,8 @@ from gradtx.kernels.products import (
 )
 from gradtx.lift import lift
 
-# What counts as zero, in roundings of the root mean square: a product of matrices is off by a few,
-# which then moves an element by less than a hundredth of a step.
+# What counts as zero, in roundings of the root mean square. Products of matrices are off by a few
+# of them, which then move an element by less than a hundredth of a step.
 _ROUNDINGS = 1024
 
 

@@ -19,7 +19,7 @@ def unit_axes(owner: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         return None
     if rank > 5:
         raise ValueError(
-            f"{owner}: an array of shape {shape} has more than 5 axes; name with axis those that "
+            f"{owner}: an array of shape {shape} has more than 5 axes; pass as axis those that "
             "feed one unit"
         )
     return (0,) if rank <= 3 else tuple(range(rank - 1))

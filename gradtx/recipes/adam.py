@@ -21,7 +21,7 @@ def adam(
     nesterov: bool = False,
     bias_correction: bool = True,
 ) -> Transformation:
-    """Adam: a first moment over the root of a second one.
+    """Adam: a first moment divided by the root of a second one.
 
         m <- b1 * m + (1 - b1) * g,      m_hat = m / (1 - b1^t)
         v <- b2 * v + (1 - b2) * g^2,    v_hat = v / (1 - b2^t)

@@ -194,8 +194,8 @@ def rprop(
         u = -s * sign(g_t)                            where g_t * g_{t-1} = 0
 
     Args:
-        learning_rate: the initial step size s, >= 0; a number, a scalar array or a schedule. Of a
-            schedule the value at step 0 counts.
+        learning_rate: the initial step size s, >= 0; a number, a scalar array or a schedule. A
+            schedule is evaluated at step 0.
         eta_minus: the factor after a change of sign, in (0, 1).
         eta_plus: the factor while the sign stays the same, > 1.
         min_step_size: the smallest step, >= 0.

@@ -244,7 +244,7 @@ def polyak_sgd(
         if not isinstance(state, tuple | list) or len(state) != 2:
             raise ValueError(
                 f"polyak_sgd: expected the states of sgd and scale_by_polyak, got "
-                f"{describe_state(state)}; gradtx.migrate carries another state over"
+                f"{describe_state(state)}; gradtx.migrate carries over other states"
             )
         descent_state, polyak_state = state
         updates, polyak_state = polyak.update(updates, polyak_state, params, **extra)
