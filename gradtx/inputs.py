@@ -91,6 +91,16 @@ def refuse_shapes_alone(owner: str, what: str, leaf: Any) -> None:
         )
 
 
+def check_given(owner: str, params: Any) -> None:
+    """Refuse to go on without the parameters.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if params is None:
+        raise ValueError(f"{owner}: needs the parameters; call update(updates, state, params)")
+
+
 def check_order(owner: str, state: Any, params: Any) -> None:
     """Refuse swapped state and parameters, and a transformation in place of the state.
 

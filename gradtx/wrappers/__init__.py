@@ -1,1 +1,1 @@
-"""Wrappers: a transformation in, a transformation out, with another way to run it."""
+"""Wrappers: functions that take a transformation and return one that runs it in another way."""

@@ -29,10 +29,10 @@ class MultiSteps:
         a_n = a_{n-1} + (g_n - a_{n-1}) / n,    a_0 = 0
         u_n = inner(a_k) if n = k, else 0
 
-    This is the step on a batch k times as large, wherever the loss is a mean over samples and the
-    mini-batches are equally large. In the other k - 1 mini-steps the updates are zero; the inner
-    transformation is not carried out then, and its state stays as it is. Its schedules count
-    steps, not mini-steps.
+    This equals the step on a batch k times as large, provided that the loss is a mean over samples
+    and all mini-batches have the same size. In the other k - 1 mini-steps the updates are zero; the
+    inner transformation does not run, and its state does not change. Its schedules count steps, not
+    mini-steps.
 
     Args:
         opt: the transformation that takes the steps.
@@ -40,8 +40,9 @@ class MultiSteps:
             far that returns it.
         use_grad_mean: whether the gradients are averaged. False: a_n = a_{n-1} + g_n.
         should_skip_update_fn: a function of (gradient, number of steps, params) that returns a
-            boolean scalar, whether to leave the mini-batch out as if it had never been there, and
-            a tree to keep in the state's `skip_state`; such as `skip_not_finite`. None: all count.
+            boolean scalar, whether to skip the mini-batch as if it had not occurred, and a tree to
+            keep in the state's `skip_state`; for example `skip_not_finite`. None: nothing is
+            skipped.
         accumulator_dtype: the storage dtype of the accumulated gradients; None: the parameter's, at
             least float32. optax uses float32 for float64 and complex parameters too.
 
@@ -107,20 +108,20 @@ class MultiSteps:
     def update(
         self, updates: Any, state: optax.MultiStepsState, params: Any = None, **extra: Any
     ) -> tuple[Any, optax.MultiStepsState]:
-        """One mini-step: zero updates, or those of a step.
+        """Take one mini-step, whose updates are zero unless it completes a step.
 
         Args:
             updates: the gradient of a mini-batch.
             state: the state.
             params: the parameters, if the inner transformation needs them.
-            **extra: extra arguments of the inner transformation, which sees those of the last of
-                its mini-steps only.
+            **extra: extra arguments of the inner transformation, which sees only those of the last
+                mini-step.
 
         Returns:
             The updates and the new state.
 
         Raises:
-            ValueError: if gradient and state do not fit together.
+            ValueError: if the gradient and the state do not match.
         """
         check_state(_OWNER, state, optax.MultiStepsState._fields)
         updates = as_gradients(updates, params)
@@ -152,11 +153,11 @@ class MultiSteps:
             _OWNER, emit, step, wait, updates, (state.inner_opt_state, state.acc_grads)
         )
         next_mini_step = jnp.where(is_last, 0, mini_step + 1)
+        if skip is not None:
+            next_mini_step = jnp.where(skip, mini_step, next_mini_step)
         gradient_step = optax.safe_increment(state.gradient_step)
         return new_updates, optax.MultiStepsState(
-            mini_step=next_mini_step
-            if skip is None
-            else jnp.where(skip, mini_step, next_mini_step),
+            mini_step=next_mini_step,
             gradient_step=jnp.where(emit, gradient_step, state.gradient_step),
             inner_opt_state=inner_state,
             acc_grads=acc_grads,
@@ -164,18 +165,17 @@ class MultiSteps:
         )
 
     def has_updated(self, state: optax.MultiStepsState) -> jax.Array:
-        """Whether the last mini-step was a step: the updates were not merely zero.
+        """Whether the last mini-step completed a step, so that its updates were not just zeros.
 
-        A mini-batch that was left out is none, if `skip_state` says so under "should_skip", as that
-        of `skip_not_finite` does. (optax takes the step before it for its own.)
+        A mini-batch that was skipped completes none, if `skip_state` tells so under "should_skip",
+        as that of `skip_not_finite` does. (optax repeats its answer for the mini-step before.)
         """
         is_done = (jnp.asarray(state.mini_step) == 0) & (jnp.asarray(state.gradient_step) > 0)
-        skip: Any = state.skip_state if isinstance(state.skip_state, Mapping) else {}
-        return is_done & ~jnp.asarray(skip.get("should_skip", False))
+        return is_done & ~jnp.asarray(reported_skip(state, default=False))
 
     def gradient_transformation(self) -> optax.GradientTransformationExtraArgs:
-        """The same as optax's pair of functions, for a chain."""
-        # Functions, because a copy of a bound method would be one of a copy of this object.
+        """This as optax's pair of functions, for use in a chain."""
+        # Functions, because copying a bound method would copy this object too.
         return composed(
             _OWNER,
             (Part("", self._opt),),
@@ -212,6 +212,12 @@ class MultiSteps:
         if callable(every_k):
             return evaluate(every_k, jnp.asarray(gradient_step)).astype(jnp.int32)
         return jnp.asarray(every_k).astype(jnp.int32)
+
+
+def reported_skip(state: optax.MultiStepsState, default: Any = None) -> Any:
+    """Whether the last mini-batch was skipped, where `skip_state` tells."""
+    told: Any = state.skip_state
+    return told.get("should_skip", default) if isinstance(told, Mapping) else default
 
 
 @equation()

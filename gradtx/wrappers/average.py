@@ -9,12 +9,14 @@ import optax
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import LINEAR
-from gradtx.inputs import check_order
+from gradtx.inputs import check_given, check_order
 from gradtx.kernel import DECAY, check_hyperparameter
 from gradtx.kernels.momentum import ema
 from gradtx.leaves import map_leaves
 from gradtx.updates import apply_updates
 from gradtx.wrappers.steps import is_step, kept_after
+
+_OWNER = "average_params"
 
 
 class AverageParamsState(NamedTuple):
@@ -41,10 +43,10 @@ def average_params(
         a_t = decay * a_{t-1} + (1 - decay) * p_t,    a_0 = 0
         averaged_params = a_t / (1 - decay^t),        or a_t without debias
 
-    The updates pass unchanged: training runs on the raw parameters, and `averaged_params(state)`
-    reads the averaged ones for evaluation. Wrap the whole optimizer, so that u_t is what is added
-    to the parameters. The step t goes on when they do: not while a `MultiSteps` inside collects
-    gradients, an `apply_if_finite` skips one, or `sam` climbs.
+    The updates are unchanged: training runs on the raw parameters, and `averaged_params(state)`
+    returns the averaged ones for evaluation. Wrap the whole optimizer, so that u_t is what is added
+    to the parameters. t counts their steps only: it does not advance while a `MultiSteps` inside
+    collects gradients, an `apply_if_finite` skips one, or `sam` climbs.
 
     Args:
         tx: the transformation whose updates are applied.
@@ -74,8 +76,8 @@ def average_params(
         >>> print(params, gradtx.averaged_params(state).round(1))
         [2.] [2.3]
     """
-    inner = as_transformation("average_params", "tx", tx)
-    decay = check_hyperparameter("average_params", "decay", decay, DECAY)
+    inner = as_transformation(_OWNER, "tx", tx)
+    decay = check_hyperparameter(_OWNER, "decay", decay, DECAY)
     average = ema(decay, debias=False)
 
     def observed(params: Any) -> Any:
@@ -85,21 +87,18 @@ def average_params(
         return AverageParamsState(average.init(observed(params)), inner.init(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        if params is None:
-            raise ValueError(
-                "average_params: needs the parameters; call update(updates, state, params)"
-            )
+        check_given(_OWNER, params)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
         step = is_step(state.inner_state, inner_state, updates)
 
         def advance() -> Any:
             return average.update(observed(apply_updates(params, updates)), state.average)[1]
 
-        new = kept_after("average_params", step, advance, state.average)
+        new = kept_after(_OWNER, step, advance, state.average)
         return updates, AverageParamsState(new, inner_state)
 
     return composed(
-        "average_params", (Part("", inner),), init, update, state=AverageParamsState, effect=LINEAR
+        _OWNER, (Part("", inner),), init, update, state=AverageParamsState, effect=LINEAR
     )
 
 
@@ -109,9 +108,9 @@ def averaged_params(state: Any, params: Any = None) -> Any:
     Args:
         state: an optimizer state, however deeply nested.
         params: the raw parameters; the result takes their dtypes, their leaves that are not
-            inexact arrays (an equinox module has such) and, before the first update, their values.
-            None: the average as it is kept, at least float32 and zero before the first update,
-            with None for such leaves.
+            inexact arrays (as in an equinox module) and, before the first update, their values.
+            None: the average as it is stored, at least float32 and zero before the first update,
+            with None in place of such leaves.
 
     Returns:
         A tree of the structure of the parameters.

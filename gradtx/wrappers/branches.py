@@ -1,4 +1,4 @@
-"""Two ways to go on with a step, of which only one is carried out."""
+"""What wrappers share: one of two branches, zero updates, copies of parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 
+from gradtx import trees
 from gradtx.leaves import Aligned, map_leaves
 
 Branch = Callable[[], tuple[Any, Any]]
@@ -23,17 +24,17 @@ def either(
 ) -> tuple[Any, Any]:
     """The updates and the state of one of two branches.
 
-    A conditional needs both branches to return the same types, whatever the wrapped
-    transformation makes of narrow dtypes, and arrays only.
+    A conditional needs both branches to return arrays only, and of the same types, whatever a
+    wrapped transformation does to narrow dtypes.
 
     Args:
         owner: name of the caller, which opens error messages.
         condition: a boolean scalar.
-        on_true: returns updates and a state; carried out only if the condition holds.
+        on_true: returns updates and a state; it runs only if the condition holds.
         on_false: the same for the other case.
-        updates: the gradients: they give the dtypes of the updates, and those of their leaves
-            that are not inexact arrays come back as they are.
-        state: the old state, which gives the dtypes of the new one.
+        updates: the gradients. The updates get their dtypes, and where their leaves are not inexact
+            arrays, these are returned.
+        state: the old state. The new one gets its dtypes.
 
     Returns:
         The updates and the state of that branch.
@@ -41,7 +42,7 @@ def either(
 
     def typed(branch: Branch) -> tuple[list[jax.Array], Any]:
         new, new_state = branch()
-        # What is under way may have other shapes than the updates in the end.
+        # Inside a chain the shapes may still differ from those of the updates.
         aligned = Aligned(owner, {"updates": updates, "the inner updates": new}, same_shapes=False)
         pairs = zip(aligned.arrays(), aligned.arrays("the inner updates"), strict=True)
         arrays = [part.astype(gradient.dtype) for gradient, part in pairs]
@@ -50,7 +51,7 @@ def either(
     if isinstance(condition, Tracer):
         arrays, new_state = lax.cond(condition, lambda: typed(on_true), lambda: typed(on_false))
     else:
-        # An eager conditional would be compiled at every call.
+        # An eager conditional would be compiled again at each call.
         arrays, new_state = typed(on_true if condition else on_false)
     return Aligned(owner, {"updates": updates}).tree_of(arrays), new_state
 
@@ -58,6 +59,18 @@ def either(
 def zeros_like(updates: Any) -> Any:
     """Zero updates; leaves that are not inexact arrays stay as they are."""
     return map_leaves(jnp.zeros_like, "zeros_like", {"updates": updates})
+
+
+def copied(parameter: Any, dtype: Any = None) -> jax.Array:
+    """A copy of a parameter, because the caller may donate it; zeros for its mere shape."""
+    if isinstance(parameter, jax.ShapeDtypeStruct):
+        return jnp.zeros_like(parameter, dtype)
+    return jnp.array(parameter, dtype)
+
+
+def widened_copy(parameter: Any) -> jax.Array:
+    """A copy of a parameter in the dtype to calculate in."""
+    return copied(parameter, trees.compute_dtype(jnp.result_type(parameter)))
 
 
 def _in_dtype_of(old: Any, new: Any) -> Any:

@@ -14,8 +14,8 @@ from gradtx.lift import hyperparameters_of, kernel_of, lift
 
 
 def _agreeing(g, *, p, xi, downhill):
-    """The elements of an update `g` that agree with the gradient `p`, longer by their scarcity."""
-    # Of the signs, because the product of two small numbers may vanish.
+    """The elements of an update `g` that agree with the gradient `p`, longer the fewer they are."""
+    # A product of signs, because that of two small numbers may underflow.
     agreement = jnp.real(jnp.conj(jnp.sign(g)) * jnp.sign(p))
     agrees = agreement < 0 if downhill else agreement > 0
     divisor = jnp.sum(agrees, dtype=agreement.dtype) + xi
@@ -42,24 +42,24 @@ def cautious(
     xi: ArrayLike = 1.0,
     downhill: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Leave out what goes against the gradient of now: a cautious optimizer.
+    """Drop the elements of an update that go against the current gradient: a cautious optimizer.
 
         phi = 1 where u * g < 0, else 0
         u <- u * phi * size(phi) / (sum(phi) + xi)
 
-    for each leaf, u its update from `tx` and g its gradient. What momentum wants to do against
-    the gradient of now is left out, and the rest made longer. The state of `tx` does not notice.
+    for each leaf, where u is its update from `tx` and g its gradient. What is left of an update is
+    lengthened in proportion to what was dropped. The state of `tx` is not affected.
 
-    Decoupled weight decay should stay outside, because it is not about the gradient. In
-    `chain(cautious(scale_by_adam()), add_decayed_weights(0.1), scale_by_learning_rate(0.001))` it
-    does; `cautious(adamw(...))` would mask it too.
+    Decoupled weight decay should be added outside, because it has nothing to do with the gradient:
+    `chain(cautious(scale_by_adam()), add_decayed_weights(0.1), scale_by_learning_rate(0.001))`,
+    whereas `cautious(adamw(...))` masks the decay too.
 
     Args:
         tx: the transformation whose updates are masked.
-        xi: added to the number of elements that agree, >= 0. With 1 a leaf of one element gets
-            half of its update; 0 keeps that whole.
-        downhill: whether updates of `tx` are added to the parameters as they come, as those of an
-            optimizer are. False: they point along the gradient, as those of `scale_by_adam` do
+        xi: added to the number of elements that agree, >= 0. With 1 a leaf of a single element gets
+            half of its update, with 0 all of it.
+        downhill: whether the updates of `tx` are ready to be added to the parameters, as those of
+            an optimizer are. False: they point along the gradient, as those of `scale_by_adam` do
             before their sign is flipped, and phi is 1 where u * g > 0. None: False if `tx` is made
             of pieces of this library none of which flips the sign, or of kernels of your own
             without a learning rate.
@@ -72,8 +72,8 @@ def cautious(
 
     Source:
         Liang et al. 2024, "Cautious optimizers: improving training with one line of code",
-        Algorithm 2. The authors' code has max(mean(phi), 0.001) in the denominator: xi = 0 unless
-        fewer than one in a thousand agree.
+        Algorithm 2. The authors' code has max(mean(phi), 0.001) in the denominator, which is xi = 0
+        unless fewer than one in a thousand elements agree.
 
     Example:
         >>> import jax.numpy as jnp
@@ -86,7 +86,7 @@ def cautious(
     """
     inner = as_transformation("cautious", "tx", tx)
     xi = check("cautious", "xi", xi, NON_NEGATIVE)
-    # The gradient takes the place of the parameters, which this equation does not mention.
+    # The gradient is passed as the parameters, which the equation does not need.
     mask = lift(CAUTIOUS, xi=xi, downhill=_flips(inner) if downhill is None else bool(downhill))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
@@ -103,7 +103,7 @@ def _flips(tx: optax.GradientTransformation) -> bool:
     """Whether a transformation turns a gradient into what is added to the parameters."""
     effect = kernel_of(tx) or effect_of(tx)
     if effect is None:
-        # Of another library's only whole optimizers are expected here.
+        # From another library, a whole optimizer is expected.
         return True
     if isinstance(effect, Kernel) and not effect.is_declared:
         return effect.rate in effect.hyperparameters
@@ -118,7 +118,7 @@ def _is_against(tx: optax.GradientTransformation, effect: Effect) -> bool:
     return callable(factor) or (isinstance(factor, float) and factor < 0)
 
 
-# Which of the parts inside of a transformation its updates have their direction from.
+# Which parts of a transformation give its updates their direction.
 _DIRECTING = {
     "first": slice(1),
     "all": slice(None),

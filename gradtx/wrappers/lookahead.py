@@ -1,4 +1,4 @@
-"""Lookahead: fast weights run ahead, and slow weights follow a part of the way."""
+"""Lookahead: fast weights run ahead, and slow weights follow them part of the way."""
 
 from typing import Any
 
@@ -27,35 +27,35 @@ def lookahead(
     slow_step_size: ArrayLike,
     reset_state: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Let fast weights take k steps, then move slow weights a part of the way, and start there.
+    """Let fast weights take k steps, move slow weights part of the way, and restart from there.
 
         fast <- fast + u(g(fast))                        in every step
         slow <- slow + slow_step_size * (fast - slow)    in every k-th step,
         fast <- slow                                     followed by this
 
-    A call in which the fast optimizer takes no step, because a `MultiSteps` in it collects
-    gradients or an `apply_if_finite` skips one, is not counted, and moves nothing. (optax counts
+    A call in which the fast optimizer takes no step, because a `MultiSteps` inside collects
+    gradients or an `apply_if_finite` skips one, is not counted and moves nothing. (optax counts
     calls.)
 
     The parameters are a pair, `LookaheadParams(fast, slow)`; start with
     `LookaheadParams.init_synced(params)`. Calculate gradients at `params.fast`; evaluate and use
-    `params.slow`. The updates are such a pair too, and must be added as they are.
+    `params.slow`. The updates are such a pair too, and must be added unchanged.
 
     Args:
         fast_optimizer: the transformation whose updates move the fast weights.
         sync_period: k, a whole number >= 1.
-        slow_step_size: the share of the way, alpha in the paper, >= 0; 1 leaves the fast
-            optimizer as it is.
-        reset_state: whether the fast optimizer starts anew every k steps, where the weights met.
+        slow_step_size: the fraction of the way to the fast weights, alpha in the paper, >= 0; with
+            1 lookahead has no effect.
+        reset_state: whether to reset the state of the fast optimizer every k steps.
 
     Returns:
         A transformation with the state `LookaheadState(fast_state, steps_since_sync)`; its update
-        takes the gradient at `params.fast` and needs `params`. Its init accepts the fast
-        parameters alone too.
+        takes the gradient at `params.fast` and needs `params`. Its init also accepts the fast
+        parameters alone.
 
     Raises:
         ValueError: if an argument lies outside its range; in `update`, if `params` is not a
-            `LookaheadParams` or fits neither itself nor the updates.
+            `LookaheadParams`, or its two halves and the updates differ in structure or shapes.
 
     Source:
         Zhang et al. 2019, "Lookahead optimizer: k steps forward, 1 step back", Algorithm 1.
@@ -133,7 +133,7 @@ def _pulled_back_leaf(
         return x.astype(dtype)
 
     ahead = wide(fast) + wide(update)
-    # Both ways lead to one number that can be stored, so that the weights meet exactly there.
+    # Rounded to what can be stored, so that both weights get exactly there.
     share = jnp.asarray(step_size).astype(dtype)
     meeting_point = wide((wide(slow) + share * (ahead - wide(slow))).astype(slow.dtype))
     step = (meeting_point - wide(slow)).astype(slow.dtype)

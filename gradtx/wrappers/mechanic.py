@@ -11,14 +11,16 @@ from jax.typing import ArrayLike
 from optax import ScalarOrSchedule
 from optax.contrib import MechanicState
 
-from gradtx import norms, trees
+from gradtx import norms
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
+from gradtx.inputs import check_given
 from gradtx.kernel import COUNT, NON_NEGATIVE, POSITIVE, check, check_hyperparameter
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.leaves import Aligned, equation, map_parameters, parameters_of
 from gradtx.lift import evaluate
+from gradtx.wrappers.branches import widened_copy
 from gradtx.wrappers.steps import in_step, is_step
 
 _OWNER = "mechanize"
@@ -34,7 +36,7 @@ def mechanize(
     *,
     clip_rewards: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Multiply all that an optimizer has added up so far by a scale that is learned: Mechanic.
+    """Multiply everything that an optimizer has added up by a scale that is learned: Mechanic.
 
         D = (p - p_0) / S,   S = sum_i s_i,   D = 0 at the start
         h = -<D, g + weight_decay * S * ||g|| * p / ||p||>
@@ -47,31 +49,33 @@ def mechanize(
 
     Products and norms are those of the whole tree; p / ||p|| is 0 where p is. Wrap the whole
     optimizer, with a learning rate of 1 or a schedule that starts there: nothing else may move the
-    parameters. A call in which the optimizer takes no step, because an `apply_if_finite` in it
-    skips one, changes nothing; of a `MultiSteps` in it, g is the last gradient that it collects,
-    so that `MultiSteps` around it is better.
+    parameters. A call in which the optimizer takes no step, because an `apply_if_finite` inside
+    skips it, changes nothing. With a `MultiSteps` inside, g is only the last of the gradients that
+    it collects; put the `MultiSteps` outside.
 
     Args:
         base_optimizer: the transformation whose updates are scaled.
         weight_decay: lambda in the paper, >= 0; a number, a scalar array or a schedule.
         eps: added to the denominator, > 0.
-        s_init: the scale at the start, > 0; it should be far too small.
+        s_init: the initial scale, > 0; it should be far too small.
         num_betas: n, a whole number >= 1.
-        clip_rewards: whether h counts in r by at most the old m, and r is limited only where s is
-            formed: the authors' later practice, and optax's.
+        clip_rewards: whether to clip h to [-m, m] in r, with the old m, and to take max(r, 0) only
+            where s is formed, as later versions of the authors' code do, and optax.
 
     Returns:
         A transformation with the state `MechanicState(base_optimizer_state, count, r, m, v, s,
-        x0)`; its update needs `params`. D is recalculated from them, so that no step shorter than
-        their rounding is remembered. (optax adds eps to S there, which lets a small D decay.)
+        x0)`; its update needs `params`. D is calculated from them at each step, so that steps that
+        are lost to rounding are not part of it. (optax adds eps to S there, which lets a small D
+        decay.)
 
     Raises:
         ValueError: if an argument lies outside its range, or `base_optimizer` is not a
             transformation; in `update`, if `params` is missing or has other shapes.
 
     Source:
-        Cutkosky, Defazio & Mehta 2023, "Mechanic: a learning rate tuner", Algorithm 1. |h| + eps
-        in m, as in the authors' program, lets the first steps begin.
+        Cutkosky, Defazio & Mehta 2023, "Mechanic: a learning rate tuner", Algorithm 1. m has
+        |h| + eps in place of |h|, as in the authors' code: otherwise s would be zero after the
+        first step.
 
     Example:
         >>> import jax.numpy as jnp
@@ -96,12 +100,12 @@ def mechanize(
             m=jnp.copy(zeros),
             v=jnp.copy(zeros),
             s=jnp.full_like(zeros, s_init),
-            x0=map_parameters(_start, params),
+            # The first step puts its parameters there.
+            x0=map_parameters(widened_copy, params),
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        if params is None:
-            raise ValueError(f"{_OWNER}: needs the parameters; call update(updates, state, params)")
+        check_given(_OWNER, params)
         changes, inner_state = inner.update(updates, state.base_optimizer_state, params, **extra)
         step = is_step(state.base_optimizer_state, inner_state, changes)
         old = {name: getattr(state, name) for name in ("count", *"rmvs", "x0")}
@@ -133,12 +137,12 @@ def _tuned(
     numbers: dict[str, Any],
     clip_rewards: bool,
 ) -> tuple[Any, dict[str, Any]]:
-    """The updates in the tuned size, and what the state keeps of the tuner."""
+    """The scaled updates, and the new values of the tuner's state."""
     start = "the state's x0"
     named = {"updates": changes, "the gradients": updates, "params": params, start: old["x0"]}
     aligned = Aligned(_OWNER, named)
     changed, gradients, points, starts = map(aligned.arrays, named)
-    # A run may begin at other parameters than those that made the state.
+    # Training may start from other parameters than those that init was given.
     starts = [
         _first(x0, p, is_first=old["count"] == 0) for x0, p in zip(starts, points, strict=True)
     ]
@@ -157,14 +161,6 @@ def _tuned(
     ]
     kept = {"count": optax.safe_increment(old["count"]), "x0": aligned.tree_of(starts, start)}
     return aligned.tree_of(new), kept | tuned
-
-
-def _start(parameter: Any) -> jax.Array:
-    dtype = trees.compute_dtype(jnp.result_type(parameter))
-    if isinstance(parameter, jax.ShapeDtypeStruct):
-        return jnp.zeros_like(parameter, dtype)  # the first step takes its parameters instead
-    # A copy, because the caller may donate both.
-    return jnp.array(parameter, dtype)
 
 
 @equation()
@@ -201,10 +197,10 @@ def _tune(
     )
     r, m, v, s = (old[name] for name in "rmvs")
     number = s.size
-    # In float64, where 1 - 0.1^6 is exact enough.
+    # Calculated in float64, where 1 - 0.1^6 is exact enough.
     beta = jnp.asarray(1 - 0.1 ** np.arange(1, number + 1), dtype)
     scale = jnp.sum(s)
-    # The product with p first: it is zero where p and its norm are, and p / ||p|| is no direction.
+    # The inner product is divided, not p, because it is zero where ||p|| is.
     h = safe_divide(progress, scale) + weight_decay * gradient_norm * safe_divide(pull, norm)
     reward = beta * r + s * (jnp.clip(h, -m, m) if clip_rewards else h)
     rewards = jnp.maximum(reward, 0)

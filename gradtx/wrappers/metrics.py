@@ -1,6 +1,6 @@
-"""What a step did, read from the state: learning rate, norms, skipped steps."""
+"""What a step did, as the state tells: learning rate, norms, skipped steps."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from gradtx.compose.sequence import as_transformation
 from gradtx.effect import LINEAR
 from gradtx.inputs import check_order
 from gradtx.leaves import Aligned, parameters_of
+from gradtx.wrappers.accumulate import reported_skip
 from gradtx.wrappers.rates import Path, learning_rates_of, places_of
 from gradtx.wrappers.steps import is_step
 
@@ -25,10 +26,9 @@ class MetricsState(NamedTuple):
     """The state of `with_metrics`.
 
     Attributes:
-        count: how many steps were taken, int32, without the calls in which a wrapper inside held
-            the step back.
-        measurements: name -> scalar; where the wrapped transformation has several learning rates,
-            they are a dictionary of their own.
+        count: the number of steps, int32, without the calls in which a wrapper inside held the step
+            back.
+        measurements: name -> scalar; several learning rates are a dictionary of their own.
         inner_state: the state of the wrapped transformation.
     """
 
@@ -42,16 +42,16 @@ def with_metrics(tx: optax.GradientTransformation) -> optax.GradientTransformati
 
         gradient_norm = ||g||,    update_norm = ||u||,    update_ratio = ||u|| / ||p||
 
-    `gradtx.metrics(state)` reads the values of the latest call. Wrap the whole optimizer: g is then
-    the gradient before any clipping, and u what is added to the parameters. While a `MultiSteps`
+    `gradtx.metrics(state)` reads the values of the last call. Wrap the whole optimizer, so that g
+    is the gradient before any clipping, and u what is added to the parameters. While a `MultiSteps`
     inside collects gradients, or an `apply_if_finite` skips one, g is that gradient, u is zero, and
-    the number of steps stands still.
+    the number of steps does not change.
 
     The learning rate is recorded too, where `tx` is made of transformations of this library: that
     of each `scale_by_learning_rate`, and of any other kernel with a hyperparameter of this name. A
-    schedule is evaluated at the count in its own state, which stands still while steps are skipped
-    or gradients accumulate. What is inside of `inject_hyperparams` is not recorded: the learning
-    rate is in that state already. What is inside of optax's transformations cannot be seen.
+    schedule is evaluated at the count in its own state, which does not advance while steps are
+    skipped or gradients accumulate. Nothing is recorded from inside `inject_hyperparams`, whose
+    state has the learning rate already, nor from inside optax's transformations.
 
     Args:
         tx: any transformation. Its updates pass unchanged.
@@ -59,12 +59,12 @@ def with_metrics(tx: optax.GradientTransformation) -> optax.GradientTransformati
     Returns:
         A transformation with the state `MetricsState(count, measurements, inner_state)`. Norms are
         taken over the leaves that have an update, in at least float32, and are 0 before the first
-        step. The ratio is 0 where both norms are zero, infinite where only the parameters' is, and
-        NaN if `update` is called without the parameters.
+        step. The ratio is 0 if both norms are zero, infinite if only that of the parameters is, and
+        NaN if `update` is called without parameters.
 
     Raises:
         ValueError: if `tx` is not a transformation; in `update`, if the parameters or the updates
-            of `tx` have another structure than the gradient.
+            of `tx` differ in structure from the gradient.
 
     Source:
         The ratio: Karpathy, "CS231n: neural networks, part 3", section "Ratio of weights:updates",
@@ -136,32 +136,32 @@ def _norms(owner: str, gradients: Any, updates: Any, params: Any) -> dict[str, j
 def metrics(state: Any) -> dict[str, jax.Array]:
     """Read from an optimizer's state what is worth watching, however the state is nested.
 
-    What there is:
+    It returns what it finds of
 
         learning_rate        of `inject_hyperparams`, `with_metrics` and line searches
         gradient_norm, update_norm, update_ratio, step
                              of `with_metrics`
         skipped_steps        of `apply_if_finite`: how many gradients so far were not finite
-        consecutive_skipped  of `apply_if_finite`: how many of them were the latest
+        consecutive_skipped  of `apply_if_finite`: how many of them came last in a row
         learning_rate_scale  of `reduce_on_plateau`
         gradient_step, mini_step
-                             of `MultiSteps`: how many means it has handed on, and how many
-                             gradients have been collected for the next
-        last_skipped         of `MultiSteps` with a rule for it: whether the latest gradient was
-                             skipped
-        and every scalar of `snapshot` and `monitor`, under its own name.
+                             of `MultiSteps`: the number of steps so far, and of gradients that have
+                             been collected for the next
+        last_skipped         of `MultiSteps` with `should_skip_update_fn`: whether the last gradient
+                             was skipped
 
-    Of two or more with one name each is named with its place, "learning_rate/matrices": the keys
-    of the dictionaries on the way, such as the labels of `partition` and `named_chain`, or, if
-    these do not tell them apart, the whole path, which is empty for the outermost transformation.
+    and every scalar of `snapshot` and `monitor`, under its own name. Where a name occurs more than
+    once, each is followed by its place, as in "learning_rate/matrices": the keys of the
+    dictionaries that lead to it, such as the labels of `partition` and `named_chain`, or, where
+    these are the same, its whole path, which is empty for the outermost transformation.
 
     Args:
         state: the state of any transformation, of this library or optax.
 
     Returns:
-        A dictionary of scalars, without what the state does not know. It can be called inside of a
-        compiled function, and under `jax.vmap` for many states at once. Outside, the scalars are
-        those of the state itself, and are deleted with it where it is donated.
+        A dictionary of scalars. The function can be called inside a compiled function, and under
+        `jax.vmap` for many states at once. Outside, the scalars are the state's own arrays, and are
+        deleted with it if it is donated.
 
     Raises:
         ValueError: if `state` is a transformation.
@@ -194,7 +194,7 @@ def metrics(state: Any) -> dict[str, jax.Array]:
 
 
 def _measurements(state: Any, path: Path) -> Iterator[tuple[str, Path, Any]]:
-    """The name, the place and the value of everything that a state knows."""
+    """The name, the place and the value of each measurement in a state."""
     for own, read in _READERS.items():
         if isinstance(state, own):
             for below, value in jax.tree_util.tree_leaves_with_path(read(state)):
@@ -215,15 +215,15 @@ def _of_hyperparameters(state: Any) -> dict[str, Any]:
 
 
 def _of_multi_steps(state: Any) -> dict[str, Any]:
-    skip = state.skip_state if isinstance(state.skip_state, Mapping) else {}
-    skipped = {"last_skipped": skip["should_skip"]} if "should_skip" in skip else {}
-    return {"gradient_step": state.gradient_step, "mini_step": state.mini_step, **skipped}
+    found = {"last_skipped": reported_skip(state)}  # None is no measurement
+    return {"gradient_step": state.gradient_step, "mini_step": state.mini_step, **found}
 
 
 def _scalars(measurements: Any) -> Any:
     return jax.tree.map(lambda value: value if jnp.ndim(value) == 0 else None, measurements)
 
 
+# What each class of state tells. Most are optax's, which cannot say it themselves.
 _READERS: dict[type, Callable[[Any], dict[str, Any]]] = {
     MetricsState: lambda state: {"step": state.count, **state.measurements},
     optax.InjectHyperparamsState: _of_hyperparameters,

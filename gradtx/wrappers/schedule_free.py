@@ -1,4 +1,4 @@
-"""Learning without a schedule: the average of the iterates, kept without a copy of its own."""
+"""Learning without a schedule: an average of the iterates, which takes no memory of its own."""
 
 import functools
 from typing import Any
@@ -13,7 +13,7 @@ from gradtx import norms, trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
-from gradtx.inputs import refuse_shapes_alone
+from gradtx.inputs import check_given, refuse_shapes_alone
 from gradtx.kernel import (
     ANY_NUMBER,
     NON_NEGATIVE,
@@ -40,21 +40,21 @@ def schedule_free(
     *,
     r: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Average the iterates of any optimizer as they come, instead of lowering its learning rate.
+    """Average the iterates of any optimizer instead of lowering its learning rate.
 
         z <- z + u_base(g),    g the gradient at y
         w = t^r * max_{i <= t} learning_rate_i ^ weight_lr_power,    c = w / (sum of all w so far)
         x <- (1 - c) * x + c * z
         y <- (1 - b1) * z + b1 * x
 
-    The parameters that are trained are y; `eval_params(state, params)` gives x, which is what to
-    evaluate. Only z is kept, because x follows from y and z. The update is formed as
-    c * (z - y) + (1 - c) * (1 - b1) * u_base, without a difference of large numbers. A call in
-    which the base optimizer takes no step, because a `MultiSteps` in it collects gradients or an
+    The parameters that are trained are y; evaluate x, which `eval_params(state, params)` returns.
+    Only z is stored, because x follows from y and z. The update is calculated as
+    c * (z - y) + (1 - c) * (1 - b1) * u_base, which is not a difference of large numbers. A call in
+    which the base optimizer takes no step, because a `MultiSteps` inside collects gradients or an
     `apply_if_finite` skips one, changes nothing. (optax counts it.)
 
     Args:
-        base_optimizer: makes u_base; b1 stands for its momentum, so it should have none.
+        base_optimizer: makes u_base. It should have no momentum, because b1 takes its place.
         learning_rate: the step size of the base optimizer, >= 0; a number, a scalar array or a
             schedule. It weighs the average. optax evaluates a schedule one step ahead of the base
             optimizer; here both count from 0.
@@ -67,14 +67,14 @@ def schedule_free(
     Returns:
         A transformation with the state `ScheduleFreeState(b1, weight_sum, step_count, max_lr,
         base_optimizer_state, z)`; its update needs `params`. As in optax `step_count` is the
-        number of the next step, 1 at the start.
+        number of the next step, initially 1.
 
     Raises:
         ValueError: if a number lies outside its range; in `update`, if `params` is missing.
 
     Source:
         Defazio et al. 2024, "The road less scheduled", equations (3) to (5) and section 2.2;
-        `r` is from the authors' program, which has the same weights.
+        `r` is from the authors' code, which has the same weights.
 
     Example:
         >>> import jax.numpy as jnp
@@ -109,8 +109,7 @@ def schedule_free(
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        if params is None:
-            raise ValueError(f"{_OWNER}: needs the parameters; call update(updates, state, params)")
+        check_given(_OWNER, params)
         base_updates, base_state = base.update(updates, state.base_optimizer_state, params, **extra)
         step = is_step(state.base_optimizer_state, base_state, base_updates)
         old = {name: getattr(state, name) for name in _AVERAGED}
@@ -124,7 +123,7 @@ def schedule_free(
     )
 
 
-# The fields of the state that a step of the average renews.
+# The fields of the state that a step of the average updates.
 _AVERAGED = ("weight_sum", "step_count", "max_lr", "z")
 
 
@@ -139,7 +138,7 @@ def _averaged(
     weight_lr_power: ArrayLike,
     r: ArrayLike,
 ) -> tuple[Any, dict[str, Any]]:
-    """The updates of y, and what the state keeps of the average."""
+    """The updates of y, and the new values of those fields."""
     real, rate = state.weight_sum.dtype, learning_rate
     if callable(rate):
         rate = evaluate(rate, state.step_count - 1)
@@ -147,7 +146,7 @@ def _averaged(
     weight = max_lr ** jnp.asarray(weight_lr_power, real)
     weight *= state.step_count.astype(real) ** jnp.asarray(r, real)
     weight_sum = state.weight_sum + weight
-    # Where all rates were zero so far, there is nothing to average yet.
+    # As long as all learning rates were zero, there is nothing to average.
     c = jnp.where(weight_sum == 0, 0.0, weight / jnp.where(weight_sum == 0, 1.0, weight_sum))
     new, z = map_leaves(
         functools.partial(_step, c=c, b1=b1),
@@ -166,7 +165,7 @@ def _averaged(
 
 def _start(p: Any, *, dtype: Any) -> jax.Array:
     refuse_shapes_alone(_OWNER, "z", p)
-    # A copy, because the caller may donate both.
+    # A copy, because the caller may donate both the parameters and the state.
     return jnp.array(p, dtype or trees.compute_dtype(jnp.result_type(p)))
 
 

@@ -1,5 +1,6 @@
 """Sharpness-aware minimization: the gradient from the worst point nearby."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,11 @@ from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import ExtraArgs, as_transformation
 from gradtx.effect import Effect
+from gradtx.inputs import check_given
 from gradtx.kernel import COUNT, check
 from gradtx.leaves import Aligned, map_leaves, map_parameters
 from gradtx.updates import apply_updates
-from gradtx.wrappers.branches import either
+from gradtx.wrappers.branches import copied, either
 
 _OWNER = "sam"
 _FROM_ELSEWHERE = Effect(
@@ -37,42 +39,41 @@ def sam(
     opaque_mode: bool = False,
     batch_axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Climb to a bad point nearby, then step from where the climb began with the gradient there.
+    """Step with the gradient of a worse point nearby, which a climb leads to: SAM.
 
         e = rho * g(p) / ||g(p)||
         p <- p + u(g(p + e))
 
     where u is the update of `optimizer`, and e the negative update of `adv_optimizer`:
-    `chain(normalize(), sgd(rho))` gives the e above. With a longer `sync_period` the climb has
-    `sync_period - 1` steps.
+    `chain(normalize(), sgd(rho))` gives the e above. The climb has `sync_period - 1` steps.
 
-    A call of `update` is one step of the climb, or the step of the optimizer, which leads back to
-    where the climb began at the same time: every `sync_period` calls make one step. In opaque
-    mode a call is a whole step, and calculates the gradients on the way itself.
+    Each call of `update` is one step of the climb or, every `sync_period` calls, a step of the
+    optimizer, which also leads back to where the climb began. In opaque mode a call does all of
+    these, and calculates the gradients on the way itself.
 
     Args:
         optimizer: the transformation that takes the steps.
-        adv_optimizer: the transformation, with a falling direction, whose reverse climbs.
-        sync_period: the number of gradients for one step, >= 1; 1 does not climb.
-        reset_state: whether `adv_optimizer` starts anew after each step.
-        opaque_mode: whether each call is a whole step; its update needs `grad_fn`, a function
-            of (params, i) that returns the gradient for step i + 1 of the climb and what follows,
-            i = 0 .. sync_period - 2.
-        batch_axis_name: in opaque mode, a mapped axis over which those gradients are averaged.
+        adv_optimizer: a transformation that descends; its updates are subtracted to climb.
+        sync_period: the number of gradients for one step, >= 1; with 1 there is no climb.
+        reset_state: whether to reset the state of `adv_optimizer` after each step.
+        opaque_mode: whether each call is a whole step. Its update needs `grad_fn`, a function of
+            (params, i) that returns the gradient at the point that step i + 1 of the climb leads
+            to, i = 0 .. sync_period - 2.
+        batch_axis_name: in opaque mode, a mapped axis over which these gradients are averaged.
 
     Returns:
         A transformation with the state `SAMState(steps_since_sync, opt_state, adv_state, cache)`,
         where `cache` is where the climb began (None in opaque mode); its update needs `params`.
-        Only one of the two transformations is carried out in a call.
+        Outside opaque mode a call runs only one of the two transformations.
 
     Raises:
-        ValueError: if `sync_period` is not a whole number >= 1, or a transformation none; in
-            `update`, if `params` or, in opaque mode, `grad_fn` is missing.
+        ValueError: if `sync_period` is not a whole number >= 1, or an argument is not a
+            transformation; in `update`, if `params` or, in opaque mode, `grad_fn` is missing.
 
     Source:
         Foret et al. 2021, "Sharpness-aware minimization for efficiently improving
-        generalization", equations (2) and (3), Algorithm 1. optax steps from the parameters of
-        the call before if `sync_period` is 1; this steps from the given ones.
+        generalization", equations (2) and (3), Algorithm 1. If `sync_period` is 1, optax steps from
+        the parameters of the previous call; this steps from the given ones.
 
     Example:
         >>> import jax
@@ -98,23 +99,22 @@ def sam(
             steps_since_sync=jnp.zeros([], jnp.int32),
             opt_state=outer.init(params),
             adv_state=climb.init(params),
-            cache=None if opaque_mode else map_parameters(_copy, params),
+            # The first climb puts its parameters there.
+            cache=None if opaque_mode else map_parameters(copied, params),
         )
 
+    if opaque_mode:
+        update = _opaque(outer, climb, int(sync_period), reset_state, batch_axis_name)
+    else:
+        update = _transparent(outer, climb, int(sync_period), reset_state)
     parts = (Part("optimizer", outer), Part("adv_optimizer", climb))
-    number = int(sync_period)
-    update = (
-        _opaque(outer, climb, number, reset_state, batch_axis_name)
-        if opaque_mode
-        else _transparent(outer, climb, number, reset_state)
-    )
     return composed(_OWNER, parts, init, update, state=SAMState, effect=_FROM_ELSEWHERE)
 
 
 def _transparent(
     outer: ExtraArgs, climb: ExtraArgs, sync_period: int, reset_state: bool
 ) -> Callable[..., Any]:
-    """The update that is one step of the climb, or the step of the optimizer."""
+    """The update that is one step of the climb or of the optimizer."""
 
     def update(
         updates: Any, state: Any, params: Any = None, *, grad_fn: Any = None, **extra: Any
@@ -137,7 +137,7 @@ def _transparent(
 
         def climb_on() -> Any:
             new, adv_state = climb.update(updates, state.adv_state, params, **extra)
-            return _negative(new), (state.opt_state, adv_state)
+            return _each(jnp.negative, new), (state.opt_state, adv_state)
 
         is_step = number >= sync_period
         states = (state.opt_state, state.adv_state)
@@ -170,10 +170,10 @@ def _opaque(
         adv_state, adv_params = state.adv_state, params
         for i in range(sync_period - 1):
             ascent, adv_state = climb.update(updates, adv_state, adv_params, **extra)
-            adv_params = apply_updates(adv_params, _negative(ascent))
+            adv_params = apply_updates(adv_params, _each(jnp.negative, ascent))
             updates = grad_fn(adv_params, i)
             if batch_axis_name is not None:
-                updates = _mean_over(batch_axis_name, updates)
+                updates = _each(functools.partial(lax.pmean, axis_name=batch_axis_name), updates)
         new, opt_state = outer.update(updates, state.opt_state, params, **extra)
         if reset_state:
             adv_state = climb.init(apply_updates(params, new))
@@ -183,16 +183,8 @@ def _opaque(
 
 
 def _check_params(params: Any, updates: Any) -> None:
-    if params is None:
-        raise ValueError(f"{_OWNER}: needs the parameters; call update(updates, state, params)")
+    check_given(_OWNER, params)
     Aligned(_OWNER, {"updates": updates, "params": params})
-
-
-def _copy(parameter: Any) -> jax.Array:
-    if isinstance(parameter, jax.ShapeDtypeStruct):
-        return jnp.zeros_like(parameter)  # the first climb begins at its parameters instead
-    # The caller may donate both the parameters and the state.
-    return jnp.copy(parameter)
 
 
 def _difference(updates: Any, target: Any, params: Any) -> Any:
@@ -210,9 +202,5 @@ def _between(start: jax.Array, end: jax.Array) -> jax.Array:
     return jnp.asarray(end).astype(dtype) - jnp.asarray(start).astype(dtype)
 
 
-def _negative(updates: Any) -> Any:
-    return map_leaves(jnp.negative, _OWNER, {"updates": updates})
-
-
-def _mean_over(axis_name: Any, updates: Any) -> Any:
-    return map_leaves(lambda u: lax.pmean(u, axis_name), _OWNER, {"updates": updates})
+def _each(function: Callable[[Any], Any], updates: Any) -> Any:
+    return map_leaves(function, _OWNER, {"updates": updates})
