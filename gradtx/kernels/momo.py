@@ -8,7 +8,7 @@ from optax.contrib import MomoState
 
 from gradtx import norms
 from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Scalar, Slot, check
-from gradtx.kernels.arithmetic import quotient
+from gradtx.kernels.arithmetic import quotient, sum_of_weights
 from gradtx.lift import lift
 
 
@@ -18,56 +18,14 @@ def mixed(average, new, keep):
     return keep * average + (1 - keep) * new
 
 
-def gradient_product(g, p):
+def _gradient_product(g, p):
     """<g, p> of two lists of arrays."""
     return norms.sum_of(norms.inner_product, g, p)
-
-
-def product_of_average(average, g, keep, p):
-    """<d, p> of one array, with the new average d."""
-    return norms.inner_product(mixed(average, g, keep), p)
 
 
 def _penalty(learning_rate, weight_decay):
     """learning_rate * weight_decay, 0 without decay even if a step may be infinitely long."""
     return jnp.where(weight_decay == 0, 0.0, learning_rate * weight_decay)
-
-
-def length_and_bound(
-    average,
-    product,
-    squares,
-    lb,
-    weights,
-    learning_rate,
-    lower_bound,
-    weight_decay,
-    adapt_lower_bound,
-):
-    """The step length along the direction d, and the new lower bound of the loss.
-
-    Args:
-        average: the average of f - <g, p>.
-        product: <d, p>.
-        squares: the squared norm of d in the metric of the step.
-        lb: the lower bound so far.
-        weights: the sum of the weights in the averages.
-        learning_rate: see `momo`.
-        lower_bound: the minimum of the new bound.
-        weight_decay: the weight of the penalty.
-        adapt_lower_bound: whether the bound is estimated.
-    """
-    growth = 1 + _penalty(learning_rate, weight_decay)
-    model = growth * average + product
-    if adapt_lower_bound:
-        # Half of a negative value would lie above that value, and end all steps.
-        below = (model - jnp.abs(model) / 2) / (growth * weights)
-        lb = jnp.where(model < growth * weights * lb, jnp.maximum(below, lower_bound), lb)
-    gap = jnp.maximum(model - growth * weights * lb, 0)
-    length = jnp.minimum(learning_rate / weights, quotient(gap, squares))
-    if adapt_lower_bound:
-        lb = jnp.maximum((average + product - length * squares / 2) / weights, lower_bound)
-    return length, lb
 
 
 def shrunk(step, p, learning_rate, weight_decay):
@@ -76,24 +34,32 @@ def shrunk(step, p, learning_rate, weight_decay):
     return -(step + decay * p) / (1 + decay)
 
 
-def _momo_keep(beta, t):
-    """The averages start with the first loss and gradient."""
-    return jnp.where(t == 1, 0.0, beta)
+def _keep(beta, t, starts_at_zero):
+    """The weight of the old average, 0 in the first step of averages that do not start at zero."""
+    return beta if starts_at_zero else jnp.where(t == 1, 0.0, beta)
 
 
-def _momo_product(g, exp_avg, p, beta, t):
-    return norms.sum_of(product_of_average, exp_avg, g, [_momo_keep(beta, t)] * len(g), p)
+def _product(g, exp_avg, p, beta, t, starts_at_zero):
+    """<d, p> with the new average d."""
+    keep = _keep(beta, t, starts_at_zero)
+    return norms.sum_of(_product_of_average, exp_avg, g, [keep] * len(g), p)
 
 
-def _momo_squares(g, exp_avg, beta, t):
-    return norms.sum_of(_squares_of_average, exp_avg, g, [_momo_keep(beta, t)] * len(g))
+def _product_of_average(average, g, keep, p):
+    return norms.inner_product(mixed(average, g, keep), p)
+
+
+def _squares(g, exp_avg, beta, t, starts_at_zero):
+    """||d||^2 with the new average d."""
+    keep = _keep(beta, t, starts_at_zero)
+    return norms.sum_of(_squares_of_average, exp_avg, g, [keep] * len(g))
 
 
 def _squares_of_average(average, g, keep):
     return jnp.sum(norms.abs_squared(mixed(average, g, keep)))
 
 
-def _momo_scalars(
+def _length_and_bound(
     *,
     barf,
     gamma,
@@ -107,27 +73,32 @@ def _momo_scalars(
     lower_bound,
     weight_decay,
     adapt_lower_bound,
+    starts_at_zero,
     t,
 ):
-    keep = _momo_keep(beta, t)
+    """The averages, the step length along d, and the new lower bound of the loss.
+
+    `squares` is the squared norm of d in the metric of the step.
+    """
+    keep = _keep(beta, t, starts_at_zero)
+    weights = sum_of_weights(beta, t) if starts_at_zero else 1.0
     barf = mixed(barf, value, keep)
     gamma = mixed(gamma, gradient_product, keep)
-    length, lb = length_and_bound(
-        barf - gamma,
-        product,
-        squares,
-        lb,
-        1.0,
-        learning_rate,
-        lower_bound,
-        weight_decay,
-        adapt_lower_bound,
-    )
+    growth = 1 + _penalty(learning_rate, weight_decay)
+    model = growth * (barf - gamma) + product
+    if adapt_lower_bound:
+        # Half of a negative value would lie above that value, and end all steps.
+        below = (model - jnp.abs(model) / 2) / (growth * weights)
+        lb = jnp.where(model < growth * weights * lb, jnp.maximum(below, lower_bound), lb)
+    gap = jnp.maximum(model - growth * weights * lb, 0)
+    length = jnp.minimum(learning_rate / weights, quotient(gap, squares))
+    if adapt_lower_bound:
+        lb = jnp.maximum((barf - gamma + product - length * squares / 2) / weights, lower_bound)
     return {"barf": barf, "gamma": gamma, "lb": lb, "length": length}
 
 
-def _momo(g, *, p, exp_avg, length, learning_rate, beta, weight_decay, t):
-    exp_avg = mixed(exp_avg, g, _momo_keep(beta, t))
+def _momo(g, *, p, exp_avg, length, learning_rate, beta, weight_decay, t, starts_at_zero):
+    exp_avg = mixed(exp_avg, g, _keep(beta, t, starts_at_zero))
     return shrunk(length * exp_avg, p, learning_rate, weight_decay), exp_avg
 
 
@@ -136,13 +107,9 @@ MOMO = Kernel(
     _momo,
     slots=(Slot("exp_avg"),),
     scalars=(Scalar("barf"), Scalar("gamma"), Scalar("lb", fill="lower_bound")),
-    scalar_step=_momo_scalars,
+    scalar_step=_length_and_bound,
     factors=("length",),
-    measures={
-        "gradient_product": gradient_product,
-        "product": _momo_product,
-        "squares": _momo_squares,
-    },
+    measures={"gradient_product": _gradient_product, "product": _product, "squares": _squares},
     extras=("value",),
     hyperparameters={
         "learning_rate": NON_NEGATIVE,
@@ -150,7 +117,7 @@ MOMO = Kernel(
         "lower_bound": ANY_NUMBER,
         "weight_decay": NON_NEGATIVE,
     },
-    options=("adapt_lower_bound",),
+    options=("adapt_lower_bound", "starts_at_zero"),
     state=MomoState,
     sense=-1,
     factor="learning_rate",
@@ -220,4 +187,5 @@ def momo(
         lower_bound=lower_bound,
         weight_decay=weight_decay,
         adapt_lower_bound=bool(adapt_lower_bound),
+        starts_at_zero=False,
     )

@@ -1,5 +1,7 @@
 """Polyak's step on an average of losses and gradients, in Adam's metric: MoMo-Adam."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
@@ -7,15 +9,9 @@ from optax import ScalarOrSchedule
 from optax.contrib import MomoAdamState
 
 from gradtx import norms
-from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Scalar, Slot, check
+from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Slot, check, check_hyperparameter
 from gradtx.kernels.arithmetic import safe_divide, sum_of_weights
-from gradtx.kernels.momo import (
-    gradient_product,
-    length_and_bound,
-    mixed,
-    product_of_average,
-    shrunk,
-)
+from gradtx.kernels.momo import MOMO, mixed, shrunk
 from gradtx.lift import lift
 
 
@@ -23,17 +19,14 @@ def _metric(average_of_squares, weights, eps):
     return jnp.sqrt(average_of_squares / weights) + eps
 
 
-def _momo_adam_product(g, exp_avg, p, b1):
-    return norms.sum_of(product_of_average, exp_avg, g, [b1] * len(g), p)
-
-
-def _momo_adam_squares(g, exp_avg, exp_avg_sq, b1, b2, eps, t):
-    numbers = [[number] * len(g) for number in (b1, b2, eps, sum_of_weights(b2, t))]
+def _momo_adam_squares(g, exp_avg, exp_avg_sq, beta, b2, eps, t):
+    """<d, d / D> with the new average d."""
+    numbers = [[number] * len(g) for number in (beta, b2, eps, sum_of_weights(b2, t))]
     return norms.sum_of(_squares_in_metric, exp_avg, exp_avg_sq, g, *numbers)
 
 
-def _squares_in_metric(average, average_of_squares, g, b1, b2, eps, weights):
-    size = jnp.abs(mixed(average, g, b1))
+def _squares_in_metric(average, average_of_squares, g, beta, b2, eps, weights):
+    size = jnp.abs(mixed(average, g, beta))
     average_of_squares = mixed(average_of_squares, norms.abs_squared(g), b2)
     real = average_of_squares.dtype
     metric = _metric(average_of_squares, weights.astype(real), eps.astype(real))
@@ -41,71 +34,21 @@ def _squares_in_metric(average, average_of_squares, g, b1, b2, eps, weights):
     return jnp.sum(size * safe_divide(size, metric))
 
 
-def _momo_adam_scalars(
-    *,
-    barf,
-    gamma,
-    lb,
-    value,
-    gradient_product,
-    product,
-    squares,
-    learning_rate,
-    b1,
-    lower_bound,
-    weight_decay,
-    adapt_lower_bound,
-    t,
-):
-    barf = mixed(barf, value, b1)
-    gamma = mixed(gamma, gradient_product, b1)
-    length, lb = length_and_bound(
-        barf - gamma,
-        product,
-        squares,
-        lb,
-        sum_of_weights(b1, t),
-        learning_rate,
-        lower_bound,
-        weight_decay,
-        adapt_lower_bound,
-    )
-    return {"barf": barf, "gamma": gamma, "lb": lb, "length": length}
-
-
-def _momo_adam(g, *, p, exp_avg, exp_avg_sq, length, learning_rate, b1, b2, eps, weight_decay, t):
-    exp_avg = b1 * exp_avg + (1 - b1) * g
+def _momo_adam(g, *, p, exp_avg, exp_avg_sq, length, learning_rate, beta, b2, eps, weight_decay, t):
+    exp_avg = beta * exp_avg + (1 - beta) * g
     exp_avg_sq = b2 * exp_avg_sq + (1 - b2) * norms.abs_squared(g)
     direction = safe_divide(exp_avg, _metric(exp_avg_sq, sum_of_weights(b2, t), eps))
     return shrunk(length * direction, p, learning_rate, weight_decay), exp_avg, exp_avg_sq
 
 
-MOMO_ADAM = Kernel(
-    "momo_adam",
-    _momo_adam,
+MOMO_ADAM = replace(
+    MOMO,
+    name="momo_adam",
+    step=_momo_adam,
     slots=(Slot("exp_avg"), Slot("exp_avg_sq", real=True)),
-    scalars=(Scalar("barf"), Scalar("gamma"), Scalar("lb", fill="lower_bound")),
-    scalar_step=_momo_adam_scalars,
-    factors=("length",),
-    measures={
-        "gradient_product": gradient_product,
-        "product": _momo_adam_product,
-        "squares": _momo_adam_squares,
-    },
-    extras=("value",),
-    hyperparameters={
-        "learning_rate": NON_NEGATIVE,
-        "b1": DECAY,
-        "b2": DECAY,
-        "eps": NON_NEGATIVE,
-        "lower_bound": ANY_NUMBER,
-        "weight_decay": NON_NEGATIVE,
-    },
-    options=("adapt_lower_bound",),
+    measures={**MOMO.measures, "squares": _momo_adam_squares},
+    hyperparameters={**MOMO.hyperparameters, "b2": DECAY, "eps": NON_NEGATIVE},
     state=MomoAdamState,
-    sense=-1,
-    factor="learning_rate",
-    hidden="finds its own step size",
     source="Schaipp et al. 2023, Algorithm 2",
 )
 
@@ -163,14 +106,17 @@ def momo_adam(
         >>> print(tx.update(gradient, tx.init(params), params, value=value)[0])
         [-0.5]
     """
+    # Under its own name here, because the kernel calls it beta, as MoMo does.
+    b1 = check_hyperparameter("momo_adam", "b1", b1, DECAY)
     lower_bound = check("momo_adam", "lower_bound", lower_bound, ANY_NUMBER)
     return lift(
         MOMO_ADAM,
         learning_rate=learning_rate,
-        b1=b1,
+        beta=b1,
         b2=b2,
         eps=eps,
         lower_bound=lower_bound,
         weight_decay=weight_decay,
         adapt_lower_bound=bool(adapt_lower_bound),
+        starts_at_zero=True,
     )

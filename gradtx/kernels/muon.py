@@ -165,14 +165,8 @@ def _scale_by_width(g, *, axes):
     return factor_of_width(fan_in, fan_out) * g
 
 
-WIDTH = Kernel(
-    "scale_by_shape",
-    _scale_by_width,
-    options=("axes",),
-    elementwise=False,
-    degree=1,
-    gain=True,
-    source="Jordan et al. 2024",
+WIDTH = replace(
+    CONSISTENT_RMS, step=_scale_by_width, hyperparameters={}, source="Jordan et al. 2024"
 )
 
 

@@ -1,6 +1,7 @@
 """Steps whose length follows the size of each leaf's weights: trust ratios and block norms."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -266,15 +267,7 @@ def _param_block_rms(g, *, p, min_scale):
     return jnp.maximum(root_mean_square(p), min_scale) * g
 
 
-PARAM_BLOCK_RMS = Kernel(
-    "scale_by_param_block_rms",
-    _param_block_rms,
-    hyperparameters={"min_scale": NON_NEGATIVE},
-    elementwise=False,
-    degree=1,
-    gain=True,
-    source="Shazeer & Stern 2018, section 8",
-)
+PARAM_BLOCK_RMS = replace(PARAM_BLOCK_NORM, name="scale_by_param_block_rms", step=_param_block_rms)
 
 
 def scale_by_param_block_rms(
