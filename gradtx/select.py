@@ -244,7 +244,7 @@ def mask_for(owner: str, mask: Mask, tree: Any, argument: str = "mask") -> Any:
             is_traced = isinstance(flag, Tracer)
             found = "a traced value; make the mask outside jit" if is_traced else shown(flag)
             raise ValueError(
-                f"{owner}: {argument} must have single booleans for leaves, got {found}{place}"
+                f"{owner}: {argument} must have scalar booleans as leaves, got {found}{place}"
             )
     return fitted(owner, argument, jax.tree.map(_as_boolean, flags), tree)
 

@@ -76,7 +76,7 @@ def test_combinations_take_specifications_and_say_what_they_are():
 def test_mask_that_is_a_string_or_an_array_is_refused():
     with pytest.raises(ValueError, match=r"did you mean select\('bias'\)"):
         gradtx.freeze("bias").init(PARAMS)
-    with pytest.raises(ValueError, match="single booleans"):
+    with pytest.raises(ValueError, match="scalar booleans"):
         gradtx.freeze(jax.tree.map(lambda p: p > 0, PARAMS)).init(PARAMS)
 
 
@@ -101,7 +101,7 @@ def test_mask_that_does_not_fit_is_refused_by_its_path():
         ):
             gradtx.select(mask)(PARAMS)
     with pytest.raises(
-        ValueError, match=r"select: the mask must have single booleans .* got 'yes'"
+        ValueError, match=r"select: the mask must have scalar booleans .* got 'yes'"
     ):
         gradtx.select(lambda tree: {"encoder": "yes", "head": True})(PARAMS)
 

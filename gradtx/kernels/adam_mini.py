@@ -79,8 +79,8 @@ def _as_axes(axes: object) -> tuple[int, ...]:
     numbers = tuple(axis for axis in several if isinstance(axis, int) and axis is not True)
     if len(numbers) != len(several) or isinstance(axes, str):
         raise ValueError(
-            "scale_by_adamini: blocks must be an axis, several, or a function of a leaf's path "
-            f"and the leaf that returns them, got {shown(axes)}"
+            "scale_by_adamini: blocks must be an axis, a sequence of axes, or a function "
+            f"(path, leaf) that returns them, got {shown(axes)}"
         )
     return numbers
 

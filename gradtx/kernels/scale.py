@@ -277,7 +277,7 @@ def noise_key(owner: str, key: Any, seed: Any) -> Any:
         warnings.warn(f"{owner}: seed is deprecated, use key", DeprecationWarning, stacklevel=3)
         if key is not None:
             raise ValueError(
-                f"{owner}: takes one of key and seed, got {shown(key)} and {shown(seed)}"
+                f"{owner}: takes key or seed, not both, got {shown(key)} and {shown(seed)}"
             )
         return check_key(owner, seed)
     if key is None:

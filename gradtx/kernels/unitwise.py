@@ -35,7 +35,7 @@ def as_axes(owner: str, axis: Any) -> tuple[int, ...] | None:
         return None
     axes = tuple(axis) if isinstance(axis, tuple | list) else (axis,)
     if not all(isinstance(a, int) for a in axes):
-        raise ValueError(f"{owner}: axis must be integers, got {shown(axis)}")
+        raise ValueError(f"{owner}: axis must be an integer or several, got {shown(axis)}")
     return axes
 
 

@@ -36,7 +36,7 @@ def test_masked_leaves_pass_and_own_no_state(mask):
 def test_mask_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="masked: mask and the tree differ at 'neck'"):
         gradtx.masked(gradtx.scale(1.0), {"neck": True}).init(PARAMS)
-    with pytest.raises(ValueError, match="single booleans for leaves, got 'yes'"):
+    with pytest.raises(ValueError, match="scalar booleans as leaves, got 'yes'"):
         gradtx.masked(gradtx.scale(1.0), {"body": "yes", "head": False}).init(PARAMS)
 
 

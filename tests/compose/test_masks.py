@@ -31,7 +31,7 @@ def test_masks_of_the_numbers_0_and_1_work(one):
 
 
 def test_masks_of_other_numbers_are_refused():
-    with pytest.raises(ValueError, match="mask must have single booleans for leaves, got 2"):
+    with pytest.raises(ValueError, match="mask must have scalar booleans as leaves, got 2"):
         gradtx.masked(gradtx.scale(2.0), {"w": 2, "b": 0}).init(PARAMS)
 
 
@@ -146,7 +146,7 @@ def test_a_mask_of_concrete_arrays_works_under_jit(kind):
 def test_what_a_mask_lacks_is_named():
     with pytest.raises(ValueError, match="masked: mask has None at 'b', where the tree has leaves"):
         gradtx.masked(gradtx.scale(1.0), {"w": True, "b": None}).init(PARAMS)
-    with pytest.raises(ValueError, match=r"single booleans for leaves, got .*bool\[2\] at 'b'"):
+    with pytest.raises(ValueError, match=r"scalar booleans as leaves, got .*bool\[2\] at 'b'"):
         gradtx.masked(gradtx.scale(1.0), {"w": True, "b": np.ones(2, bool)}).init(PARAMS)
 
     def traced(flag):

@@ -78,7 +78,7 @@ def test_without_a_key_and_with_a_seed_optax_is_followed(name, arguments, catego
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", OF_KEY)
 def test_a_key_and_a_seed_are_too_many(name):
-    with pytest.raises(ValueError, match=f"{name}: takes one of key and seed, got 1 and 2"):
+    with pytest.raises(ValueError, match=f"{name}: takes key or seed, not both, got 1 and 2"):
         OF_KEY[name](gradtx, key=1, seed=2)
 
 
