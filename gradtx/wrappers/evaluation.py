@@ -1,4 +1,4 @@
-"""One way to ask for the parameters to evaluate, whatever keeps them."""
+"""The parameters to evaluate, whichever wrapper keeps them."""
 
 import functools
 from collections.abc import Callable
@@ -26,9 +26,9 @@ def eval_params(state: Any, params: Any) -> Any:
         anything else:   the parameters themselves
 
     Args:
-        state: the state of any optimizer, ours or optax's, however deeply such a wrapper lies in
-            it. A wrapper in a group of `partition` speaks for the leaves of its group.
-        params: the parameters that are trained; for `lookahead` its pair of fast and slow ones.
+        state: the state of any optimizer of gradtx or optax; these wrappers are found at any depth.
+            In a group of `partition` a wrapper counts for the leaves of that group.
+        params: the parameters that are trained; for `lookahead` the pair of fast and slow ones.
 
     Returns:
         A tree of the structure and dtypes of the parameters.
@@ -54,7 +54,7 @@ def eval_params(state: Any, params: Any) -> Any:
     if isinstance(params, optax.LookaheadParams):
         params = params.slow
     averaged: set[int] = set()
-    # An average is one of the parameters where a climb began, not of those where it is.
+    # Averages belong to the parameters where a climb began, so that the climb is undone first.
     for keeper in sorted(_keepers(state), key=lambda node: not isinstance(node, SAMState)):
         if isinstance(keeper, SAMState) and keeper.cache is None:
             continue
@@ -71,7 +71,7 @@ def eval_params(state: Any, params: Any) -> Any:
 
 
 def schedule_free_eval_params(state: Any, params: Any) -> Any:
-    """The parameters x to evaluate of `schedule_free`, from those y that are trained.
+    """The parameters x of `schedule_free` to evaluate, from the parameters y that are trained.
 
         x = (y - (1 - b1) * z) / b1
 
@@ -106,7 +106,7 @@ def schedule_free_eval_params(state: Any, params: Any) -> Any:
 
 
 def _keepers(state: Any) -> list[Any]:
-    """The states that keep parameters to evaluate, an outer one before those in it."""
+    """The states that keep parameters to evaluate, each before those inside it."""
 
     def is_keeper(node: Any) -> bool:
         return isinstance(node, AverageParamsState | SAMState | ScheduleFreeState)
@@ -116,12 +116,12 @@ def _keepers(state: Any) -> list[Any]:
 
 
 def _evaluated_by(keeper: Any, params: Any) -> tuple[Any, set[int]]:
-    """The parameters with those that a wrapper has to evaluate, and the numbers of these."""
+    """The parameters with those that a wrapper keeps in their place, and the numbers of these."""
     kept, evaluate_leaf = _rule(keeper)
     aligned = Aligned(
         "eval_params",
         {"params": params, "the average": kept},
-        # A leaf of another group is a MaskedNode, and what is not a parameter has no average.
+        # Leaves of other groups are a MaskedNode, and only parameters have an average.
         takes_part=lambda *leaf: all(map(trees.is_parameter, leaf)),
         subtrees=True,
     )
@@ -130,7 +130,7 @@ def _evaluated_by(keeper: Any, params: Any) -> tuple[Any, set[int]]:
 
 
 def _rule(keeper: Any) -> tuple[Any, Callable[[Any, Any], jax.Array]]:
-    """What a wrapper keeps, and the function of a parameter and its part of that."""
+    """What a wrapper keeps, and the function that evaluates a parameter with its part of that."""
     if isinstance(keeper, ScheduleFreeState):
         return keeper.z, functools.partial(evaluated_leaf, keeper)
     if isinstance(keeper, SAMState):

@@ -1,4 +1,4 @@
-"""What the signature of a function that makes transformations says about its arguments."""
+"""What the signature of a factory of transformations tells about its arguments."""
 
 import collections.abc
 import contextlib
@@ -24,8 +24,8 @@ class Factory:
     """A function that makes transformations, and which of its arguments are hyperparameters.
 
     Attributes:
-        signature: of the function.
-        is_ours: whether it is one of gradtx.
+        signature: its signature.
+        is_ours: whether it belongs to gradtx.
         added: the names of the arguments that gradtx adds to a factory of optax.
     """
 
@@ -51,12 +51,12 @@ class Factory:
         self._keywords = kinds.get(Parameter.VAR_KEYWORD, "")
 
     def arguments(self, bound: BoundArguments) -> dict[str, Any]:
-        """All arguments by name, those that `**keywords` caught among them."""
+        """All arguments by name, including those that `**keywords` caught."""
         arguments = dict(bound.arguments)
         return arguments | arguments.pop(self._keywords, {})
 
     def make(self, bound: BoundArguments, values: dict[str, Any]) -> Any:
-        """Call the function, with other values for some of the arguments."""
+        """Call the function with new values for some of the arguments."""
         arguments = OrderedDict(bound.arguments)
         if self._keywords in arguments:
             caught = arguments[self._keywords]
@@ -74,7 +74,7 @@ class Factory:
         if optax.Schedule in members:
             return True
         if self.is_ours:
-            # What may be an array, but is a count, is not one.
+            # An integer is a count, even where an array is allowed.
             is_inexact = is_number and jnp.issubdtype(jnp.result_type(value), jnp.inexact)
             return is_inexact and {jax.Array, float} <= {*members}
         return is_number or _is_schedule(value, members)
@@ -87,7 +87,7 @@ def members_of(annotation: Any) -> tuple[Any, ...]:
 
 
 def _is_schedule(function: Any, annotations: tuple[Any, ...]) -> bool:
-    """Whether a function is a schedule, to judge by its kind and by what is expected there."""
+    """Whether a function is a schedule, judging by its type and by the annotation."""
     if isinstance(function, StatefulSchedule):
         return True
     leaves = jax.tree.leaves(function)

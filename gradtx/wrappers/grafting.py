@@ -35,12 +35,12 @@ def graft(
 
         u = ||m|| / ||d|| * d,    m = magnitude(g), d = direction(g)
 
-    and u = 0 where d = 0. A learning rate that was tuned for the one so fits the other.
+    and u = 0 where d = 0. So a learning rate that was tuned for one optimizer suits the other.
 
-    Both see the same gradient, but what they average is up to them. Where only `direction` does,
-    its noise averages out and is then stretched to the full length again: at a decay of 0.9 by up
-    to sqrt(1.9 / 0.1) = 4.4. Average in both, or in neither and afterwards, as `shampoo` does:
-    `chain(graft(scale_by_rss(), scale_by_shampoo(None)), ema(0.9))`.
+    Both get the same gradient, and each may average it or not. If only `direction` does, the
+    average has less noise and is shorter, and is stretched to the full length again: at a decay of
+    0.9 by up to sqrt(1.9 / 0.1) = 4.4. Average in both, or in neither and then the result, as
+    `shampoo` does: `chain(graft(scale_by_rss(), scale_by_shampoo(None)), ema(0.9))`.
 
     Args:
         magnitude: the transformation whose updates give the lengths.
@@ -58,9 +58,8 @@ def graft(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from gradtx import identity, sign_sgd
-        >>> from gradtx.wrappers.grafting import graft
-        >>> tx = graft(magnitude=identity(), direction=sign_sgd(1.0))
+        >>> import gradtx
+        >>> tx = gradtx.graft(magnitude=gradtx.identity(), direction=gradtx.sign_sgd(1.0))
         >>> g = {"w": jnp.array([30.0, 40.0, 0.0, 0.0])}
         >>> print(tx.update(g, tx.init(g))[0]["w"].round(1) + 0.0)
         [-35.4 -35.4   0.    0. ]

@@ -28,11 +28,11 @@ _State = optax.InjectStatefulHyperparamsState
 
 @dataclass(eq=False, kw_only=True)
 class Injected(Composed):
-    """An update function whose transformation is made anew from the hyperparameters of each step.
+    """An update function that makes its transformation at each step, from the hyperparameters.
 
     Attributes:
         make: the function from hyperparameters by name to the transformation.
-        schedules: those of the hyperparameters that are schedules.
+        schedules: the hyperparameters that are schedules.
     """
 
     make: Callable[[dict[str, Any]], ExtraArgs]
@@ -44,36 +44,36 @@ def inject_hyperparams(
     static_args: str | Iterable[str] = (),
     hyperparam_dtype: DTypeLike | None = None,
 ) -> Callable[..., optax.GradientTransformationExtraArgs]:
-    """Keep all numeric arguments of a factory in the state, its defaults among them.
+    """Keep all numeric arguments of a factory in the state, including its defaults.
 
-        h_t = schedule(t - 1), or what stands in the state,    t = 1, 2, ...
+        h_t = schedule(t - 1), or the value in the state,    t = 1, 2, ...
         u_t = inner_factory(**h_t)(g_t)
 
-    `state.hyperparams` maps names to scalars. One that was given as a number can be changed there
-    between steps; one that was given as a schedule is overwritten in every step. The values are
+    `state.hyperparams` maps names to scalars. Those that were given as numbers can be changed there
+    between steps; those that were given as schedules are overwritten at each step. The values are
     arguments of the compiled step, so that it is compiled once for all of them, and `jax.vmap`
     over states trains with many values at once.
 
-    A call in which a wrapper that the factory makes holds the step back, such as a `MultiSteps`, is
-    not counted, so that schedules stand still. (optax counts calls.)
+    A call in which a wrapper that the factory makes, such as a `MultiSteps`, holds the step back
+    is not counted, so that schedules do not advance. (optax counts calls.)
 
-    They are float32, however narrow the parameters (in bfloat16 a b2 of 0.999 would be 1), and
-    float64 where jax works in double precision and the value is of it. optax casts them to the
+    The values are float32, however narrow the parameters (in bfloat16 a b2 of 0.999 would be 1), or
+    float64 where jax works in double precision and the given value does. optax casts them to the
     parameters' dtype.
 
     What counts as a hyperparameter:
 
-    - of a factory of gradtx, each argument that its annotation declares a `ScalarOrSchedule`, or
-      an `ArrayLike` if its value is not an integer; if optax has the factory without that argument,
-      only where it is given;
-    - of any other, as in optax, each argument whose value is a number, an array or a schedule. A
-      function is a schedule, unless its annotation declares a function to a boolean or to
-      anything, as those of masks do; a class, a `gradtx.select` and a tree of arrays or booleans
-      that happens to be callable are none.
+    - in a factory of gradtx, each argument that is annotated as a `ScalarOrSchedule`, or as an
+      `ArrayLike` if its value is not an integer; but an argument that optax's factory of this name
+      lacks only if it is given;
+    - in any other factory, as in optax, each argument whose value is a number, an array or a
+      schedule. A function is taken for a schedule, unless it is annotated as a function that
+      returns a boolean or anything, as a mask is; a class, a `gradtx.select`, and a tree of arrays
+      or booleans that happens to be callable are not.
 
     Args:
         inner_factory: a function that returns a gradient transformation.
-        static_args: names of the arguments that are no hyperparameters.
+        static_args: the names of arguments that are not hyperparameters.
         hyperparam_dtype: the dtype of all real hyperparameters; None: see above.
 
     Returns:
@@ -85,7 +85,7 @@ def inject_hyperparams(
     Raises:
         ValueError: if `inner_factory` is not a function, has no argument of a name in
             `static_args`, or `hyperparam_dtype` is not inexact; in the returned function, if
-            `inner_factory` refuses a value; in `update`, if the state is of other hyperparameters.
+            `inner_factory` refuses a value; in `update`, if the state has other hyperparameters.
 
     Example:
         >>> import jax.numpy as jnp
@@ -119,7 +119,7 @@ def inject_hyperparams(
     return with_hyperparameters_in_state
 
 
-# optax's old name of it.
+# optax's former name.
 inject_stateful_hyperparams = inject_hyperparams
 
 
@@ -131,16 +131,16 @@ def with_hyperparams(
         with_hyperparams(factory, learning_rate=0.1) = factory(learning_rate=h),
         h = state.hyperparams["learning_rate"]
 
-    The direct form of `inject_hyperparams`, with one difference: only the arguments that are
-    written here are in the state. The defaults stay constants of the compiled step, as they are
-    in `factory(*args, **kwargs)`.
+    This is a direct form of `inject_hyperparams`, with one difference: only the arguments that are
+    given here are in the state. The defaults are constants of the compiled step, as they are in
+    `factory(*args, **kwargs)`.
 
     Args:
         factory: a function that returns a gradient transformation.
         *args: its positional arguments.
         **kwargs: its arguments by keyword. A hyperparameter may be a number, an array, a schedule
-            or a `StatefulSchedule`; for what counts as one see `inject_hyperparams`. To leave one
-            out of the state, fix it before: `functools.partial(factory, b1=0.8)`.
+            or a `StatefulSchedule`; for what counts as one see `inject_hyperparams`. To keep an
+            argument out of the state, bind it first: `functools.partial(factory, b1=0.8)`.
 
     Returns:
         A transformation with the state of `inject_hyperparams`.
@@ -200,14 +200,15 @@ def _injected(
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         _check_state(owner, state, given)
         hyperparams = own.now(state, extra)
-        take = _stepped if factory.is_ours else _stepped_in_dtypes
-        new, inner_state = take(make(hyperparams), updates, state.inner_state, params, extra)
+        inner = make(hyperparams).update
+        take_step = inner if factory.is_ours else _keeping_dtypes(inner)
+        new, inner_state = take_step(updates, state.inner_state, params, **extra)
         step = is_step(state.inner_state, inner_state, new)
         old = (state.count, state.hyperparams_states)
         count, states = kept_after(owner, step, lambda: own.advanced(state, extra), old)
         return new, _State(count, hyperparams, states, inner_state)
 
-    # Wrong values are refused here, not in the first step.
+    # Made here once, so that wrong values are refused at construction.
     parts = (Part("", make(numbers | own.at_start())),)
     whole = Injected(owner, parts, update, effect=LINEAR, make=make, schedules=schedules)
     return ExtraArgs(init, whole)
@@ -215,7 +216,13 @@ def _injected(
 
 @dataclass(frozen=True)
 class _Hyperparameters:
-    """How a state keeps hyperparameters, some of which have schedules; real ones, or any."""
+    """How a state keeps hyperparameters.
+
+    Attributes:
+        schedules: the schedules of those that have one.
+        dtype: the dtype of all real ones; None: at least float32.
+        are_real: whether integers are stored as real numbers too.
+    """
 
     schedules: dict[str, StatefulSchedule]
     dtype: np.dtype | None
@@ -264,18 +271,16 @@ class _Hyperparameters:
             return self.stored(self.schedules[name](schedule_state, **extra))
 
 
-def _stepped(tx: ExtraArgs, updates: Any, state: Any, params: Any, extra: Any) -> tuple[Any, Any]:
-    return tx.update(updates, state, params, **extra)
+def _keeping_dtypes(update: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """An update function that may change dtypes, with its results cast back to those before."""
 
+    def stepped(updates: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
+        # With arrays in place of Python numbers, strict promotion would refuse mixed dtypes.
+        with jax.numpy_dtype_promotion("standard"):
+            new, new_state = update(updates, state, params, **extra)
+        return _with_dtypes_of(updates, new), _with_dtypes_of(state, new_state)
 
-def _stepped_in_dtypes(
-    tx: ExtraArgs, updates: Any, state: Any, params: Any, extra: Any
-) -> tuple[Any, Any]:
-    """A step of a transformation that may not keep dtypes, with those of before."""
-    # A Python number takes the dtype of the leaf that it meets; an array keeps its own.
-    with jax.numpy_dtype_promotion("standard"):
-        new, new_state = tx.update(updates, state, params, **extra)
-    return _with_dtypes_of(updates, new), _with_dtypes_of(state, new_state)
+    return stepped
 
 
 def _check_state(owner: str, state: Any, given: dict[str, Any]) -> None:
@@ -283,8 +288,7 @@ def _check_state(owner: str, state: Any, given: dict[str, Any]) -> None:
     if state.hyperparams.keys() != given.keys():
         raise ValueError(
             f"{owner}: the state has the hyperparameters {listed(sorted(state.hyperparams))}, "
-            "expected "
-            f"{listed(sorted(given))}"
+            f"expected {listed(sorted(given))}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Other layouts for the arrays that a transformation sees."""
+"""Other layouts for the arrays that a transformation gets."""
 
 from typing import Any
 
@@ -21,16 +21,16 @@ from gradtx.messages import shown
 def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Let a transformation see all parameters as one vector.
 
-    A transformation that works element by element, and measures such as the norm of the whole
-    gradient, do the same on a vector of all elements, with one operation instead of one for each
-    array. What depends on the shape of an array or chooses among arrays does not, and is refused
-    where it is known: where this library made it. optax's own transformations are all accepted.
+    An elementwise transformation, and one that measures the norm of the whole gradient, give the
+    same results on a vector of all elements, with one operation instead of one per array. What
+    depends on the shapes of arrays or chooses among them would not, and is refused if it is made
+    by this library; optax's own transformations are all accepted.
 
     The vector has the widest dtype of the tree. Where a gradient is None, the vector has zeros,
-    and the elements of the state that belong to it stay as they are.
+    and the corresponding elements of the state do not change.
 
     Args:
-        inner: the transformation of the vector.
+        inner: the transformation to apply to the vector.
 
     Returns:
         A transformation whose state is that of `inner` for a vector. The updates have the dtypes
@@ -117,14 +117,14 @@ def _vector(leaves: list[Any]) -> jax.Array:
 
 
 def _piece(vector: jax.Array, gradient: Any, end: int) -> jax.Array:
-    """The elements before this one as an array like this gradient."""
+    """The elements up to `end`, as many as the gradient has, in its shape and dtype."""
     like = jnp.asarray(gradient)
     part = lax.slice_in_dim(vector, end - like.size, end)
     return part.reshape(like.shape).astype(like.dtype)
 
 
 def _aligned(updates: Any, params: Any) -> Aligned:
-    """What has a place in the vector: what has a gradient or a parameter."""
+    """The leaves that are part of the vector: those with a gradient or a parameter."""
 
     def has_place(*leaf: Any) -> bool:
         return any(map(trees.is_parameter, leaf))
@@ -155,7 +155,8 @@ def _where(has_gradient: np.ndarray, new_state: Any, state: Any) -> Any:
     return jax.tree.map(choose, new_state, state)
 
 
-# The pair is optax's own class, so that states change hands; it has no public name there.
+# The pair is of optax's own class, so that either library resumes the other's runs. It is private
+# there.
 _to_itself = optax.GradientTransformation(
     lambda params: params, lambda updates, state, params=None: (updates, state)
 )
@@ -168,20 +169,19 @@ _Pair: Any = type(_split_state.inner_state)
 def split_real_and_imaginary(
     inner: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """Let a transformation see each complex array as two real ones.
+    """Let a transformation see each complex array as a pair of real arrays.
 
         u = Re u + i Im u,    (Re u, Im u) = inner(Re g, Im g)
 
-    Then a complex parameter moves as two real ones would: Adam, for one, has a second moment for
-    either part. Give it gradients that point uphill: JAX's `grad` returns their conjugate.
+    So a complex parameter moves as two real ones would; Adam, for example, has a second moment for
+    each part. The gradients must point uphill: take the conjugate of what `jax.grad` returns.
 
     Args:
         inner: the transformation of the real arrays.
 
     Returns:
-        A transformation with the state `SplitRealAndImaginaryState(inner_state)`, where each
-        complex array is a pair with the fields `real` and `imaginary`. Real arrays pass as they
-        are.
+        A transformation with the state `SplitRealAndImaginaryState(inner_state)`, in which each
+        complex array is a pair with the fields `real` and `imaginary`. Real arrays are unchanged.
 
     Raises:
         ValueError: if `inner` is not a transformation.

@@ -19,7 +19,7 @@ from gradtx.inputs import check_order
 from gradtx.leaves import Aligned, parameters_of
 from gradtx.wrappers.accumulate import reported_skip
 from gradtx.wrappers.rates import Path, learning_rates_of, places_of
-from gradtx.wrappers.steps import is_step
+from gradtx.wrappers.steps import counted, is_step
 
 
 class MetricsState(NamedTuple):
@@ -105,9 +105,7 @@ def with_metrics(tx: optax.GradientTransformation) -> optax.GradientTransformati
         measurements = jax.tree.map(
             lambda old, value: value.astype(old.dtype), state.measurements, measurements
         )
-        step = is_step(state.inner_state, inner_state, new)
-        count = jnp.asarray(optax.safe_increment(state.count))
-        count = count if step is None else jnp.where(step, count, state.count)
+        count = counted(is_step(state.inner_state, inner_state, new), state.count)
         return new, MetricsState(count, measurements, inner_state)
 
     return composed(owner, (Part("", inner),), init, update, state=MetricsState, effect=LINEAR)

@@ -1,4 +1,4 @@
-"""Looking at updates on their way through a chain: the latest measurement, kept in the state."""
+"""Measurements of the updates inside a chain, the latest of which are kept in the state."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -27,9 +27,9 @@ def snapshot(measure_name: str, measure: Measure) -> optax.GradientTransformatio
 
         u = g,    state.measurement[measure_name] = measure(g)
 
-    It goes anywhere in a chain, and `gradtx.metrics(state)` or `optax.tree.get(state, name)` reads
-    the value. `gradtx.diagnostics.record_history` keeps the values of many steps, not only of the
-    latest, and its measures may ask for the parameters and the loss.
+    It can be anywhere in a chain; `gradtx.metrics(state)` or `optax.tree.get(state, name)` reads
+    the value. To keep the values of many steps, or to measure the parameters and the loss, see
+    `gradtx.diagnostics.record_history`.
 
     Args:
         measure_name: the name of the measurement.
@@ -37,12 +37,12 @@ def snapshot(measure_name: str, measure: Measure) -> optax.GradientTransformatio
 
     Returns:
         A transformation with the state `SnapshotState({measure_name: value})`. The value is 0
-        before the first step (optax measures the parameters there). What is not an inexact array
-        reaches the measure as None.
+        before the first step (optax measures the parameters there). The measure gets None in place
+        of leaves that are not inexact arrays.
 
     Raises:
-        ValueError: if `measure_name` is no string or `measure` no function; in `update`, if the
-            measure returns another structure or shape than in `init`.
+        ValueError: if `measure_name` is not a string or `measure` is not a function; in `update`,
+            if the measure returns another structure or shape than in `init`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -76,23 +76,24 @@ def monitor(
 
         u = g,    state.measurements[name] = measures[name](g)
 
-    `snapshot` for many measures, and for measures with a state of their own, such as
-    `measure_with_ema`. What is kept is the latest value; `gradtx.diagnostics.record_history` keeps
-    the values of many steps, and its measures may ask for the parameters and the loss.
+    This is `snapshot` for many measures, and for measures with a state of their own, such as
+    `measure_with_ema`. To keep the values of many steps, or to measure the parameters and the loss,
+    see `gradtx.diagnostics.record_history`.
 
     Args:
         measures: name -> function of the updates, or a transformation whose "updates" are the
-            measurement; it gets the parameters and the extra arguments of `update` too.
+            measurement; it also gets the parameters and the extra arguments of `update`.
 
     Returns:
         A transformation with the state `MonitorState(measurements, measure_states)`. The
-        measurements are 0 before the first step (optax has none there, and its state changes its
-        structure in the first step); one of a transformation that insists on an extra argument is
-        missing there. What is not an inexact array reaches the measures as None.
+        measurements are 0 before the first step (optax has none there, so that the structure of its
+        state changes in the first step), except for a transformation that requires an extra
+        argument, whose measurement is missing there. Measures get None in place of leaves that are
+        not inexact arrays.
 
     Raises:
-        ValueError: if `measures` has a name that is no string or a value that is neither a
-            function nor a transformation; in `update`, if the state is of another number of
+        ValueError: if `measures` has a name that is not a string or a value that is neither a
+            function nor a transformation; in `update`, if the state is that of another number of
             measures, or a measure returns another structure or shape than in `init`.
 
     Example:
@@ -122,7 +123,7 @@ def monitor(
         visible, measurements, states = _parameters(params), {}, []
         for name, tx in transformations.items():
             states.append(tx.init(visible))
-            # One that insists on an extra argument cannot be called before there is any.
+            # One that requires an extra argument cannot be called without it.
             with contextlib.suppress(TypeError):
                 value, _ = jax.eval_shape(tx.update, visible, states[-1], visible)
                 measurements[name] = _zeros(value)
@@ -165,11 +166,11 @@ def measure_with_ema(
         accumulator_dtype: the storage dtype of the average; None: the measure's, at least float32.
 
     Returns:
-        A transformation whose "updates" are the average, of the measure's dtype, but at least
-        float32; the state is that of the chain of a stateless transformation and `ema`.
+        A transformation whose "updates" are the average, in the measure's dtype, at least float32.
+        Its state is that of the chain of a stateless transformation and `ema`.
 
     Raises:
-        ValueError: if `measure` is no function, or `decay` is not in [0, 1).
+        ValueError: if `measure` is not a function, or `decay` is not in [0, 1).
 
     Example:
         >>> import jax.numpy as jnp
@@ -222,7 +223,7 @@ def _zeros(types: Any) -> Any:
 
 
 def _typed(owner: str, name: str, value: Any, old: Any) -> Any:
-    """A measurement in the dtypes of the one before it, with strong types."""
+    """A measurement in the dtypes of the previous one, with strong types."""
     if old is None:  # the first step of a run that optax started
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), value)
     owner = f"{owner}: measure {name!r}"

@@ -39,20 +39,19 @@ def multiply_learning_rate(
 
         u_i = factor_i * g_i
 
-    After an optimizer in a chain the factor multiplies the learning rate, which is what PyTorch's
-    parameter groups are used for; weight decay that is multiplied by the learning rate is
-    multiplied by the factor too. Before an optimizer that normalizes, as Adam does, it has no
-    effect.
+    After an optimizer in a chain the factor multiplies its learning rate, as PyTorch's parameter
+    groups do, and any weight decay that the learning rate multiplies. Before an optimizer that
+    normalizes gradients, such as Adam, it has no effect.
 
     Args:
-        factors: pattern -> factor, where a pattern is searched for in the key path, as in
-            `gradtx.select`, and a factor is a number, a scalar array or a schedule; or a
-            function from the key path to a number.
-        rest: the factor of the leaves that no pattern takes; None: there must be none.
+        factors: pattern -> factor, where the pattern is searched for in the key path, as in
+            `gradtx.select`, and the factor is a number, a scalar array or a schedule; or a function
+            from the key path to a number.
+        rest: the factor of the leaves that no pattern matches; None: each must match one.
 
     Returns:
-        A transformation with the state `PartitionState` of the patterns, which holds the counts
-        of schedules only; of a function the state is empty.
+        A transformation with the state `PartitionState` of the patterns, which holds only the
+        counts of schedules; for a function the state is empty.
 
     Raises:
         ValueError: if a factor is NaN or not a scalar; in `init` and `update`, if a
@@ -68,7 +67,7 @@ def multiply_learning_rate(
         >>> print(updates["embedding"], updates["layer_0"], updates["layer_1"])
         [-0.1] [-1.] [-1.]
 
-        Rates that decay by the layer, the lower the smaller:
+        Smaller rates for lower layers:
 
         >>> depths = {"embedding": 2, "layer_0": 1, "layer_1": 0}
         >>> tx = gradtx.multiply_learning_rate(lambda path: 0.5 ** depths[path])

@@ -1,4 +1,4 @@
-"""A learning rate that falls when the loss does not."""
+"""A learning rate that is reduced when the loss stops falling."""
 
 import functools
 from collections.abc import Mapping
@@ -30,46 +30,46 @@ def reduce_on_plateau(
     accumulation_size: ArrayLike = 1,
     min_scale: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Scale the updates down whenever a loss has stopped falling.
+    """Scale the updates down whenever the loss has stopped falling.
 
         u = scale * g
 
     where scale starts at 1. `value`, the loss, is averaged over `accumulation_size` steps. An
-    average a that improves on the best one,
+    average a improves on the best one so far if
 
         a < best - rtol * |best| - atol,
 
-    becomes the best, whatever the sign of the loss. After `patience` averages in a row that did
-    not improve,
+    and then becomes the best one. After `patience` averages in a row without an improvement,
 
-        scale <- max(factor * scale, min_scale);
+        scale <- max(factor * scale, min_scale),
 
-    the next `cooldown` averages are then not counted. The step that learns of it is scaled
-    already. Chain it after the optimizer, and give its update the loss: `update(updates, state,
-    params, value=loss)`.
+    and the next `cooldown` averages do not count. The new scale applies to the step that completes
+    the last of these averages already. Chain it after the optimizer, and pass the loss to its
+    update: `update(updates, state, params, value=loss)`.
 
     Args:
-        factor: what the scale is multiplied with, in (0, 1).
-        patience: how many averages in a row may not improve until the scale falls, >= 1.
-        rtol: the share of the best average's size that counts as an improvement, in [0, 1].
-            (optax and PyTorch take (1 - rtol) * best, which lies above a negative best.)
-        atol: the difference that counts as an improvement, >= 0; one of the two must be positive.
-        cooldown: how many averages are not counted after the scale fell, >= 0.
-        accumulation_size: how many values make one average, >= 1: 1 for a test loss, more for the
-            noisy loss of a mini-batch.
+        factor: what the scale is multiplied by, in (0, 1).
+        patience: the number of averages in a row without an improvement before the scale is
+            reduced, >= 1.
+        rtol: the relative improvement that counts, in [0, 1]. (optax and PyTorch compare with
+            (1 - rtol) * best, which is larger than a negative best.)
+        atol: the absolute improvement that counts, >= 0; rtol or atol must be positive.
+        cooldown: the number of averages that do not count after the scale was reduced, >= 0.
+        accumulation_size: the number of losses in an average, >= 1: 1 for a test loss, more for
+            the noisy loss of a mini-batch.
         min_scale: the lower bound of the scale, >= 0.
 
     Returns:
         A transformation with the state `ReduceLROnPlateauState(scale, best_value, plateau_count,
-        cooldown_count, count, avg_value)`. Its numbers are float32, or float64 where a parameter
-        is; optax takes the narrowest dtype of the parameters for the scale.
+        cooldown_count, count, avg_value)`. Its numbers are float32, or float64 if a parameter is;
+        optax uses the narrowest dtype of the parameters for the scale.
 
     Raises:
-        ValueError: if an argument lies outside its range; in `update`, if `value` is missing or
-            no real scalar.
+        ValueError: if an argument lies outside its range; in `update`, if `value` is missing or is
+            not a real scalar.
 
     Source:
-        The rule of torch.optim.lr_scheduler.ReduceLROnPlateau, whose patience is less by one.
+        The rule of torch.optim.lr_scheduler.ReduceLROnPlateau, whose patience n is n + 1 here.
 
     Example:
         >>> import jax.numpy as jnp
@@ -136,9 +136,9 @@ def _judged(
     """The state after one average."""
     old_scale, best = jnp.asarray(state.scale), jnp.asarray(state.best_value)
     dtype = best.dtype
-    # In this form positive losses give optax's numbers to the last bit.
+    # Written so that positive losses give exactly optax's numbers.
     shrunk = (1 - jnp.sign(best) * _as(rule["rtol"], dtype)) * best
-    # (1 - rtol) * inf is not a number for rtol = 1.
+    # (1 - rtol) * inf is NaN for rtol = 1.
     target = jnp.where(jnp.isinf(best), best, shrunk - _as(rule["atol"], dtype))
     has_improved = average < target
     bad = jnp.where(has_improved, 0, optax.safe_increment(state.plateau_count))

@@ -1,4 +1,4 @@
-"""GaLore: an optimizer that sees the gradients of matrices in a subspace of low rank."""
+"""GaLore: an optimizer that works on the gradients of matrices in a subspace of low rank."""
 
 import functools
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from gradtx.kernels.products import adjoint, product
 from gradtx.leaves import Aligned, map_leaves
 from gradtx.lift import evaluate
 from gradtx.messages import shown
-from gradtx.wrappers.steps import is_collecting, is_step, kept_after
+from gradtx.wrappers.steps import counted, is_collecting, is_step
 
 
 def scale_by_galore(
@@ -46,33 +46,33 @@ def scale_by_galore(
         G = U S V^T,    P <- U[:, :rank]       in the steps 1, 1 + T, 1 + 2T, ...
         R = P^T G,    N = base_optimizer(R),    u = scale * P N
 
-    This is for a matrix G of no more rows than columns; that of a matrix with more rows is
-    projected from the other side, P <- V[:, :rank], R = G P and u = scale * N P^T. So the base
-    optimizer's state holds rank * max(m, n) numbers for each of its moments. Leaves that are not
-    matrices go to the base optimizer as they are, and are not scaled.
+    where G has no more rows than columns. A gradient with more rows is projected from the other
+    side: P <- V[:, :rank], R = G P and u = scale * N P^T. So each of the base optimizer's moments
+    holds rank * max(m, n) numbers. Leaves that are not matrices are passed to the base optimizer
+    unchanged, and are not scaled.
 
-    optax projects the longer side. A state of that kind is taken as it is, whatever
-    `projected_side` says; to hand a run over to optax, start it with "longer".
+    optax projects the longer side. A state of that kind is accepted, whatever `projected_side`
+    says; to continue a run with optax, start it with "longer".
 
     Args:
         rank: the largest rank of the subspace, >= 1.
         update_proj_gap: the number of steps T from one choice of the subspace to the next, >= 1.
-            The base optimizer's moments are kept, as in the paper. Gradients that a `MultiSteps` in
-            it collects are projected into one subspace, that of the first.
+            The base optimizer's moments are kept, as in the paper. Gradients that a `MultiSteps`
+            inside it collects are projected into the same subspace.
         scale: the factor of the updates of matrices; a number, a scalar array or a schedule.
         base_optimizer: the transformation in the subspace; None: `scale_by_adam()`. It gets no
             parameters, so weight decay belongs after it.
         weight_dimension_numbers: the axes of the matrices: a
             `GaLoreDimensionNumbers(reduction_axis, output_axis)` for all arrays of two axes or
             more, a tree of them with None for arrays that are not matrices, or a function of the
-            parameters that returns one. Axes that it leaves out count the matrices of a stack, each
-            of which has its own subspace. None: all arrays of two axes, and no others.
-        projected_side: "shorter" as in the paper, or "longer" as in optax: of all numbers,
-            moments and P together, the longer side needs fewer.
+            parameters that returns one. The remaining axes count the matrices of a stack, each of
+            which has its own subspace. None: all arrays of two axes, and no others.
+        projected_side: "shorter" as in the paper, or "longer" as in optax. Projecting the longer
+            side takes less memory for moments and P together.
 
     Returns:
         The transformation, with the state `GaLoreState(count, base_optimizer_state, projector)`.
-        Where an array is not projected its projector has no elements.
+        The projector of an array that is not projected has no elements.
 
     Raises:
         ValueError: if an argument lies outside its range, or `base_optimizer` is not a
@@ -118,14 +118,13 @@ def scale_by_galore(
         known = updates if params is None else params
         Aligned(owner, {"updates": updates, "params": known})
         axes = _projected_axes(owner, weight_dimension_numbers, known)
-        # Gradients that are added up must lie in one subspace.
+        # Gradients that are added up must be in the same subspace.
         is_time = (state.count % update_proj_gap == 0) & ~is_collecting(state.base_optimizer_state)
         entered, projectors = _entered(owner, updates, axes, state.projector, is_time, rank)
         new, base_state = base.update(entered, state.base_optimizer_state, None, **extra)
         factor = evaluate(scale, state.count) if callable(scale) else jnp.asarray(scale)
         left = _left(owner, updates, axes, projectors, new, factor)
-        step = is_step(state.base_optimizer_state, base_state, new)
-        count = kept_after(owner, step, lambda: optax.safe_increment(state.count), state.count)
+        count = counted(is_step(state.base_optimizer_state, base_state, new), state.count)
         return left, GaLoreState(count, base_state, projectors)
 
     return composed(
@@ -139,9 +138,9 @@ def scale_by_galore(
     )
 
 
-# How the side that is projected is picked from the two of a matrix.
+# How the projected side is chosen from the two lengths of a matrix.
 _SIDES = {"shorter": min, "longer": max}
-# What messages call the trees.
+# The names of the trees in messages.
 _AXES = "weight_dimension_numbers"
 _PROJECTOR = "the state's projector"
 _NEW = "the base optimizer's updates"
@@ -196,7 +195,7 @@ def _left(owner: str, updates: Any, axes: Any, projectors: Any, new: Any, factor
 def _projected_axes(owner: str, choice: WeightDimensionNumbers, tree: Any) -> Any:
     """For each leaf the axes of its matrices, or None if it is not projected."""
     if not jax.tree.leaves(tree):
-        return tree  # optax passes a tree without leaves to learn the structure of the state
+        return tree  # optax passes a tree without leaves to find the structure of the state
     numbers: Any = choice
     if choice is None:
         numbers = jax.tree.map(
@@ -219,7 +218,7 @@ def _projector_shape(shape: tuple[int, ...], side: int, rank: int) -> tuple[int,
 
 
 def _is_left(matrices: jax.Array, projector: jax.Array) -> bool:
-    """Whether the rows are projected; of square matrices it is always they."""
+    """Whether the rows are projected, as they are for square matrices."""
     return projector.shape[-2] == matrices.shape[-2]
 
 
@@ -230,7 +229,7 @@ def _project(matrices: jax.Array, projector: jax.Array) -> jax.Array:
 
 
 def _subspace(matrices: jax.Array, projector: jax.Array) -> jax.Array:
-    """The leading singular vectors, as many as the projector has."""
+    """As many leading singular vectors as the projector has."""
     left, _, right = jnp.linalg.svd(matrices, full_matrices=False)
     vectors = left if _is_left(matrices, projector) else adjoint(right)
     return vectors[..., : projector.shape[-1]].astype(projector.dtype)
@@ -240,7 +239,7 @@ def _subspace(matrices: jax.Array, projector: jax.Array) -> jax.Array:
 def _enter(
     gradient: jax.Array, projector: jax.Array, is_time: jax.Array, axes: MatrixAxes
 ) -> tuple[jax.Array, jax.Array]:
-    """The gradient in the subspace, and the projector, which is chosen anew when it is time."""
+    """The gradient in the subspace, and the projector, which is chosen again when it is time."""
     matrices = axes.to_matrices(gradient.astype(trees.compute_dtype(gradient.dtype)))
     projector = lax.cond(is_time, lambda: _subspace(matrices, projector), lambda: projector)
     return _project(matrices, projector.astype(matrices.dtype)), projector
@@ -250,7 +249,7 @@ def _enter(
 def _leave(
     low_rank: jax.Array, projector: jax.Array, scale: jax.Array, like: jax.Array, axes: MatrixAxes
 ) -> jax.Array:
-    """The update of the array from that in the subspace."""
+    """The update of the array, from that in the subspace."""
     projector = projector.astype(low_rank.dtype)
     shape = axes.shape_of_matrices(like.shape)
     if projector.shape[-2] == shape[-2]:

@@ -1,4 +1,4 @@
-"""The learning rates in use, read from a transformation and its state side by side."""
+"""The learning rates in use, read from a transformation together with its state."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,15 +16,15 @@ from gradtx.lift import evaluate, hyperparameters_of, kernel_of
 from gradtx.wrappers.hyperparameters import Injected
 from gradtx.wrappers.steps import Path, holding_back
 
-# The fields of a state whose count is there for a schedule alone.
+# The fields of a state whose count is only there for a schedule.
 SCHEDULE_FIELDS = (("count",), ("count", "inner_state"))
 
 
 def learning_rates_of(
     tx: optax.GradientTransformation, state: Any, path: Path = ()
 ) -> Iterator[tuple[Path, jax.Array]]:
-    """The learning rates of the step that starts from a state, with their places in it."""
-    if hasattr(state, "hyperparams"):  # its parts were built with the values of the first step
+    """The learning rates of the step from a state, with their places in it."""
+    if hasattr(state, "hyperparams"):  # its part was made with the values of the first step
         return
     kernel = kernel_of(tx)
     if kernel is not None and "learning_rate" in kernel.hyperparameters:
@@ -41,11 +41,11 @@ def learning_rates_of(
 def scheduled_rates_of(
     tx: optax.GradientTransformation, state: Any, schedule: Callable[[Any], Any]
 ) -> dict[str, jax.Array]:
-    """The values of a schedule in the step that starts from a state: place -> value.
+    """The values of a schedule in the step from a state: place -> value.
 
-    The count is that of the transformations that follow the schedule, where they are ours; else
-    that of any that follow a schedule at all. All that are held back together count alike, and are
-    one place; the only place is "".
+    Its count is that of the transformations of this library that have this schedule or, if there
+    are none, of all states that count for a schedule. Those that the same wrappers hold back have
+    the same count, and are one place. If there is only one place, it is "".
     """
     found = list(_followers(tx, state, schedule, ())) or _schedule_counts(state)
     barriers = [path for path, *_ in holding_back(state)]
@@ -63,7 +63,7 @@ def scheduled_rates_of(
 def _followers(
     tx: optax.GradientTransformation, state: Any, schedule: Callable[[Any], Any], path: Path
 ) -> Iterator[tuple[Path, Any]]:
-    """The counts of the transformations that were built with a schedule, with their places."""
+    """The counts of the transformations that have a schedule, with their places."""
     if isinstance(tx.update, Injected):
         for name, own in tx.update.schedules.items():
             if isinstance(own, WrappedSchedule) and own.schedule_fn is schedule:
@@ -76,7 +76,7 @@ def _followers(
 
 
 def _schedule_counts(state: Any) -> list[tuple[Path, Any]]:
-    """The counts in a state that are there for a schedule: those with nothing of its own beside."""
+    """The counts in a state that are only there for a schedule, with their places."""
 
     def is_schedule(node: Any) -> bool:
         return getattr(node, "_fields", ()) in SCHEDULE_FIELDS
@@ -120,7 +120,7 @@ def _states_inside(effect: Effect, labels: Sequence[str], state: Any) -> list[tu
 
 
 def places_of(paths: list[Path]) -> list[str]:
-    """The shortest kind of name that tells paths apart; "" for a single one."""
+    """Names of paths: their labels, or all keys where these are the same; "" for a single path."""
     if len(paths) == 1:
         return [""]
     labels = [tuple(key for key in path if isinstance(key, DictKey)) for path in paths]

@@ -1,4 +1,4 @@
-"""Steps that are not taken, because the gradient is no good."""
+"""Skipping steps whose gradient is not finite or too large."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradtx import norms, trees
+from gradtx import norms
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import LINEAR
@@ -18,34 +18,33 @@ from gradtx.wrappers.branches import either, zeros_like
 def apply_if_finite(
     inner: optax.GradientTransformation, max_consecutive_errors: int
 ) -> optax.GradientTransformationExtraArgs:
-    """Skip the steps whose gradient has an infinity or a NaN, unless there are too many in a row.
+    """Skip steps whose gradient has an infinity or a NaN, unless there are too many in a row.
 
         n_t = 0 if g_t is finite, else n_{t-1} + 1
         u_t = inner(g_t) if n_t = 0 or n_t > max_consecutive_errors, else 0
 
-    A skipped step costs nothing: the inner transformation is not carried out, and its state stays
-    as it is. Once more than `max_consecutive_errors` gradients in a row were not finite, waiting
-    will not help; then every gradient is passed on, so that the run fails visibly, until a finite
-    one ends the row.
+    In a skipped step the inner transformation does not run, and its state does not change. Once
+    more than `max_consecutive_errors` gradients in a row were not finite, each gradient is passed
+    on, so that the run fails visibly, until a finite one ends the row.
 
     Args:
         inner: the transformation.
-        max_consecutive_errors: how many steps in a row may be skipped, >= 0.
+        max_consecutive_errors: the largest number of steps in a row that are skipped, >= 0.
 
     Returns:
         A transformation with the state
         `ApplyIfFiniteState(notfinite_count, last_finite, total_notfinite, inner_state)`:
-        `notfinite_count` is n_t, which goes on counting while gradients are passed on in spite of
-        it; `last_finite` whether the last gradient was finite; `total_notfinite` the number of
-        all gradients that were not.
+        `notfinite_count` is n_t, which also counts gradients that are passed on; `last_finite` is
+        whether the last gradient was finite; `total_notfinite` is the number of all gradients that
+        were not.
 
     Raises:
-        ValueError: if `max_consecutive_errors` is not a whole number >= 0, or `inner` not a
+        ValueError: if `max_consecutive_errors` is not a whole number >= 0, or `inner` is not a
             transformation.
 
     Source:
-        Micikevicius et al. 2018, "Mixed precision training", section 3.2, which skips the steps
-        whose gradients overflowed.
+        Micikevicius et al. 2018, "Mixed precision training", section 3.2, where steps are skipped
+        whose gradients overflow.
 
     Example:
         >>> import jax.numpy as jnp
@@ -111,7 +110,8 @@ def skip_not_finite(
         params: not used.
 
     Returns:
-        A boolean scalar, and `{"should_skip": the same, "num_not_finite": how many elements}`.
+        A boolean scalar, and a report: `{"should_skip": that scalar, "num_not_finite": the number
+        of elements that are not finite}`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -129,22 +129,21 @@ def skip_not_finite(
 def skip_large_updates(
     updates: Any, gradient_step: Any, params: Any, max_squared_norm: Any
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Whether a gradient is not small; for `MultiSteps(should_skip_update_fn=...)`.
+    """Whether a gradient is too large; for `MultiSteps(should_skip_update_fn=...)`.
 
         not (sum_i sum_j |g_ij|^2 < max_squared_norm)
 
-    which holds for a gradient with a NaN too. The sum is formed in at least float32; if it
-    overflows, the gradient is large.
+    which is also true of a gradient with a NaN, and of one whose squares overflow. The sum is
+    calculated in at least float32.
 
     Args:
         updates: the gradient, a tree of arrays.
         gradient_step: not used.
         params: not used.
-        max_squared_norm: the square of the largest norm that is accepted; bind it with
-            `functools.partial`.
+        max_squared_norm: the limit of the squared norm; bind it with `functools.partial`.
 
     Returns:
-        A boolean scalar, and `{"should_skip": the same, "norm_squared": the sum}`.
+        A boolean scalar, and a report: `{"should_skip": that scalar, "norm_squared": the sum}`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -155,9 +154,7 @@ def skip_large_updates(
         True 25.0
     """
     del gradient_step, params
-    squares = [_sum_of_squares(leaf) for leaf in parameters_of(updates)]
-    dtype = max((square.dtype for square in squares), key=lambda d: d.itemsize, default=None)
-    norm_squared = sum((x.astype(dtype) for x in squares), jnp.zeros([], dtype or jnp.float32))
+    norm_squared = norms.sum_of(_sum_of_squares, parameters_of(updates))
     should_skip = ~(norm_squared < jnp.asarray(max_squared_norm, norm_squared.dtype))
     return should_skip, {"should_skip": should_skip, "norm_squared": norm_squared}
 
@@ -167,6 +164,5 @@ def _number_not_finite(updates: Any) -> jax.Array:
     return sum(counts, jnp.zeros([], int))
 
 
-@jax.jit
 def _sum_of_squares(x: jax.Array) -> jax.Array:
-    return jnp.sum(norms.abs_squared(x.astype(trees.compute_dtype(x.dtype))))
+    return jnp.sum(norms.abs_squared(x))

@@ -1,8 +1,8 @@
-"""Which calls of a transformation are steps, and which are not, because a wrapper inside held back.
+"""Which calls of a transformation are steps, and in which a wrapper inside holds the step back.
 
-A wrapper that counts, averages or follows a schedule goes on when the parameters do. What it wraps
-may hold back: `MultiSteps` collects gradients, `apply_if_finite` leaves a bad one out, and optax's
-do the same. They tell it in their states, and nothing else is read here.
+A wrapper that counts, averages or follows a schedule must advance only when the parameters do. What
+it wraps may hold a step back: `MultiSteps` while it collects gradients, `apply_if_finite` if one is
+not finite, and optax's wrappers too. Their states tell, and nothing else is read here.
 """
 
 import functools
@@ -26,10 +26,9 @@ Path = tuple[Any, ...]
 def is_step(old: Any, new: Any, updates: Any) -> jax.Array | None:
     """Whether a call of a transformation was a step.
 
-    It was, unless a wrapper inside left out what it wraps and nothing moves: no element of the
-    updates differs from zero. An update that is zero by itself, as that of a zero gradient, belongs
-    to a step. While `sam` climbs the parameters move, but only to come back: its step is the call
-    that leads back.
+    It was, unless a wrapper inside held the step back and all updates are zero. Updates that are
+    zero for another reason, such as a zero gradient, belong to a step. While `sam` climbs, the
+    parameters move only to come back later: its step is the call that leads back.
 
     Args:
         old: the state before the call.
@@ -37,7 +36,7 @@ def is_step(old: Any, new: Any, updates: Any) -> jax.Array | None:
         updates: what the call returned.
 
     Returns:
-        A boolean scalar; None if no wrapper inside can hold back, so that every call is a step.
+        A boolean scalar; None if no wrapper inside can hold a step back, so that each call is one.
     """
     after = holding_back(new)
     if not after:
@@ -55,18 +54,17 @@ def is_step(old: Any, new: Any, updates: Any) -> jax.Array | None:
 def in_step(
     owner: str, step: jax.Array | None, advance: Branch, updates: Any, old: Any
 ) -> tuple[Any, Any]:
-    """What a wrapper makes of a call: zero updates and what it kept, unless it was a step.
+    """A wrapper's updates and state after a call: zero updates and the old state for no step.
 
     Args:
         owner: name of the wrapper, which opens error messages.
         step: what `is_step` returned.
-        advance: returns the wrapper's own updates and what it keeps after a step; carried out only
-            then.
+        advance: returns the updates and the new state; it runs only in a step.
         updates: the gradients.
-        old: what it kept before the call.
+        old: the state before the call.
 
     Returns:
-        The updates, and what it keeps after the call.
+        The updates and the state after the call.
     """
     if step is None:
         return advance()
@@ -74,24 +72,30 @@ def in_step(
 
 
 def kept_after(owner: str, step: jax.Array | None, advance: Callable[[], Any], old: Any) -> Any:
-    """The same for a wrapper that leaves the updates to what it wraps: only what it keeps."""
+    """The state of a wrapper after a call, which does not change unless that was a step."""
     return in_step(owner, step, lambda: ((), advance()), (), old)[1]
 
 
+def counted(step: jax.Array | None, count: Any) -> jax.Array:
+    """The count of a wrapper after a call."""
+    new = jnp.asarray(optax.safe_increment(count))
+    return new if step is None else jnp.where(step, new, count)
+
+
 def is_collecting(state: Any) -> jax.Array:
-    """Whether a `MultiSteps` inside has collected some of its gradients, but not yet all."""
+    """Whether a `MultiSteps` inside has collected some, but not all, of its gradients."""
     found = holding_back(state)
     nodes = [node for _, kind, node in found if kind is optax.MultiStepsState]
     return _any([jnp.asarray(node.mini_step) > 0 for node in nodes])
 
 
 def holding_back(state: Any) -> list[tuple[Path, Any, Any]]:
-    """The states of wrappers that may hold back, outer ones first: key path, class of optax, state.
+    """The states of wrappers that may hold steps back, outer ones first.
 
-    A state of any class is one of those whose fields it has.
+    For each its key path, the class of optax whose fields it has, and the state itself.
     """
     found: list[tuple[Path, Any, Any]] = []
-    # Most states have none, and paths take time.
+    # Most states have none, and finding paths takes time.
     if all(_kind_of(leaf) is None for leaf in jax.tree.leaves(state, is_leaf=_is_kind)):
         return found
     named, _ = tree_flatten_with_path(state, is_leaf=_is_kind)
@@ -100,7 +104,7 @@ def holding_back(state: Any) -> list[tuple[Path, Any, Any]]:
         if kind is None:
             continue
         found.append((path, kind, node))
-        # The transformation with which `sam` climbs takes no steps.
+        # What `sam` climbs with takes no steps.
         for name in ("opt_state",) if kind is SAMState else kind._fields:
             below = holding_back(getattr(node, name))
             found += [((*path, GetAttrKey(name), *rest), *inner) for rest, *inner in below]
@@ -108,12 +112,12 @@ def holding_back(state: Any) -> list[tuple[Path, Any, Any]]:
 
 
 def _is_masked(old: Any, new: Any) -> Any:
-    # It does not tell; but where it acts, whatever counts inside goes on.
+    # Its state does not tell, but where it acts, all counts inside advance.
     counts = zip(_counts(old.inner_state), _counts(new.inner_state), strict=True)
     return ~_any([jnp.not_equal(before, now) for before, now in counts])
 
 
-# The states of wrappers that may hold back -> whether they did, from the states before and after.
+# Class of a wrapper's state -> whether it held a step back, from the states before and after.
 _RULES: dict[Any, Callable[[Any, Any], jax.Array]] = {
     optax.MultiStepsState: lambda old, new: jnp.equal(new.gradient_step, old.gradient_step),
     optax.ApplyIfFiniteState: lambda old, new: jnp.logical_not(new.last_finite),
@@ -134,7 +138,7 @@ def _is_kind(node: Any) -> bool:
 
 
 def _counts(state: Any) -> Sequence[Any]:
-    """The counters in a state: its integers that are not in arrays."""
+    """The counters in a state: its integer scalars."""
     leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.ndim(leaf) == 0]
     return [leaf for leaf in leaves if jnp.issubdtype(jnp.result_type(leaf), jnp.integer)]
 
