@@ -7,16 +7,17 @@ leaf.
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from gradtx import trees
 from gradtx.inputs import UNKNOWN, as_gradient, is_exact, trained
-from gradtx.leaf import LeafStep, composed_step, stacked_step
+from gradtx.leaf import LeafStep, composed_step, stacked_step, steps_of_many
 from gradtx.messages import shown
 
 # What a link of a chain returns when its steps wait at the leaves: its new state, to be asked for
@@ -33,14 +34,14 @@ class WaitingStep:
         self,
         step: LeafStep,
         slots: tuple[Any, ...] = (),
-        t: Any = None,
         key: Any = None,
+        t: Any = None,
         scalars: Any = (),
     ):
         self.step = step
         self.slots = slots
-        self.t = t
         self.key = key
+        self.t = t
         self.scalars = scalars
         self.new: tuple[Any, ...] = ()
 
@@ -55,17 +56,76 @@ class Leaf:
         self.parameter: Any = None
         self.waiting: list[WaitingStep] = []
 
-    def take_steps(self) -> None:
-        """Take the steps that wait, as one compiled function."""
-        if not self.waiting:
-            return
-        waiting, self.waiting = self.waiting, []
-        step = composed_step(tuple(own.step for own in waiting))
-        parameter = self.parameter if any(own.step.reads_parameter for own in waiting) else None
-        arguments = [(own.slots, own.t, own.key, own.scalars) for own in waiting]
-        self.value, new = step(self.value, parameter, arguments)
-        for own, slots in zip(waiting, new, strict=True):
-            own.new = slots
+    @property
+    def steps(self) -> tuple[LeafStep, ...]:
+        """The steps that wait."""
+        return tuple(own.step for own in self.waiting)
+
+    @property
+    def read_parameter(self) -> Any:
+        """The parameter if a step that waits reads it, else None."""
+        return self.parameter if any(own.step.reads_parameter for own in self.waiting) else None
+
+    def finish(self, value: Any, slots: Sequence[tuple[Any, ...]]) -> None:
+        """Keep what the steps that waited have returned."""
+        self.value = value
+        for own, new in zip(self.waiting, slots, strict=True):
+            own.new = new
+        self.waiting = []
+
+
+def take_steps(leaves: Iterable[Leaf]) -> None:
+    """Take the steps that wait at the leaves.
+
+    Under a transformation of JAX, each leaf is one call of a compiled function, which is traced
+    once for each type of leaf. Eagerly a call costs more than the step of a small leaf; leaves of
+    one type share it, but not too many, so that trees of other sizes find the same programs.
+    """
+    waiting = [leaf for leaf in leaves if leaf.waiting]
+    if any(isinstance(leaf.value, Tracer) for leaf in waiting):
+        groups = [[leaf] for leaf in waiting]
+    else:
+        by_type: dict[Any, list[Leaf]] = {}
+        for leaf in waiting:
+            by_type.setdefault(_type_of(leaf), []).append(leaf)
+        groups = [
+            alike[start : start + _TOGETHER]
+            for alike in by_type.values()
+            for start in range(0, len(alike), _TOGETHER)
+        ]
+    for group in groups:
+        if len(group) == 1:
+            _take_steps_of(group[0])
+        else:
+            _take_steps_together(group)
+
+
+_TOGETHER = 16
+
+
+def _take_steps_of(leaf: Leaf) -> None:
+    arguments = [(step.slots, step.key, step.t, step.scalars) for step in leaf.waiting]
+    leaf.finish(*composed_step(leaf.steps)(leaf.value, leaf.read_parameter, arguments))
+
+
+def _take_steps_together(leaves: Sequence[Leaf]) -> None:
+    shared = [(step.t, step.scalars) for step in leaves[0].waiting]
+    arguments = [
+        (leaf.value, leaf.read_parameter, [(step.slots, step.key) for step in leaf.waiting])
+        for leaf in leaves
+    ]
+    results = steps_of_many(leaves[0].steps)(arguments, shared)
+    for leaf, result in zip(leaves, results, strict=True):
+        leaf.finish(*result)
+
+
+def _type_of(leaf: Leaf) -> Any:
+    """What leaves have in common that are called together: all but the values of their arrays."""
+    steps = [(own.step, id(own.t), id(own.scalars)) for own in leaf.waiting]
+    arrays = jax.tree.leaves((leaf.value, leaf.parameter, [own.slots for own in leaf.waiting]))
+    # Arrays on several devices are not arguments of one call.
+    types = [(getattr(x, "dtype", type(x)), getattr(x, "sharding", None)) for x in arrays]
+    return np.shape(leaf.value), *steps, *types
 
 
 class Leaves:
@@ -125,8 +185,7 @@ class Leaves:
 
     def take_steps(self) -> None:
         """Take the steps that wait at the leaves."""
-        for leaf in self.leaves:
-            leaf.take_steps()
+        take_steps(self.leaves)
 
     def through(self, update: Callable[..., Any], state: Any) -> Finish:
         """Put the updates through a function that knows nothing of this record."""
@@ -237,11 +296,11 @@ def step_together(pairs: Sequence[tuple[Leaf, WaitingStep]]) -> None:
             continue
         step, first = group[0][1].step, group[0][1]
         arguments = [
-            (leaf.value, own.slots, leaf.parameter if step.reads_parameter else None, own.key)
+            (leaf.value, leaf.parameter if step.reads_parameter else None, own.slots, own.key)
             for leaf, own in group
         ]
-        g, slots, p, key = jax.tree.map(lambda *parts: jnp.stack(parts), *arguments)
-        updates, new = stacked_step(step)(g, slots, p, first.t, key, first.scalars)
+        stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *arguments)
+        updates, new = stacked_step(step)(*stacked, first.t, first.scalars)
         for number, (leaf, own) in enumerate(group):
             leaf.value, own.new = jax.tree.map(lambda x, i=number: x[i], (updates, new))
 

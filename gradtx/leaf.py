@@ -91,7 +91,7 @@ class LeafStep:
     reads_parameter: bool = False
 
     def __call__(
-        self, g: Any, slots: tuple[Any, ...], p: Any, t: Any, key: Any, scalars: Mapping[str, Any]
+        self, g: Any, p: Any, slots: tuple[Any, ...], key: Any, t: Any, scalars: Mapping[str, Any]
     ) -> tuple[jax.Array, tuple[Any, ...]]:
         """The update and the new slots."""
         g = jnp.asarray(g)
@@ -148,16 +148,16 @@ def composed_step(steps: tuple[LeafStep, ...]) -> Callable[..., tuple[jax.Array,
     """The compiled steps of one leaf, one after another.
 
     Returns:
-        A function of the gradient, the parameter and for each step its slots, `t`, key and
-        scalars, that returns the last update and the new slots of each step. All transformations
+        A function of the gradient, the parameter and for each step the further arguments of
+        `LeafStep`, that returns the last update and the new slots of each step. All transformations
         with the same numbers share it.
     """
 
     def composed(g, p, arguments):
         new = []
-        for step, (slots, t, key, scalars) in zip(steps, arguments, strict=True):
-            g, own = step(g, slots, p, t, key, scalars)
-            new.append(own)
+        for step, given in zip(steps, arguments, strict=True):
+            g, slots = step(g, p, *given)
+            new.append(slots)
         return g, new
 
     composed.__name__ = "_".join(step.name for step in steps)
@@ -165,11 +165,31 @@ def composed_step(steps: tuple[LeafStep, ...]) -> Callable[..., tuple[jax.Array,
 
 
 @functools.lru_cache(maxsize=1024)
+def steps_of_many(steps: tuple[LeafStep, ...]) -> Callable[..., list[Any]]:
+    """`composed_step` of a list of leaves in one compiled function.
+
+    Returns:
+        A function of a list with each leaf's gradient, parameter and, for each step, its slots and
+        key; and of what the leaves share, which is `t` and the scalars of each step.
+    """
+    step = composed_step(steps)
+
+    def of_many(leaves, shared):
+        return [
+            step(g, p, [(*own, *rest) for own, rest in zip(given, shared, strict=True)])
+            for g, p, given in leaves
+        ]
+
+    of_many.__name__ = f"{step.__name__}_of_many"
+    return jax.jit(of_many)
+
+
+@functools.lru_cache(maxsize=1024)
 def stacked_step(step: LeafStep) -> Callable[..., tuple[jax.Array, tuple[Any, ...]]]:
     """The compiled step of several leaves of one type, stacked along the first axis."""
 
     def stacked(*arguments):
-        return jax.vmap(step, (0, 0, 0, None, 0, None))(*arguments)
+        return jax.vmap(step, (0, 0, 0, 0, None, None))(*arguments)
 
     stacked.__name__ = step.name
     return jax.jit(stacked)

@@ -240,9 +240,9 @@ class _Lifted(Link):
         steps = {
             i: WaitingStep(
                 self._step_of(own[i]),
-                tuple(slot[i] for slot in slots),
-                t if "t" in self.kernel.arguments else None,
+                tuple([slot[i] for slot in slots]),
                 key,
+                t if "t" in self.kernel.arguments else None,
                 scalars,
             )
             for i, key in zip(active, keys, strict=True)

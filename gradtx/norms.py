@@ -18,6 +18,7 @@ from gradtx.messages import shown
 from gradtx.trees import compute_dtype, is_parameter, real_dtype
 
 AxisName: TypeAlias = Hashable | Sequence[Hashable]
+Axes: TypeAlias = int | tuple[int, ...] | None
 
 
 def widest(leaves: Sequence[Any]) -> np.dtype:
@@ -28,26 +29,28 @@ def widest(leaves: Sequence[Any]) -> np.dtype:
 
 def abs_squared(x: jax.Array) -> jax.Array:
     """|x|^2, element by element; real also where x is complex."""
-    return jnp.real(x * jnp.conj(x)) if jnp.iscomplexobj(x) else jnp.square(x)
+    return lax.real(lax.mul(x, lax.conj(x))) if jnp.iscomplexobj(x) else lax.square(x)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def norm(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
+def norm(x: jax.Array, axis: Axes = None) -> jax.Array:
     """The Euclidean norm of one array along `axis`, its axes kept with length 1.
 
-    Its squares neither overflow nor underflow, and its gradient at zero is zero.
+    Its squares neither overflow nor underflow, and its gradient at zero is zero. One pass says by
+    which power of two to scale, the second one does: for single leaves that costs less than the
+    loop of `_root_of_sum`, which takes longer to compile and on a GPU waits for the host.
 
     Args:
         x: an array of at least 32 bits.
         axis: the axes to sum over; None: all.
     """
-
-    def total(factor: jax.Array) -> jax.Array:
-        scaled = lax.optimization_barrier(x) * factor.astype(x.dtype)
-        return jnp.sum(abs_squared(scaled), axis=axis, keepdims=True)
-
-    one = jnp.ones_like(jnp.sum(jnp.real(x), axis=axis, keepdims=True))
-    return _root_of_sum(total, one)
+    axes = range(x.ndim) if axis is None else [axis] if isinstance(axis, int) else axis
+    axes = tuple(axis % x.ndim for axis in axes)
+    first = lax.expand_dims(lax.reduce_sum(abs_squared(x), axes), axes)
+    factor = _factor_for(lax.sqrt(first))
+    scaled = lax.optimization_barrier(x)
+    squares = lax.expand_dims(_squares(scaled, factor, axes), axes)
+    return lax.div(lax.sqrt(squares), factor)
 
 
 @norm.defjvp
@@ -58,45 +61,59 @@ def _norm_jvp(axis: Any, primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any
     return length, jnp.sum(parts, axis=axis, keepdims=True)
 
 
+def _squares(x: jax.Array, factor: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The sum of the squares of x times a factor."""
+    factor = jnp.broadcast_to(lax.convert_element_type(factor, x.dtype), x.shape)
+    return lax.reduce_sum(abs_squared(lax.mul(x, factor)), axes)
+
+
+def _factor_for(size: jax.Array) -> jax.Array:
+    """The power of two to multiply numbers of about this size with before they are squared.
+
+    It is 1 where the squares are ordinary numbers, and leaves room for 2^32 of them.
+    """
+    exponent = jnp.finfo(size.dtype).maxexp * 5 // 8
+    ordinary = jnp.finfo(size.dtype).maxexp * 9 // 32
+    one, small, large, low, high = (
+        lax.full_like(size, 2.0**power) for power in (0, -exponent, exponent, -ordinary, ordinary)
+    )
+    scaled_up = lax.select(lax.lt(size, low), large, one)
+    return lax.select(lax.gt(size, high), small, scaled_up)
+
+
 def direction(g: jax.Array, norm: jax.Array) -> jax.Array:
     """Divide g by its norm; g itself where that is 0."""
+    one = lax.full_like(norm, 1.0)
     # XLA may multiply by the inverse of the norm, which must not be subnormal.
-    unit = jnp.where(norm > 2.0 ** (jnp.finfo(norm.dtype).maxexp - 8), 2.0**-8, 1.0)
-    return g * unit / jnp.where(norm == 0, 1.0, norm * unit)
+    is_large = lax.gt(norm, lax.full_like(norm, 2.0 ** (jnp.finfo(norm.dtype).maxexp - 8)))
+    unit = lax.select(is_large, lax.full_like(norm, 2.0**-8), one)
+    is_zero = lax.eq(norm, lax.full_like(norm, 0.0))
+    return g * unit / lax.select(is_zero, one, lax.mul(norm, unit))
 
 
 def _root_of_sum(total: Callable[[jax.Array], jax.Array], one: jax.Array) -> jax.Array:
     """The root of a sum of squares which may lie outside the range of its dtype.
 
     Where the sum is an ordinary number, one pass is enough. Elsewhere a second pass scales by a
-    power of two, which is exact and leaves room for 2^32 elements. Both passes are one loop, so
-    that the code of the sum stands once in the program.
+    power of two, which is exact. Both passes are one loop, so that the code of the sum stands
+    once in the program.
 
     Args:
         total: from a factor to the sum of squares of all elements multiplied by it.
         one: the first factor, of the type of the sum.
     """
-    exponent = jnp.finfo(one.dtype).maxexp * 5 // 8
-    small, large = (jnp.full_like(one, 2.0**power) for power in (-exponent, exponent))
 
     def sum_up(carried: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Any, Any, Any]:
         factor, _, _ = carried
         squares = total(factor)
-        is_done = (factor != one) | _is_ordinary(squares)
-        scale = lax.select(squares > one, small, large)
-        return lax.select(is_done, factor, scale), squares, ~jnp.all(is_done)
+        needed = _factor_for(lax.sqrt(squares))
+        is_done = lax.bitwise_or(lax.ne(factor, one), lax.eq(needed, one))
+        return lax.select(is_done, factor, needed), squares, lax.bitwise_not(is_done)
 
     # Made of `one`, so that in shard_map it varies over the same axes as what the loop carries on.
-    is_unfinished = jnp.any(one > 0)
-    start = (one, one, is_unfinished)
+    start = (one, one, lax.eq(one, one))
     factor, squares, _ = lax.while_loop(lambda carried: carried[2], sum_up, start)
-    return jnp.sqrt(squares) / factor
-
-
-def _is_ordinary(squares: jax.Array) -> jax.Array:
-    """Whether a sum of squares neither overflowed nor lost what counts to underflow."""
-    ordinary = 2.0 ** (jnp.finfo(squares.dtype).maxexp * 9 // 16)
-    return (squares > 1 / ordinary) & (squares < ordinary)
+    return lax.div(lax.sqrt(squares), factor)
 
 
 def global_norm(
@@ -176,11 +193,8 @@ def _norm_of_leaves(leaves: Sequence[jax.Array], axis_name: AxisName | None) -> 
     def total(factor: jax.Array) -> jax.Array:
         # Of a leaf that it knows, such as the zero gradient of an unused parameter, XLA would
         # multiply the squares with the square of the factor, which overflows.
-        parts = [
-            jnp.sum(abs_squared(x * factor.astype(x.dtype))).reshape(1)
-            for x in (_widened(leaf, dtype) for leaf in lax.optimization_barrier(list(leaves)))
-        ]
-        whole = jnp.sum(lax.concatenate(parts, 0))
+        rows = [_row(leaf, factor) for leaf in lax.optimization_barrier(list(leaves))]
+        whole = lax.reduce_sum(lax.concatenate(rows, 0), (0,))
         return lax.psum(whole, axis_name) if axis_name else whole
 
     one = jnp.ones((), dtype)
@@ -188,6 +202,13 @@ def _norm_of_leaves(leaves: Sequence[jax.Array], axis_name: AxisName | None) -> 
         # The loop starts with what varies over the same axes as the sum; its value is not used.
         one = jnp.ones_like(total(one))
     return _root_of_sum(total, one)
+
+
+@jax.jit
+def _row(leaf: jax.Array, factor: jax.Array) -> jax.Array:
+    """The sum of squares of a leaf times a factor, of shape (1,); traced once for each type."""
+    x = _widened(leaf, factor.dtype)
+    return lax.expand_dims(_squares(x, factor, tuple(range(x.ndim))), (0,))
 
 
 @_norm_of_leaves.defjvp

@@ -202,7 +202,7 @@ class Addition(LeafStep):
     gives_update: bool = False
 
     def __call__(
-        self, g: Any, slots: tuple[Any, ...], p: Any, t: Any, key: Any, scalars: Mapping[str, Any]
+        self, g: Any, p: Any, slots: tuple[Any, ...], key: Any, t: Any, scalars: Mapping[str, Any]
     ) -> tuple[jax.Array, tuple[Any, ...]]:
         """The new parameter."""
         del slots, t, key, scalars

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import gradtx
+from gradtx.leaf import steps_of_many
 
 PARAMS = {
     "dense": {"kernel": jnp.linspace(-1, 1, 6).reshape(2, 3), "bias": jnp.arange(3.0)},
@@ -118,6 +119,38 @@ def test_leaves_of_one_type_are_traced_once():
     tx = gradtx.chain(gradtx.lift.lift(kernel), gradtx.scale(2.0))
     jax.jit(tx.update).lower(params, tx.init(params), params)
     assert sorted(traced) == [(3,), (4,)]
+
+
+def test_eagerly_leaves_of_one_type_share_a_call(monkeypatch):
+    params = {
+        "many": [jnp.full(3, n / 10) for n in range(37)],
+        "narrow": [jnp.full(3, n / 10, jnp.bfloat16) for n in range(2)],
+        "single": jnp.ones((3, 1)),
+    }
+    gradients = jax.tree.map(lambda p: jnp.cos(7 * p), params)
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(0.1), gradtx.add_noise(1, 0, 0))
+    state = tx.init(params)
+    expected, _ = jax.jit(tx.update)(gradients, state, params)
+
+    numbers = []
+
+    def counted(steps):
+        return lambda leaves, shared: (
+            numbers.append(len(leaves)) or steps_of_many(steps)(leaves, shared)
+        )
+
+    monkeypatch.setattr("gradtx.joined.steps_of_many", counted)
+    check_close(tx.update(gradients, state, params)[0], expected)
+    assert sorted(numbers) == [2, 5, 16, 16]
+
+
+def test_eager_leaves_on_several_devices_stay_there():
+    devices = jax.devices()[:3]
+    params = [jax.device_put(jnp.full(3, n / 10), devices[n % 3]) for n in range(6)]
+    tx = gradtx.adamw(0.1)
+    updates, state = tx.update(params, tx.init(params), params)
+    assert [x.device for x in updates] == [x.device for x in state[0].mu] == [*devices, *devices]
+    check_close(updates, tx.update(list(map(np.asarray, params)), tx.init(params), params)[0])
 
 
 def test_what_nothing_changes_comes_back_as_it_was():

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from gradtx import norms
 from gradtx.norms import direction as direction
@@ -21,7 +22,7 @@ def sum_of_weights(decay: Any, t: jax.Array) -> jax.Array:
     It is computed without cancellation, which for decay = 0.999 would cost the first steps four
     digits in float32.
     """
-    return -jnp.expm1(t * log_decay(decay))
+    return lax.neg(lax.expm1(t * log_decay(decay)))
 
 
 def log_decay(decay: Any) -> Any:
@@ -60,18 +61,28 @@ def root_mean_square(x: jax.Array, axis: int | None = None) -> jax.Array:
 
 def clip_factor(norm: jax.Array, max_norm: Any) -> jax.Array:
     """min(1, max_norm / norm), also where the norm is 0; NaN where it is NaN."""
-    is_within = norm <= max_norm
+    limit, within = _limit_within(norm, max_norm)
+    return lax.div(limit, within)
+
+
+def _limit_within(norm: jax.Array, max_norm: Any) -> tuple[jax.Array, jax.Array]:
+    """What clipping divides: (max_norm, norm), or (1, 1) where the norm is not above."""
+    one = lax.full_like(norm, 1.0)
+    limit = jnp.broadcast_to(jnp.asarray(max_norm, norm.dtype), norm.shape)
+    is_within = lax.le(norm, limit)
     # The quotient that is not selected has a derivative too, which must not overflow.
-    return jnp.where(is_within, 1.0, max_norm / jnp.where(is_within, 1.0, norm))
+    return lax.select(is_within, one, limit), lax.select(is_within, one, norm)
 
 
 def clip_factors(norm: jax.Array, max_norm: Any) -> tuple[jax.Array, jax.Array]:
     """Two numbers whose product is min(1, max_norm / norm), even if that is too small for one."""
-    is_within = norm <= max_norm
+    limit, within = _limit_within(norm, max_norm)
+    one = lax.full_like(norm, 1.0)
     # XLA flushes subnormal numbers to zero; powers of two are exact.
-    up = jnp.where(norm * 2.0 ** (jnp.finfo(norm.dtype).minexp + 26) > max_norm, 2.0**32, 1.0)
+    scaled = lax.mul(within, lax.full_like(norm, 2.0 ** (jnp.finfo(norm.dtype).minexp + 26)))
+    up = lax.select(lax.gt(scaled, limit), lax.full_like(norm, 2.0**32), one)
     # XLA computes a quotient once, but would repeat a select in the loop of each leaf.
-    return 1 / up, jnp.where(is_within, 1.0, max_norm) * up / jnp.where(is_within, 1.0, norm)
+    return lax.div(one, up), lax.div(lax.mul(limit, up), within)
 
 
 def clip_to_norm(g: jax.Array, norm: jax.Array, max_norm: Any) -> jax.Array:

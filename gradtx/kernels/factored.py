@@ -22,7 +22,7 @@ from gradtx.kernel import (
     check,
     check_hyperparameter,
 )
-from gradtx.kernels.arithmetic import root_mean_square
+from gradtx.kernels.arithmetic import safe_divide
 from gradtx.lift import lift
 from gradtx.messages import shown
 
@@ -95,13 +95,24 @@ def _factored_rms(
         v = averaged(v, norms.abs_squared(g))
         return g * _inverse_root(v), v_row, v_col, v
     second, longest = axes
-    rows = averaged(jnp.expand_dims(v_row, longest), jnp.square(root_mean_square(g, longest)))
-    columns = averaged(jnp.expand_dims(v_col, second), jnp.square(root_mean_square(g, second)))
+    rows = averaged(jnp.expand_dims(v_row, longest), _mean_square(g, longest))
+    columns = averaged(jnp.expand_dims(v_col, second), _mean_square(g, second))
     of_row, of_column = _inverse_root(rows), _inverse_root(columns)
-    mean_root = root_mean_square(jnp.sqrt(rows), second)
+    largest = jnp.max(rows, second, keepdims=True)
+    shares = safe_divide(rows, largest)
+    mean_root = jnp.sqrt(largest) * jnp.sqrt(jnp.mean(shares, second, keepdims=True))
     # The larger factor first, and the mean with the smaller, so that nothing in between overflows.
     update = g * jnp.maximum(of_row, of_column) * (mean_root * jnp.minimum(of_row, of_column))
     return update, jnp.squeeze(rows, longest), jnp.squeeze(columns, second), v
+
+
+def _mean_square(g: jax.Array, axis: int) -> jax.Array:
+    """The mean of |g|^2 along an axis, kept; also where the sum of what fits does not fit."""
+    number = max(g.shape[axis], 1)
+    # Powers of two are exact.
+    is_large = jnp.sum(norms.abs_squared(g)) > jnp.finfo(g.dtype).max / 4
+    factor = jnp.where(is_large, 2.0**-16, 1.0)
+    return jnp.sum(norms.abs_squared(g * factor), axis, keepdims=True) / number / factor**2
 
 
 def _inverse_root(v: jax.Array) -> jax.Array:
