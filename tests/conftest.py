@@ -17,17 +17,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 # Most of the tests' time is compilation. The older code generator takes half of it, and a quarter
-# less if it does not split such small programs among threads; jaxlib 0.12 does not have it any more,
-# and ends the process at a flag that it does not know.
-QUICK_CODE_GENERATION = (
-    "--xla_cpu_use_fusion_emitters=false",
-    "--xla_cpu_parallel_codegen_split_count=1",
-)
+# less if it does not split such small programs among threads. jaxlib 0.12 no longer has it, and
+# ends the process at a flag that it does not know.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        *(QUICK_CODE_GENERATION if version("jaxlib") < "0.11" else ()),
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        if version("jaxlib") < "0.11"
+        else "",
     ]
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -44,7 +42,7 @@ import hypothesis
 import jax
 import pytest
 
-# Tracing leaves many objects that are not garbage; looking for it among them takes 5 % of the time.
+# Tracing makes many objects that live on; looking for garbage among them takes 5 % of the time.
 gc.set_threshold(100_000, 50, 1000)
 
 # Tests never time anything, and the first example of a test compiles.

@@ -53,10 +53,9 @@ def quotient(numerator: jax.Array, denominator: jax.Array, at_zero: Any = 0.0) -
     return jnp.where(is_zero, at_zero, numerator / jnp.where(is_zero, 1.0, denominator))
 
 
-def root_mean_square(x: jax.Array, axis: int | None = None) -> jax.Array:
-    """The root mean square of all elements, or along an axis; the axes are kept with length 1."""
-    number = x.size if axis is None else x.shape[axis]
-    return norms.norm(x, axis) / math.sqrt(max(number, 1))
+def root_mean_square(x: jax.Array) -> jax.Array:
+    """The root mean square of all elements; the axes are kept with length 1."""
+    return norms.norm(x) / math.sqrt(max(x.size, 1))
 
 
 def clip_factor(norm: jax.Array, max_norm: Any) -> jax.Array:
