@@ -91,39 +91,13 @@ def _prodigy_l1_norm(
     return norms.sum_of(l1_norm_of_sum, grad_sum, g, [keep] * len(g), [weight] * len(g))
 
 
+def _largest_so_far(g, estim_lr):
+    """Without a limit on its growth, the estimate itself."""
+    del g
+    return estim_lr
+
+
 def _prodigy_scalars(
-    *,
-    estim_lr,
-    numerator_weighted,
-    product,
-    l1_norm,
-    estim_lr0,
-    estim_lr_coef,
-    learning_rate,
-    t,
-    b1,
-    b2,
-    beta3,
-    beta3_is_squared,
-    bias_correction,
-    safeguard_warmup,
-):
-    rate = adam_rate(estim_lr, learning_rate, t, b1, b2, bias_correction)
-    keep = _decay(beta3, beta3_is_squared)
-    numerator = keep * numerator_weighted + estim_lr / estim_lr0 * rate * product
-    estimate = quotient(estim_lr_coef * numerator, l1_norm, at_zero=estim_lr)
-    return {
-        "numerator_weighted": numerator,
-        "estim_lr": jnp.maximum(estim_lr, estimate),
-        "rate": rate,
-        "distance": estim_lr,
-        "weight": _prodigy_weight(
-            estim_lr, estim_lr0, learning_rate, t, b1, b2, bias_correction, safeguard_warmup
-        ),
-    }
-
-
-def _limited_scalars(
     *,
     estim_lr,
     estim_lr_max,
@@ -142,26 +116,23 @@ def _limited_scalars(
     bias_correction,
     safeguard_warmup,
 ):
-    new = _prodigy_scalars(
-        estim_lr=estim_lr,
-        numerator_weighted=numerator_weighted,
-        product=product,
-        l1_norm=l1_norm,
-        estim_lr0=estim_lr0,
-        estim_lr_coef=estim_lr_coef,
-        learning_rate=learning_rate,
-        t=t,
-        b1=b1,
-        b2=b2,
-        beta3=beta3,
-        beta3_is_squared=beta3_is_squared,
-        bias_correction=bias_correction,
-        safeguard_warmup=safeguard_warmup,
-    )
-    largest = jnp.maximum(estim_lr_max, new["estim_lr"])
+    rate = adam_rate(estim_lr, learning_rate, t, b1, b2, bias_correction)
+    keep = _decay(beta3, beta3_is_squared)
+    numerator = keep * numerator_weighted + estim_lr / estim_lr0 * rate * product
+    estimate = quotient(estim_lr_coef * numerator, l1_norm, at_zero=estim_lr)
+    largest = jnp.maximum(estim_lr_max, estimate)
     # estim_lr0 is only a guess, from which there is no reason to grow slowly.
-    grown = jnp.where(estim_lr == estim_lr0, largest, growth_rate * estim_lr)
-    return new | {"estim_lr": jnp.minimum(largest, grown), "estim_lr_max": largest}
+    limit = jnp.where(estim_lr == estim_lr0, largest, growth_rate * estim_lr)
+    return {
+        "numerator_weighted": numerator,
+        "estim_lr": jnp.minimum(largest, limit),
+        "estim_lr_max": largest,
+        "rate": rate,
+        "distance": estim_lr,
+        "weight": _prodigy_weight(
+            estim_lr, estim_lr0, learning_rate, t, b1, b2, bias_correction, safeguard_warmup
+        ),
+    }
 
 
 def _prodigy(
@@ -189,6 +160,7 @@ def _prodigy(
     return -rate * step, exp_avg, exp_avg_sq, grad_sum, params0
 
 
+_MEASURES = {"product": _prodigy_product, "l1_norm": _prodigy_l1_norm}
 PRODIGY = Kernel(
     "prodigy",
     _prodigy,
@@ -201,8 +173,8 @@ PRODIGY = Kernel(
     scalars=(Scalar("estim_lr", fill="estim_lr0"), Scalar("numerator_weighted")),
     scalar_step=_prodigy_scalars,
     factors=("rate", "distance", "weight"),
-    measures={"product": _prodigy_product, "l1_norm": _prodigy_l1_norm},
-    hyperparameters=ADAM | {"beta3": DECAY, "estim_lr_coef": NON_NEGATIVE},
+    measures={**_MEASURES, "estim_lr_max": _largest_so_far},
+    hyperparameters=ADAM | {"beta3": DECAY, "estim_lr_coef": NON_NEGATIVE, "growth_rate": GROWTH},
     options=("beta3_is_squared", "bias_correction", "safeguard_warmup"),
     state=ProdigyState,
     degree=0,
@@ -214,8 +186,7 @@ PRODIGY = Kernel(
 LIMITED_PRODIGY = replace(
     PRODIGY,
     scalars=(*PRODIGY.scalars, Scalar("estim_lr_max", fill="estim_lr0")),
-    scalar_step=_limited_scalars,
-    hyperparameters={**PRODIGY.hyperparameters, "growth_rate": GROWTH},
+    measures=_MEASURES,
     state=ProdigyGrowthState,
 )
 
@@ -293,7 +264,6 @@ def prodigy(
     check_betas("prodigy", betas)
     estim_lr0 = check("prodigy", "estim_lr0", estim_lr0, POSITIVE)
     is_limited = not (isinstance(growth_rate, float) and growth_rate == math.inf)
-    limit: dict[str, Any] = {"growth_rate": growth_rate} if is_limited else {}
     return lift(
         LIMITED_PRODIGY if is_limited else PRODIGY,
         learning_rate=learning_rate,
@@ -306,6 +276,6 @@ def prodigy(
         estim_lr_coef=estim_lr_coef,
         weight_decay=weight_decay,
         bias_correction=bool(bias_correction),
+        growth_rate=growth_rate,
         safeguard_warmup=bool(safeguard_warmup),
-        **limit,
     )
