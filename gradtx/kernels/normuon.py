@@ -1,7 +1,6 @@
 """NorMuon: Muon with a learning rate for each neuron."""
 
 import math
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -42,49 +41,41 @@ class NorMuonState(NamedTuple):
     ns_coeffs: jax.Array
 
 
-def _evened(g, mu, nu, ns_coeffs, beta, b2, eps, nesterov, iteration):
-    """O, N / ||N||_F, M and v."""
+def _normuon(
+    g, *, mu, nu, ns_coeffs, beta, b2, eps, consistent_rms, as_long_as_muon, nesterov, iteration
+):
+    rows, columns = g.shape[-2:]
     mu = beta * mu + (1 - beta) * g
     ahead = first_moment(g, mu, None, beta, nesterov, bias_correction=False)
     o = newton_schulz(ahead, ns_coeffs, eps, **iteration._asdict())
-    rows = max(g.shape[-2], 1)
-    nu = b2 * nu + (1 - b2) * jnp.sum(norms.abs_squared(o), axis=-2) / rows
+    nu = b2 * nu + (1 - b2) * jnp.sum(norms.abs_squared(o), axis=-2) / max(rows, 1)
     denominator = jnp.sqrt(nu)[..., None, :] + eps
     n = safe_divide(o, jnp.broadcast_to(denominator, o.shape))
-    length = jnp.broadcast_to(norms.norm(n, axis=(-2, -1)), n.shape)
-    return o, safe_divide(n, length), mu, nu
+    unit = safe_divide(n, jnp.broadcast_to(norms.norm(n, axis=(-2, -1)), n.shape))
+    if as_long_as_muon:
+        length = factor_of_width(rows, columns) * norms.norm(o, axis=(-2, -1))
+    else:
+        length = consistent_rms * math.sqrt(rows * columns)
+    return length * unit, mu, nu
 
 
-def _normuon(g, *, mu, nu, ns_coeffs, beta, b2, eps, consistent_rms, nesterov, iteration):
-    _, unit, mu, nu = _evened(g, mu, nu, ns_coeffs, beta, b2, eps, nesterov, iteration)
-    return consistent_rms * math.sqrt(g.shape[-2] * g.shape[-1]) * unit, mu, nu
-
-
-_RANGES = {"beta": DECAY, "b2": DECAY, "eps": NON_NEGATIVE}
 NORMUON = Kernel(
     "scale_by_normuon",
     _normuon,
     slots=(Slot("mu"), Slot("nu", real=True, shape=lambda shape: (*shape[:-2], shape[-1]))),
     scalars=(Scalar("ns_coeffs", fill="coefficients"),),
-    hyperparameters=_RANGES | {"consistent_rms": NON_NEGATIVE},
-    options=("nesterov", *ITERATION_OPTIONS),
+    hyperparameters={
+        "beta": DECAY,
+        "b2": DECAY,
+        "eps": NON_NEGATIVE,
+        "consistent_rms": NON_NEGATIVE,
+    },
+    options=("as_long_as_muon", "nesterov", *ITERATION_OPTIONS),
     state=NorMuonState,
     elementwise=False,
     stacked=True,
     degree=0,
     source="Li et al. 2025, Algorithm 1",
-)
-
-
-def _normuon_as_long_as_muon(g, *, mu, nu, ns_coeffs, beta, b2, eps, nesterov, iteration):
-    o, unit, mu, nu = _evened(g, mu, nu, ns_coeffs, beta, b2, eps, nesterov, iteration)
-    return factor_of_width(*g.shape[-2:]) * norms.norm(o, axis=(-2, -1)) * unit, mu, nu
-
-
-NORMUON_AS_LONG_AS_MUON = replace(
-    NORMUON,
-    step=_normuon_as_long_as_muon,
-    hyperparameters=_RANGES,
 )
 
 
@@ -160,15 +151,15 @@ def scale_by_normuon(
     options = newton_schulz_options(
         "scale_by_normuon", ns_coeffs, ns_steps, preconditioning, ns_dtype
     )
-    length = {} if consistent_rms is None else {"consistent_rms": consistent_rms}
     tx = lift(
-        NORMUON if length else NORMUON_AS_LONG_AS_MUON,
+        NORMUON,
         dtypes={"mu": mu_dtype},
         beta=beta,
         b2=b2,
         eps=eps,
+        consistent_rms=0.0 if consistent_rms is None else consistent_rms,
+        as_long_as_muon=consistent_rms is None,
         nesterov=bool(nesterov),
-        **length,
         **options,
     )
     return as_matrices(tx, weight_dimension_numbers)
