@@ -135,7 +135,6 @@ from gradtx.kernels.adam_variants import scale_by_yogi as scale_by_yogi
 from gradtx.kernels.adan import scale_by_adan as scale_by_adan
 from gradtx.kernels.adaptive import scale_by_adadelta as scale_by_adadelta
 from gradtx.kernels.adaptive import scale_by_rms as scale_by_rms
-from gradtx.kernels.adaptive import scale_by_rprop as scale_by_rprop
 from gradtx.kernels.adaptive import scale_by_rss as scale_by_rss
 from gradtx.kernels.adaptive import scale_by_stddev as scale_by_stddev
 from gradtx.kernels.ademamix import scale_by_ademamix as scale_by_ademamix
@@ -174,6 +173,7 @@ from gradtx.kernels.momentum import trace as trace
 from gradtx.kernels.momo import momo as momo
 from gradtx.kernels.momo_adam import momo_adam as momo_adam
 from gradtx.kernels.muon import scale_by_muon as scale_by_muon
+from gradtx.kernels.noise import add_noise as add_noise
 from gradtx.kernels.normuon import NorMuonState as NorMuonState
 from gradtx.kernels.normuon import scale_by_normuon as scale_by_normuon
 from gradtx.kernels.novograd import scale_by_novograd as scale_by_novograd
@@ -187,7 +187,6 @@ from gradtx.kernels.privacy import per_example_layer_norm_clip as per_example_la
 from gradtx.kernels.prodigy import ProdigyGrowthState as ProdigyGrowthState
 from gradtx.kernels.prodigy import prodigy as prodigy
 from gradtx.kernels.scale import add_decayed_weights as add_decayed_weights
-from gradtx.kernels.scale import add_noise as add_noise
 from gradtx.kernels.scale import centralize as centralize
 from gradtx.kernels.scale import scale as scale
 from gradtx.kernels.scale import scale_by_learning_rate as scale_by_learning_rate
@@ -195,6 +194,7 @@ from gradtx.kernels.scale import scale_by_schedule as scale_by_schedule
 from gradtx.kernels.shampoo import ShampooState as ShampooState
 from gradtx.kernels.shampoo import scale_by_shampoo as scale_by_shampoo
 from gradtx.kernels.sign import scale_by_lion as scale_by_lion
+from gradtx.kernels.sign import scale_by_rprop as scale_by_rprop
 from gradtx.kernels.sign import scale_by_sign as scale_by_sign
 from gradtx.kernels.sm3 import scale_by_sm3 as scale_by_sm3
 from gradtx.kernels.soap import SoapState as SoapState
@@ -208,10 +208,7 @@ from gradtx.kernels.unitwise import unitwise_norm as unitwise_norm
 from gradtx.lift import ScheduledState as ScheduledState
 from gradtx.norms import global_norm as global_norm
 from gradtx.recipes.adam import adam as adam
-from gradtx.recipes.adam import adamax as adamax
-from gradtx.recipes.adam import adamaxw as adamaxw
 from gradtx.recipes.adam import adamw as adamw
-from gradtx.recipes.adam import amsgrad as amsgrad
 from gradtx.recipes.adam import nadam as nadam
 from gradtx.recipes.adam import nadamw as nadamw
 from gradtx.recipes.adam_relatives import acprop as acprop
@@ -220,6 +217,9 @@ from gradtx.recipes.adam_relatives import adopt as adopt
 from gradtx.recipes.adam_relatives import madgrad as madgrad
 from gradtx.recipes.adam_relatives import mars as mars
 from gradtx.recipes.adam_variants import adabelief as adabelief
+from gradtx.recipes.adam_variants import adamax as adamax
+from gradtx.recipes.adam_variants import adamaxw as adamaxw
+from gradtx.recipes.adam_variants import amsgrad as amsgrad
 from gradtx.recipes.adam_variants import radam as radam
 from gradtx.recipes.adam_variants import yogi as yogi
 from gradtx.recipes.adan import adan as adan

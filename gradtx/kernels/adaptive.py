@@ -1,13 +1,12 @@
-"""A learning rate for each element, from the size or the sign of its past gradients."""
+"""A learning rate for each element, from the size of its past gradients."""
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import DECAY, NON_NEGATIVE, PROPER_SHARE, Kernel, Range, Slot, check, state_class
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, state_class
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
 from gradtx.norms import abs_squared
@@ -271,106 +270,3 @@ def scale_by_adadelta(
         [0.]
     """
     return lift(ADADELTA, rho=rho, eps=eps)
-
-
-def _rprop(
-    g, *, step_sizes, prev_updates, eta_minus, eta_plus, min_step_size, max_step_size
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    agreement = jnp.sign(g) * jnp.sign(prev_updates)
-    factor = jnp.where(agreement > 0, eta_plus, eta_minus)
-    bounded = jnp.clip(factor * step_sizes, min_step_size, max_step_size)
-    step_sizes = jnp.where(agreement == 0, step_sizes, bounded)
-    direction = jnp.where(agreement < 0, 0.0, jnp.sign(g))
-    # The next step needs the sign, which a step of size zero must not lose.
-    kept = jnp.maximum(step_sizes, jnp.finfo(step_sizes.dtype).tiny) * direction
-    return step_sizes * direction, step_sizes, kept
-
-
-_GROWING = Range("> 1", lambda value: value > 1)
-
-
-RPROP = Kernel(
-    "scale_by_rprop",
-    _rprop,
-    slots=(Slot("step_sizes", fill="learning_rate", real=True), Slot("prev_updates")),
-    hyperparameters={
-        "learning_rate": NON_NEGATIVE,
-        "eta_minus": PROPER_SHARE,
-        "eta_plus": _GROWING,
-        "min_step_size": NON_NEGATIVE,
-        "max_step_size": NON_NEGATIVE,
-    },
-    state=optax.ScaleByRpropState,
-    degree=0,
-    factor="learning_rate",
-    hidden="changes its step sizes",
-    hidden_later=True,
-    source="Riedmiller & Braun 1993",
-)
-
-
-def scale_by_rprop(
-    learning_rate: ScalarOrSchedule,
-    eta_minus: ScalarOrSchedule = 0.5,
-    eta_plus: ScalarOrSchedule = 1.2,
-    min_step_size: ScalarOrSchedule = 1e-6,
-    max_step_size: ScalarOrSchedule = 50.0,
-) -> optax.GradientTransformationExtraArgs:
-    """Step by the gradient's sign, with a size that grows while the sign stays the same: Rprop.
-
-        where g_t * g_{t-1} > 0:   s <- eta_plus * s,     u = s * sign(g_t)
-        where g_t * g_{t-1} < 0:   s <- eta_minus * s,    u = 0, g_t <- 0
-        where g_t * g_{t-1} = 0:   u = s * sign(g_t)
-
-    and each new s is clipped to [min_step_size, max_step_size].
-
-    Args:
-        learning_rate: the initial step size s, >= 0; a number, a scalar array or a schedule. A
-            schedule is evaluated at step 0.
-        eta_minus: the factor after a change of sign, in (0, 1).
-        eta_plus: the factor while the sign stays the same, > 1.
-        min_step_size: the smallest step, >= 0.
-        max_step_size: the largest step, >= min_step_size.
-
-    Returns:
-        The transformation, with the state `ScaleByRpropState(step_sizes, prev_updates)`.
-
-    Raises:
-        ValueError: if an argument lies outside its range, or `min_step_size` exceeds
-            `max_step_size`.
-
-    Source:
-        Riedmiller & Braun 1993, "A direct adaptive method for faster backpropagation learning: the
-        RPROP algorithm", in the form without backtracking that sets the gradient to zero after a
-        change of sign (iRprop-, Igel & Hüsken 2000), as in PyTorch. optax applies each update one
-        step late; here the update belongs to its own gradient.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import gradtx
-        >>> tx = gradtx.scale_by_rprop(1.0)
-        >>> state = tx.init(jnp.zeros(1))
-        >>> for g in (0.1, 7.0, -3.0, -2.0):
-        ...     updates, state = tx.update(jnp.array([g]), state)
-        ...     print(updates)
-        [1.]
-        [1.2]
-        [0.]
-        [-0.6]
-    """
-    smallest, largest = min_step_size, max_step_size
-    if isinstance(smallest, int | float) and isinstance(largest, int | float):
-        check(
-            "scale_by_rprop",
-            "max_step_size",
-            largest,
-            Range(f">= min_step_size = {smallest}", lambda value: value >= smallest),
-        )
-    return lift(
-        RPROP,
-        learning_rate=learning_rate,
-        eta_minus=eta_minus,
-        eta_plus=eta_plus,
-        min_step_size=min_step_size,
-        max_step_size=max_step_size,
-    )

@@ -27,7 +27,7 @@ from gradtx.kernel import (
     check_hyperparameter,
 )
 from gradtx.kernels.arithmetic import clip_factor
-from gradtx.kernels.scale import noise_key
+from gradtx.kernels.noise import noise_key
 from gradtx.leaves import Aligned
 from gradtx.lift import ScheduledState, evaluate
 from gradtx.messages import one_of_each, shown

@@ -1,11 +1,11 @@
-"""Adam and its nearest relatives."""
+"""Adam, with decoupled weight decay, with Nesterov momentum, and with both."""
 
 from jax.typing import DTypeLike
 from optax import GradientTransformationExtraArgs as Transformation
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
-from gradtx.kernels.adam import scale_by_adam, scale_by_adamax, scale_by_amsgrad
+from gradtx.kernels.adam import scale_by_adam
 from gradtx.kernels.scale import scale_by_learning_rate, weight_decay_of
 from gradtx.select import Decay, Mask
 
@@ -254,148 +254,4 @@ def nadamw(
         nesterov=True,
         bias_correction=bias_correction,
         decay=decay,
-    )
-
-
-def amsgrad(
-    learning_rate: ScalarOrSchedule,
-    b1: ScalarOrSchedule = 0.9,
-    b2: ScalarOrSchedule = 0.999,
-    eps: ScalarOrSchedule = 1e-8,
-    eps_root: ScalarOrSchedule = 0.0,
-    mu_dtype: DTypeLike | None = None,
-    bias_correction_mu: bool = True,
-    bias_correction_nu: bool = True,
-) -> Transformation:
-    """AMSGrad: Adam with the largest second moment so far.
-
-        m <- b1 * m + (1 - b1) * g,      m_hat = m / (1 - b1^t)
-        v <- b2 * v + (1 - b2) * g^2,    v_hat = v / (1 - b2^t)
-        v_max <- max(v_max, v_hat)
-        u = -learning_rate * m_hat / (sqrt(v_max + eps_root) + eps)
-
-    Args:
-        learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: the decay rate of the first moment, in [0, 1).
-        b2: the decay rate of the second moment, in [0, 1).
-        eps: added to the denominator outside the root, >= 0.
-        eps_root: added to the denominator inside the root, >= 0.
-        mu_dtype: the storage dtype of the first moment; None: the parameter's, at least float32.
-        bias_correction_mu: whether to correct m; False as in the paper.
-        bias_correction_nu: whether to correct v before the maximum; False as in the paper.
-
-    Returns:
-        The chain of `scale_by_amsgrad` and `scale_by_learning_rate`.
-
-    Raises:
-        ValueError: if an argument lies outside its range.
-
-    Source:
-        Reddi, Kale & Kumar 2018, "On the convergence of Adam and beyond", Algorithm 2. PyTorch
-        corrects v_max instead of v: v_max <- max(v_max, v),
-        u = -learning_rate * m_hat / (sqrt(v_max / (1 - b2^t)) + eps). That is
-        bias_correction_nu=False with learning_rate and eps multiplied by sqrt(1 - b2^t).
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import gradtx
-        >>> params = jnp.array(2.0)
-        >>> tx = gradtx.amsgrad(0.5)
-        >>> updates, state = tx.update(jnp.array(0.5), tx.init(params), params)
-        >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
-        1.500
-    """
-    return chain(
-        scale_by_amsgrad(b1, b2, eps, eps_root, mu_dtype, bias_correction_mu, bias_correction_nu),
-        scale_by_learning_rate(learning_rate),
-    )
-
-
-def adamax(
-    learning_rate: ScalarOrSchedule,
-    b1: ScalarOrSchedule = 0.9,
-    b2: ScalarOrSchedule = 0.999,
-    eps: ScalarOrSchedule = 1e-8,
-) -> Transformation:
-    """AdaMax: Adam with a decaying maximum in place of the second moment.
-
-        m <- b1 * m + (1 - b1) * g,    w <- max(b2 * w, |g| + eps)
-        u = -learning_rate * m / (1 - b1^t) / w
-
-    Args:
-        learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: the decay rate of the first moment, in [0, 1).
-        b2: the decay rate of the maximum, in [0, 1).
-        eps: added to |g| in the maximum, >= 0.
-
-    Returns:
-        The chain of `scale_by_adamax` and `scale_by_learning_rate`.
-
-    Raises:
-        ValueError: if an argument lies outside its range.
-
-    Source:
-        Kingma & Ba 2015, "Adam: a method for stochastic optimization", Algorithm 2.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import gradtx
-        >>> params = jnp.array(2.0)
-        >>> tx = gradtx.adamax(0.5)
-        >>> updates, state = tx.update(jnp.array(0.5), tx.init(params), params)
-        >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
-        1.500
-    """
-    return chain(scale_by_adamax(b1, b2, eps), scale_by_learning_rate(learning_rate))
-
-
-def adamaxw(
-    learning_rate: ScalarOrSchedule,
-    b1: ScalarOrSchedule = 0.9,
-    b2: ScalarOrSchedule = 0.999,
-    eps: ScalarOrSchedule = 1e-8,
-    weight_decay: ScalarOrSchedule = 1e-4,
-    mask: Mask | None = None,
-    *,
-    decay: Decay = "all",
-) -> Transformation:
-    """AdaMax with decoupled weight decay.
-
-        m <- b1 * m + (1 - b1) * g,    w <- max(b2 * w, |g| + eps)
-        u = -learning_rate * (m / (1 - b1^t) / w + weight_decay * p)
-
-    Args:
-        learning_rate: the step size; a number, a scalar array or a schedule.
-        b1: the decay rate of the first moment, in [0, 1).
-        b2: the decay rate of the maximum, in [0, 1).
-        eps: added to |g| in the maximum, >= 0.
-        weight_decay: the strength of the weight decay, >= 0, multiplied by the learning rate.
-        mask: the leaves to decay: a tree of booleans, a function of the parameters that returns
-            one, or a `gradtx.select(...)`; None: all leaves.
-        decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
-            `select.matrices`.
-
-    Returns:
-        The chain of `scale_by_adamax`, `add_decayed_weights` and `scale_by_learning_rate`.
-
-    Raises:
-        ValueError: if an argument lies outside its range.
-
-    Source:
-        Kingma & Ba 2015, Algorithm 2; Loshchilov & Hutter 2019, "Decoupled weight decay
-        regularization".
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import gradtx
-        >>> params = jnp.array(2.0)
-        >>> tx = gradtx.adamaxw(0.5, weight_decay=0.5)
-        >>> updates, state = tx.update(jnp.array(0.5), tx.init(params), params)
-        >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
-        1.000
-    """
-    return chain(
-        scale_by_adamax(b1, b2, eps),
-        weight_decay_of("adamaxw", weight_decay, mask, decay=decay),
-        scale_by_learning_rate(learning_rate),
     )

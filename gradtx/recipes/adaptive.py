@@ -8,12 +8,12 @@ from gradtx.kernel import KEPT, check_hyperparameter
 from gradtx.kernels.adaptive import (
     scale_by_adadelta,
     scale_by_rms,
-    scale_by_rprop,
     scale_by_rss,
     scale_by_stddev,
 )
 from gradtx.kernels.momentum import trace
 from gradtx.kernels.scale import scale, scale_by_learning_rate, weight_decay_of
+from gradtx.kernels.sign import scale_by_rprop
 from gradtx.select import Decay, Mask
 
 

@@ -5,7 +5,8 @@ from optax import GradientTransformationExtraArgs as Transformation
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
-from gradtx.kernels.scale import add_noise, noise_key, scale_by_learning_rate
+from gradtx.kernels.noise import add_noise, noise_key
+from gradtx.kernels.scale import scale_by_learning_rate
 
 
 def noisy_sgd(
