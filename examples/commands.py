@@ -1,4 +1,4 @@
-"""What the command lines share: help with defaults, suggestions, values that are checked."""
+"""What the command lines share: help with defaults, suggestions, checked values."""
 
 import argparse
 import difflib
@@ -10,23 +10,23 @@ from typing import Any
 
 
 class _Help(argparse.HelpFormatter):
-    """Help that shows each default that says something."""
+    """Help that shows each meaningful default."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
         default = action.default
-        says_nothing = default is None or default is False or default in (argparse.SUPPRESS, [])
-        return text if says_nothing else f"{text} (default: %(default)s)"
+        is_trivial = default is None or default is False or default in (argparse.SUPPRESS, [])
+        return text if is_trivial else f"{text} (default: %(default)s)"
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose help shows the defaults, and which suggests what was meant."""
+    """An argument parser whose help shows the defaults, and which suggests corrections."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=_Help, **options)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """The arguments of a command line; unknown ones end the program with a suggestion."""
+        """The arguments of a command line; an unknown one ends the program with a suggestion."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             options = [option for action in self._actions for option in action.option_strings]
@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def suggestion(text: str, names: Iterable[str]) -> str:
-    """The end of a message about a name that does not exist, or nothing.
+    """The end of a message about a name that does not exist, possibly empty.
 
     Example:
         >>> from examples.commands import suggestion
@@ -48,7 +48,7 @@ def suggestion(text: str, names: Iterable[str]) -> str:
 
 
 def one_of(what: str, names: Collection[str]) -> Callable[[str], str]:
-    """The type of an argument that is one of some names, called `what` in the message."""
+    """The type of an argument that must be one of some names; messages call it `what`."""
 
     def name(text: str) -> str:
         if text not in names:
@@ -62,7 +62,7 @@ def one_of(what: str, names: Collection[str]) -> Callable[[str], str]:
 
 
 def whole_number(smallest: int, largest: int | None = None) -> Callable[[str], int]:
-    """The type of an argument that is a whole number of a range."""
+    """The type of an argument that is a whole number within a range."""
     span = f">= {smallest}" if largest is None else f"from {smallest} to {largest}"
 
     def number(text: str) -> int:
@@ -87,7 +87,7 @@ def positive_number(text: str) -> float:
 
 
 def picture(text: str) -> Path:
-    """The type of an argument that names the file of a picture."""
+    """The type of an argument that names a picture file."""
     path = Path(text)
     if path.suffix not in (".pdf", ".png", ".svg"):
         raise argparse.ArgumentTypeError(f"must end in .pdf, .png or .svg, got {text!r}")
@@ -105,7 +105,7 @@ def folder(text: str) -> Path:
 
 
 def announce_overwriting(paths: Iterable[Path]) -> None:
-    """Say before the work begins which files it will replace, or that it cannot write them."""
+    """Announce which files will be replaced, or exit if they cannot be written."""
     paths = list(paths)
     for path in paths:
         try:
@@ -119,7 +119,7 @@ def announce_overwriting(paths: Iterable[Path]) -> None:
 
 
 def run(main: Callable[[], int]) -> None:
-    """Run a program and exit with its status, without a word if its reader is gone (`| head`)."""
+    """Run a program and exit with its status, silently if its output is closed (`| head`)."""
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

@@ -1,6 +1,6 @@
-"""Handwritten digits and a small network with batch normalization that reads them.
+"""Handwritten digits, and a small network with batch normalization that classifies them.
 
-The data are scikit-learn's: 1,797 grey images of 8 x 8 pixels, of 43 writers, inside its package.
+The data are included in scikit-learn: 1,797 grayscale images of 8 x 8 pixels by 43 writers.
 """
 
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ class Digits(NamedTuple):
 def load_digits() -> Digits:
     """The 1,437 training and 360 test samples.
 
-    The split is always the same: shuffled with seed 0, one fifth of each digit for the test.
+    The split is always the same: shuffled with seed 0, with one fifth of each digit for testing.
     """
     data = extras.load("sklearn.datasets").load_digits()
     images = (data.data / 16).astype(np.float32)
@@ -87,7 +87,7 @@ def loss_fn(
 
 @jax.jit
 def accuracy_of(params: Any, stats: Any, data: Any) -> jax.Array:
-    """The share of samples that the network, in evaluation mode, classifies correctly."""
+    """The share of samples that the network classifies correctly, in evaluation mode."""
     logits, _ = apply_network(params, stats, data["image"], training=False)
     return _accuracy(logits, data["label"])
 

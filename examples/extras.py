@@ -1,4 +1,4 @@
-"""Packages that only the examples need."""
+"""Optional packages, which only the examples need."""
 
 import importlib
 from types import ModuleType

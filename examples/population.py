@@ -4,11 +4,11 @@
     python -m examples.population --members 64 --epochs 20
 
 `gradtx.with_hyperparams` keeps the learning rate in the optimizer's state, as an array. States with
-different learning rates are then the same program on different numbers: stacked, they go through
-`jax.vmap`, and a population costs one compilation. All members start from the same parameters and
-see the same batches. That nothing else happens to them is checked: the step is compiled once, and
-the best member is trained again, alone and with an ordinary optimizer, whose losses must be the
-same. `gradtx.metrics` reads from the stacked states how far the steps go.
+different learning rates then run through the same program: stacked, they go through `jax.vmap`, and
+a population needs one compilation. All members start from the same parameters and see the same
+batches. The example checks that nothing else happens to them: the step is compiled once, and the
+best member is trained again, alone and with an ordinary optimizer, which must give the same losses.
+`gradtx.metrics` reads from the stacked states how long the steps are.
 """
 
 import time
@@ -27,13 +27,13 @@ from examples.experiments.experiment import COLORS, describe, new_figure
 from gradtx.training import minibatches
 
 LOWEST, HIGHEST = 1e-5, 1.0
-# In these first steps rounding has not yet grown: later ones differ in more and more digits.
+# Only the first steps are compared: rounding errors grow, so later losses differ more and more.
 FIRST = 20
 BLACK, _, VERMILION, *_ = COLORS
 
 
 class Network(NamedTuple):
-    """A network in training; every array of a population has one more axis in front."""
+    """A network in training; every array of a population has an additional leading axis."""
 
     params: Any
     stats: Any
@@ -41,14 +41,14 @@ class Network(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What became of a population.
+    """The training of a population.
 
     Attributes:
         rates: the learning rates, shape (members,).
-        measured: name -> values in each step, shape (steps, members).
-        accuracy: of each member on the test images, shape (members,).
-        compilations: how often the step was compiled.
-        seconds: what the training took, without the compilation.
+        measured: name -> values at each step, shape (steps, members).
+        accuracy: the accuracy of each member on the test images, shape (members,).
+        compilations: the number of times that the step was compiled.
+        seconds: the duration of the training, without the compilation.
     """
 
     rates: np.ndarray
@@ -59,7 +59,7 @@ class Run(NamedTuple):
 
     @property
     def final_loss(self) -> np.ndarray:
-        """The mean loss over the last tenth of the steps; infinite where it is no number."""
+        """The mean loss over the last tenth of the steps; infinite where it is not finite."""
         losses = self.measured["loss"]
         mean = losses[-max(1, len(losses) // 10) :].mean(axis=0)
         return np.where(np.isfinite(mean), mean, np.inf)
@@ -73,7 +73,7 @@ class Run(NamedTuple):
 def make_step(
     tx: optax.GradientTransformation,
 ) -> Callable[[Network, Any], tuple[Network, dict[str, jax.Array]]]:
-    """One step of one network, which returns the loss and whatever the optimizer's state knows."""
+    """One step of one network, which returns the loss and the optimizer's metrics."""
 
     def step(network: Network, batch: Any) -> tuple[Network, dict[str, jax.Array]]:
         value_and_grad = jax.value_and_grad(digits.loss_fn, has_aux=True)
@@ -98,7 +98,7 @@ def train_population(
 
     @jax.jit
     def population_step(networks: Network, batch: Any) -> tuple[Network, dict[str, jax.Array]]:
-        traces.append(batch)  # runs when the step is compiled, and then never again
+        traces.append(batch)  # runs only when the step is compiled
         return jax.vmap(step, in_axes=(0, None))(networks, batch)
 
     networks = jax.jit(jax.vmap(start))(jnp.asarray(rates))
@@ -110,7 +110,7 @@ def train_population(
 def train_alone(
     rate: float, key: jax.Array, batches: Iterable[Any]
 ) -> tuple[dict[str, np.ndarray], float]:
-    """Train one network with an ordinary optimizer: what was measured, and the seconds it took."""
+    """Train one network with an ordinary optimizer; returns the measurements and the seconds."""
     tx = gradtx.adamw(rate)
     params, stats = digits.init_network(key)
     network = Network(params, stats, tx.init(params))
@@ -132,11 +132,11 @@ def _train(
 
 
 def check(run: Run, alone: dict[str, np.ndarray]) -> float:
-    """Refuse a population that is not what it claims to be.
+    """Check that a population was trained as it claims to be.
 
     Args:
         run: the population.
-        alone: what was measured when its best member was trained alone.
+        alone: the measurements of its best member, trained alone.
 
     Returns:
         The largest relative difference of the best member's losses in the first steps.
@@ -154,70 +154,50 @@ def check(run: Run, alone: dict[str, np.ndarray]) -> float:
 
 
 def draw(run: Run, path: Path) -> None:
-    """Draw the ways down, and what each learning rate came to, in four panels."""
+    """Plot the losses and steps of all members, and the result of each learning rate."""
     figure, panels = new_figure(
         f"Handwritten digits, with {len(run.rates)} learning rates in one compiled step", 2, 2
     )
-    (ways, steps), (losses, accuracies) = panels
+    (descents, steps), (losses, accuracies) = panels
     norm = extras.load("matplotlib.colors").LogNorm(run.rates[0], run.rates[-1])
-    colours = extras.load("matplotlib.cm").ScalarMappable(norm, "viridis")
+    colors = extras.load("matplotlib.cm").ScalarMappable(norm, "viridis")
     best, rate = run.best, f"{run.rates[run.best]:.2g}"
     window = max(1, len(run.measured["loss"]) // 20)
-    for axes, name in ((ways, "loss"), (steps, "update_ratio")):
-        curves = _smooth(run.measured[name], window)
-        places = np.arange(len(curves)) + (window + 1) / 2
-        for i in range(len(run.rates)):
-            axes.plot(places, curves[:, i], color=colours.to_rgba(run.rates[i]), linewidth=1)
-        axes.plot(places, curves[:, best], color="white", linewidth=4)
-        axes.plot(
-            places,
-            curves[:, best],
-            color=VERMILION,
-            linewidth=2,
-            label=f"lowest final loss: {rate}",
-        )
+    x, nats = f"step (mean of {window})", "mean cross-entropy in nats"
+    _over_steps(descents, run, "loss", colors, window)
+    describe(descents, "Training loss", x, nats, yscale="log")
+    _over_steps(steps, run, "update_ratio", colors, window)
     steps.axhline(1e-3, color=BLACK, linestyle=":", label="rule of thumb: 1/1000")
-    describe(
-        ways,
-        "Training loss",
-        f"step (mean of {window})",
-        "mean cross-entropy in nats",
-        yscale="log",
-    )
-    describe(
-        steps,
-        "Length of an update, in lengths of the parameters",
-        f"step (mean of {window})",
-        "‖update‖ / ‖parameters‖",
-        yscale="log",
-    )
-    figure.colorbar(colours, ax=panels, label="learning rate", aspect=40)
+    title = "Length of an update, relative to the parameters"
+    describe(steps, title, x, "‖update‖ / ‖parameters‖", yscale="log")
+    figure.colorbar(colors, ax=panels, label="learning rate", aspect=40)
     ends = run.final_loss
-    _against_rate(losses, run, ends, colours, label=f"lowest: {ends[best]:.2g} at {rate}")
-    describe(
-        losses,
-        "Training loss in the last tenth of the steps",
-        "learning rate",
-        "mean cross-entropy in nats",
-        xscale="log",
-        yscale="log",
-    )
+    _against_rate(losses, run, ends, colors, label=f"lowest: {ends[best]:.2g} at {rate}")
+    title = "Training loss in the last tenth of the steps"
+    describe(losses, title, "learning rate", nats, xscale="log", yscale="log")
     share = f"{run.accuracy[best]:.1%}"
-    _against_rate(accuracies, run, run.accuracy, colours, label=f"lowest final loss: {share}")
-    describe(
-        accuracies,
-        "Accuracy on the test images",
-        "learning rate",
-        "share of correct answers",
-        xscale="log",
-    )
+    _against_rate(accuracies, run, run.accuracy, colors, label=f"lowest final loss: {share}")
+    title = "Accuracy on the test images"
+    describe(accuracies, title, "learning rate", "share of correct answers", xscale="log")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 
-def _against_rate(axes: Any, run: Run, values: np.ndarray, colours: Any, label: str) -> None:
+def _over_steps(axes: Any, run: Run, name: str, colors: Any, window: int) -> None:
+    """Plot what was measured of each member, and the best one on top."""
+    curves = _smooth(run.measured[name], window)
+    places = np.arange(len(curves)) + (window + 1) / 2
+    for i in range(len(run.rates)):
+        axes.plot(places, curves[:, i], color=colors.to_rgba(run.rates[i]), linewidth=1)
+    best = curves[:, run.best]
+    label = f"lowest final loss: {run.rates[run.best]:.2g}"
+    axes.plot(places, best, color="white", linewidth=4)
+    axes.plot(places, best, color=VERMILION, linewidth=2, label=label)
+
+
+def _against_rate(axes: Any, run: Run, values: np.ndarray, colors: Any, label: str) -> None:
     axes.plot(run.rates, values, color="0.7", zorder=1)
-    axes.scatter(run.rates, values, c=colours.to_rgba(run.rates), s=30, zorder=2)
+    axes.scatter(run.rates, values, c=colors.to_rgba(run.rates), s=30, zorder=2)
     axes.scatter(
         run.rates[run.best],
         values[run.best],
@@ -271,13 +251,15 @@ def _parser() -> commands.Parser:
         description="Train one network with many learning rates at once.",
     )
     parser.add_argument(
-        "--members", type=commands.whole_number(2), default=32, help="how many rates"
+        "--members", type=commands.whole_number(2), default=32, help="number of learning rates"
     )
     parser.add_argument(
         "--epochs", type=commands.whole_number(1), help="passes over the training images (10)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of network and order")
-    parser.add_argument("--quick", action="store_true", help="2 epochs, to see that it runs")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the network and the order of the images"
+    )
+    parser.add_argument("--quick", action="store_true", help="2 epochs, as a smoke test")
     parser.add_argument(
         "--out",
         metavar="PATH",

@@ -17,8 +17,8 @@ class Settings:
         learning_rate: the largest learning rate of the schedule.
         options: further arguments of the recipe.
         full_batch: whether it needs the exact gradient, because it compares gradients of
-            different steps or trusts their length. Such a recipe sees all samples in each step,
-            is not clipped, and keeps its learning rate.
+            different steps or relies on their length. Such a recipe sees all samples at each step,
+            without clipping and with a constant learning rate.
     """
 
     learning_rate: float = 0.003
@@ -28,14 +28,14 @@ class Settings:
 
 _DECAY = {"weight_decay": 1.0, "mask": gradtx.select("kernel")}
 
-# What the training here does not give them.
-_LEFT_OUT = {
+# Recipes that the training here does not suit.
+_OMITTED = {
     "optimistic_adam": "deprecated for optimistic_adam_v2",
     "dpsgd": "needs the gradient of each sample",
     "polyak_sgd": "finds its own step size",
 }
 
-# Without an entry here the default settings hold, which suit Adam and its relatives.
+# Other recipes use the default settings, which suit Adam and its relatives.
 _SETTINGS = {
     "adadelta": Settings(learning_rate=3.0),
     "adagrad": Settings(learning_rate=0.1),
@@ -59,7 +59,7 @@ _SETTINGS = {
 
 
 def names() -> list[str]:
-    """The names of all recipes: what gradtx exports that takes a learning rate first."""
+    """The names of all recipes: exported functions whose first argument is a learning rate."""
     exported = [name for name in gradtx.__all__ if _is_recipe(name)]
     return sorted([*exported, "momentum"])
 
@@ -77,6 +77,6 @@ def recipe(name: str) -> Callable[[Any], gradtx.GradientTransformationExtraArgs]
 
 def _is_recipe(name: str) -> bool:
     exported = getattr(gradtx, name)
-    if name.startswith("scale_by_") or name in _LEFT_OUT or not inspect.isfunction(exported):
+    if name.startswith("scale_by_") or name in _OMITTED or not inspect.isfunction(exported):
         return False
     return next(iter(inspect.signature(exported).parameters), None) == "learning_rate"

@@ -1,4 +1,4 @@
-"""What a run looked like: a progress bar, a table and a picture."""
+"""How the examples report a run: a progress bar, a table and a picture."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from examples import extras
 
 @dataclass(frozen=True)
 class Epoch:
-    """Means over the steps of an epoch, and what the network can do at its end."""
+    """Means over the steps of an epoch, and the accuracy of the network at its end."""
 
     loss: float
     accuracy: float
@@ -25,7 +25,7 @@ class Epoch:
     def from_metrics(
         cls, metrics: Sequence[dict[str, Any]], *, test_accuracy: Any, averaged_accuracy: Any
     ) -> "Epoch":
-        """The epoch whose steps had these metrics."""
+        """The epoch with these metrics of its steps."""
 
         def mean(name: str) -> float:
             return float(np.mean([step[name] for step in metrics]))
@@ -56,7 +56,7 @@ class Run:
 
 
 def progress_bar() -> Any:
-    """A bar for each run, with loss, accuracy and gradient norm of the latest epoch."""
+    """A bar for each run, with loss, accuracy and gradient norm of the last epoch."""
     progress = extras.load("rich.progress")
     return progress.Progress(
         progress.TextColumn("{task.description:9}"),
@@ -67,7 +67,7 @@ def progress_bar() -> Any:
 
 
 def follow(bar: Any, name: str, epochs: int) -> Callable[[Epoch], None]:
-    """Add a run to the bar; the result is to be called after each epoch."""
+    """Add a run to the bar; call the returned function after each epoch."""
     task = bar.add_task(name, total=epochs, summary="compiling")
 
     def on_epoch(epoch: Epoch) -> None:
@@ -81,7 +81,7 @@ def follow(bar: Any, name: str, epochs: int) -> Callable[[Epoch], None]:
 
 
 def print_table(runs: Sequence[Run], test_samples: int) -> None:
-    """Print what each run came to."""
+    """Print the results of each run."""
     table = extras.load("rich.table").Table(
         title=f"Accuracy of the raw and the averaged parameters on {test_samples} test images"
     )
@@ -103,7 +103,7 @@ def print_table(runs: Sequence[Run], test_samples: int) -> None:
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
-    """Draw one run in four panels, or training loss and test accuracy of several in two."""
+    """Plot one run in four panels, or training loss and test accuracy of several runs in two."""
     extras.load("matplotlib").use("Agg")
     pyplot = extras.load("matplotlib.pyplot")
     is_single = len(runs) == 1
@@ -112,13 +112,13 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     )
     loss, accuracy, *others = panels.flat
     for i, run in enumerate(runs):
-        # Ten colours, and another kind of line for each further ten runs.
+        # Ten colors, and a different line style for each further ten runs.
         style = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3]}
         _plot(loss, run, "loss", label=run.name, **style)
         _plot(accuracy, run, "averaged_accuracy", label="averaged parameters", **style)
     _describe(loss, "Training loss", "mean cross-entropy", yscale="log")
     _describe(accuracy, "Test accuracy of the averaged parameters", "share of correct answers")
-    # The way up is steep and says little: show it only where a run ends down there.
+    # The initial rise says little: show it only if a run ends that low.
     lowest = min(run.curve("averaged_accuracy").min() for run in runs)
     worst_end = min(run.epochs[-1].averaged_accuracy for run in runs)
     accuracy.set_ylim(max(lowest, min(worst_end, 0.8)) - 0.01, 1.002)

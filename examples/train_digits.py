@@ -4,10 +4,10 @@
     python -m examples.train_digits --optimizer lion
     python -m examples.train_digits --compare sgd momentum rmsprop adam
 
-The optimizer is a chain: the gradient is clipped by its global norm, the recipe (AdamW, unless
-another is named) makes an update of it with a learning rate that warms up and then decays as a
-cosine, and an average of the parameters is kept beside. At the end a table shows the accuracy on
-test images of the raw and of the averaged parameters, and a picture the way there.
+The optimizer is a chain: the gradient is clipped by its global norm, the recipe (AdamW unless
+another is named) turns it into an update with a learning rate that warms up and then follows a
+cosine decay, and an average of the parameters is kept alongside. At the end a table shows the
+accuracy of the raw and of the averaged parameters on test images, and a picture shows the training.
 """
 
 import functools
@@ -43,7 +43,7 @@ def make_optimizer(
         chain = gradtx.chain(
             gradtx.clip_by_global_norm(MAX_GRADIENT_NORM), recipes.recipe(name)(rate)
         )
-    # The average reaches back over about a tenth of the run.
+    # The average covers about the last tenth of the run.
     decay = max(0.0, 1 - 10 / total_steps)
     return gradtx.average_params(chain, decay), rate
 
@@ -63,11 +63,11 @@ def train(
     Args:
         name: the recipe.
         data: training and test samples.
-        epochs: how often to go through the training samples.
+        epochs: the number of passes over the training samples.
         batch_size: samples per step; None: 64, or all for a recipe that needs the exact gradient.
-        learning_rate: the largest learning rate; None: the recipe's own.
-        seed: decides the first parameters and the order of the samples.
-        on_epoch: called with the means over each epoch when it ends.
+        learning_rate: the peak learning rate; None: the default of the recipe.
+        seed: the seed of the initial parameters and of the order of the samples.
+        on_epoch: called after each epoch.
     """
     start = time.perf_counter()
     settings = recipes.settings_of(name)
@@ -80,7 +80,7 @@ def train(
     init_key, order_key = jax.random.split(jax.random.key(seed))
     params, stats = digits.init_network(init_key)
     state = TrainState.create(params, tx, model_state=stats)
-    # The statistics of a batch of everything need no long average.
+    # The statistics of all samples need no long average.
     loss_fn = functools.partial(digits.loss_fn, momentum=0.5 if settings.full_batch else 0.9)
     train_step = make_train_step(
         loss_fn, tx, has_model_state=True, has_aux=True, learning_rate=schedule
@@ -138,14 +138,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check_batch_size(
     parser: commands.Parser, batch_size: int | None, names: Sequence[str], samples: int
 ) -> None:
-    """End the program if the batches cannot be as large as the command line asks."""
+    """Exit if the requested batch size is not possible."""
     if batch_size is None:
         return
     if batch_size > samples:
         parser.error(f"argument --batch-size: must be at most {samples}, the number of images")
     exact = [name for name in names if recipes.settings_of(name).full_batch]
     if exact and batch_size != samples:
-        parser.error(f"argument --batch-size: {exact[0]} needs all {samples} images in each step")
+        parser.error(f"argument --batch-size: {exact[0]} needs all {samples} images at each step")
 
 
 def _parser() -> commands.Parser:
@@ -160,7 +160,7 @@ def _parser() -> commands.Parser:
         "--optimizer", metavar="NAME", type=name, default="adamw", help="one optimizer"
     )
     which.add_argument(
-        "--compare", metavar="NAME", type=name, nargs="+", help="several, in one picture"
+        "--compare", metavar="NAME", type=name, nargs="+", help="several optimizers, in one picture"
     )
     count = commands.whole_number(1)
     parser.add_argument("--epochs", type=count, help="passes over the training images (20)")
@@ -172,10 +172,12 @@ def _parser() -> commands.Parser:
     parser.add_argument(
         "--learning-rate",
         type=commands.positive_number,
-        help="the largest one (each optimizer has its own)",
+        help="peak learning rate (each optimizer has its own default)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of network and order")
-    parser.add_argument("--quick", action="store_true", help="2 epochs, to see that it runs")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the network and the order of the images"
+    )
+    parser.add_argument("--quick", action="store_true", help="2 epochs, as a smoke test")
     parser.add_argument(
         "--out",
         metavar="PATH",

@@ -4,8 +4,8 @@
     python -m examples.experiments momentum ravine
     python -m examples.experiments --quick --html outputs/gallery
 
-For each it prints a table of what was measured and whether the claim held, and saves the picture.
-The experiments are loaded one by one, when it is their turn.
+Each experiment prints a table of what was measured and whether the claim held, and saves a picture.
+Each is imported only when it runs.
 """
 
 import io
@@ -18,13 +18,13 @@ from typing import Any
 from examples import commands, extras
 from examples.experiments import experiment, gallery
 
-# A terminal tells how wide it is; elsewhere tables may be this wide.
+# The width of tables where there is no terminal, and of text.
 PIPED_WIDTH = 180
 TEXT_WIDTH = 100
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the experiments that the command line names.
+    """Run the experiments that are named on the command line.
 
     Returns:
         The exit status: 0 if every claim held, otherwise 1.
@@ -63,7 +63,7 @@ def run(name: str, settings: experiment.Settings) -> gallery.Exhibit:
 
 def _console() -> Any:
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A pipe may have an encoding without the signs of mathematics.
+        # The encoding of a pipe may lack mathematical symbols.
         sys.stdout.reconfigure(errors="replace")
     make = extras.load("rich.console").Console
     console = make(markup=False, emoji=False, highlight=False)
@@ -82,7 +82,7 @@ def _print_exhibit(console: Any, exhibit: gallery.Exhibit, path: Path) -> None:
     console.print(exhibit.name, style="bold")
     console.print(exhibit.claim, width=min(console.width, TEXT_WIDTH))
     table = extras.load("rich.table").Table()
-    table.add_column("what should be so", overflow="fold")
+    table.add_column("what should hold", overflow="fold")
     table.add_column("measured", overflow="fold")
     table.add_column("held")
     for check in outcome.checks:
@@ -119,7 +119,7 @@ def _colored(text: str, holds: bool) -> Any:
 
 
 def _how(settings: experiment.Settings) -> str:
-    import jax  # only here: the names are listed without waiting for jax
+    import jax  # only here, because listing the names does not need jax
 
     import gradtx
 
@@ -140,7 +140,7 @@ def _parser() -> commands.Parser:
         metavar="NAME",
         nargs="*",
         type=commands.one_of("experiment", experiment.NAMES),
-        help="what to run (everything)",
+        help="which to run (all)",
     )
     parser.add_argument("--list", action="store_true", help="print the names, and run nothing")
     parser.add_argument(
@@ -152,7 +152,7 @@ def _parser() -> commands.Parser:
     )
     parser.add_argument("--quick", action="store_true", help="small sizes: a few seconds each")
     parser.add_argument(
-        "--seed", type=commands.whole_number(0, 2**32 - 1), default=0, help="of everything random"
+        "--seed", type=commands.whole_number(0, 2**32 - 1), default=0, help="seed of all randomness"
     )
     parser.add_argument(
         "--html", metavar="DIR", type=commands.folder, help="also write a gallery, DIR/index.html"

@@ -1,20 +1,20 @@
 """AdaGrad never forgets a gradient, RMSProp does.
 
 Both divide the learning rate eta of each parameter by the root of its squared gradients: AdaGrad
-by that of their sum, RMSProp by that of a moving average,
+by the root of their sum, RMSProp by the root of a moving average,
 
     s_t = s_{t-1} + g_t^2                     rate  eta / sqrt(s_t)
     v_t = d * v_{t-1} + (1 - d) * g_t^2       rate  eta / sqrt(v_t)
 
 Under a constant gradient g these effective rates are
 
-    AdaGrad   eta / (|g| sqrt(t))             decays to nothing: 2 eta sqrt(t) covered in t steps
-    RMSProp   eta / (|g| sqrt(1 - d^t))       settles at eta / |g|: eta t covered in t steps
+    AdaGrad   eta / (|g| sqrt(t))             decays to zero: covers 2 eta sqrt(t) in t steps
+    RMSProp   eta / (|g| sqrt(1 - d^t))       settles at eta / |g|: covers eta t in t steps
 
-A rate that decays like this is right where noise must be averaged out around a minimum. It is
-wrong where the way goes on: a steep wall at the start stays in AdaGrad's sum for ever, and on the
-gentle slope behind it hardly moves. RMSProp has forgotten the wall after a few times 1 / (1 - d)
-steps. (A larger eta would carry AdaGrad along; but how much larger depends on the wall.)
+A decaying rate is right where noise must be averaged out around a minimum. It is wrong where there
+is still a long way to go: a steep wall at the start stays in AdaGrad's sum forever, so that it
+hardly moves on the gentle slope after the wall. RMSProp has forgotten the wall after a few times
+1 / (1 - d) steps. (A larger eta would help AdaGrad, but how much larger depends on the wall.)
 """
 
 from typing import Any, NamedTuple
@@ -28,8 +28,8 @@ import gradtx
 from examples.experiments.experiment import COLORS, Check, Outcome, Settings, describe, new_figure
 
 CLAIM = (
-    "AdaGrad's effective rate can only shrink, under a constant gradient as 1 / sqrt(t), so that "
-    "after a steep wall it stalls on the gentle slope that follows; RMSProp's rate comes back."
+    "AdaGrad's effective rate can only shrink, as 1 / sqrt(t) under a constant gradient, so that "
+    "after a steep wall it stalls on the gentle slope that follows; RMSProp's rate recovers."
 )
 
 RATE = 0.05
@@ -55,7 +55,7 @@ class Path(NamedTuple):
 
 
 def wall_then_slope(x: jax.Array) -> jax.Array:
-    """A loss with gradient -WALL until x = 0, and -SLOPE for ever after."""
+    """A loss with gradient -WALL until x = 0, and -SLOPE after that."""
     return jnp.where(x < 0, -WALL, -SLOPE) * x
 
 
@@ -80,18 +80,30 @@ def descend(loss: Any, steps: int, start: float = 0.0) -> dict[str, Path]:
 
 
 def run(settings: Settings) -> Outcome:
-    """Descend an endless slope, and a slope behind a wall."""
+    """Descend an endless slope, and a slope after a wall."""
     steps = settings.choose(full=10_000, quick=2000)
     even = descend(lambda x: -GRADIENT * x, steps)
     walled = descend(wall_then_slope, WALLED_STEPS, START)
-    errors = {
-        name: np.abs(even[name].rates / expected - 1).max()
-        for name, expected in expected_rates(steps).items()
-    }
+    figure, panels = new_figure("AdaGrad never forgets, RMSProp does", rows=2)
+    _draw_rates(panels[0, 0], even)
+    _draw_distances(panels[0, 1], even)
+    _draw_wall(panels[1, 0], walled)
+    _draw_walled_rates(panels[1, 1], walled)
+    caption = (
+        "Top: under a constant gradient AdaGrad's rate decays to zero and it covers 2 eta sqrt(t); "
+        "RMSProp's rate settles and it covers eta t. Bottom: both cross the steep wall. After it, "
+        "AdaGrad's rate stays as low as the wall has made it: its dots crowd at the foot of the "
+        "wall, while RMSProp's move on steadily as soon as its average has forgotten the wall."
+    )
+    return Outcome([*_even_checks(even, steps), *_wall_checks(walled)], figure, caption)
+
+
+def _even_checks(even: dict[str, Path], steps: int) -> list[Check]:
+    """The checks of the rates and distances under a constant gradient."""
+    expected = expected_rates(steps)
+    errors = {name: np.abs(even[name].rates / rates - 1).max() for name, rates in expected.items()}
     distances = {name: float(path.x[-1]) for name, path in even.items()}
-    after_wall = {name: float(path.rates[-1]) for name, path in walled.items()}
-    stalled, predicted = float(walled[ADAGRAD].x[-1]), stall()
-    checks = [
+    return [
         Check(
             "constant gradient: AdaGrad's rate is eta / (|g| sqrt(t))",
             f"largest relative deviation {errors[ADAGRAD]:.1e} in {steps:,} steps",
@@ -105,46 +117,41 @@ def run(settings: Settings) -> Outcome:
         *(
             Check(
                 f"constant gradient: {name} covers the sum of its rates times |g|, near {formula}",
-                f"{distances[name]:.4g}, sum {expected.sum() * GRADIENT:.4g}, "
-                f"{formula} = {limit:.4g}",
-                abs(distances[name] / (expected.sum() * GRADIENT) - 1) < 1e-3
+                f"{distances[name]:.4g}, sum {rates.sum() * GRADIENT:.4g}, {formula} = {limit:.4g}",
+                abs(distances[name] / (rates.sum() * GRADIENT) - 1) < 1e-3
                 and abs(distances[name] / limit - 1) < 0.02,
             )
-            for (name, expected), formula, limit in zip(
-                expected_rates(steps).items(),
+            for (name, rates), formula, limit in zip(
+                expected.items(),
                 ("2 eta sqrt(t)", "eta t"),
                 (2 * RATE * steps**0.5, RATE * steps),
                 strict=True,
             )
         ),
+    ]
+
+
+def _wall_checks(walled: dict[str, Path]) -> list[Check]:
+    """The checks of the rates and positions after the wall."""
+    after_wall = {name: float(path.rates[-1]) for name, path in walled.items()}
+    stalled, predicted = float(walled[ADAGRAD].x[-1]), stall()
+    return [
         Check(
-            f"behind the wall RMSProp's rate comes back to eta / |g| = {RATE / SLOPE:g}",
+            f"after the wall RMSProp's rate recovers to eta / |g| = {RATE / SLOPE:g}",
             f"{after_wall[RMSPROP]:.4f}",
             abs(after_wall[RMSPROP] / (RATE / SLOPE) - 1) < 1e-3,
         ),
         Check(
-            "AdaGrad's does not: it is less than a hundredth of that",
+            "AdaGrad's rate does not: it is less than a hundredth of that",
             f"{after_wall[ADAGRAD]:.2g}",
             after_wall[ADAGRAD] < 0.01 * RATE / SLOPE,
         ),
         Check(
             f"AdaGrad stalls where its sum predicts, at {predicted:.4f}",
-            f"{stalled:.4f}, while RMSProp comes to {walled[RMSPROP].x[-1]:.1f}",
+            f"{stalled:.4f}, while RMSProp reaches {walled[RMSPROP].x[-1]:.1f}",
             abs(stalled - predicted) < 1e-4,
         ),
     ]
-    figure, panels = new_figure("AdaGrad never forgets, RMSProp does", rows=2)
-    _draw_rates(panels[0, 0], even)
-    _draw_distances(panels[0, 1], even)
-    _draw_wall(panels[1, 0], walled)
-    _draw_walled_rates(panels[1, 1], walled)
-    caption = (
-        "Top: under a constant gradient AdaGrad's rate decays without end and it covers "
-        "2 eta sqrt(t); RMSProp's rate settles and it covers eta t. Bottom: both cross the steep "
-        "wall. Behind it AdaGrad's rate stays as low as the wall has made it: its dots crowd at "
-        "the foot, where RMSProp's move on evenly as soon as its average has forgotten the wall."
-    )
-    return Outcome(checks, figure, caption)
 
 
 def expected_rates(steps: int) -> dict[str, np.ndarray]:
@@ -157,9 +164,9 @@ def expected_rates(steps: int) -> dict[str, np.ndarray]:
 
 
 def stall() -> float:
-    """Where the formulas see AdaGrad at the end, behind the wall.
+    """Where AdaGrad is at the end, after the wall, according to the formulas.
 
-    Step k on the wall has the length eta / sqrt(k). The n steps leave a sum of n WALL^2 behind.
+    Step k on the wall has the length eta / sqrt(k). The n steps on it leave a sum of n WALL^2.
     """
     on_wall = START + RATE * np.cumsum(1 / np.sqrt(np.arange(1, WALLED_STEPS + 1)))
     n = int(np.argmax(on_wall >= 0)) + 1
@@ -185,7 +192,7 @@ def _draw_distances(axes: Any, even: Any) -> None:
     for name, (expected, line, label) in formulas.items():
         axes.loglog(t, even[name].x, color=COLOR_OF[name], lw=4, alpha=0.5, label=name)
         axes.loglog(t, expected, line, color=BLACK, lw=1, label=label)
-    describe(axes, "The same gradient: how far it gets", "step", "distance")
+    describe(axes, "The same gradient: distance covered", "step", "distance")
 
 
 def _draw_wall(axes: Any, walled: Any) -> None:
@@ -215,4 +222,4 @@ def _draw_walled_rates(axes: Any, walled: Any) -> None:
         label = "end of the wall" if name == RMSPROP else None
         axes.semilogy(foot + 1, rates[foot], "v", color=BLACK, label=label)
     axes.axhline(RATE / SLOPE, color=BLACK, ls="--", lw=1, label=r"$\eta / |g|$ on the slope")
-    describe(axes, "On wall and slope", "step", "effective rate")
+    describe(axes, "On the wall and the slope", "step", "effective rate")

@@ -1,7 +1,7 @@
 """A convex problem on which Adam goes the wrong way, and AMSGrad the right one.
 
-On the interval [-1, 1] the losses are straight lines that take turns (Reddi, Kale & Kumar 2018,
-"On the convergence of Adam and beyond", Theorem 1):
+On the interval [-1, 1] the losses are straight lines in turn (Reddi, Kale & Kumar 2018, "On the
+convergence of Adam and beyond", Theorem 1):
 
     f_t(x) = C x    if t = 1, 4, 7, ...        f_t(x) = -x    otherwise,    C > 2.
 
@@ -10,18 +10,19 @@ first moment and with b2 = 1 / (1 + C^2) divides each gradient by the root of
 
     v_t = b2 v_{t-1} + (1 - b2) g_t^2,
 
-which the large gradient raises just when it comes and which has forgotten it at the next step. So
-the large gradient is cut down and the two small ones are not: together they win, and x returns to
-+1, the worst point, every third step. AMSGrad divides by the largest v so far. Then the sizes of
-the steps have the ratio C : 1 : 1 of the gradients, and x goes to -1. The measure is the average
+which the large gradient raises when it comes, and which has forgotten it at the next step. So the
+large gradient is scaled down and the two small ones are not: together they win, and x returns to
++1, the worst point, every third step. AMSGrad divides by the largest v so far. The sizes of the
+steps then have the ratio C : 1 : 1 of the gradients, and x goes to -1. The measure is the average
 regret, the mean over t of f_t(x_t) - f_t(-1), which an optimizer for convex problems should bring
 to zero.
 
-It is no matter of taking turns: with the gradient 1010 in one of 100 steps, drawn at random, and
--10 otherwise (section 5 there), whose mean 0.2 also points to -1, the same happens.
+This does not depend on the order of the gradients: with the gradient 1010 in one of 100 steps,
+drawn at random, and -10 otherwise (section 5 of the paper), the mean 0.2 also points to -1, and the
+same happens.
 
-Both optimizers run here as in the paper: with rates proportional to 1 / sqrt(t), projected to
-[-1, 1], and without the bias corrections that `gradtx.adam` and `gradtx.amsgrad` have by default.
+Both optimizers run as in the paper: with rates proportional to 1 / sqrt(t), projected to [-1, 1],
+and without the bias corrections that `gradtx.adam` and `gradtx.amsgrad` have by default.
 """
 
 from typing import Any, NamedTuple
@@ -34,9 +35,9 @@ import gradtx
 from examples.experiments.experiment import COLORS, Check, Outcome, Settings, describe, new_figure
 
 CLAIM = (
-    "There are convex problems, with gradients in turns or at random, on which Adam goes to the "
-    "worst point because it forgets rare large gradients; AMSGrad, which remembers the largest, "
-    "goes to the best."
+    "There are convex problems, with cyclic or random gradients, on which Adam goes to the worst "
+    "point because it forgets rare large gradients; AMSGrad, which remembers the largest, goes to "
+    "the best."
 )
 
 C = 4.0
@@ -63,7 +64,7 @@ def optimizers(rate: float, b1: float, b2: float) -> dict[str, Any]:
 
 
 def descend(tx: Any, carry: Any, gradients: jax.Array) -> tuple[Any, Any]:
-    """Steps of projected descent from (x, state): the last (x, state), each x and each update."""
+    """Projected descent from (x, state): the last (x, state), and x and the update of each step."""
 
     def step(carry: Any, gradient: jax.Array) -> tuple[Any, Any]:
         x, state = carry
@@ -74,7 +75,7 @@ def descend(tx: Any, carry: Any, gradients: jax.Array) -> tuple[Any, Any]:
 
 
 class Turns(NamedTuple):
-    """A run on gradients that take turns: the positions, and the updates in units of the rate."""
+    """A run on gradients in turn: the positions, and the updates in units of the rate."""
 
     x: np.ndarray
     steps: np.ndarray
@@ -92,7 +93,7 @@ def turning_gradients(steps: int) -> np.ndarray:
 
 
 def take_turns(tx: Any, steps: int) -> Turns:
-    """A run from x = 1 on gradients that take turns."""
+    """A run from x = 1 on gradients in turn."""
     x = jnp.ones(())
     _, (x, updates) = jax.jit(descend, static_argnums=0)(
         tx, (x, tx.init(x)), turning_gradients(steps)
@@ -129,23 +130,41 @@ def run(settings: Settings) -> Outcome:
         name: draw_at_random(tx, settings.key, blocks)
         for name, tx in optimizers(1.0, b1=0.9, b2=0.99).items()
     }
-    late = {name: x[:, -blocks // 5 :].mean(axis=1) for name, x in drawn.items()}
+    bound = (2 * C - 4) / 3
+    figure, panels = new_figure("Adam can go the wrong way", rows=2)
+    _draw_steps(panels[0, 0], turns)
+    _draw_turns(panels[0, 1], turns)
+    _draw_regret(panels[1, 0], turns, bound)
+    _draw_random(panels[1, 1], drawn)
+    caption = (
+        f"Top left: the three steps of a cycle with C = {C:g}. Adam makes the step of the large "
+        "gradient small, because this gradient enters its own v, and the steps of the two small "
+        "ones large; their sum is positive. AMSGrad preserves the ratio, and the sum is negative. "
+        "Top right: so Adam stays at the worst point, while AMSGrad goes to the best. Bottom left: "
+        "Adam's regret per step does not go to zero. Bottom right: the same with random gradients; "
+        "each thin line is a run, the thick line is their mean."
+    )
+    return Outcome([*_turn_checks(turns, bound), *_random_checks(drawn)], figure, caption)
+
+
+def _turn_checks(turns: dict[str, Turns], bound: float) -> list[Check]:
+    """The checks of the runs on gradients in turn."""
+    steps = len(turns[ADAM].x)
     cycle_errors = {name: np.abs(turns[name].steps[-3:] - cycle()[name]).max() for name in turns}
     regret = {name: float(turns[name].average_regret[-1]) for name in turns}
-    bound = (2 * C - 4) / 3
-    checks = [
+    return [
         Check(
-            "in turns: Adam is at the worst point, x = 1, every third step",
+            "in turn: Adam is at the worst point, x = 1, every third step",
             f"lowest of these x: {turns[ADAM].x[::3].min():g} in {steps:,} steps",
             bool(turns[ADAM].x[::3].min() == 1),
         ),
         Check(
             f"its average regret never falls below (2 C - 4) / 3 = {bound:.4f}",
-            f"{turns[ADAM].average_regret[2::3].min():.4f} after whole turns",
+            f"{turns[ADAM].average_regret[2::3].min():.4f} after whole cycles",
             bool(turns[ADAM].average_regret[2::3].min() >= bound),
         ),
         Check(
-            "AMSGrad comes to the best point, x = -1, and its average regret goes to zero",
+            "AMSGrad reaches the best point, x = -1, and its average regret goes to zero",
             f"x between {turns[AMSGRAD].x[-3:].min():.4f} and {turns[AMSGRAD].x[-3:].max():.4f}, "
             f"average regret {regret[AMSGRAD]:.4f}",
             bool(turns[AMSGRAD].x[-3:].max() < -0.98 and regret[AMSGRAD] < 0.02),
@@ -156,6 +175,13 @@ def run(settings: Settings) -> Outcome:
             f"largest deviation {max(cycle_errors.values()):.1e}",
             bool(max(cycle_errors.values()) < 1e-4),
         ),
+    ]
+
+
+def _random_checks(drawn: dict[str, np.ndarray]) -> list[Check]:
+    """The checks of the runs on random gradients."""
+    late = {name: x[:, -x.shape[1] // 5 :].mean(axis=1) for name, x in drawn.items()}
+    return [
         Check(
             "at random: every run of Adam ends at the worst point",
             f"mean x of the last fifth {late[ADAM].min():.3f} to {late[ADAM].max():.3f}",
@@ -168,23 +194,10 @@ def run(settings: Settings) -> Outcome:
             bool(np.median(late[AMSGRAD]) < -0.7 and np.mean(late[AMSGRAD] < 0) > 0.75),
         ),
     ]
-    figure, panels = new_figure("Adam can go the wrong way", rows=2)
-    _draw_steps(panels[0, 0], turns)
-    _draw_turns(panels[0, 1], turns)
-    _draw_regret(panels[1, 0], turns, bound)
-    _draw_random(panels[1, 1], drawn)
-    caption = (
-        f"Top left: the three steps of a turn with C = {C:g}. Adam makes the large gradient small, "
-        "because it enters its own v, and the two small ones large; their sum points up. AMSGrad "
-        "keeps their ratio; the sum points down. Top right: so Adam stays at the worst point and "
-        "AMSGrad walks to the best. Bottom left: Adam's regret per step does not go away. Bottom "
-        "right: the same with random gradients; each line is a run, the thick one their mean."
-    )
-    return Outcome(checks, figure, caption)
 
 
 def cycle() -> dict[str, np.ndarray]:
-    """The three steps that each optimizer takes again and again, in units of the rate."""
+    """The three steps that each optimizer repeats, in units of the rate."""
     gradients, b2 = turning_gradients(3), 1 / (1 + C**2)
     ages = (np.arange(3)[:, None] - np.arange(3)) % 3  # of gradient j at step i
     v = (1 - b2) / (1 - b2**3) * b2**ages @ gradients**2
@@ -207,7 +220,7 @@ def _draw_steps(axes: Any, turns: dict[str, Turns]) -> None:
     axes.axvline(2.5, color=BLACK, ls=":", lw=1)
     axes.set_xticks(places, [*(f"{g:+g}" for g in turning_gradients(3)), "all three"])
     describe(
-        axes, "The three steps of a turn", "gradient of the step", "step / rate", ylim=(-1.4, 1.4)
+        axes, "The three steps of a cycle", "gradient of the step", "step / rate", ylim=(-1.4, 1.4)
     )
 
 
@@ -216,7 +229,7 @@ def _draw_turns(axes: Any, turns: dict[str, Turns]) -> None:
     for name, turn in turns.items():
         axes.plot(np.arange(1, shown + 1), turn.x[:shown], ".-", color=COLOR_OF[name], label=name)
     axes.axhline(-1, color=BLACK, ls="--", lw=1, label="best point")
-    describe(axes, "Gradients in turns", "step", "x")
+    describe(axes, "Gradients in turn", "step", "x")
 
 
 def _draw_regret(axes: Any, turns: dict[str, Turns], bound: float) -> None:
@@ -224,7 +237,9 @@ def _draw_regret(axes: Any, turns: dict[str, Turns], bound: float) -> None:
         regret = turn.average_regret[2::3]
         axes.loglog(3 * np.arange(1, len(regret) + 1), regret, color=COLOR_OF[name], label=name)
     axes.axhline(bound, color=BLACK, ls="--", lw=1, label="(2 C - 4) / 3")
-    describe(axes, "Average regret, after whole turns", "step", "loss above the best point's")
+    describe(
+        axes, "Average regret, after whole cycles", "step", "loss above that of the best point"
+    )
 
 
 def _draw_random(axes: Any, drawn: dict[str, np.ndarray]) -> None:
@@ -233,4 +248,4 @@ def _draw_random(axes: Any, drawn: dict[str, np.ndarray]) -> None:
         axes.plot(thousands, x.T, color=COLOR_OF[name], lw=0.5, alpha=0.3)
         axes.plot(thousands, x.mean(axis=0), color=COLOR_OF[name], lw=2.5, label=name)
     axes.axhline(-1, color=BLACK, ls="--", lw=1, label="best point")
-    describe(axes, "Gradients at random", "step (thousands)", "x")
+    describe(axes, "Random gradients", "step (thousands)", "x")

@@ -1,23 +1,23 @@
 """Why a network with batch normalization can learn with a large learning rate.
 
-Batch normalization gives each unit's sum of inputs, before the nonlinearity, the mean 0 and the
-variance 1 over the batch. Here it is put into a deep network of tanh units and taken out again.
-The network learns to read digits by plain gradient descent, with a small and a large learning rate.
+Batch normalization gives the pre-activations of each unit, its sums of weighted inputs before the
+nonlinearity, mean 0 and variance 1 over the batch. A deep network of tanh units learns to read
+digits by plain gradient descent, with and without it, with a small and a large learning rate.
 
-Without it, the large rate makes sums so large that tanh saturates and the loss climbs. With it the
-sums cannot leave their place: beyond 3 lie at most 1/9 of them, whatever the parameters are
-(Chebyshev's inequality). And doubling the kernel of a unit changes nothing any more. The gradient
-has therefore no part along the kernel, every step u is perpendicular to it, and after Pythagoras
+Without it, the large rate makes the sums so large that tanh saturates and the loss rises. With it
+the sums stay in place: at most 1/9 of them lie beyond 3, whatever the parameters are (Chebyshev's
+inequality). And doubling the kernel of a unit has no effect any more. The gradient is therefore
+perpendicular to the kernel, and so is every step u. By Pythagoras,
 
     ||W_t||^2 = ||W_0||^2 + sum of ||u||^2 over the steps
 
-The loss differs, too, as one sees by following the gradient g some way at a time:
+The loss differs, too, as one sees by following the gradient g for some distance:
 
     Lipschitz   max over s of |loss(x - s g) - loss(x)| / ||s g||
     curvature   max over s of ||grad loss(x - s g) - g|| / ||s g||
 
-Smoothness is not there from the start: the first gradients with batch normalization are larger
-than those without. But a few large steps lead to a place that is smooth, and stays so.
+The loss is not smooth from the start: the first gradients with batch normalization are larger than
+those without. But a few large steps lead to a region that is smooth, and stay in it.
 
 Source:
     Ioffe & Szegedy 2015, "Batch normalization: accelerating deep network training by reducing
@@ -48,9 +48,9 @@ from gradtx.initializers import glorot_uniform
 
 CLAIM = (
     "With batch normalization a deep network learns with a learning rate of 0.5, at which the same "
-    "network without it diverges; the sums before its nonlinearities stay in place, and along the "
-    "gradient its loss is less steep and less curved than without, even where that network learns, "
-    "at a learning rate of 0.05."
+    "network diverges without it; the sums before its nonlinearities stay in place, and along the "
+    "gradient its loss is less steep and less curved, even compared with the network without batch "
+    "normalization at a learning rate of 0.05, where that one learns."
 )
 
 WIDTHS = (64, *[128] * 6, 10)
@@ -58,15 +58,15 @@ BATCH_SIZE = 64
 LARGE, SMALL = 0.5, 0.05
 # How far to follow the gradient: from the small to the large learning rate.
 STEP_SIZES = (0.05, 0.1, 0.2, 0.5)
-EVERY = 11  # steps between two looks along the gradient: half an epoch
-WARM_UP = 2  # looks before the network has left its random start
+EVERY = 11  # steps between two measurements along the gradient: half an epoch
+WARM_UP = 2  # measurements before the network has left its random start
 SATURATED = 3.0  # tanh has 1% of its slope left
 CHANCE = float(np.log(10))
 BLACK, BLUE, VERMILION, *_ = COLORS
 
 
 class Training(NamedTuple):
-    """What happened to several networks: arrays of shape (networks, kinds, rates, ...)."""
+    """The training of several networks: arrays of shape (networks, kinds, rates, ...)."""
 
     loss: Any  # at each step
     kernels: Any  # ||W||^2 of all hidden kernels, before each step
@@ -92,22 +92,33 @@ def run(settings: Settings) -> Outcome:
     rates = jnp.array([LARGE, SMALL])
     both = jax.device_get(train(params, batches, jnp.array([False, True]), rates, data))
     plain, normalized = (Training(*(x[:, kind] for x in both)) for kind in (0, 1))
-
-    end = plain.loss[:, 0, -EVERY:].mean(axis=1)
-    beyond = [saturated(t.sums[:, 0, 1]).max() for t in (normalized, plain)]
     formula = pythagoras(normalized)
-    lengths = np.abs(normalized.kernels / formula - 1).max()
-    growth = normalized.kernels[:, 0, -1] / normalized.kernels[:, 0, 0]
-    steep, curved = (
-        (np.median(seen(normalized)[:, 0, WARM_UP:]), np.median(seen(plain)[:, 1, WARM_UP:]))
-        for seen in (lambda t: t.lipschitz, lambda t: t.curvature)
-    )
-    first = [t.lipschitz[..., 0].mean() for t in (normalized, plain)]
     checks = [
+        *_learning_checks(plain, normalized),
+        *_sum_checks(plain, normalized, formula),
+        *_smoothness_checks(plain, normalized),
+    ]
+    return Outcome(
+        checks,
+        _draw(plain, normalized, formula),
+        f"Lines are medians of {networks} networks, bands extend from the lowest to the highest. "
+        f"Top left: at the rate {LARGE:g} the network without batch normalization is thrown far "
+        "above the loss of guessing. Top middle and right: the sums before each layer's tanh; "
+        "without batch normalization they end up where tanh is flat. Bottom left and middle: up to "
+        f"the step size {LARGE:g} along the gradient, the loss is smoothest with both batch "
+        "normalization and large steps, though not at the first step. Bottom right: with batch "
+        "normalization the kernels grow exactly as steps perpendicular to them imply.",
+    )
+
+
+def _learning_checks(plain: Training, normalized: Training) -> list[Check]:
+    """The checks of which networks learn at which rate."""
+    end = plain.loss[:, 0, -EVERY:].mean(axis=1)
+    return [
         Check(
-            f"without batch normalization the rate {LARGE:g} diverges: the loss climbs far above "
+            f"without batch normalization the rate {LARGE:g} diverges: the loss rises far above "
             f"that of guessing, ln 10 = {CHANCE:.2f} nats",
-            f"at the end {end.min():.1f} nats or more in all of {networks} networks",
+            f"at the end {end.min():.1f} nats or more in all of {len(end)} networks",
             bool(end.min() > 2 * CHANCE),
         ),
         Check(
@@ -122,16 +133,36 @@ def run(settings: Settings) -> Outcome:
             f"{normalized.test_accuracy[:, 0].min():.1%} of test images right",
             bool(normalized.test_accuracy[:, 0].min() > 0.8),
         ),
+    ]
+
+
+def _sum_checks(plain: Training, normalized: Training, formula: np.ndarray) -> list[Check]:
+    """The checks of the sums before the nonlinearities, and of the kernels' growth."""
+    beyond = [saturated(t.sums[:, 0, 1]).max() for t in (normalized, plain)]
+    lengths = np.abs(normalized.kernels / formula - 1).max()
+    growth = normalized.kernels[:, 0, -1] / normalized.kernels[:, 0, 0]
+    return [
         Check(
             f"with it at most 1/9 of a layer's sums lie beyond {SATURATED:g}, without it most do",
             f"at the end {beyond[0]:.1%} with, {beyond[1]:.0%} without, in the worst layer",
             bool(beyond[0] <= 1 / 9 and beyond[1] > 0.5),
         ),
         Check(
-            "with it the kernels grow as Pythagoras says",
+            "with it the kernels grow as Pythagoras' theorem says",
             f"||W||² grows {growth.mean():.3f} times, largest relative deviation {lengths:.0e}",
             bool(lengths < 1e-3),
         ),
+    ]
+
+
+def _smoothness_checks(plain: Training, normalized: Training) -> list[Check]:
+    """The checks of the loss along the gradient."""
+    steep, curved = (
+        (np.median(seen(normalized)[:, 0, WARM_UP:]), np.median(seen(plain)[:, 1, WARM_UP:]))
+        for seen in (lambda t: t.lipschitz, lambda t: t.curvature)
+    )
+    first = [t.lipschitz[..., 0].mean() for t in (normalized, plain)]
+    return [
         Check(
             "along the gradient the loss changes less",
             f"median Lipschitz constant {steep[0]:.2f} with (rate {LARGE:g}), {steep[1]:.2f} "
@@ -145,17 +176,6 @@ def run(settings: Settings) -> Outcome:
             bool(curved[0] < curved[1]),
         ),
     ]
-    return Outcome(
-        checks,
-        _draw(plain, normalized, formula),
-        f"Lines are medians of {networks} networks, bands reach from the lowest to the highest. "
-        f"Top left: at the rate {LARGE:g} the network without batch normalization is thrown far "
-        "above the loss of guessing. Top middle and right: the sums before each layer's tanh; "
-        "without batch normalization they end where tanh is flat. Bottom left and middle: up to "
-        f"the step size {LARGE:g} along the gradient, the loss is smoothest where batch "
-        "normalization and large steps meet, though not at the first step. Bottom right: with it "
-        "the kernels grow exactly as steps perpendicular to them make them grow.",
-    )
 
 
 def saturated(sums: np.ndarray) -> np.ndarray:
@@ -180,8 +200,8 @@ def train(
 
     Args:
         params: the networks before training.
-        batches: for each network the samples of each step, of shape (networks, looks, EVERY, B).
-        normalized: whether with batch normalization, of shape (kinds,).
+        batches: for each network the samples of each step, of shape (networks, stages, EVERY, B).
+        normalized: whether to use batch normalization, of shape (kinds,).
         rate: the learning rates, of shape (rates,).
         data: the digits.
     """
@@ -203,23 +223,16 @@ def train(
         new_params = gradtx.apply_updates(params, updates)
         return new_params, (loss, squared_norm(params), squared_norm(updates))
 
-    def look(params: Any, batches: jax.Array) -> tuple[Any, Any]:
-        sizes = jnp.array(STEP_SIZES)
-        lipschitz, curvature = (
-            measure(loss_fn, params, batches[0], step_sizes=sizes)
-            for measure in (
-                diagnostics.lipschitz_along_gradient,
-                diagnostics.curvature_along_gradient,
-            )
-        )
+    def stage(params: Any, batches: jax.Array) -> tuple[Any, Any]:
+        lipschitz, curvature = smoothness(loss_fn, params, batches[0])
         params, (loss, kernels, steps) = jax.lax.scan(step, params, batches)
         return params, (loss, kernels, steps, lipschitz, curvature)
 
     def right(which: Any) -> jax.Array:
-        """The share of right answers; batch normalization is over all of these images."""
+        """The share of right answers; batch normalization uses all of these images."""
         return accuracy(network(end, which["image"])[0], which["label"])
 
-    end, (loss, kernels, steps, lipschitz, curvature) = jax.lax.scan(look, params, batches)
+    end, (loss, kernels, steps, lipschitz, curvature) = jax.lax.scan(stage, params, batches)
     sums = [jnp.stack(network(p, data.train["image"][:256])[1]) for p in (params, end)]
     return Training(
         loss=loss.ravel(),
@@ -233,6 +246,14 @@ def train(
     )
 
 
+def smoothness(loss_fn: Any, params: Any, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The Lipschitz constant and the curvature of the loss along its gradient."""
+    sizes = jnp.array(STEP_SIZES)
+    lipschitz = diagnostics.lipschitz_along_gradient(loss_fn, params, batch, step_sizes=sizes)
+    curvature = diagnostics.curvature_along_gradient(loss_fn, params, batch, step_sizes=sizes)
+    return lipschitz, curvature
+
+
 def squared_norm(layers: Any) -> jax.Array:
     """The sum of the squares of all hidden layers' kernels."""
     return jnp.sum(jnp.stack([jnp.sum(layer["kernel"] ** 2) for layer in layers[:-1]]))
@@ -243,21 +264,19 @@ def _draw(plain: Training, normalized: Training, formula: np.ndarray) -> Any:
         "Batch normalization and the learning rate", rows=2, columns=3
     )
     kinds = (("with", normalized, BLUE), ("without", plain, VERMILION))
-    names = []
-    for name, training, color in kinds:
-        for i, (rate, style) in enumerate(((LARGE, "-"), (SMALL, "--"))):
-            line = {"color": color, "ls": style}
-            for axes, values, every in (
-                (loss, training.loss, 1),
-                (lipschitz, training.lipschitz, EVERY),
-                (curvature, training.curvature, EVERY),
-                (kernels, training.kernels / training.kernels[..., :1], 1),
-            ):
-                x = every * np.arange(values.shape[-1])
-                axes.plot(x, np.median(values[:, i], axis=0), lw=1.5, **line)
-                band = values[:, i].min(axis=0), values[:, i].max(axis=0)
-                axes.fill_between(x, *band, color=color, alpha=0.15, lw=0)
-            names.append(f"{name} batch normalization, rate {rate:g}")
+    for axes, every, values_of in (
+        (loss, 1, lambda t: t.loss),
+        (lipschitz, EVERY, lambda t: t.lipschitz),
+        (curvature, EVERY, lambda t: t.curvature),
+        (kernels, 1, lambda t: t.kernels / t.kernels[..., :1]),
+    ):
+        for _, training, color in kinds:
+            _draw_rates(axes, values_of(training), every, color)
+    names = [
+        f"{name} batch normalization, rate {rate:g}"
+        for name, *_ in kinds
+        for rate in (LARGE, SMALL)
+    ]
     figure.legend(loss.lines, names, loc="outside lower center", ncols=len(names))
     loss.axhline(CHANCE, color=BLACK, lw=1, ls=":", label="guessing")
     relative = np.median(formula / normalized.kernels[..., :1], axis=0)[0]
@@ -268,23 +287,31 @@ def _draw(plain: Training, normalized: Training, formula: np.ndarray) -> Any:
     describe(
         kernels, "Squared length of the hidden kernels", "step", "||W||² / ||W||² at the start"
     )
-
     for j, (axes, when) in enumerate(
         ((start, "at the start"), (end, f"at the end, rate {LARGE:g}"))
     ):
         axes.axhspan(-SATURATED, SATURATED, color="0.93", lw=0, zorder=0)
         for (name, training, color), side in zip(kinds, ("low", "high"), strict=True):
-            sums = training.sums[0, 0, j]
-            layers = np.arange(1, len(sums) + 1)
-            parts = axes.violinplot(
-                sums.reshape(len(sums), -1)[:, ::29].T,
-                layers,
-                widths=0.9,
-                showextrema=False,
-                side=side,
-            )
-            for part in parts["bodies"]:
-                part.set(facecolor=color, alpha=0.9, lw=0)
-            parts["bodies"][0].set_label(name if axes is end else None)
-        describe(axes, f"Sums before tanh {when}", "layer", "sum (grey: tanh still has slope)")
+            label = name if axes is end else None
+            _draw_sums(axes, training.sums[0, 0, j], side, color, label)
+        describe(axes, f"Sums before tanh {when}", "layer", "sum (gray: tanh still has slope)")
     return figure
+
+
+def _draw_rates(axes: Any, values: np.ndarray, every: int, color: str) -> None:
+    """Plot medians and ranges over networks, for the large (solid) and the small rate."""
+    x = every * np.arange(values.shape[-1])
+    for i, style in enumerate(("-", "--")):
+        axes.plot(x, np.median(values[:, i], axis=0), lw=1.5, color=color, ls=style)
+        band = values[:, i].min(axis=0), values[:, i].max(axis=0)
+        axes.fill_between(x, *band, color=color, alpha=0.15, lw=0)
+
+
+def _draw_sums(axes: Any, sums: np.ndarray, side: str, color: str, label: str | None) -> None:
+    """Plot the distribution of each layer's sums, as one half of a violin."""
+    layers = np.arange(1, len(sums) + 1)
+    values = sums.reshape(len(sums), -1)[:, ::29].T
+    parts = axes.violinplot(values, layers, widths=0.9, showextrema=False, side=side)
+    for part in parts["bodies"]:
+        part.set(facecolor=color, alpha=0.9, lw=0)
+    parts["bodies"][0].set_label(label)

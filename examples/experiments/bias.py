@@ -1,16 +1,16 @@
-"""Does it matter how biases start? Four rules, many seeds.
+"""Does it matter how biases are initialized? Four rules, many seeds.
 
-    Xavier      b ~ N(0, 1 / (d + 1)): the bias is one more input of a unit that has d
+    Xavier      b ~ N(0, 1 / (d + 1)): the bias counts as one more of a unit's d inputs
     zero        b = 0
-    constant    b = 0.01, so that a rectifier starts a little more on than off
+    constant    b = 0.01, so that a relu starts slightly more on than off
     small       b ~ N(0, 0.01^2)
 
 Each rule trains the same small networks on handwritten digits: a seed means the same kernels and
-the same order of the images under all four rules, so that rules can be compared seed by seed. What
-differs between seeds is chance. As long as the means of the rules differ by less than that, no
-single run can tell them apart. Whether many runs together can, a test by shuffling says: which
-result belongs to which rule is drawn anew, within each seed, and the share p of draws is counted in
-which the means of the rules differ as much as they did.
+the same order of the images under all four rules, so that rules can be compared seed by seed. The
+differences between seeds are chance. As long as the means of the rules differ by less than that, no
+single run can tell them apart. A permutation test says whether many runs together can: within each
+seed the results are randomly assigned to the rules, and p is the share of such assignments in which
+the means of the rules differ as much as they did.
 
 At the start the rules do differ. A unit is dead if it is off on every training image; in the first
 layer a positive bias can only revive units, never kill them.
@@ -29,9 +29,9 @@ from examples.experiments.networks import accuracy, apply_dense, cross_entropy, 
 from gradtx.initializers import bias_normal, constant, he_normal, small_random, zeros
 
 CLAIM = (
-    "Whether biases start at zero, at 0.01, small and random, or with Xavier's variance shows in "
-    "the first epochs, and hardly then; after training on digits the rules differ by far less than "
-    "seeds do."
+    "Whether biases start at zero, at 0.01, small and random, or with Xavier's variance has an "
+    "effect in the first epochs, and hardly any later; after training on digits the rules differ "
+    "by far less than seeds do."
 )
 
 WIDTHS = (64, 64, 64, 10)  # all units have 64 inputs
@@ -49,9 +49,9 @@ Samples = dict[str, jax.Array]
 
 
 def networks(key: jax.Array, count: int) -> Any:
-    """The first parameters of networks under each rule, with the same kernels.
+    """The initial parameters of networks under each rule, with the same kernels.
 
-    All leaves have two more axes in front, of the sizes count and len(RULES).
+    All leaves have two leading axes, of the sizes count and len(RULES).
     """
     kernel_key, bias_key = jax.random.split(key)
     he = he_normal(batch_axis=0)
@@ -77,14 +77,14 @@ def train(params: Any, orders: jax.Array, data: Samples, test: Samples) -> Sampl
     """Train one network with Adam.
 
     Args:
-        params: its first parameters.
+        params: its initial parameters.
         orders: the indices of the training images in each batch, of shape (epochs, steps, BATCH).
         data: training images.
         test: test images.
 
     Returns:
-        After each epoch the loss on the training images, averaged over it, and on the test images,
-        and the accuracy on these.
+        After each epoch the loss on the training images (its mean over the epoch), and the loss
+        and the accuracy on the test images.
     """
     tx = gradtx.adam(3e-3)
 
@@ -127,50 +127,61 @@ def run(settings: Settings) -> Outcome:
         return jax.vmap(lambda params: train(params, orders, data, test))(params), dead
 
     curves, dead = jax.device_get(of_seed(networks(settings.key, seeds), orders))
-    at_zero, at_constant = (list(RULES).index(name) for name in ("zero", "constant"))
-    dead_first = 100 * dead[:, :, 0]
-    first_epoch = curves["training loss"][:, :, 0]
-    lead = first_epoch[:, at_zero] - first_epoch[:, at_constant]
     checks = [
-        Check(
-            "in the first layer 0.01 leaves no more units dead than zero does, for any seed",
-            f"{dead_first[:, at_constant].mean():.2f} % and {dead_first[:, at_zero].mean():.2f} % "
-            "of the units on average",
-            bool(np.all(dead_first[:, at_constant] <= dead_first[:, at_zero])),
-        ),
-        Check(
-            "in the first epoch 0.01 is ahead of zero, by less than half of the deviation of seeds",
-            f"training loss {lead.mean():.4f} ± {lead.std(ddof=1) / seeds**0.5:.4f} lower, "
-            f"standard deviation of seeds {first_epoch[:, at_zero].std(ddof=1):.4f}",
-            bool(0 < lead.mean() < first_epoch[:, at_zero].std(ddof=1) / 2),
-        ),
+        *_early_checks(dead[:, :, 0], curves["training loss"][:, :, 0]),
         *(
             _check_of(name, curves[name][:, :, -1], settings.seed)
             for name in ("test loss", "test accuracy")
         ),
     ]
-    figure, panels = new_figure("Four rules for the first biases", rows=2)
+    figure, panels = new_figure("Four rules for the initial biases", rows=2)
     _draw_dead(panels[0, 0], dead)
     _draw_differences(panels[0, 1], curves["test loss"])
     for axes, name in zip(panels[1], ("test loss", "test accuracy"), strict=True):
         _draw_results(axes, name, curves[name][:, :, -1])
     caption = (
         f"Each rule trained the same {seeds} networks for {epochs} epochs. Top left: the rules "
-        "differ a little in how many units are dead before training. Top right: the test losses "
-        "compared with those of zero, seed by seed, with twice their standard error; 1 would be as "
-        "much as seeds differ. Bottom: the results; each grey line is a seed, dots with bars are "
+        "differ slightly in how many units are dead before training. Top right: the test losses "
+        "relative to the rule zero, seed by seed, with twice their standard error; 1 would be as "
+        "much as seeds differ. Bottom: the results; each gray line is a seed, dots with bars are "
         "means and standard deviations over seeds. The seed matters, the rule does not."
     )
     return Outcome(checks, figure, caption)
 
 
+def _early_checks(dead_first: np.ndarray, first_epoch: np.ndarray) -> list[Check]:
+    """The checks of the start, from results of shape (seeds, rules).
+
+    Args:
+        dead_first: the share of dead units in the first layer.
+        first_epoch: the training loss in the first epoch.
+    """
+    at_zero, at_constant = (list(RULES).index(name) for name in ("zero", "constant"))
+    percent = 100 * dead_first
+    lead = first_epoch[:, at_zero] - first_epoch[:, at_constant]
+    return [
+        Check(
+            "in the first layer 0.01 leaves no more units dead than zero does, for any seed",
+            f"{percent[:, at_constant].mean():.2f} % and {percent[:, at_zero].mean():.2f} % "
+            "of the units on average",
+            bool(np.all(percent[:, at_constant] <= percent[:, at_zero])),
+        ),
+        Check(
+            "in the first epoch 0.01 is ahead of zero, by less than half the deviation of seeds",
+            f"training loss {lead.mean():.4f} ± {lead.std(ddof=1) / len(lead) ** 0.5:.4f} lower, "
+            f"standard deviation of seeds {first_epoch[:, at_zero].std(ddof=1):.4f}",
+            bool(0 < lead.mean() < first_epoch[:, at_zero].std(ddof=1) / 2),
+        ),
+    ]
+
+
 def _check_of(name: str, results: np.ndarray, seed: int) -> Check:
-    """Whether the results, of shape (seeds, rules), differ less between rules than seeds."""
+    """Whether results of shape (seeds, rules) differ less between rules than between seeds."""
     means, deviation = results.mean(axis=0), results.std(axis=0, ddof=1).mean()
     listed = ", ".join(f"{rule} {mean:.4f}" for rule, mean in zip(RULES, means, strict=True))
     return Check(
-        f"{name} after training: the means of the rules differ by less than half of the deviation "
-        "of seeds",
+        f"{name} after training: the means of the rules differ by less than half the deviation of "
+        "seeds",
         f"{listed}; largest difference {np.ptp(means):.4f}, standard deviation {deviation:.4f}, "
         f"p = {probability_by_chance(results, seed):.2g}",
         bool(np.ptp(means) < deviation / 2),
@@ -178,10 +189,10 @@ def _check_of(name: str, results: np.ndarray, seed: int) -> Check:
 
 
 def probability_by_chance(results: np.ndarray, seed: int) -> float:
-    """How often, of 4000 shuffles within seeds, the means of the rules vary at least as much."""
+    """The share of 4000 shuffles within seeds in which the means of the rules vary as much."""
     copies = np.broadcast_to(results.astype(np.float64), (4000, *results.shape))
     shuffled = np.random.default_rng(seed).permuted(copies, axis=-1)
-    # Equal results may be summed in another order.
+    # Equal results may be summed in a different order.
     measured = results.astype(np.float64).mean(axis=0).var() * (1 - 1e-9)
     return float(np.mean(shuffled.mean(axis=1).var(axis=-1) >= measured))
 
@@ -213,7 +224,7 @@ def _draw_differences(axes: Any, losses: np.ndarray) -> None:
         axes.errorbar(
             epochs + 0.1 * i, differences.mean(axis=0), 2 * error, color=color, fmt=".-", label=name
         )
-    describe(axes, "Test loss compared with zero's", "epoch", "difference / deviation of seeds")
+    describe(axes, "Test loss relative to zero", "epoch", "difference / deviation of seeds")
     axes.set_ylim(-1, 1)
     axes.xaxis.get_major_locator().set_params(integer=True)
 

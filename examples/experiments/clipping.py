@@ -1,15 +1,16 @@
-"""At a cliff, the gradient is a catapult; clipping takes its force and may leave its direction.
+"""At a cliff the gradient is a catapult; clipping limits its length and may keep its direction.
 
 A recurrent network of one unit repeats h <- w sigmoid(h) + b for 50 steps. Its loss
-(sigmoid(h) - 0.7)^2, seen over (w, b), is nearly flat except for a wall, where the unit's memory
-flips from one fixed point to the other (Pascanu, Mikolov & Bengio 2013, "On the difficulty of
-training recurrent neural networks", Figure 6). The minimum lies at the foot of the wall. Gradient
-descent comes down the gentle slope, touches the wall, and takes one step as long as the wall is
-steep: it is thrown far away, to a plateau that it never leaves. Two ways to limit the gradient g:
+(sigmoid(h) - 0.7)^2, as a function of (w, b), is nearly flat except for a wall, where the unit's
+memory flips from one fixed point to the other (Pascanu, Mikolov & Bengio 2013, "On the difficulty
+of training recurrent neural networks", Figure 6). The minimum lies at the foot of the wall.
+Gradient descent comes down the gentle slope, touches the wall, and takes a step as long as the wall
+is steep: it is thrown far away, to a plateau that it never leaves. There are two ways to limit the
+gradient g:
 
     by norm    u = min(1, m / ||g||) g        shorter, in the same direction
-    by value   u_i = min(max(g_i, -c), c)     in another direction: where all components are cut,
-                                              always along a diagonal
+    by value   u_i = min(max(g_i, -c), c)     in a different direction: where all components are
+                                              clipped, always along a diagonal
 
 With c = m / sqrt(2) both allow steps of the same length.
 """
@@ -24,9 +25,9 @@ import gradtx
 from examples.experiments.experiment import COLORS, Check, Outcome, Settings, describe, new_figure
 
 CLAIM = (
-    "On a loss with a cliff, plain gradient descent is thrown far away; clipped gradients stay, "
-    "and clipped by norm, which keeps their direction, they end lower than clipped by value, "
-    "which does not."
+    "On a loss with a cliff, plain gradient descent is thrown far away; with clipped gradients it "
+    "is not, and clipping by norm, which keeps their direction, ends at a lower loss than clipping "
+    "by value, which does not."
 )
 
 RATE = 0.1
@@ -60,9 +61,9 @@ class Paths(NamedTuple):
 
     @property
     def cosines(self) -> np.ndarray:
-        """Of the angle between the update and minus the gradient, at each step."""
+        """The cosine of the angle between the update and minus the gradient, at each step."""
         lengths = np.linalg.norm(self.gradients, axis=-1) * np.linalg.norm(self.updates, axis=-1)
-        # On the plateau underflow leaves nothing to compare.
+        # On the plateau both underflow to zero.
         is_zero = lengths == 0
         product = -np.sum(self.gradients * self.updates, axis=-1)
         return np.where(is_zero, 1, product / np.where(is_zero, 1, lengths))
@@ -95,12 +96,29 @@ def run(settings: Settings) -> Outcome:
     longest = {
         name: np.linalg.norm(path.updates, axis=-1).max(axis=1) for name, path in paths.items()
     }
-    # On the wall the runs jump up and down, so that one step's loss says little.
-    late = {name: path.losses[:, -STEPS // 4 :].mean(axis=1) for name, path in paths.items()}
-    median = {name: float(np.median(losses)) for name, losses in late.items()}
+    # The run whose longest step is the median one.
+    typical = int(np.argsort(longest[NONE])[runs // 2])
+    figure, panels = new_figure("A cliff, and three ways to meet it", rows=2)
+    _draw_paths(panels[0, 0], paths, typical, (3.0, 9.0), (-4.5, 3.0), "One run from above")
+    _draw_paths(panels[0, 1], paths, typical, (4.3, 5.1), (-2.7, -2.15), "The foot of the wall")
+    _draw_losses(panels[1, 0], paths)
+    _draw_cosines(panels[1, 1], paths)
+    caption = (
+        "Top: a run goes down the gentle slope until it meets the wall, beyond which the loss is "
+        "high (dark). Unclipped, it is thrown over it and ends far away. Clipped by norm, steps "
+        "off the wall go straight away from it, and the run slides along its foot towards the "
+        "minimum. Clipped by value, they go along the diagonal, partly backwards, and the run "
+        "makes less progress. Bottom: the losses of all runs, and the directions of all clipped "
+        "steps."
+    )
+    return Outcome([*_step_checks(paths, longest), *_loss_checks(paths)], figure, caption)
+
+
+def _step_checks(paths: dict[str, Paths], longest: dict[str, np.ndarray]) -> list[Check]:
+    """The checks of the lengths and directions of steps, given each run's longest step."""
     cosine = {name: float(path.cosines.min()) for name, path in paths.items()}
     allowed = RATE * MAX_NORM
-    checks = [
+    return [
         Check(
             "without clipping the wall throws each run farther than clipping ever allows, "
             f"{allowed:g}",
@@ -123,6 +141,15 @@ def run(settings: Settings) -> Outcome:
             f"smallest cosine {cosine[VALUE]:.3f}",
             cosine[VALUE] < 0.95,
         ),
+    ]
+
+
+def _loss_checks(paths: dict[str, Paths]) -> list[Check]:
+    """The checks of the losses at the end."""
+    # On the wall the runs jump up and down, so the loss of a single step means little.
+    late = {name: path.losses[:, -STEPS // 4 :].mean(axis=1) for name, path in paths.items()}
+    median = {name: float(np.median(losses)) for name, losses in late.items()}
+    return [
         Check(
             "without clipping the runs end on a plateau",
             f"median loss {median[NONE]:.2g}",
@@ -134,21 +161,6 @@ def run(settings: Settings) -> Outcome:
             median[NORM] < 0.01 and median[NORM] < median[VALUE] / 5,
         ),
     ]
-    # A run that is thrown as far as half of the others.
-    typical = int(np.argsort(longest[NONE])[runs // 2])
-    figure, panels = new_figure("A cliff, and three ways to meet it", rows=2)
-    _draw_paths(panels[0, 0], paths, typical, (3.0, 9.0), (-4.5, 3.0), "One run from above")
-    _draw_paths(panels[0, 1], paths, typical, (4.3, 5.1), (-2.7, -2.15), "The foot of the wall")
-    _draw_losses(panels[1, 0], paths)
-    _draw_cosines(panels[1, 1], paths)
-    caption = (
-        "Top: a run goes down the gentle slope until it meets the wall, behind which the loss is "
-        "high (dark). Unclipped, it is thrown over and back and ends far away. Clipped by norm, "
-        "steps off the wall go straight away from it, and the run slides along its foot towards "
-        "the minimum. Clipped by value they go off along the diagonal, partly back, and the run "
-        "stays behind. Bottom: the losses of all runs, and the directions of all clipped steps."
-    )
-    return Outcome(checks, figure, caption)
 
 
 def _draw_paths(
@@ -178,7 +190,7 @@ def _draw_losses(axes: Any, paths: Any) -> None:
         low, middle, high = np.quantile(means, (0.1, 0.5, 0.9), axis=0)
         axes.fill_between(steps, low, high, color=COLOR_OF[name], alpha=0.2, lw=0)
         axes.semilogy(steps, middle, color=COLOR_OF[name], label=name)
-    describe(axes, "Median of the runs, and 80 % of them", "step", "loss, mean of 10 steps")
+    describe(axes, "Median of the runs, and 80% of them", "step", "loss, mean of 10 steps")
 
 
 def _draw_cosines(axes: Any, paths: Any) -> None:

@@ -1,17 +1,17 @@
-"""Two minima that look apart, and the valley that joins them.
+"""Two minima that look separate, and the valley that connects them.
 
 Two networks that start from different random weights end in different minima. On the straight line
 between them, (1 - t) a + t b, the loss climbs over a barrier: the average of two good networks is a
-bad one. One could think of minima as lonely hollows.
+bad one. Minima look like isolated hollows.
 
 But there are thousands of directions to go around a barrier. A quadratic Bezier curve
 
     point(t) = (1 - t)^2 a + 2 t (1 - t) c + t^2 b
 
 starts in a, ends in b and bends towards c. Gradient descent finds a good c: each step draws a
-position t at random and lowers the loss there. Along the curve that it finds the loss stays as low
-as at its ends: the minima lie in one valley. The picture on the right is a cut through the space
-of all weights, along the plane in which a, b and c lie.
+position t at random and lowers the loss there. Along the resulting curve the loss stays as low as
+at its ends: the minima lie in one valley. The picture on the right is a section through weight
+space, along the plane that contains a, b and c.
 """
 
 from collections.abc import Callable
@@ -36,8 +36,8 @@ from examples.experiments.networks import (
 from gradtx.diagnostics import ConnectingPath, connecting_path, interpolate_loss
 
 CLAIM = (
-    "Two networks trained from different seeds are joined by a curve on which the loss is as low "
-    "as at its ends, although on the straight line between them it climbs over a barrier."
+    "Two networks trained from different seeds are connected by a curve on which the loss is as "
+    "low as at its ends, although on the straight line between them it climbs over a barrier."
 )
 
 WIDTHS = (64, 64, 64, 64, 10)
@@ -49,7 +49,7 @@ Data = dict[str, jax.Array]
 
 
 class Profile(NamedTuple):
-    """What a network does, at one position or along a path.
+    """The performance of a network, at one position or along a path.
 
     Attributes:
         loss: the cross-entropy, in nats.
@@ -71,7 +71,7 @@ class Profile(NamedTuple):
 
 
 def run(settings: Settings) -> Outcome:
-    """Train two networks, join them by a line and by a curve, and walk along both."""
+    """Train two networks, connect them by a line and by a curve, and walk along both."""
     train, test = (jax.tree.map(jnp.asarray, data) for data in load_digits())
     steps, curve_steps, grid = settings.choose(full=(1000, 2000, 61), quick=(500, 500, 21))
     *keys, curve_key = jax.random.split(settings.key, 3)
@@ -90,9 +90,21 @@ def run(settings: Settings) -> Outcome:
     _, on_line = interpolate_loss(measure, start, end, data, points=POINTS)
     _, on_curve = path.losses(measure, data, points=POINTS)
     on_line, on_curve = jax.device_get((on_line, on_curve))
+    return Outcome(
+        _checks(on_line, on_curve),
+        draw(on_line, on_curve, path, train, grid),
+        "Left: the loss on the way from one trained network (t = 0) to another (t = 1). The "
+        "straight line climbs over a barrier, the curve does not; the remaining test loss is there "
+        "at the ends too. Right: the training loss in the plane through both networks and the "
+        "point c that the curve bends towards; dark is low. The dashed line crosses a ridge, the "
+        "curve follows the valley around it.",
+    )
+
+
+def _checks(on_line: dict[str, Profile], on_curve: dict[str, Profile]) -> list[Check]:
     line, curve = on_line["training"], on_curve["training"]
     lost = [on_line["test"].accuracy_lost, on_curve["test"].accuracy_lost]
-    checks = [
+    return [
         Check(
             "on the straight line the training loss climbs by at least 0.3 nats",
             f"by {line.barrier:.2f} nats",
@@ -114,15 +126,6 @@ def run(settings: Settings) -> Outcome:
             lost[1] <= 2.5,
         ),
     ]
-    return Outcome(
-        checks,
-        draw(on_line, on_curve, path, train, grid),
-        "Left: the loss on the way from one trained network (t = 0) to another (t = 1). The "
-        "straight line climbs over a barrier, the curve does not; what is left of the test loss "
-        "is there at the ends too. Right: the training loss in the plane through both networks and "
-        "the point c that the curve bends towards; dark is low. The dashed line crosses a ridge, "
-        "the curve follows the valley around it.",
-    )
 
 
 def loss_fn(params: Any, data: Data) -> jax.Array:
@@ -131,7 +134,7 @@ def loss_fn(params: Any, data: Data) -> jax.Array:
 
 
 def train_networks(keys: jax.Array, data: Data, steps: int) -> list[Any]:
-    """One trained network for each key, which decides its first weights and its batches."""
+    """One trained network for each key, which determines its initial weights and its batches."""
     tx = gradtx.adam(gradtx.cosine_decay_schedule(3e-3, steps))
 
     @jax.jit
@@ -170,7 +173,7 @@ class Plane(NamedTuple):
     Attributes:
         origin: the first of them, a vector.
         axes: two orthonormal vectors, the first of which points to the second set.
-        unravel: makes parameters of a vector.
+        unravel: converts a vector to parameters.
     """
 
     origin: jax.Array
@@ -179,7 +182,7 @@ class Plane(NamedTuple):
 
     @classmethod
     def through(cls, first: Any, second: Any, third: Any) -> "Plane":
-        """The plane in which all three lie."""
+        """The plane that contains all three."""
         origin, unravel = ravel_pytree(first)
         offsets = jnp.stack([ravel_pytree(tree)[0] - origin for tree in (second, third)], axis=1)
         # The signs of a QR decomposition are arbitrary.
@@ -212,25 +215,25 @@ def draw(
     train: Data,
     grid: int,
 ) -> Any:
-    """The losses along both ways, and the plane in which they lie."""
-    figure, ((ways, plane),) = new_figure("Two trained networks and the ways between them")
+    """Plot the losses along both paths, and the plane that contains them."""
+    figure, ((losses, plane),) = new_figure("Two trained networks and the paths between them")
     positions = np.linspace(0, 1, POINTS)
-    for way, color, profiles in (
+    for path_name, color, profiles in (
         ("straight line", VERMILION, on_line),
         ("curve", BLUE, on_curve),
     ):
         for which, style in (("training", "-"), ("test", ":")):
-            label = f"{way}, {which} images"
-            ways.plot(positions, profiles[which].loss, style, color=color, lw=2, label=label)
+            label = f"{path_name}, {which} images"
+            losses.plot(positions, profiles[which].loss, style, color=color, lw=2, label=label)
     describe(
-        ways,
-        "The loss on the way",
+        losses,
+        "The loss along the paths",
         "position t",
         "cross-entropy / nats",
         xlim=(0, 1),
         ylim=(-0.05, 1.3 * on_line["test"].loss.max()),
     )
-    ways.legend(fontsize="small", loc="upper center", ncols=2)
+    losses.legend(fontsize="small", loc="upper center", ncols=2)
     draw_plane(figure, plane, path, train, grid)
     return figure
 

@@ -1,24 +1,24 @@
 """What many layers do to a signal, and how large weights must be for it to pass.
 
-A layer multiplies the size of its input by a number, and many layers by a power of it: with
-W = 1.5 I the signal explodes as 1.5^l, with 0.5 I it vanishes as 0.5^l, and so do the gradients on
-their way back. With random weights of variance s / fan_in, the mean square q of the activations
-phi(z) and that of the gradients, g, follow between wide layers of equal widths
+A layer multiplies the size of its input by a factor, and many layers by a power of it: with
+W = 1.5 I the signal explodes as 1.5^l, with 0.5 I it vanishes as 0.5^l, and the backpropagated
+gradients do the same. With random weights of variance s / fan_in, the mean square q of the
+activations phi(z) and the mean square g of the gradients obey, for wide layers of equal widths,
 
     forward     q_l = E phi(z)^2,    z ~ N(0, s q_{l-1})
     backward    g_{l-1} = s E phi'(z)^2 g_l
 
-For the rectifier this makes s / 2 both times, and only s = 2, He's rule, keeps both; with LeCun's
-s = 1, which is Glorot's between equal widths, they halve at each layer. tanh flattens what is
-large, so that with s = 1 the signal decays ever more slowly, as about 1 / (2 l), and with s = 2 it
-settles, while the gradients grow on their way back.
+For relu both factors are s / 2, and only s = 2, He's rule, preserves both; with LeCun's s = 1,
+which is Glorot's for equal widths, they halve at each layer. tanh compresses large values: with
+s = 1 the signal decays more and more slowly, as about 1 / (2 l), and with s = 2 it settles, while
+the gradients grow as they are backpropagated.
 
-The same variance in all layers is not the goal, the same variance times fan_in is: with weights of
+The goal is not the same variance in all layers but the same variance times fan_in: with weights of
 variance 2 / 256 everywhere the signal shrinks in layers that have fewer than 256 inputs, and grows
 in those that have more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -34,8 +34,8 @@ from gradtx.normalization import rms_norm
 
 CLAIM = (
     "The mean squares of activations and gradients change from layer to layer by the factors that "
-    "initialization and nonlinearity predict; only weights of variance 2 / fan_in take both "
-    "unchanged through deep rectifier networks, and the activations whatever the widths."
+    "initialization and nonlinearity predict; only weights of variance 2 / fan_in preserve both "
+    "in deep relu networks, and the activations for all widths."
 )
 
 DEPTH = 40
@@ -67,7 +67,7 @@ def pass_on(
             so that the gradient with respect to them is that with respect to the activations.
 
     Returns:
-        The last activations, and the mean squares of each layer's, of shape (layers,).
+        The last activations, and the mean squares of each layer's activations, shape (layers,).
     """
 
     def layer(h: jax.Array, inputs: Any) -> tuple[jax.Array, jax.Array]:
@@ -84,7 +84,7 @@ def pass_on(
 def signals(
     key: jax.Array, x: jax.Array, init: Initializer, activation: Activation, width: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean squares of the activations and the gradients, of shape (DEPTH,) each.
+    """Mean squares of the activations and of the gradients, of shape (DEPTH,) each.
 
     The loss is a random linear function of the last activations, so that the last gradient has mean
     square 1.
@@ -108,7 +108,7 @@ def expected_signals(activation: Activation, s: float) -> tuple[np.ndarray, np.n
         deviation = (s * squares[-1]) ** 0.5
         squares.append(activation_gain(lambda z, d=deviation: activation(d * z)))
         factors.append(s * activation_gain(lambda z, d=deviation: slope(d * z)))
-    # The first layer's factor leads back to the inputs, whose gradient is not looked at.
+    # The first layer's factor leads to the gradient of the inputs, which is not used.
     return np.array(squares[1:]), np.cumprod([1.0, *factors[:0:-1]])[::-1]
 
 
@@ -123,14 +123,44 @@ def squares_of_widths(key: jax.Array, x: jax.Array, init: Initializer) -> jax.Ar
 
 def run(settings: Settings) -> Outcome:
     """Send digits through scaled identities, random layers, and layers of two widths."""
-    # Each image gets mean square 1.
+    # Each image is scaled to mean square 1.
     x = rms_norm(jnp.asarray(load_digits().train["image"][:16]), epsilon=0.0)
     keys = jax.random.split(settings.key, settings.choose(full=64, quick=16))
+    identities = identity_signals(settings.key, x)
+    measured = network_signals(keys, x)
+    expected = {name: expected_signals(*network) for name, network in NETWORKS.items()}
+    constant = normal((2 / BETWEEN) ** 0.5)
+    widths = mean_over_networks(
+        lambda key: [squares_of_widths(key, x, init) for init in (constant, he_normal())], keys
+    )
+    fans_in = [x.shape[-1], *[NARROW] * LAYERS, *[WIDE] * (LAYERS - 1)]
+    expected_widths = [np.cumprod(np.array(fans_in) / BETWEEN), np.ones(len(fans_in))]
+    checks = [
+        *(
+            _check_powers(scale, identities[0][i], identities[1][i])
+            for i, scale in enumerate(SCALES)
+        ),
+        *(_check_factors(name, measured[name], expected[name]) for name in measured),
+        *_width_checks(widths, expected_widths),
+    ]
+    figure, panels = new_figure("Signals and gradients through many layers", rows=2)
+    _draw_identities(panels[0, 0], identities)
+    _draw_networks(panels[0, 1], measured, expected, 0)
+    _draw_networks(panels[1, 1], measured, expected, 1)
+    _draw_widths(panels[1, 0], widths, expected_widths)
+    caption = (
+        f"Mean squares over the layers, of {len(x)} digits in {len(keys)} networks; dashed: "
+        "predictions. Top left: powers of the scale. Right: activations in the forward pass and "
+        f"gradients in the backward pass, with {WIDTH} units per layer; only He's rule with relu "
+        f"preserves both. Bottom left: {LAYERS} layers of {NARROW} units and {LAYERS} of {WIDE}; "
+        "with the same variance everywhere the signal vanishes and then explodes, with variance "
+        "2 / fan_in it is preserved."
+    )
+    return Outcome(checks, figure, caption)
 
-    def mean_over_networks(measure: Callable[[jax.Array], Any]) -> Any:
-        # One network after the other: all their weights together would fill the memory.
-        means = jax.jit(lambda keys: jax.lax.map(measure, keys))(keys)
-        return jax.tree.map(lambda a: np.asarray(a, np.float64).mean(axis=0), means)
+
+def identity_signals(key: jax.Array, x: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """What `signals` returns for linear layers with identities scaled by each of SCALES."""
 
     @jax.jit
     @jax.vmap
@@ -138,8 +168,13 @@ def run(settings: Settings) -> Outcome:
         def init(*arguments: Any) -> jax.Array:
             return scale * identity()(*arguments)
 
-        return signals(settings.key, x, init, lambda z: z, x.shape[-1])
+        return signals(key, x, init, lambda z: z, x.shape[-1])
 
+    return jax.device_get(scaled(jnp.array(SCALES)))
+
+
+def network_signals(keys: jax.Array, x: jax.Array) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What `signals` returns for each of NETWORKS, the mean over random weights."""
     activations, variances = zip(*NETWORKS.values(), strict=True)
 
     def random(key: jax.Array) -> Any:
@@ -149,51 +184,29 @@ def run(settings: Settings) -> Outcome:
 
         return jax.vmap(network)(jnp.arange(len(NETWORKS)), jnp.array(variances))
 
-    identities = jax.device_get(scaled(jnp.array(SCALES)))
-    forward, backward = mean_over_networks(random)
-    measured = dict(zip(NETWORKS, zip(forward, backward, strict=True), strict=True))
-    expected = {name: expected_signals(*network) for name, network in NETWORKS.items()}
-    constant = normal((2 / BETWEEN) ** 0.5)
-    widths = mean_over_networks(
-        lambda key: [squares_of_widths(key, x, init) for init in (constant, he_normal())]
-    )
-    fans_in = [x.shape[-1], *[NARROW] * LAYERS, *[WIDE] * (LAYERS - 1)]
-    expected_widths = [np.cumprod(np.array(fans_in) / BETWEEN), np.ones(len(fans_in))]
+    forward, backward = mean_over_networks(random, keys)
+    return dict(zip(NETWORKS, zip(forward, backward, strict=True), strict=True))
 
-    checks = [
-        *(
-            _check_powers(scale, identities[0][i], identities[1][i])
-            for i, scale in enumerate(SCALES)
-        ),
-        *(_check_factors(name, measured[name], expected[name]) for name in measured),
-        *(
-            Check(
+
+def mean_over_networks(measure: Callable[[jax.Array], Any], keys: jax.Array) -> Any:
+    """The mean over PRNG keys of what is measured with each."""
+    # One network at a time: the weights of all of them would fill the memory.
+    results = jax.jit(lambda keys: jax.lax.map(measure, keys))(keys)
+    return jax.tree.map(lambda a: np.asarray(a, np.float64).mean(axis=0), results)
+
+
+def _width_checks(widths: Any, expected: Any) -> Iterator[Check]:
+    for rule, squares, ideal in zip(WIDTH_RULES, widths, expected, strict=True):
+        for width, part in ((NARROW, slice(0, LAYERS + 1)), (WIDE, slice(LAYERS, None))):
+            yield Check(
                 f"variance {rule}: times {_factor(ideal[part]):.3f} a layer with {width} inputs",
                 f"{_factor(squares[part]):.3f}",
                 abs(_factor(squares[part]) / _factor(ideal[part]) - 1) < 0.1,
             )
-            for rule, squares, ideal in zip(WIDTH_RULES, widths, expected_widths, strict=True)
-            for width, part in ((NARROW, slice(0, LAYERS + 1)), (WIDE, slice(LAYERS, None)))
-        ),
-    ]
-    figure, panels = new_figure("Signals and gradients through many layers", rows=2)
-    _draw_identities(panels[0, 0], identities)
-    _draw_networks(panels[0, 1], measured, expected, 0)
-    _draw_networks(panels[1, 1], measured, expected, 1)
-    _draw_widths(panels[1, 0], widths, expected_widths)
-    caption = (
-        f"Mean squares over the layers, of {len(x)} digits in {len(keys)} networks; dashed: "
-        "predictions. Top left: powers of the scale. Right: activations on the way forward and "
-        f"gradients on the way back, {WIDTH} units a layer; only He's rule with rectifiers keeps "
-        f"both. Bottom left: {LAYERS} layers of {NARROW} units and {LAYERS} of {WIDE}; the same "
-        "variance everywhere makes the signal vanish and then explode, variance 2 / fan_in keeps "
-        "it."
-    )
-    return Outcome(checks, figure, caption)
 
 
 def _factor(squares: np.ndarray) -> float:
-    """The factor from layer to layer, on geometric average."""
+    """The factor from layer to layer, as a geometric mean."""
     return float((squares[-1] / squares[0]) ** (1 / (len(squares) - 1)))
 
 
@@ -202,7 +215,7 @@ def _check_powers(scale: float, forward: np.ndarray, backward: np.ndarray) -> Ch
     error = max(np.abs(a / a[0] / powers - 1).max() for a in (forward, backward[::-1]))
     return Check(
         f"W = {scale:g} I: signal and gradient change as {scale:g}^l",
-        f"mean squares at most {error:.1e} off after {DEPTH} layers",
+        f"largest relative deviation {error:.1e} of the mean squares after {DEPTH} layers",
         bool(error < 1e-4),
     )
 
@@ -212,7 +225,7 @@ def _check_factors(name: str, measured: Any, expected: Any) -> Check:
         (_factor(squares[0]), _factor(squares[1][::-1])) for squares in (measured, expected)
     )
     return Check(
-        f"{name}: activations times {ideal[0]:.3f} a layer, gradients {ideal[1]:.3f} a layer back",
+        f"{name}: activations times {ideal[0]:.3f} per layer, gradients {ideal[1]:.3f} backwards",
         f"{forward:.3f} and {backward:.3f}",
         abs(forward / ideal[0] - 1) < 0.025 and abs(backward / ideal[1] - 1) < 0.025,
     )

@@ -1,18 +1,18 @@
-"""Where rectified units bend, and how their initialization decides it.
+"""Where relu units bend, and how their initialization determines it.
 
 A unit relu(w x + b) with one input is zero on one side of its elbow x = -b / w and a straight line
-on the other. A network can bend only where its units have elbows, so these belong where the data
-are, here in [-1, 1]. A unit whose elbow lies outside is straight on all data or, if it points away
+on the other. A network can bend only where its units have elbows, so they should be where the data
+are, here in [-1, 1]. A unit whose elbow lies outside is linear on all data or, if it points away
 from them (b <= -|w|), dead: zero on all data, with no gradient to learn from.
 
     normal      w, b ~ N(0, 1)      elbows are Cauchy distributed, F(x) = 1/2 + atan(x) / pi: half
                                     of them lie in [-1, 1], a quarter of the units are dead
     uniform     w, b ~ U(-1, 1)     F(x) = 1/2 + x/4 in [-1, 1], 1 - 1/(4x) above: the same shares;
-                                    PyTorch draws a layer with one input like this
-    zero bias   b = 0               all elbows are at 0: no unit is lost, but all bend at one place
-    spread      b = -c w            with c ~ U(-1, 1): the elbows are c, evenly over the data
+                                    this is PyTorch's initialization of a layer with one input
+    zero bias   b = 0               all elbows are at 0: no unit is lost, but all bend at one point
+    spread      b = -c w            with c ~ U(-1, 1): the elbows are c, spread evenly over the data
 
-Then networks with one hidden layer learn three waves of a sine from each of these starts.
+Then networks with one hidden layer learn three periods of a sine wave from each of these starts.
 """
 
 import math
@@ -29,9 +29,9 @@ from gradtx.diagnostics import relu_elbows
 from gradtx.initializers import he_normal, normal, uniform_symmetric
 
 CLAIM = (
-    "With normal weights and biases the elbows of ReLU units of one input are Cauchy distributed: "
-    "half of them miss the data and a quarter of the units are dead; elbows spread over the data "
-    "lose no unit and fit a wave best."
+    "With normal weights and biases the elbows of relu units with one input are Cauchy "
+    "distributed: half of them miss the data and a quarter of the units are dead; elbows spread "
+    "over the data lose no unit and fit a wave best."
 )
 
 HIDDEN = 64
@@ -41,7 +41,7 @@ WAVE = np.sin(3 * np.pi * X)
 NORMAL, UNIFORM, ZERO, SPREAD = STARTS = ("normal", "uniform", "zero bias", "spread")
 BLACK, BLUE, VERMILION, GREEN, PURPLE, ORANGE, _ = COLORS
 COLOR_OF = dict(zip(STARTS, (VERMILION, ORANGE, PURPLE, BLUE), strict=True))
-# The shares of units that bend within the data, are straight on all data, and are dead.
+# The shares of units that bend within the data, are linear on all data, and are dead.
 SHARES = dict.fromkeys((NORMAL, UNIFORM), (0.5, 0.25, 0.25)) | dict.fromkeys(
     (ZERO, SPREAD), (1.0, 0.0, 0.0)
 )
@@ -72,22 +72,22 @@ def distribution(start: str, x: np.ndarray) -> np.ndarray:
 
 
 def distance(elbows: np.ndarray, start: str) -> float:
-    """Kolmogorov's and Smirnov's: the largest between measured and expected distribution."""
+    """The Kolmogorov-Smirnov distance between the measured and the expected distribution."""
     expected = distribution(start, np.sort(elbows))
     measured = np.arange(len(elbows) + 1) / len(elbows)
     return float(np.maximum(measured[1:] - expected, expected - measured[:-1]).max())
 
 
 def shares(layer: Layer) -> np.ndarray:
-    """The measured shares of units that bend within the data, are straight there, and are dead."""
+    """The measured shares of units that bend within the data, are linear there, and are dead."""
     kernel, bias = layer
     is_on = np.asarray(X @ kernel + bias[None]) > 0
-    dead, straight = np.mean(~is_on.any(axis=0)), np.mean(is_on.all(axis=0))
-    return np.array([1 - dead - straight, straight, dead])
+    dead, linear = np.mean(~is_on.any(axis=0)), np.mean(is_on.all(axis=0))
+    return np.array([1 - dead - linear, linear, dead])
 
 
 def fit(params: Any) -> tuple[jax.Array, jax.Array]:
-    """The mean squared error over the steps of training, and the outputs in the end."""
+    """The mean squared error at each training step, and the outputs at the end."""
     tx, x = gradtx.adam(3e-3), jnp.asarray(X)
 
     def loss(params: Any) -> jax.Array:
@@ -117,7 +117,7 @@ def fits(key: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def run(settings: Settings) -> Outcome:
-    """Look at the elbows of many units, and train networks from each start."""
+    """Measure the elbows of many units, and train networks from each start."""
     units = settings.choose(full=40_000, quick=10_000)
     unit_key, network_key = jax.random.split(settings.key)
     layers = first_layers(unit_key, units)
@@ -126,16 +126,35 @@ def run(settings: Settings) -> Outcome:
     errors, outputs = jax.device_get(
         fits(jax.random.split(network_key, settings.choose(full=64, quick=24)))
     )
-    # The errors of networks differ by factors, so their mean is geometric.
-    error = dict(zip(STARTS, np.exp(np.log(errors[:, :, -1]).mean(axis=0)), strict=True))
+    checks = [
+        *_elbow_checks(elbows),
+        *_share_checks(measured, units),
+        _check_of_fits(errors[:, :, -1]),
+    ]
+    figure, panels = new_figure("The elbows of relu units", rows=2)
+    _draw_densities(panels[0, 0], elbows)
+    _draw_shares(panels[0, 1], measured)
+    _draw_fits(panels[1, 0], errors[:, :, -1], outputs)
+    _draw_errors(panels[1, 1], errors)
+    caption = (
+        "Top left: histograms of the elbows and the densities that the formulas predict; the data "
+        "lie in the shaded interval, and normal or uniform weights put half of the elbows outside. "
+        "Top right: the shares of units that bend, are linear or are dead (dots: predicted). "
+        "Bottom left: a network whose elbows all start at 0 misses waves at the ends. Bottom "
+        "right: the error during training, geometric mean over the networks."
+    )
+    return Outcome(checks, figure, caption)
 
-    # Beyond this distance only one sample in 1000 lies.
+
+def _elbow_checks(elbows: dict[str, np.ndarray]) -> list[Check]:
+    """The checks of the distributions of the elbows."""
+    units = len(elbows[NORMAL])
+    # One sample in 1000 lies beyond this distance.
     critical = math.sqrt(math.log(2 / 1e-3) / 2 / units)
     quartiles = np.quantile(elbows[NORMAL], (0.25, 0.75))
-    # Four standard errors: of a quartile of the Cauchy distribution, and of a share.
+    # Four standard errors of a quartile of the Cauchy distribution.
     quartile_error = 4 * math.sqrt(3 / 16 / units) * 2 * math.pi
-    share_error = 4 * math.sqrt(1 / 4 / units)
-    checks = [
+    return [
         *(
             Check(
                 f"{name}: the elbows are distributed as the formula says",
@@ -150,35 +169,34 @@ def run(settings: Settings) -> Outcome:
             f"{quartiles[0]:.3f} and {quartiles[1]:.3f}",
             bool(np.abs(quartiles - (-1, 1)).max() < quartile_error),
         ),
-        *(
-            Check(
-                f"{name}: {_percent(SHARES[name])} of the units bend within the data, are "
-                "straight there, are dead",
-                _percent(measured[name]),
-                bool(np.abs(measured[name] - SHARES[name]).max() < share_error),
-            )
-            for name in STARTS
-        ),
-        Check(
-            "spread elbows fit the wave best, and elbows at one place worst",
-            "mean squared error " + ", ".join(f"{name} {error[name]:.2g}" for name in STARTS),
-            error[SPREAD] < min(error[NORMAL] / 2, error[UNIFORM])
-            and error[ZERO] > 2 * max(error[NORMAL], error[UNIFORM]),
-        ),
     ]
-    figure, panels = new_figure("The elbows of rectified units", rows=2)
-    _draw_densities(panels[0, 0], elbows)
-    _draw_shares(panels[0, 1], measured)
-    _draw_fits(panels[1, 0], errors[:, :, -1], outputs)
-    _draw_errors(panels[1, 1], errors)
-    caption = (
-        "Top left: histograms of the elbows and the densities that the formulas predict; the data "
-        "lie in the shaded interval, and normal or uniform weights put half of the elbows outside. "
-        "Top right: what becomes of the units (dots: predicted). Bottom left: a network whose "
-        "elbows all start at 0 misses waves at the ends. Bottom right: the error while learning, "
-        "geometric mean over the networks."
+
+
+def _share_checks(measured: dict[str, np.ndarray], units: int) -> list[Check]:
+    """The checks of the shares of units."""
+    # Four standard errors of a share.
+    error = 4 * math.sqrt(1 / 4 / units)
+    return [
+        Check(
+            f"{name}: {_percent(SHARES[name])} of the units bend within the data, are linear "
+            "there, are dead",
+            _percent(measured[name]),
+            bool(np.abs(measured[name] - SHARES[name]).max() < error),
+        )
+        for name in STARTS
+    ]
+
+
+def _check_of_fits(errors: np.ndarray) -> Check:
+    """The check of the errors after training, of shape (networks, starts)."""
+    # The errors of networks differ by factors, so their mean is geometric.
+    error = dict(zip(STARTS, np.exp(np.log(errors).mean(axis=0)), strict=True))
+    return Check(
+        "spread elbows fit the wave best, and elbows at one point worst",
+        "mean squared error " + ", ".join(f"{name} {error[name]:.2g}" for name in STARTS),
+        error[SPREAD] < min(error[NORMAL] / 2, error[UNIFORM])
+        and error[ZERO] > 2 * max(error[NORMAL], error[UNIFORM]),
     )
-    return Outcome(checks, figure, caption)
 
 
 def _percent(values: Any) -> str:
@@ -203,12 +221,12 @@ def _draw_densities(axes: Any, elbows: dict[str, np.ndarray]) -> None:
 def _draw_shares(axes: Any, measured: dict[str, np.ndarray]) -> None:
     colors = (GREEN, "0.75", BLACK)
     heights, bottoms = np.array(list(measured.values())), np.zeros(len(STARTS))
-    for i, label in enumerate(("bend within the data", "straight on the data", "dead")):
+    for i, label in enumerate(("bend within the data", "linear on the data", "dead")):
         axes.bar(STARTS, heights[:, i], 0.6, bottoms, color=colors[i], label=label)
         bottoms += heights[:, i]
     edges = np.cumsum([SHARES[name][:2] for name in STARTS], axis=1)
     axes.plot(np.arange(len(STARTS)), edges, "o", color=ORANGE, mec=BLACK)
-    describe(axes, "What becomes of the units", "start", "share of the units", ylim=(0, 1.3))
+    describe(axes, "The shares of units", "start", "share of the units", ylim=(0, 1.3))
     axes.legend(fontsize="small", loc="upper center", ncols=3)
 
 

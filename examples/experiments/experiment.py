@@ -1,7 +1,7 @@
 """What an experiment is: a claim, the checks that decide whether it held, and a picture.
 
-Each module beside this one is an experiment. It has a docstring that explains to a student what is
-to be seen, a sentence `CLAIM`, and a function `run(settings)` that returns an `Outcome`.
+Each experiment is a module of this folder. It has a docstring that explains to a student what to
+look for, a sentence `CLAIM`, and a function `run(settings)` that returns an `Outcome`.
 """
 
 import importlib
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Okabe & Ito's colours, which colour-blind people can tell apart: black, blue, vermilion, green,
+# Okabe & Ito's palette, which color-blind people can tell apart: black, blue, vermilion, green,
 # purple, orange, sky blue.
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
@@ -51,12 +51,12 @@ class Settings:
     @property
     def key(self) -> "jax.Array":
         """The PRNG key of the seed."""
-        import jax  # only here: the names are listed without waiting for jax
+        import jax  # only here, because listing the names does not need jax
 
         return jax.random.key(self.seed)
 
     def choose(self, *, full: T, quick: T) -> T:
-        """One of two sizes: what the claim deserves, or what a few seconds allow."""
+        """One of two sizes: what the claim needs, or what takes a few seconds."""
         return quick if self.quick else full
 
 
@@ -65,9 +65,9 @@ class Check:
     """One measurement that the claim implies.
 
     Attributes:
-        statement: what should be so, in a phrase.
-        measured: the figure that came out, with its unit, as text.
-        holds: whether it is so.
+        statement: what should be true, in a phrase.
+        measured: the measured value, with its unit, as text.
+        holds: whether it is true.
     """
 
     statement: str
@@ -77,12 +77,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out of an experiment.
+    """The result of an experiment.
 
     Attributes:
-        checks: the measurements that decide about the claim.
-        figure: a matplotlib figure.
-        caption: what to see in the picture, in a few sentences for a student.
+        checks: the measurements that decide whether the claim held.
+        figure: a `matplotlib.figure.Figure`.
+        caption: what the picture shows, in a few sentences for a student.
     """
 
     checks: Sequence[Check]
@@ -102,7 +102,7 @@ class Experiment(Protocol):
     CLAIM: str
 
     def run(self, settings: Settings) -> Outcome:
-        """Measure, decide and draw."""
+        """Measure, decide and plot."""
         ...
 
 
@@ -118,8 +118,8 @@ def new_figure(title: str, rows: int = 1, columns: int = 2, **subplots: Any) -> 
 
     Args:
         title: the title of the whole figure.
-        rows: how many panels stand above each other.
-        columns: how many panels stand beside each other.
+        rows: the number of rows of panels.
+        columns: the number of columns of panels.
         **subplots: further arguments of `Figure.subplots`, such as `sharex`.
     """
     figure = extras.load("matplotlib.figure").Figure(
@@ -130,7 +130,7 @@ def new_figure(title: str, rows: int = 1, columns: int = 2, **subplots: Any) -> 
 
 
 def describe(axes: Any, title: str, x: str, y: str, **more: Any) -> None:
-    """Give a panel its title, its axes with their units, a grid, and a legend if it has labels.
+    """Give a panel its title, axis labels with units, a grid, and a legend if it has labels.
 
     Args:
         axes: the panel.

@@ -1,4 +1,4 @@
-"""A page that shows experiments: one HTML file that needs nothing else, not even JavaScript."""
+"""A page that shows experiments: a single HTML file, without JavaScript."""
 
 import base64
 import io
@@ -23,7 +23,7 @@ class Exhibit:
         name: the experiment's name.
         claim: what it claims.
         explanation: the module's docstring, for students.
-        outcome: what came out.
+        outcome: its result.
         seconds: how long it took.
         picture: the figure as PNG.
     """
@@ -59,8 +59,8 @@ def write(exhibits: Sequence[Exhibit], folder: Path, how: str) -> Path:
 
     Args:
         exhibits: what to show, in this order.
-        folder: where to write index.html; made if it is not there.
-        how: how the figures came about, in a sentence.
+        folder: where to write index.html; created if needed.
+        how: how the experiments were run, in a sentence.
 
     Returns:
         The path of the page.
@@ -116,7 +116,7 @@ def _badge(holds: bool, yes: str = verdict(True), no: str = verdict(False)) -> s
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """The paragraphs of a docstring; indented ones are equations and keep their lines."""
+    """The paragraphs of a docstring; indented ones are equations, whose lines are kept."""
     for paragraph in re.split(r"\n\s*\n", text.strip("\n")):
         if paragraph.startswith(" "):
             yield f"<pre>{escape(dedent(paragraph).rstrip())}</pre>"
@@ -125,7 +125,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _alternative(outcome: Outcome) -> str:
-    """What the picture shows, for those who do not see it; its caption tells the rest."""
+    """A description of the picture for those who cannot see it, in addition to its caption."""
     figure = outcome.figure
     titles = [axes.get_title() for axes in figure.axes]
     panels = "; ".join(title for title in titles if title)
@@ -151,7 +151,7 @@ $style</style>
 <header>
 <h1>Experiments with gradtx</h1>
 <p class="tally">$tally</p>
-<p>Each experiment states a claim, measures what the claim implies and draws a picture. $how</p>
+<p>Each experiment states a claim, measures what it implies and draws a picture. $how</p>
 </header>
 <nav aria-label="Experiments">
 <ol>
@@ -173,7 +173,7 @@ _CARD = Template("""\
 $explanation
 </div>
 <table>
-<thead><tr><th scope="col">what should be so</th><th scope="col">measured</th>\
+<thead><tr><th scope="col">what should hold</th><th scope="col">measured</th>\
 <th scope="col">held</th></tr></thead>
 <tbody>
 $rows

@@ -1,14 +1,14 @@
 """Lottery tickets: the few weights that were enough from the start.
 
 A trained network can lose most of its weights, the smallest ones, and still work. Why, then, not
-train the small network in the first place? Because that usually fails: with a random choice of the
-same number of weights the network learns more slowly and less.
+train the small network from the beginning? Because that usually fails: with a random choice of the
+same number of weights the network learns more slowly and reaches less.
 
 The lottery ticket hypothesis says that a large network contains small ones that do learn, and that
-they are found like this: train, prune the smallest weights, set those that are left back to their
-values before the training, and repeat. What is left is a winning ticket. Two comparisons tell what
-makes it one. A random mask keeps as many weights in each layer, but others. New values keep the
-same weights, but start them from other random numbers. If tickets do better than both, it takes
+they are found as follows: train, prune the smallest weights, reset the remaining ones to their
+values before training, and repeat. What remains is a winning ticket. Two comparisons show what
+matters. A random mask keeps as many weights in each layer, but different ones. New values keep the
+same weights, but start them from different random numbers. If tickets do better than both, it takes
 the right weights, and the values with which they happened to start.
 """
 
@@ -33,9 +33,9 @@ from examples.experiments.networks import (
 from gradtx.diagnostics import apply_mask, freeze_pruned, prune_by_magnitude
 
 CLAIM = (
-    "With a quarter of its weights, those that end up largest, set back to their first values, a "
+    "With a quarter of its weights, those that end up largest, reset to their initial values, a "
     "network learns to read as many test images as the whole one; with a twentieth it reads "
-    "clearly more than with random weights, or than with the same weights and new first values."
+    "clearly more than with random weights, or than with the same weights and new initial values."
 )
 
 WIDTHS = (64, 128, 64, 10)
@@ -49,7 +49,7 @@ Data = dict[str, jax.Array]
 
 
 class Learning(NamedTuple):
-    """How networks learned, after each stage of the training.
+    """The progress of networks, after each stage of the training.
 
     Attributes:
         loss: the training loss in nats, shape (networks, STAGES).
@@ -61,12 +61,12 @@ class Learning(NamedTuple):
 
     @property
     def mean_accuracy(self) -> float:
-        """The mean of all networks after the last stage, in percent."""
+        """The mean accuracy of all networks after the last stage, in percent."""
         return float(100 * np.mean(self.accuracy[:, -1]))
 
 
 def run(settings: Settings) -> Outcome:
-    """Prune and rewind in rounds, and train what is left beside its two comparisons."""
+    """Prune and rewind in rounds, and train what remains along with its two comparisons."""
     train_data, test_data = (jax.tree.map(jnp.asarray, data) for data in load_digits())
     fraction, rounds, quarter, twentieth, networks, steps = settings.choose(
         full=(0.3, 11, 4, 8, 6, 600), quick=(0.5, 5, 2, 4, 3, 300)
@@ -91,10 +91,24 @@ def run(settings: Settings) -> Outcome:
         learned["new values"].append(learn(new, mask)[1])
         learned["random mask"].append(learn(first, other)[1])
         left.append(share_left(mask))
+    return Outcome(
+        _checks(left, learned, quarter, twentieth),
+        draw(np.array(left), learned, twentieth, steps),
+        f"Left: the share of test images that are read correctly after {steps} steps, as the mean "
+        f"of {networks} networks with a band of one standard deviation. From left to right more "
+        "and more weights are pruned; tickets lose accuracy much later than the two comparisons. "
+        f"Right: training with {left[twentieth]:.1f} % of the weights, and with the whole "
+        "networks: tickets are ahead from the first steps on. Biases are not pruned.",
+    )
 
+
+def _checks(
+    left: list[float], learned: dict[str, list[Learning]], quarter: int, twentieth: int
+) -> list[Check]:
+    """The checks after the rounds in which a quarter and a twentieth of the weights are left."""
     right = {name: [each.mean_accuracy for each in every] for name, every in learned.items()}
     ticket = right["ticket"]
-    checks = [
+    return [
         Check(
             f"with {left[quarter]:.0f} % of the weights tickets lose at most 1 percentage point",
             f"{ticket[quarter]:.1f} % right, the whole networks {ticket[0]:.1f} %",
@@ -109,19 +123,10 @@ def run(settings: Settings) -> Outcome:
             )
             for name, comparison, least in (
                 ("random mask", "random masks", 4),
-                ("new values", "their weights with new first values", 1),
+                ("new values", "the same weights with new initial values", 1),
             )
         ),
     ]
-    return Outcome(
-        checks,
-        draw(np.array(left), learned, twentieth, steps),
-        f"Left: the share of test images that are read correctly after {steps} steps, the mean of "
-        f"{networks} networks with their standard deviation as band. From left to right ever more "
-        "weights are pruned; tickets lose what they can do much later than the two comparisons. "
-        f"Right: how they learn with {left[twentieth]:.1f} % of the weights, beside the whole "
-        "networks: tickets are ahead from the first steps on. Biases are not pruned.",
-    )
 
 
 def loss_fn(params: Any, data: Data) -> jax.Array:
@@ -130,7 +135,7 @@ def loss_fn(params: Any, data: Data) -> jax.Array:
 
 
 def init_networks(key: jax.Array, networks: int) -> Any:
-    """The first values of several networks, stacked along a first axis."""
+    """The initial parameters of several networks, stacked along a first axis."""
     return jax.vmap(lambda key: init_dense(key, WIDTHS))(jax.random.split(key, networks))
 
 
@@ -141,7 +146,7 @@ def train(
     """Train stacked networks on the weights that their masks keep.
 
     Args:
-        params: the first values, with a first axis of networks.
+        params: the initial parameters, with a first axis of networks.
         mask: the masks, with a first axis of networks.
         keys: the PRNG key of each network's batches.
         train_data: the training images.
@@ -149,7 +154,7 @@ def train(
         steps: the number of steps.
 
     Returns:
-        The trained networks, and how they learned.
+        The trained networks, and their progress.
     """
 
     def train_one(params: Any, mask: Any, key: jax.Array) -> tuple[Any, Learning]:
@@ -190,7 +195,7 @@ def shuffle(key: jax.Array, mask: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnames="fraction")
 def prune(params: Any, mask: Any, fraction: float) -> Any:
-    """Prune a fraction of each network's weights that are left."""
+    """Prune a fraction of each network's remaining weights."""
     return jax.vmap(lambda p, m: prune_by_magnitude(p, fraction, mask=m))(params, mask)
 
 
@@ -201,13 +206,13 @@ def share_left(mask: Any) -> float:
 
 
 def draw(left: np.ndarray, learned: dict[str, list[Learning]], twentieth: int, steps: int) -> Any:
-    """The accuracy over the weights that are left, and the loss over the steps."""
+    """Plot the accuracy over the remaining weights, and the loss over the steps."""
     figure, ((sparsity, time),) = new_figure("Winning tickets and their comparisons")
     stages = np.arange(1, STAGES + 1) * (steps // STAGES)
     labels = {
-        "ticket": "ticket: largest weights, first values",
+        "ticket": "ticket: largest weights, initial values",
         "new values": "largest weights, new values",
-        "random mask": "random weights, first values",
+        "random mask": "random weights, initial values",
     }
     for name, color in COLOR_OF.items():
         right = 100 * np.stack([learning.accuracy[:, -1] for learning in learned[name]], axis=1)
@@ -218,7 +223,7 @@ def draw(left: np.ndarray, learned: dict[str, list[Learning]], twentieth: int, s
     draw_band(time, stages, whole.loss, color=BLACK, ls=":", label="whole network")
     describe(
         sparsity,
-        "After training, with ever fewer weights",
+        "After training, with fewer and fewer weights",
         "weights left / %",
         "test images read correctly / %",
         xscale="log",
@@ -230,7 +235,7 @@ def draw(left: np.ndarray, learned: dict[str, list[Learning]], twentieth: int, s
     sparsity.xaxis.set_minor_locator(ticker.NullLocator())
     describe(
         time,
-        f"Learning with {left[twentieth]:.1f} % of the weights",
+        f"Training with {left[twentieth]:.1f} % of the weights",
         "step",
         "training loss / nats",
         yscale="log",
@@ -239,7 +244,7 @@ def draw(left: np.ndarray, learned: dict[str, list[Learning]], twentieth: int, s
 
 
 def draw_band(panel: Any, x: np.ndarray, values: np.ndarray, *, color: str, **style: Any) -> None:
-    """The mean of the rows, within one standard deviation."""
+    """Plot the mean of the rows, with a band of one standard deviation."""
     mean, deviation = values.mean(axis=0), values.std(axis=0)
     panel.plot(x, mean, color=color, lw=2, ms=4, **style)
     panel.fill_between(x, mean - deviation, mean + deviation, color=color, alpha=0.2, lw=0)

@@ -1,19 +1,19 @@
 """Averages and momentum as low-pass filters.
 
-An optimizer sees its gradients as a sequence, and a sequence is a sum of waves. A filter that is
-linear passes each wave of w radians per step on as a wave of the same frequency; only its height
-and its phase change. For the exponential moving average with decay b,
+An optimizer sees its gradients as a sequence, and a sequence is a sum of waves. A linear filter
+turns each wave of w radians per step into a wave of the same frequency; only its amplitude and its
+phase change. For the exponential moving average with decay b,
 
     m_t = b * m_{t-1} + (1 - b) * g_t
 
-both are read off the transfer function H(w) = (1 - b) / (1 - b exp(-iw)):
+both follow from the transfer function H(w) = (1 - b) / (1 - b exp(-iw)):
 
-    height   |H(w)| = (1 - b) / sqrt(1 - 2 b cos w + b^2)
-    phase    arg H(w) = -atan2(b sin w, 1 - b cos w)
+    amplitude   |H(w)| = (1 - b) / sqrt(1 - 2 b cos w + b^2)
+    phase       arg H(w) = -atan2(b sin w, 1 - b cos w)
 
-Slow waves pass whole and b / (1 - b) steps late; fast ones, such as the noise of mini-batches or
-the zigzag across a ravine, nearly vanish. Momentum, v_t = b * v_{t-1} + g_t, is the same filter
-1 / (1 - b) times as strong: what persists becomes 1 / (1 - b) times as large, what flips its sign
+Slow waves pass unchanged but b / (1 - b) steps late; fast ones, such as the noise of mini-batches
+or the zigzag across a ravine, nearly vanish. Momentum, v_t = b * v_{t-1} + g_t, is the same filter
+1 / (1 - b) times as strong: what persists becomes 1 / (1 - b) times as large, what changes its sign
 at each step only 1 / (1 + b) times. Above the cutoff frequency, where
 cos w = 1 - (1 - b)^2 / (2 b), less than half of the power is left.
 """
@@ -31,12 +31,12 @@ from examples.experiments.sequences import filtered
 
 CLAIM = (
     "An exponential moving average and momentum are the same low-pass filter, up to the factor "
-    "1 / (1 - b): they change the height and the phase of every wave as their transfer function "
+    "1 / (1 - b): they change the amplitude and the phase of every wave as their transfer function "
     "says."
 )
 
 DECAYS = (0.5, 0.9, 0.99)
-# Long enough that 0.99^STEPS, the share of the start that is left, is below 1e-8.
+# So many that the remaining share of the start, 0.99^STEPS, is below 1e-8.
 STEPS = 2000
 SLOW, FAST = 2 * np.pi / 100, 2 * np.pi / 5
 BLACK, BLUE, VERMILION, GREEN, *_ = COLORS
@@ -49,24 +49,38 @@ def run(settings: Settings) -> Outcome:
     frequencies = np.concatenate([np.geomspace(1e-3, np.pi, 60), cutoffs])
     average = measured_response(lambda b: gradtx.ema(b, debias=False), frequencies)
     momentum = measured_response(gradtx.trace, frequencies)
+    amplitudes = np.abs(transfer(0.9, np.array([SLOW, FAST])))
+    return Outcome(
+        [*_response_checks(frequencies, average, momentum), *_special_checks(frequencies, average)],
+        _draw(frequencies, average, momentum, *two_waves(settings.key)),
+        "The curves are the formulas; each dot is a wave that went through gradtx. Top: both "
+        "filters have the same shape; the average passes slow waves with amplitude 1, momentum "
+        "makes them 1 / (1 - b) times larger. Triangles mark the cutoff. Bottom left: the phase, "
+        "as steps of delay: the stronger the filter, the later the slow waves. Bottom right: a "
+        "slow and a fast wave with noise, before and after an average with b = 0.9, which leaves "
+        f"{amplitudes[0]:.0%} of the slow and {amplitudes[1]:.0%} of the fast wave.",
+    )
+
+
+def _response_checks(
+    frequencies: np.ndarray, average: np.ndarray, momentum: np.ndarray
+) -> list[Check]:
+    """The checks of amplitude and phase at all frequencies."""
     decays = np.array(DECAYS)[:, None]
     expected = transfer(decays, frequencies)
-    height_error = np.abs(np.abs(average) / np.abs(expected) - 1).max()
+    average_error = np.abs(np.abs(average) / np.abs(expected) - 1).max()
     momentum_error = np.abs(np.abs(momentum) / np.abs(expected / (1 - decays)) - 1).max()
     phase_error = max(
         np.abs(np.angle(response / expected)).max() for response in (average, momentum)
     )
-    at_cutoff = np.diagonal(np.abs(average[:, -len(DECAYS) :]))
-    delay = -np.angle(average[:, 0]) / frequencies[0]
-    expected_delay = np.array(DECAYS) / (1 - np.array(DECAYS))
-    checks = [
+    return [
         Check(
-            "the average's height is (1 - b) / sqrt(1 - 2 b cos w + b²)",
-            f"largest relative deviation {height_error:.1e} at {len(frequencies)} frequencies",
-            bool(height_error < 1e-4),
+            "the amplitude of the average is (1 - b) / sqrt(1 - 2 b cos w + b²)",
+            f"largest relative deviation {average_error:.1e} at {len(frequencies)} frequencies",
+            bool(average_error < 1e-4),
         ),
         Check(
-            "the momentum's height is 1 / sqrt(1 - 2 b cos w + b²)",
+            "the amplitude of momentum is 1 / sqrt(1 - 2 b cos w + b²)",
             f"largest relative deviation {momentum_error:.1e} at {len(frequencies)} frequencies",
             bool(momentum_error < 1e-4),
         ),
@@ -75,29 +89,28 @@ def run(settings: Settings) -> Outcome:
             f"largest deviation {phase_error:.1e} rad",
             bool(phase_error < 1e-4),
         ),
+    ]
+
+
+def _special_checks(frequencies: np.ndarray, average: np.ndarray) -> list[Check]:
+    """The checks at the cutoff frequencies, which are the last ones, and of slow waves."""
+    at_cutoff = np.diagonal(np.abs(average[:, -len(DECAYS) :]))
+    delay = -np.angle(average[:, 0]) / frequencies[0]
+    expected_delay = np.array(DECAYS) / (1 - np.array(DECAYS))
+    return [
         Check(
-            "at the cutoff frequency half of the power is left: height 1 / sqrt(2) = 0.7071",
-            ", ".join(f"{height:.4f}" for height in at_cutoff) + f" for b = {_listed(DECAYS)}",
+            "at the cutoff frequency half of the power is left: amplitude 1 / sqrt(2) = 0.7071",
+            ", ".join(f"{amplitude:.4f}" for amplitude in at_cutoff)
+            + f" for b = {_listed(DECAYS)}",
             bool(np.abs(at_cutoff - np.sqrt(0.5)).max() < 1e-4),
         ),
         Check(
-            f"slow waves come b / (1 - b) = {_listed(expected_delay)} steps late",
+            f"slow waves are b / (1 - b) = {_listed(expected_delay)} steps late",
             f"{', '.join(f'{steps:.2f}' for steps in delay)} steps for b = {_listed(DECAYS)}",
-            # Not quite: the wave with w = 0.001 is not infinitely slow.
+            # Not exactly: the wave with w = 0.001 is not infinitely slow.
             bool(np.abs(delay / expected_delay - 1).max() < 0.01),
         ),
     ]
-    heights = np.abs(transfer(0.9, np.array([SLOW, FAST])))
-    return Outcome(
-        checks,
-        _draw(frequencies, average, momentum, *two_waves(settings.key)),
-        "The curves are the formulas; each dot is a wave that went through gradtx. Top: both "
-        "filters have the same shape; the average passes slow waves with height 1, momentum makes "
-        "them 1 / (1 - b) times higher. Triangles mark the cutoff. Bottom left: the phase, as "
-        "steps of delay: the stronger the filter, the later the slow waves. Bottom right: a slow "
-        f"and a fast wave with noise, before and after an average with b = 0.9, which leaves "
-        f"{heights[0]:.0%} of the slow and {heights[1]:.0%} of the fast wave.",
-    )
 
 
 def transfer(decay: Any, frequency: np.ndarray) -> np.ndarray:
@@ -113,14 +126,14 @@ def cutoff(decay: float) -> float:
 def measured_response(
     make: Callable[[Any], gradtx.GradientTransformation], frequencies: np.ndarray
 ) -> np.ndarray:
-    """What filters make of waves, after the start has faded.
+    """The response of filters to waves, after the start has faded.
 
     Args:
-        make: the filter of a decay.
+        make: makes the filter with a decay.
         frequencies: in rad/step, of shape (n,).
 
     Returns:
-        The complex heights that each of DECAYS gives to waves of height 1, of shape (decays, n).
+        The complex amplitudes that each of DECAYS gives to waves of amplitude 1, shape (decays, n).
     """
     # In float64, because the angle grows to thousands of rad.
     angle = frequencies * np.arange(STEPS)[:, None]
@@ -172,8 +185,8 @@ def _draw(
         delays.plot(frequencies, -np.angle(average[i]) / frequencies, **dots)
     x = "w: frequency (rad/step)"
     scale = {"xscale": "log", "yscale": "log"}
-    describe(first, "Exponential moving average", x, "|H(w)|: height of the wave", **scale)
-    describe(second, "Momentum", x, "height of the wave", **scale)
+    describe(first, "Exponential moving average", x, "|H(w)|: amplitude of the wave", **scale)
+    describe(second, "Momentum", x, "amplitude of the wave", **scale)
     describe(delays, "Delay of both", x, "steps", ylim=(0.02, 200), **scale)
     steps = np.arange(len(waves))
     example.plot(steps, waves, ".-", color="0.7", lw=0.7, ms=3, label="gradients")

@@ -1,4 +1,4 @@
-"""A plain network for the digits, whose initializers, nonlinearity and normalization are free."""
+"""A dense network for the digits, with any initializers, nonlinearity and normalization."""
 
 from collections.abc import Callable, Sequence
 
@@ -22,7 +22,7 @@ def init_dense(
 
     Args:
         key: the PRNG key.
-        widths: the numbers of units, from the inputs to the outputs.
+        widths: the number of units of each layer, from the inputs to the outputs.
         kernel_init: the initializer of the kernels; None: He's.
         bias_init: the initializer of the biases.
     """
@@ -54,10 +54,10 @@ def apply_dense(
         layers: the parameters.
         x: the inputs.
         activation: the nonlinearity of all layers but the last.
-        batch_normalization: whether the inputs of each nonlinearity are standardized over the
-            batch, by this batch's own statistics.
+        batch_normalization: whether the inputs of each nonlinearity are standardized with the
+            statistics of the batch.
     """
-    prepare = batch_standardize if batch_normalization else as_they_are
+    prepare = batch_standardize if batch_normalization else unchanged
     return trace_dense(layers, x, activation, prepare)[0]
 
 
@@ -67,14 +67,14 @@ def trace_dense(
     activation: Activation,
     prepare: Callable[[int, jax.Array], jax.Array],
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """The outputs of `apply_dense`, and what each hidden layer's nonlinearity was given.
+    """The outputs of `apply_dense`, and the inputs of each hidden layer's nonlinearity.
 
     Args:
         layers: the parameters.
         x: the inputs, of shape (n, inputs).
         activation: the nonlinearity of all layers but the last.
-        prepare: `prepare(i, z)` makes of hidden layer i's sums z, of shape (n, units), the inputs
-            of its nonlinearity.
+        prepare: `prepare(i, z)` returns the inputs of hidden layer i's nonlinearity, given its sums
+            z, of shape (n, units).
     """
     *hidden, last = layers
     given = []
@@ -85,13 +85,13 @@ def trace_dense(
 
 
 def batch_standardize(layer: int, z: jax.Array) -> jax.Array:
-    """Each unit's sums, over the batch, with mean 0 and variance 1."""
+    """Each unit's sums, standardized to mean 0 and variance 1 over the batch."""
     del layer
     return standardize(z, axis=0)
 
 
-def as_they_are(layer: int, z: jax.Array) -> jax.Array:
-    """The sums themselves."""
+def unchanged(layer: int, z: jax.Array) -> jax.Array:
+    """The sums, unchanged."""
     del layer
     return z
 
@@ -99,7 +99,7 @@ def as_they_are(layer: int, z: jax.Array) -> jax.Array:
 def shuffled_batches(key: jax.Array, samples: int, batch_size: int, steps: int) -> jax.Array:
     """The samples of each step, as indices of shape (steps, batch_size), for a `jax.lax.scan`.
 
-    Each epoch has a random order of its own; what it has left over for no full batch is dropped.
+    Each epoch has a random order of its own; samples that do not fill a batch are dropped.
     """
     per_epoch = samples // batch_size
     epochs = -(-steps // per_epoch)
@@ -118,5 +118,5 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The share of samples whose largest logit is the label's."""
+    """The share of samples whose largest logit is that of the label."""
     return jnp.mean(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.float32)

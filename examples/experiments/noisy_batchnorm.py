@@ -1,22 +1,22 @@
 """Batch normalization does not help by keeping the inputs of layers stable.
 
-Batch normalization was made to reduce "internal covariate shift": a layer has to learn while the
-layers before it change what it is given. Santurkar et al. put this to a test: they brought the
-shift back, by noise behind the batch normalization, and the network learned all the same.
+Batch normalization was designed to reduce "internal covariate shift": a layer has to learn while
+the layers before it change its inputs. Santurkar et al. put this to the test: they reintroduced the
+shift, by noise after the batch normalization, and the network learned all the same.
 
-The test here: between batch normalization and tanh the sums z of unit j and sample i become
+The same test here: between batch normalization and tanh the sums z of unit j and sample i become
 
     y_ij = s_j z_ij + m_j + 0.1 n_ij,    s_j ~ U(1/2, 2),  m_j ~ U(-1, 1),  n_ij ~ N(0, 1)
 
-with new s_j and m_j at each step. What a layer is given then has another mean and another variance
-at each step, drawn from nowhere. Over the steps, for batches of B samples:
+with new s_j and m_j at each step. The inputs of a layer then have a different mean and variance at
+each step, drawn at random. Over the steps, for batches of B samples:
 
     standard deviation of the mean = sqrt(1/3 + 0.01 / B)
     mean of the variance = 7/4 + 0.01 (1 - 1/B)
 
-Without noise batch normalization has the mean 0 and the variance 1 at every step. A network without
-it is in between: its means move by sampling, and as it learns. Noise is for training only: all
-networks are tested without it.
+Without noise, batch normalization has mean 0 and variance 1 at every step. A network without it is
+in between: its means change because of sampling, and as it learns. The noise is for training only:
+all networks are tested without it.
 
 Source:
     Santurkar et al. 2018, "How does batch normalization help optimization?", section 2.2 and
@@ -44,7 +44,7 @@ from examples.experiments.networks import (
 from gradtx.initializers import glorot_uniform
 
 CLAIM = (
-    "Noise behind batch normalization makes the inputs of all layers more unstable than they are "
+    "Noise after batch normalization makes the inputs of all layers more unstable than they are "
     "without any normalization, and the network still learns about as well as with plain batch "
     "normalization, and faster than without."
 )
@@ -53,7 +53,7 @@ BATCH_SIZE = 64
 LEARNING_RATE = 0.1
 STRETCH, SHIFT, OWN_NOISE = 2.0, 1.0, 0.1
 EVERY = 5  # steps between two tests
-NAMES = ("no normalization", "batch normalization", "with noise behind it")
+NAMES = ("no normalization", "batch normalization", "with noise after it")
 BLACK, BLUE, VERMILION, GREEN, *_ = COLORS
 LINES = ((VERMILION, "--"), (BLUE, "-"), (GREEN, "-."))
 # The unit whose inputs are drawn.
@@ -61,18 +61,18 @@ LAYER, UNIT = 3, 0
 
 
 class Training(NamedTuple):
-    """What happened to several networks of the three kinds: arrays (networks, kinds, ...)."""
+    """The training of several networks of the three kinds: arrays (networks, kinds, ...)."""
 
-    means: Any  # over the batch of what each unit is given, at each step: (..., layers, units)
+    means: Any  # of the inputs of each nonlinearity over the batch: (..., steps, layers, units)
     variances: Any
     loss: Any  # of the test images, before every EVERY steps
     accuracy: Any
 
     def instability(self) -> Any:
-        """How means and variances vary over the late steps, of shape (2, networks, kinds, layers).
+        """How much means and variances vary late in training, shape (2, networks, kinds, layers).
 
-        It is their standard deviation, for means in units of the standard deviation within the
-        batch, for variances of the variance; averaged over the units of a layer.
+        This is their standard deviation over the steps, relative to the standard deviation within
+        the batch (for means) or to the variance (for variances), averaged over a layer's units.
         """
         late = self.means.shape[2] // 2
         means, variances = self.means[:, :, late:], self.variances[:, :, late:]
@@ -82,7 +82,7 @@ class Training(NamedTuple):
 
 
 def run(settings: Settings) -> Outcome:
-    """Train the same networks without normalization, with it, and with noise behind it."""
+    """Train the same networks without normalization, with it, and with noise after it."""
     data = jax.tree.map(jnp.asarray, load_digits())
     samples = len(data.train["label"])
     networks, steps = settings.choose(full=(6, 330), quick=(3, 165))
@@ -101,18 +101,29 @@ def run(settings: Settings) -> Outcome:
             jnp.array([False, False, True]),
         )
     )
-
     unstable = training.instability().mean(axis=1)
+    return Outcome(
+        [*_noise_checks(training), *_result_checks(training, unstable)],
+        _draw(training, unstable),
+        f"Top: the inputs of tanh in one unit of layer {LAYER + 1}, batch by batch; the line is "
+        "the mean, the band extends one standard deviation to each side. Without normalization the "
+        "mean changes with the samples of the batch and as the network learns; with batch "
+        "normalization nothing moves; noise moves it at every step. Bottom left: the same holds in "
+        "all layers. Bottom middle and right: and yet the network with noise learns almost as if "
+        "there were none, and faster than the one without normalization (medians of "
+        f"{networks} networks; bands extend from the lowest to the highest).",
+    )
+
+
+def _noise_checks(training: Training) -> list[Check]:
+    """The checks of means and variances with and without noise."""
     wandering = np.sqrt(np.mean(np.var(training.means[:, 2], axis=1, ddof=1)))
     variance = training.variances[:, 2].mean()
     expected_wandering = np.sqrt(SHIFT**2 / 3 + OWN_NOISE**2 / BATCH_SIZE)
     expected_variance = (STRETCH**3 - STRETCH**-3) / 3 / (STRETCH - 1 / STRETCH)
     expected_variance += OWN_NOISE**2 * (1 - 1 / BATCH_SIZE)
     stillness = np.abs(training.means[:, 1]).max()
-    loss = training.loss.mean(axis=(0, 2))
-    last_quarter = training.accuracy.shape[-1] // 4
-    right = training.accuracy[:, :, -last_quarter:].mean(axis=(0, 2))
-    checks = [
+    return [
         Check(
             f"noise makes a unit's mean vary by sqrt(1/3 + 0.01 / B) = {expected_wandering:.4f}",
             f"{wandering:.4f}",
@@ -128,6 +139,15 @@ def run(settings: Settings) -> Outcome:
             f"largest mean of a batch {stillness:.0e}",
             bool(stillness < 1e-4),
         ),
+    ]
+
+
+def _result_checks(training: Training, unstable: np.ndarray) -> list[Check]:
+    """The checks of how unstable the inputs are, and of how well the networks learn."""
+    loss = training.loss.mean(axis=(0, 2))
+    last_quarter = training.accuracy.shape[-1] // 4
+    right = training.accuracy[:, :, -last_quarter:].mean(axis=(0, 2))
+    return [
         Check(
             "in every layer, noise makes means and variances less stable than no normalization",
             f"means at least {np.min(unstable[0, 2] / unstable[0, 0]):.1f} times, variances at "
@@ -135,27 +155,17 @@ def run(settings: Settings) -> Outcome:
             bool(np.all(unstable[:, 2] > 1.5 * unstable[:, 0])),
         ),
         Check(
-            "with noise the network ends about as good as with plain batch normalization",
+            "with noise the final accuracy is about that of plain batch normalization",
             f"{right[2]:.1%} and {right[1]:.1%} of test images right, {right[0]:.1%} without any",
             bool(right[2] > right[1] - 0.015),
         ),
         Check(
             "with noise it learns nearly as fast, and faster than without normalization",
-            f"mean test loss on the way {loss[2]:.3f} and {loss[1]:.3f}, {loss[0]:.3f} without any",
+            f"mean test loss during training {loss[2]:.3f} and {loss[1]:.3f}, {loss[0]:.3f} "
+            "without any",
             bool(loss[2] < (loss[0] + loss[1]) / 2),
         ),
     ]
-    return Outcome(
-        checks,
-        _draw(training, unstable),
-        f"Top: what one unit of layer {LAYER + 1} is given, batch by batch; the line is the mean, "
-        "the band one standard deviation to each side. Without normalization the mean moves with "
-        "the samples of the batch and as the network learns; with batch normalization nothing "
-        "moves; noise throws it about. Bottom left: so it is in all layers. Bottom middle and "
-        "right: and yet the network with noise learns almost as if there was none, faster than "
-        f"the one without normalization (medians of {networks} networks; bands from the lowest to "
-        "the highest).",
-    )
 
 
 @jax.jit
@@ -176,8 +186,8 @@ def train(
         batches: for each network the samples of each step, (networks, steps / EVERY, EVERY, B).
         keys: for each network the PRNG keys of each step, (networks, steps / EVERY, EVERY).
         data: the digits.
-        normalized: for each kind whether it has batch normalization.
-        noisy: for each kind whether there is noise before its nonlinearities.
+        normalized: whether each kind has batch normalization.
+        noisy: whether each kind has noise before its nonlinearities.
     """
     tx = gradtx.sgd(LEARNING_RATE)
 
@@ -211,7 +221,7 @@ def train(
 
 
 def add_noise(key: jax.Array, z: jax.Array) -> jax.Array:
-    """What the noise makes of sums of shape (samples, units)."""
+    """Apply the noise to sums of shape (samples, units)."""
     stretch_key, shift_key, own_key = jax.random.split(key, 3)
     unit = (1, z.shape[1])
     stretch = jax.random.uniform(stretch_key, unit, minval=1 / STRETCH, maxval=STRETCH)
@@ -221,7 +231,7 @@ def add_noise(key: jax.Array, z: jax.Array) -> jax.Array:
 
 def _draw(training: Training, unstable: np.ndarray) -> Any:
     figure, (units, (instability, loss, right)) = new_figure(
-        "Is it the stability of its inputs that helps a layer to learn?", rows=2, columns=3
+        "Does a layer learn better because its inputs are stable?", rows=2, columns=3
     )
     steps = np.arange(training.means.shape[2])
     for kind, (axes, name, (color, _)) in enumerate(zip(units, NAMES, LINES, strict=True)):
@@ -230,7 +240,7 @@ def _draw(training: Training, unstable: np.ndarray) -> Any:
         axes.fill_between(steps, mean - deviation, mean + deviation, color=color, alpha=0.25, lw=0)
         axes.plot(steps, mean, color=color, lw=1.2)
         describe(
-            axes, f"One unit: {name}", "step", "given to tanh (mean ± deviation)", ylim=(-3.2, 3.2)
+            axes, f"One unit: {name}", "step", "input of tanh (mean ± deviation)", ylim=(-3.2, 3.2)
         )
 
     layers = np.arange(1, unstable.shape[-1] + 1)

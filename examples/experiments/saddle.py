@@ -1,21 +1,21 @@
-"""A saddle holds gradient descent up; noise lets it go.
+"""A saddle holds up gradient descent; noise lets it go.
 
 The loss f(x, y) = x^2 / 2 - L y^2 / 2 + y^4 / 4 has its minima at (0, +-sqrt(L)) and between them,
 at the origin, a saddle. Near it, each step of gradient descent with learning rate eta multiplies
 
     x by 1 - eta          (the saddle attracts), and
-    y by g = 1 + eta L    (it repels, but slowly where L is small).
+    y by g = 1 + eta L    (it repels, but slowly if L is small).
 
-A start on the line y = 0 never leaves it. A start beside it, at y_0, needs
+A start on the line y = 0 never leaves it. A start next to it, at y_0, needs
 
     T = log(d / y_0) / log(g)
 
-steps to come as far as y = d: the better the saddle was hit, the longer the wait. Noise of standard
-deviation s in the gradient ends the wait wherever the start was: t steps after y_0 = 0
+steps to reach y = d: the closer the start is to the line, the longer the wait. Noise of standard
+deviation s in the gradient ends the wait for every start: t steps after y_0 = 0
 
     Var y_t = v (g^(2t) - 1)    with    v = (eta s)^2 / (g^2 - 1).
 
-On the plateau the loss hardly falls. It looks like the end of training, and is not.
+On the plateau the loss hardly falls. It looks like the end of training, but it is not.
 """
 
 import math
@@ -30,7 +30,7 @@ from examples.experiments.experiment import COLORS, Check, Outcome, Settings, de
 
 CLAIM = (
     "Gradient descent waits at a saddle in proportion to log(1 / distance of the start from its "
-    "stable line), on the line for ever; with noise every run leaves, as fast as the negative "
+    "stable line), and on the line forever; with noise every run leaves, as fast as the negative "
     "curvature predicts."
 )
 
@@ -39,7 +39,8 @@ RATE = 0.1
 GROWTH = 1 + RATE * L
 NOISE = 1e-3
 NOISE_FLOOR = (RATE * NOISE) ** 2 / (GROWTH**2 - 1)
-ESCAPED = 0.05  # as far as this, y^4 hardly counts
+ESCAPED = 0.05  # up to this distance, y^4 hardly counts
+EARLY = 60  # a step at which all runs are still close to the line
 STARTS = tuple(10.0**-k for k in range(2, 13, 2))
 STEPS = 2000
 SHOWN = 12  # noisy runs in the picture
@@ -66,13 +67,13 @@ def descend(tx: gradtx.GradientTransformationExtraArgs, start: Any) -> tuple[Any
 
 
 def escape_steps(y: np.ndarray) -> np.ndarray:
-    """How many steps each run, of y with shape (runs, steps), took to escape; inf if it did not."""
+    """The number of steps until each run, y of shape (runs, steps), escapes; inf: it does not."""
     is_out = np.abs(y) >= ESCAPED
     return np.where(is_out.any(axis=1), is_out.argmax(axis=1), np.inf)
 
 
 def run(settings: Settings) -> Outcome:
-    """Descend from on the stable line, from beside it, and from on it with noise."""
+    """Descend from the stable line, from next to it, and from the line with noise."""
     runs = settings.choose(full=2000, quick=400)
     descent = gradtx.sgd(RATE)
     starts = jnp.array([[1.0, y] for y in (0.0, *STARTS)])
@@ -87,39 +88,63 @@ def run(settings: Settings) -> Outcome:
     keys = jax.random.split(settings.key, runs)
     noisy_points, noisy_losses = jax.device_get(jax.jit(jax.vmap(descend_noisily))(keys))
     y, noisy_y = points[1:, :, 1], noisy_points[:, :, 1]
+    waits, noisy_waits = escape_steps(y), escape_steps(noisy_y)
+    figure, panels = new_figure("Escape from a saddle", rows=2)
+    _draw_paths(panels[0, 0], points, noisy_points[:SHOWN])
+    _draw_distances(panels[0, 1], y, noisy_y[:SHOWN])
+    _draw_waits(panels[1, 0], waits, noisy_waits)
+    _draw_losses(panels[1, 1], losses, noisy_losses[:SHOWN])
+    caption = (
+        "Every run first falls to the saddle at the origin. There the distance |y| grows as a "
+        "power of 1 + eta L (dashed: the formula), so that each factor of 100 in the start costs "
+        "the same number of steps, while the loss hardly changes. A run that starts exactly on the "
+        "line stays there; with a little noise half of the runs have escaped after "
+        f"{np.median(noisy_waits):.0f} steps."
+    )
+    return Outcome(
+        [*_plain_checks(points, waits), *_noise_checks(noisy_y, noisy_waits)], figure, caption
+    )
 
+
+def _plain_checks(points: np.ndarray, waits: np.ndarray) -> list[Check]:
+    """The checks without noise, of points from the line and from each of STARTS."""
     end = float(np.linalg.norm(points[0, -1]))
-    early = 60
-    growth = (y[-1, early] / y[-1, 0]) ** (1 / early)
-    waits = escape_steps(y)
+    nearest = points[-1, :, 1]
+    growth = (nearest[EARLY] / nearest[0]) ** (1 / EARLY)
     delays = waits - np.log(ESCAPED / np.array(STARTS)) / math.log(GROWTH)
-    variance_ratio = noisy_y[:, early].var() / (NOISE_FLOOR * (GROWTH ** (2 * early) - 1))
-    noisy_waits = escape_steps(noisy_y)
-    # Late noise has no time to grow, so y_t is near sqrt(v) g^t N(0, 1), whose median is 0.6745.
-    typical = math.log(ESCAPED / (0.6745 * math.sqrt(NOISE_FLOOR))) / math.log(GROWTH)
-    checks = [
+    return [
         Check(
             "on its stable line the saddle is the end",
             f"distance {end:.1g} after {STEPS} steps",
             end < 1e-6,
         ),
         Check(
-            f"beside it y grows by 1 + eta L = {GROWTH:g} a step",
+            f"next to it y grows by 1 + eta L = {GROWTH:g} per step",
             f"{growth:.6f}",
-            abs(growth - GROWTH) < 1e-5,
+            bool(abs(growth - GROWTH) < 1e-5),
         ),
         Check(
             "y = d takes log(d / y_0) / log(1 + eta L) steps",
             f"{waits[0]:.0f} to {waits[-1]:.0f} steps, {delays.min():+.1f} to {delays.max():+.1f} "
             "from the formula",
-            # A whole number of steps, and a little more because y^4 counts a little.
+            # A whole number of steps, and slightly more because of y^4.
             bool(np.all((delays >= 0) & (delays < 2))),
         ),
+    ]
+
+
+def _noise_checks(noisy_y: np.ndarray, noisy_waits: np.ndarray) -> list[Check]:
+    """The checks with noise."""
+    runs = len(noisy_y)
+    variance_ratio = noisy_y[:, EARLY].var() / (NOISE_FLOOR * (GROWTH ** (2 * EARLY) - 1))
+    # Late noise has no time to grow, so y_t is near sqrt(v) g^t N(0, 1), whose median is 0.6745.
+    typical = math.log(ESCAPED / (0.6745 * math.sqrt(NOISE_FLOOR))) / math.log(GROWTH)
+    return [
         Check(
-            f"after {early} noisy steps Var y is v (g^{2 * early} - 1)",
+            f"after {EARLY} noisy steps Var y is v (g^{2 * EARLY} - 1)",
             f"{variance_ratio:.3f} times that",
             # Four standard errors of the variance of normal numbers.
-            abs(variance_ratio - 1) < 4 * math.sqrt(2 / runs),
+            bool(abs(variance_ratio - 1) < 4 * math.sqrt(2 / runs)),
         ),
         Check(
             "with noise every run escapes",
@@ -130,22 +155,9 @@ def run(settings: Settings) -> Outcome:
         Check(
             f"half of them within {typical:.0f} steps, as predicted",
             f"median {np.median(noisy_waits):.0f} steps",
-            abs(np.median(noisy_waits) - typical) < 0.1 * typical,
+            bool(abs(np.median(noisy_waits) - typical) < 0.1 * typical),
         ),
     ]
-    figure, panels = new_figure("Escape from a saddle", rows=2)
-    _draw_paths(panels[0, 0], points, noisy_points[:SHOWN])
-    _draw_distances(panels[0, 1], y, noisy_y[:SHOWN])
-    _draw_waits(panels[1, 0], waits, noisy_waits)
-    _draw_losses(panels[1, 1], losses, noisy_losses[:SHOWN])
-    caption = (
-        "Every run first falls to the saddle at the origin. There the distance |y| grows as a "
-        "power of 1 + eta L (dashed: the formula), so that each factor of 100 in the start costs "
-        "the same number of steps, while the loss stands still. A run that starts exactly on the "
-        f"line stays; with a little noise half of the runs are out after "
-        f"{np.median(noisy_waits):.0f} steps."
-    )
-    return Outcome(checks, figure, caption)
 
 
 def _draw_paths(axes: Any, points: np.ndarray, noisy_points: np.ndarray) -> None:
@@ -185,7 +197,7 @@ def _draw_waits(axes: Any, waits: np.ndarray, noisy_waits: np.ndarray) -> None:
     axes.semilogx(ends, predicted, "k--", label=r"$\log(d / y_0) / \log(1 + \eta L)$")
     axes.semilogx(STARTS, waits, "o", color=BLUE, label="from $y_0$, without noise")
     low, middle, high = np.quantile(noisy_waits, (0.05, 0.5, 0.95))
-    axes.axhline(middle, color=VERMILION, label="from $y = 0$, noisy: median, 90 % of runs")
+    axes.axhline(middle, color=VERMILION, label="from $y = 0$, noisy: median, 90% of runs")
     axes.axhspan(low, high, color=VERMILION, alpha=0.25)
     axes.invert_xaxis()
     describe(axes, f"The wait until $|y| = d = {ESCAPED:g}$", "start $y_0$", "steps")

@@ -1,4 +1,4 @@
-"""What a transformation makes of a sequence of gradients: a signal that passes, or a descent."""
+"""Applies a transformation to a sequence of gradients: a given signal, or those of a descent."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ import gradtx
 
 
 def filtered(tx: gradtx.GradientTransformation, signal: jax.Array) -> jax.Array:
-    """The updates that a transformation makes of each step's gradients.
+    """The updates that a transformation returns for each step's gradients.
 
     Args:
         tx: a transformation that needs no parameters, such as an average.
@@ -37,9 +37,9 @@ def descend(
 
     Args:
         tx: the optimizer.
-        gradient: of the loss, at given parameters.
-        start: the first parameters, of shape (...).
-        steps: how many updates to make.
+        gradient: a function from parameters to the gradient of the loss.
+        start: the initial parameters, of shape (...).
+        steps: the number of updates.
 
     Returns:
         The parameters before the first and after each update, of shape (steps + 1, ...).

@@ -119,8 +119,8 @@ def sample_truncated(
         # 2Φ(z) - 1 = erf(z/√2) is exact around zero.
         with jax.ensure_compile_time_eval():
             bounds = erf(jnp.asarray([lower, upper], dtype) / math.sqrt(2))
-        centred = jax.random.uniform(key, shape, dtype, bounds[0], bounds[1])
-        z = math.sqrt(2) * erfinv(centred)
+        centered = jax.random.uniform(key, shape, dtype, bounds[0], bounds[1])
+        z = math.sqrt(2) * erfinv(centered)
     else:
         # In the upper tail Φ rounds to 1; its complement 1 - Φ keeps full relative precision.
         nearest, farthest = _exceedance(lower), _exceedance(upper)

@@ -5,7 +5,7 @@ although the result, a number divided by a deviation, is of ordinary size. Such 
 measured in a unit: a power of two near the largest of them, so that dividing by it rounds nothing.
 
 The mean of float32 data near 1e4 is itself only known to about 5e-4, and squares of `x - mean`
-would carry that error. The data are therefore centred twice: on a first mean, which need only
+would carry that error. The data are therefore centered twice: on a first mean, which need only
 be close, and then on the mean of what is left. This is the corrected two-pass
 algorithm, with the correction applied to the deviations instead of to the sum of their squares.
 """
@@ -28,13 +28,13 @@ class Over:
     Attributes:
         axes: the axes that sums run over; they stay in every result, with size 1.
         axis_name: mapped axes that sums run over as well, or None.
-        centred: whether deviations are from the mean (True) or from zero.
+        centered: whether deviations are from the mean (True) or from zero.
         unbiased: whether the divisor of the variance is count - 1 instead of count.
     """
 
     axes: tuple[int, ...]
     axis_name: Hashable | None = None
-    centred: bool = True
+    centered: bool = True
     unbiased: bool = False
 
     def total(self, terms: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -96,7 +96,7 @@ class Measured(NamedTuple):
     def deviations(self, values: jax.Array, over: Over) -> jax.Array:
         """What `factor` multiplies; more accurate than subtracting the mean."""
         scaled = values * self.own
-        return (scaled - self.shift) - self.correction if over.centred else scaled
+        return (scaled - self.shift) - self.correction if over.centered else scaled
 
 
 def measure(values: jax.Array, mask: jax.Array | None, epsilon: jax.Array, over: Over) -> Measured:
@@ -128,7 +128,7 @@ def _measure(values: jax.Array, mask: jax.Array | None, epsilon: jax.Array, over
 
 def _sums(values: jax.Array, mask: jax.Array | None, over: Over) -> tuple[jax.Array, ...]:
     """The count, shift, correction and squares of `Measured`, of values in their own unit."""
-    if not over.centred:
+    if not over.centered:
         squares = over.total(jnp.square(values), mask)
         zero = jnp.zeros_like(squares)
         return over.count(squares, values, mask), zero, zero, squares

@@ -53,10 +53,10 @@ def _standardized_jvp(over: Over, primals: tuple, tangents: tuple) -> tuple:
     moved = change / 4 * fourfold
     # About zero, y is a product of the values. If it is written in two ways, XLA computes it
     # again instead of keeping it in memory.
-    again = y if over.centred else values / 4 * fourfold
+    again = y if over.centered else values / 4 * fourfold
     half_of_epsilon = epsilon_change / 32 * fourfold * fourfold
     shrinkage = -(over.total(again * moved, mask) / over.divisor(measured.count) + half_of_epsilon)
-    if over.centred:
+    if over.centered:
         y_change = moved - over.mean(moved, mask, measured.count) + y * shrinkage
     else:
         y_change = moved + values * own * (inverse * shrinkage)
@@ -79,7 +79,7 @@ def mean_and_variance(
 
 @mean_and_variance.defjvp
 def _mean_and_variance_jvp(over: Over, primals: tuple, tangents: tuple) -> tuple:
-    """The change is centred too, which removes what rounding leaves of the mean in `x - mean`.
+    """The change is centered too, which removes what rounding leaves of the mean in `x - mean`.
 
     Half of `x - mean` is finite for every finite x.
     """

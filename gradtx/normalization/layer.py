@@ -97,5 +97,5 @@ def rms_norm(
     check_epsilon("rms_norm", epsilon)
     array = as_floating("rms_norm", "x", x)
     axes = canonical_axes("rms_norm", axis, array.ndim)
-    y = standardize_over(array, epsilon, Over(axes, centred=False))
+    y = standardize_over(array, epsilon, Over(axes, centered=False))
     return affine("rms_norm", y, scale, bias, array, axes)

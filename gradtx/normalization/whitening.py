@@ -93,9 +93,11 @@ def whiten(x: ArrayLike, epsilon: Scalar = 1e-5) -> jax.Array:
         raise ValueError(f"whiten: x must have shape (samples, features), got shape {array.shape}")
     dtype = statistics_dtype(array.dtype)
     scaled, added = _in_units(array.astype(dtype), jnp.asarray(epsilon, dtype))
-    centred = _centred(_centred(scaled))  # the second time removes what rounding left of the mean
-    covariance = _product(centred.T, centred) / max(len(array), 1)
-    return _product(centred, _inverse_square_root(covariance, added)).astype(array.dtype)
+    centered = _centered(
+        _centered(scaled)
+    )  # the second time removes what rounding left of the mean
+    covariance = _product(centered.T, centered) / max(len(array), 1)
+    return _product(centered, _inverse_square_root(covariance, added)).astype(array.dtype)
 
 
 def _in_units(values: jax.Array, epsilon: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -109,7 +111,7 @@ def _in_units(values: jax.Array, epsilon: jax.Array) -> tuple[jax.Array, jax.Arr
     return values * scale, jnp.maximum(epsilon * scale * scale, least)
 
 
-def _centred(values: jax.Array) -> jax.Array:
+def _centered(values: jax.Array) -> jax.Array:
     return values - jnp.sum(values, 0, keepdims=True) / max(len(values), 1)
 
 

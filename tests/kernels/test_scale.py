@@ -33,7 +33,7 @@ def decayed(t, g, p, old, *, weight_decay=0.0):
     return g + weight_decay * p, {}
 
 
-def centred(t, g, p, old, *, layout="jax"):
+def centered(t, g, p, old, *, layout="jax"):
     # A matrix into as many outputs as it has columns, or rows.
     axis = 0 if layout == "jax" else 1
     return (g - np.mean(g, axis=axis, keepdims=True) if g.ndim == 2 else g), {}
@@ -54,7 +54,7 @@ CASES = [
         {"learning_rate": 3.0, "flip_sign": False},
     ),
     *cases(gradtx.add_decayed_weights, decayed, {}, {"weight_decay": 0.3}),
-    *cases(gradtx.centralize, centred, {"layout": "torch"}, {}),
+    *cases(gradtx.centralize, centered, {"layout": "torch"}, {}),
 ]
 
 

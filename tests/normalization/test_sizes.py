@@ -102,10 +102,10 @@ def test_values_and_gradients(name, dtype):
             assert_near(y, expected, digits, axis=1)
             g = exactly(jnp.asarray(weight, dtype))[None]
             along = (expected * g).sum(1, keepdims=True) / (6 - rule["ddof"])
-            centred = g - g.mean() if rule["mean"] else g
+            centered = g - g.mean() if rule["mean"] else g
             # Gradients of numbers near 1e38 are as small as float32 holds, which 1e-37 is not.
             fit = inverse[:, 0] < 6e4 if dtype == "float16" else inverse[:, 0] > 1e-37
-            right = (inverse * (centred - expected * along))[fit]
+            right = (inverse * (centered - expected * along))[fit]
             assert_near(gradient[fit], right, digits, axis=1)
             assert np.all(np.isfinite(np.asarray(gradient, np.float64)[fit]))
 
@@ -115,9 +115,9 @@ def test_large_gradients_of_the_largest_values():
     for function in (layer_norm, rms_norm):
         y, inverse = by_definition(x, 0, 1e-5, mean=function is layer_norm)
         g = exactly(weight)
-        centred = g - g.mean() if function is layer_norm else g
+        centered = g - g.mean() if function is layer_norm else g
         gradient = jax.grad(lambda x, function=function: jnp.sum(weight * function(x)))(x)
-        assert_near(gradient, inverse * (centred - y * (y * g).mean()), 1e-6)
+        assert_near(gradient, inverse * (centered - y * (y * g).mean()), 1e-6)
 
 
 def test_second_derivatives():
@@ -306,10 +306,10 @@ def test_whiten(size):
     random = np.random.default_rng(0)
     x = random.normal(size=(20, 3)) @ random.normal(size=(3, 3)) + 1.0
     small, scaled = jnp.asarray(x, jnp.float32), jnp.asarray(x * size, jnp.float32)
-    centred = np.asarray(scaled, np.float64) / size
-    centred -= centred.mean(0)
-    covariance = centred.T @ centred / 20
-    expected = centred @ np.linalg.inv(scipy.linalg.sqrtm(covariance))
+    centered = np.asarray(scaled, np.float64) / size
+    centered -= centered.mean(0)
+    covariance = centered.T @ centered / 20
+    expected = centered @ np.linalg.inv(scipy.linalg.sqrtm(covariance))
     weight = jnp.cos(jnp.arange(60.0)).reshape(20, 3)
 
     def loss(x, size=1.0):

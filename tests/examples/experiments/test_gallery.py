@@ -107,7 +107,7 @@ def test_a_card_shows_claim_verdict_checks_and_caption_as_they_are(page):
     assert page.texts("h2") == ["first", "noisy-second"]
     assert "first <claims>" in page.texts("p")
     assert page.texts("td") == ["x < y & <b>", "1 < 2", '"quoted"', "3 °C"] * 2
-    assert page.texts("th") == ["what should be so", "measured", "held"] * 2
+    assert page.texts("th") == ["what should hold", "measured", "held"] * 2
     assert page.texts("figcaption") == ["See <i>this</i> & that."] * 2
     contents, cards = ["held", "did not hold"], ["held", "yes", "yes", "did not hold", "yes", "no"]
     assert page.texts("span") == contents + cards
