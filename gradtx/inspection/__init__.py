@@ -1,4 +1,4 @@
-"""Looking into a transformation and its state: who updates what, and what belongs to whom."""
+"""What a transformation does to each parameter, and which part of its state belongs to it."""
 
 from gradtx.inspection.explain import Explanation, LeafPlan, explain
 from gradtx.inspection.migrate import Migration, migrate

@@ -1,4 +1,4 @@
-"""Arguments that were given in another order, named in one line: a tree's text fills pages."""
+"""Refusing arguments in the wrong order in one line, because the text of a tree fills pages."""
 
 import inspect
 from typing import Any
@@ -20,6 +20,6 @@ def checked_transformation(
 
 
 def checked_params(owner: str, params: Any) -> None:
-    """Refuse a transformation in place of the parameters."""
+    """Refuse a transformation in place of parameters."""
     if is_transformation(params):
         raise ValueError(f"{owner}: params must be the parameters, got a transformation")

@@ -34,16 +34,16 @@ class LeafPlan:
         path: its key path, such as "dense/kernel".
         shape: its shape.
         dtype: the name of its dtype, or of its Python type.
-        rules: what turns its gradient into its update, one after another.
-        kind: "trained", "frozen", or "no parameter" of what no optimizer may touch.
-        learning_rate: minus the product of all factors that the update is multiplied by, so that
-            it is negative where the loss would grow; None if it is not known. Of factors before a
-            rule such as Adam's, whose updates do not grow with the gradient, only the sign counts.
+        rules: the rules that turn its gradient into its update, in their order.
+        kind: "trained"; "frozen"; or "no parameter" for a leaf that no optimizer may change.
+        learning_rate: minus the product of all factors of the update, so that it is negative where
+            the loss would grow; None if it is not known. Factors before a rule such as Adam's,
+            whose updates do not grow with the gradient, count only by their sign.
         reason: why the learning rate is not known; "" if it is.
         weight_decay: each weight decay, with where it acts; empty if there is none, or none that
             is known.
-        state_bytes: the memory of its own part of the optimizer state.
-        is_known: whether it is known of all of its rules what they do, so that no decay is hidden.
+        state_bytes: the memory of its part of the optimizer state.
+        is_known: whether it is known what each of its rules does, so that no decay is missing.
     """
 
     path: str
@@ -61,7 +61,7 @@ class LeafPlan:
     def route(self) -> str:
         """The rules in one line."""
         if self.kind == "no parameter":
-            return "left alone: no parameter"
+            return "left alone: not a parameter"
         return " -> ".join(self.rules) or "nothing: the gradient is the update"
 
     @property
@@ -81,7 +81,7 @@ def _decay(leaf: LeafPlan) -> str:
     return " + ".join(map(str, leaf.weight_decay)) or missing
 
 
-# The columns of the table: heading, and the text for a leaf.
+# The columns of the table: heading -> the text for a leaf.
 _COLUMNS: dict[str, Callable[[LeafPlan], str]] = {
     "path": lambda leaf: leaf.path or "(the whole)",
     "shape": lambda leaf: "×".join(map(str, leaf.shape)) or "scalar",
@@ -94,13 +94,13 @@ _COLUMNS: dict[str, Callable[[LeafPlan], str]] = {
 
 @dataclass(frozen=True, repr=False)
 class Explanation:
-    """What an optimizer will do to each parameter; made by `explain`.
+    """What an optimizer will do to each parameter, as `explain` returns it.
 
     Attributes:
         rows: one for each leaf, in the order of `jax.tree.leaves(params)`.
-        shared_bytes: the memory of what belongs to no leaf alone, such as counts.
-        all_leaves: whether the text and the table have a line for each leaf, or one line for layers
-            that are treated alike.
+        shared_bytes: the memory of what does not belong to a single leaf, such as counts.
+        all_leaves: whether the text and the table have a line for each leaf, or one line for all
+            layers that are treated alike.
     """
 
     rows: tuple[LeafPlan, ...]
@@ -109,7 +109,7 @@ class Explanation:
 
     @property
     def parameters(self) -> int:
-        """The number of elements of all parameters, frozen ones among them."""
+        """The number of elements of all parameters, including frozen ones."""
         return sum(row.size for row in self.rows if row.kind != "no parameter")
 
     @property
@@ -136,7 +136,7 @@ class Explanation:
         )
 
     def __str__(self) -> str:
-        # One section for each route, so that a leaf in the wrong group strikes the eye.
+        # One section for each route, so that a leaf in the wrong group is easy to see.
         found = self._lines()
         texts = [cells for _, _, cells in found]
         heading, *lines = text_table(list(_COLUMNS), texts, numeric={len(_COLUMNS) - 1})
@@ -160,7 +160,7 @@ class Explanation:
         return html_table([*_COLUMNS, "updated by"], rows, caption=self.total)
 
     def _lines(self) -> list[tuple[str, int, list[str]]]:
-        """For each line its route, the number of leaves that it stands for, and its cells."""
+        """For each line its route, the number of its leaves, and its cells."""
         texts = [[column(row) for column in _COLUMNS.values()] for row in self.rows]
         if self.all_leaves:
             return [(row.route, 1, cells) for row, cells in zip(self.rows, texts, strict=True)]
@@ -181,45 +181,44 @@ def explain(
 ) -> Explanation:
     """Tell what an optimizer will do to each parameter, before training.
 
-    For each leaf: the rules that update it, its learning rate and weight decay in one step, and
-    the memory of its optimizer state; and the totals. A mask that misses its leaves, labels
-    in reverse, a bias that decays, or a frozen layer with moments shows here. Nothing is
-    calculated and no memory taken: `jax.ShapeDtypeStruct` will do for parameters.
+    It shows for each leaf the rules that update it, its learning rate and weight decay in one step,
+    and the memory of its optimizer state, and the totals of these. So it reveals a mask that misses
+    its leaves, swapped labels, a bias that decays, or a frozen layer that has moments. Nothing is
+    calculated and no memory is allocated: the parameters may be `jax.ShapeDtypeStruct`.
 
-    What the column "learning rate" says:
+    The column "learning rate":
 
         0.1                     the update is -0.1 times the gradient or a direction such as Adam's
         0.1 (decay at step 9)   the same, by the schedule `decay`
-        ? (clip after ...)      not known, and why: no number is shown that may not be the one that
-                                acts, as where a factor comes before what clips, where a method
-                                finds its own step size, or at a function of your own
+        ? (clip after ...)      not known, and why: for example a factor comes before clipping, the
+                                method finds its own step size, or a function is your own
 
-    What the column "weight decay" says, of 0.1:
+    The column "weight decay":
 
         0.1                     decoupled, as in AdamW: 0.1 * learning rate of the weights per step
         0.1 (L2)                an L2 penalty in the gradient, before what adapts or averages
         0.1 per step            a tenth of the weights, whatever the learning rate
         -0.1 per step (grows)   the same with the wrong sign: the weights grow by a tenth
-        0.1 (?)                 not known what becomes of it
+        0.1 (?)                 its effect is not known
 
-    Transformations that are not gradtx's own are shown by the name of the function that made them.
-    Of optax's, chains, masks, groups, clippings and `set_to_zero` are seen through; what others do
-    is not known: of a whole `optax.adamw`, neither learning rate nor decay. Memory is exact for
-    all.
+    Transformations of other libraries are shown by the name of the function that made them. What
+    optax's chains, masks, groups, clippings and `set_to_zero` do is known, and what is inside them
+    is shown; of others, such as a whole `optax.adamw`, neither the learning rate nor the decay is
+    known. The memory is always exact.
 
     Args:
         tx: the transformation.
         params: the parameters, a tree of arrays or of their shapes and dtypes.
-        step: the step, counted from 0, at which the values of schedules are shown; a warmup may
-            have a learning rate of 0 in the first. Inside `MultiSteps` steps count, as they do for
-            its schedules, and not mini-steps.
+        step: the step, counted from 0, at which schedules are evaluated. The learning rate of a
+            warmup may be 0 at the first. Inside `MultiSteps` it counts steps, not mini-steps, as
+            schedules there do.
         all_leaves: whether to print a line for each leaf. Otherwise leaves that are treated alike,
-            and whose paths differ in their numbers only, share one: "layers/[0-11]/kernel", with
+            and whose paths differ only in their numbers, share a line: "layers/[0-11]/kernel", with
             "12 × 4,096" bytes of state.
 
     Returns:
-        An `Explanation`: `print` shows it as text, a notebook as a table, and `rows` has it as
-        data.
+        An `Explanation`: `print` shows it as text, a notebook shows it as a table, and `rows` has
+        the data.
 
     Raises:
         ValueError: if `tx` is not a transformation, its masks or labels do not fit `params`, or
@@ -243,7 +242,7 @@ def explain(
         <BLANKLINE>
         8 parameters (2 frozen), 52 bytes of state (4 shared), 6.50 bytes per parameter
 
-        A schedule shows its value at the step that is asked for:
+        A schedule is evaluated at the given step:
 
         >>> schedule = gradtx.schedules.warmup_cosine_decay_schedule(0.0, 1e-3, 100, 1000)
         >>> print(gradtx.explain(gradtx.adam(schedule), params, step=50).rows[0].learning_rate)
@@ -264,7 +263,7 @@ def explain(
 
 
 def _abstract_state(tx: optax.GradientTransformation, params: Any) -> Any:
-    """The shapes and dtypes of the state; what is no array in it is None."""
+    """The shapes and dtypes of the state, with None for what is not an array."""
     leaves, treedef = jax.tree.flatten(params)
     is_array = [hasattr(leaf, "dtype") or trees.is_parameter(leaf) for leaf in leaves]
     arrays = [leaf for leaf, flag in zip(leaves, is_array, strict=True) if flag]

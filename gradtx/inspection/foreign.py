@@ -1,4 +1,4 @@
-"""What can be told of optax's own transformations, which are functions without a name."""
+"""What is known of optax's own transformations, which do not say what made them."""
 
 import inspect
 from types import CodeType
@@ -19,25 +19,19 @@ from gradtx.kernels.clip import (
 )
 from gradtx.select import is_function_of_tree
 
-# What the same function of optax makes of the updates; none has a number that explain would show.
-_EFFECTS: dict[str, Effect] = {
-    "adaptive_grad_clip": ADAPTIVE_GRAD_CLIP,
-    "clip": CLIP,
-    "clip_by_block_rms": CLIP_BY_BLOCK_RMS,
-    "clip_by_global_norm": CLIP_BY_GLOBAL_NORM,
-    "set_to_zero": ZERO,
-    "zero_nans": ZERO_NANS,
-}
+# What the functions of these names in optax do to updates. They have no numbers that explain shows.
+_CLIPPING = (ADAPTIVE_GRAD_CLIP, CLIP, CLIP_BY_BLOCK_RMS, CLIP_BY_GLOBAL_NORM, ZERO_NANS)
+_EFFECTS: dict[str, Effect] = {"set_to_zero": ZERO, **{kernel.name: kernel for kernel in _CLIPPING}}
 
 
 def optax_maker(function: Any) -> str:
     """The name of the public function of optax that made a function; "" if none did.
 
-    A name alone would prove nothing, because anyone may write a `set_to_zero`: the function's code
-    must be a part of the code of optax's.
+    A name alone is not enough, because anyone may write a `set_to_zero`: the function's code must
+    be part of that of optax's function.
     """
     name = getattr(function, "__qualname__", "").partition(".")[0]
-    # Asking the module itself would warn of what is deprecated.
+    # `getattr` would warn about deprecated names.
     maker = inspect.unwrap(vars(optax).get(name, lambda: None))
     constants = getattr(getattr(maker, "__code__", None), "co_consts", ())
     own = getattr(function, "__code__", None)
@@ -45,12 +39,12 @@ def optax_maker(function: Any) -> str:
 
 
 def optax_effect(update: Any) -> Effect | None:
-    """What a transformation of optax makes of the updates; None if it is not known."""
+    """What a transformation of optax does to updates; None if it is not known."""
     return _EFFECTS.get(optax_maker(update))
 
 
 def unadapted(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """What optax's adapter for extra arguments stands for."""
+    """The transformation behind optax's adapter for extra arguments."""
     hidden = closure_of(tx.update).get("tx")
     if optax_maker(tx.update) != "with_extra_args_support" or hidden is None:
         return tx
@@ -58,7 +52,7 @@ def unadapted(tx: optax.GradientTransformation) -> optax.GradientTransformation:
 
 
 def optax_parts(tx: optax.GradientTransformation) -> tuple[Part, ...] | None:
-    """The parts of what optax put together, in their order; None of anything else."""
+    """The parts of optax's compositions, in their order; None for other transformations."""
     inside = closure_of(tx.update)
     match optax_maker(tx.update), inside:
         case "identity", _:

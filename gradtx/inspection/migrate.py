@@ -1,4 +1,4 @@
-"""Going on with an optimizer state in another optimizer."""
+"""Continuing from an optimizer state with another optimizer."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,21 +35,21 @@ _ARGUMENTS = {
 }
 # Where schedules are counted, and where the hyperparameters that may have them are.
 _COUNTS = (attrgetter("counts_for_schedule"), attrgetter("counts_for_hyperparameters"))
-# How many lines of a report stand for each of what it tells.
+# The number of lines in each section of a report.
 _LINES = 10
 _RESTART = "a schedule's count: the schedule starts again at step 0"
 
 
 @dataclass(frozen=True, repr=False)
 class Migration:
-    """What became of an optimizer state; made by `migrate`.
+    """What became of an optimizer state, as `migrate` returns it.
 
-    As text it has one line for layers that fare alike, and at most ten lines for each attribute.
+    As text it has one line for layers that are treated alike, and at most ten lines per attribute.
 
     Attributes:
-        carried: path in the new state -> path in the old state that its numbers come from.
-        fresh: path in the new state -> why it starts as `init` made it.
-        dropped: the paths in the old state that nothing was made of.
+        carried: path in the new state -> path in the old state that its values come from.
+        fresh: path in the new state -> why it is as `init` made it.
+        dropped: the paths in the old state that were not used.
     """
 
     carried: Mapping[str, str]
@@ -83,7 +83,7 @@ class Migration:
 
 
 def _section(heading: str, lines: list[tuple[str, int]]) -> list[str]:
-    """A heading, the first lines below it, and for how many leaves the others stand."""
+    """A heading, the first lines, and the number of leaves in the others."""
     left = sum(number for _, number in lines[_LINES:])
     more = [f"    and {left:,} more"] if left else []
     return [heading, *(f"    {text}" for text, _ in lines[:_LINES]), *more]
@@ -93,39 +93,39 @@ def migrate(state: Any, new_tx: optax.GradientTransformation, params: Any) -> tu
     """Carry an optimizer state over to another optimizer, as far as the two agree.
 
     An array that belongs to a parameter is carried if the old state has one array in a field of
-    the same name (`mu`, `nu`, `trace`, ...), for the same path of the parameter, of the same
-    shape. Of several, the class of the state (`ScaleByAdamState`, ...) decides, then the names in
-    a `named_chain` or `partition`, then, where both states have equally many, their order. What is
-    still ambiguous starts afresh, and the report says so. The arrays that one state has for one
-    parameter, such as both moments of Adam, are carried together or not at all.
+    the same name (`mu`, `nu`, `trace`, ...), for a parameter of the same path, and of the same
+    shape. If it has several, the class of the state (`ScaleByAdamState`, ...) decides, then the
+    labels of `named_chain` or `partition`, then, if both states have equally many, their order. An
+    array that is still ambiguous starts afresh, as the report says. The arrays that one state has
+    for a parameter, such as both moments of Adam, are carried together or not at all.
 
-    A number that belongs to no parameter, such as a count, comes with the arrays beside it: it is
-    carried from the state where these come from. Where they come from states whose numbers
-    differ, all of them start afresh, because moments without their count would be corrected for a
-    start at zero that they do not have. A count that stands alone, such as a schedule's, is carried
-    from states of the same class; if these are not as many as here, they must agree. Where there
-    is none of that class, a schedule goes on with the count of the schedules of the old state if
-    these agree, wherever it kept them: a schedule may move into `inject_hyperparams` and out of it.
-    If the old state had no schedule, but hyperparameters in it, it goes on with their step. Where
-    a schedule starts again, the report says so.
+    A number that does not belong to a parameter, such as a count, is carried from the state that
+    the arrays beside it come from. If these come from states whose numbers differ, all of them
+    start afresh, because moments without their count would be corrected for a start at zero that
+    they did not have. A count without arrays, such as that of a schedule, is carried from states of
+    the same class; if the old state has more or fewer of these, they must be equal. If it has none,
+    the count of a schedule is that of the old state's schedules, wherever they are, provided that
+    these are equal: a schedule may move into `inject_hyperparams` and out of it. If the old state
+    has hyperparameters but no schedules, it is their count of steps. If a schedule has to start
+    again, the report says so.
 
-    Hyperparameters that are kept in the state are those of `new_tx`. A parameter that is new has
-    moments of zero beside a count that goes on, so that its first steps are not corrected for the
-    start at zero: in Adam they may be three times too long.
+    Hyperparameters in the state are those of `new_tx`. A new parameter has moments of zero beside a
+    count that continues, so that its first steps are not corrected for the start at zero: Adam's
+    may be three times too long.
 
     Args:
-        state: the old state, of gradtx or optax. A checkpoint had better be restored into the
-            classes of the states; of plain dictionaries, the keys are taken for field names.
-        new_tx: the transformation to go on with.
-        params: the parameters to go on with.
+        state: the old state, of gradtx or optax. It is best to restore a checkpoint into the
+            classes of the states; in plain dictionaries, keys are taken for field names.
+        new_tx: the transformation to continue with.
+        params: the parameters to continue with.
 
     Returns:
-        The state of `new_tx`, every array of it a copy in the dtype that `new_tx` stores; and a
-        `Migration`: print it before you train on.
+        The state of `new_tx`, in which each array is a copy in the dtype that `new_tx` stores, and
+        a `Migration`, to be printed before training continues.
 
     Raises:
-        ValueError: if `new_tx` is not a transformation, `state` or `params` is one, or the two were
-            swapped.
+        ValueError: if `new_tx` is not a transformation, `state` or `params` is one, or these two
+            were swapped.
 
     Example:
         >>> import jax.numpy as jnp
@@ -174,9 +174,9 @@ def migrate(state: Any, new_tx: optax.GradientTransformation, params: Any) -> tu
 
 
 def _decide(places: Sequence[Place], old_places: Sequence[Place]) -> list[Place | str]:
-    """For each place in the new state the old place that it is carried from, or why there is none.
+    """For each place in the new state the place that it is carried from, or why there is none.
 
-    What belongs to parameters comes first, because it decides about the counts beside it.
+    Arrays that belong to parameters come first, because the counts beside them depend on them.
     """
     decided: dict[KeyPath, Place | str] = {
         place.path: "an argument of the new transformation"
@@ -210,7 +210,7 @@ def _decide(places: Sequence[Place], old_places: Sequence[Place]) -> list[Place 
 def _by_slot(
     places: Iterable[Place], old_places: Iterable[Place]
 ) -> list[tuple[list[Place], list[Place]]]:
-    """The places of each slot in the new state, with those of the same in the old state."""
+    """The places of each slot in the new state, with those in the old state."""
     olds = _grouped(old_places, lambda place: place.slot)
     news = _grouped(places, lambda place: place.slot)
     return [(group, olds.get(slot, [])) for slot, group in news.items()]
@@ -224,7 +224,7 @@ def _grouped(places: Iterable[Place], key: Callable[[Place], Any]) -> dict[Any, 
 
 
 def _matched(new: list[Place], old: list[Place]) -> dict[KeyPath, Place | str]:
-    """Pair the places of one slot: by class and labels, by class alone, then whatever is left."""
+    """Pair the places of one slot: by class and labels, then by class, then by type alone."""
     decided: dict[KeyPath, Place | str] = {}
     left = old
     stages: list[tuple[Callable[[Place], Any], bool]] = [
@@ -242,11 +242,11 @@ def _matched(new: list[Place], old: list[Place]) -> dict[KeyPath, Place | str]:
                 left = [place for place in left if place.path not in taken]
             elif found:
                 names = listed(place.name for place in found)
-                reason = f"ambiguous: {len(group)} here may go on with {names}"
+                reason = f"ambiguous: {len(group)} here could continue {names}"
                 decided |= {own.path: reason for own in group}
     for place in new:
         others = sorted({_type_name(other) for other in left if other.type != place.type})
-        reason = f"{_type_name(place)}, before {' and '.join(others)}" if others else _NO_MATCH
+        reason = f"{_type_name(place)}, was {' and '.join(others)}" if others else _NO_MATCH
         decided.setdefault(place.path, reason)
     return decided
 
@@ -257,11 +257,11 @@ def _with_their_arrays(
     decided: Mapping[KeyPath, Place | str],
     old_places: Sequence[Place],
 ) -> dict[KeyPath, Place | str]:
-    """Carry the numbers of one state from where its arrays come from, or neither."""
+    """Carry the numbers of a state from where its arrays come from, or else neither of them."""
     found = [decided[place.path] for place in arrays]
     sources = {match.holder for match in found if isinstance(match, Place)}
     if not sources:
-        # The first that starts afresh by itself, and not with another one.
+        # The first that starts afresh for a reason of its own.
         slot, why = next(
             (place.slot[0], reason)
             for place, reason in zip(arrays, found, strict=True)
@@ -282,7 +282,7 @@ def _with_their_arrays(
 
 
 def _matched_alone(new: list[Place], old: list[Place]) -> dict[KeyPath, Place | str]:
-    """Pair numbers that no arrays stand beside: only with their own class."""
+    """Pair numbers without arrays beside them, and only with those of the same class."""
     decided: dict[KeyPath, Place | str] = {}
     for state_class, group in _grouped(new, lambda place: place.state_class).items():
         same = [

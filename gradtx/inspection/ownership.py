@@ -15,9 +15,10 @@ class Entry(NamedTuple):
     Attributes:
         path: its key path in the state.
         leaf: the array, or its shape and dtype.
-        parameter: the key path of the parameter that it belongs to; None: the whole tree's.
-        depth: how many keys of the path lead to what has the parameters' structure; None where
-            `parameter` is.
+        parameter: the key path of the parameter that it belongs to; None: it belongs to the whole
+            tree.
+        depth: the number of keys that lead to the tree with the structure of the parameters; None
+            if `parameter` is.
     """
 
     path: KeyPath
@@ -37,15 +38,15 @@ def entries_of(tx: optax.GradientTransformation, state: Any, params: Any) -> lis
     """The leaves of a state in the order of `jax.tree.leaves`.
 
     Args:
-        tx: the transformation that the state is of.
-        state: its state for `params`, or the shapes and dtypes of it.
-        params: the parameters, or the shapes and dtypes of them.
+        tx: the transformation.
+        state: its state for `params`, or the shapes and dtypes of that.
+        params: the parameters, or their shapes and dtypes.
     """
     owners = {path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]}
     try:
         marked = optax.tree_map_params(tx, _ParameterShaped, state, is_leaf=lambda _: True)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        # An init that works on trees with leaves only: all of its state counts as shared.
+        # Its init only works on trees with leaves: all of the state counts as shared.
         marked = state
     named, _ = jax.tree_util.tree_flatten_with_path(
         marked, is_leaf=lambda node: isinstance(node, _ParameterShaped)
@@ -56,7 +57,7 @@ def entries_of(tx: optax.GradientTransformation, state: Any, params: Any) -> lis
             entries.append(Entry(above, node))
             continue
         for below, leaf in jax.tree_util.tree_flatten_with_path(node.tree)[0]:
-            # What a parameter owns may be a tree of its own, such as a list of factors.
+            # What belongs to a parameter may be a tree itself, such as a list of factors.
             heads = (below[:length] for length in range(len(below) + 1))
             owner = next((head for head in heads if head in owners), None)
             depth = None if owner is None else len(above)

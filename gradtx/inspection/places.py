@@ -1,4 +1,4 @@
-"""Where a leaf stands in an optimizer state, as far as its name goes."""
+"""Where a leaf is in an optimizer state, as far as the names on its path tell."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,17 +14,18 @@ from gradtx.wrappers.rates import SCHEDULE_FIELDS
 
 
 class Place(NamedTuple):
-    """Where a leaf stands in an optimizer state.
+    """Where a leaf is in an optimizer state.
 
     Attributes:
         path: its key path.
         leaf: the leaf.
-        holder: the path of the state that has it in a field.
-        state_class: the name of that state's class.
-        fields: the names of that state's fields.
+        holder: the path of the record that has it in a field.
+        state_class: the name of that record's class.
+        fields: the names of that record's fields.
         slot: the name of the field, and the path below it.
-        labels: the names that a `named_chain` or `partition` gives above that state.
-        parameter: the key path of the parameter that it belongs to; None: the whole tree's.
+        labels: the labels of `named_chain` or `partition` above that record.
+        parameter: the key path of the parameter that it belongs to; None: it belongs to the whole
+            tree.
     """
 
     path: KeyPath
@@ -43,17 +44,17 @@ class Place(NamedTuple):
 
     @property
     def counts_for_schedule(self) -> bool:
-        """Whether it is a count that is there for a schedule alone."""
+        """Whether its record only counts for a schedule."""
         return self.fields in map(frozenset, SCHEDULE_FIELDS)
 
     @property
     def counts_for_hyperparameters(self) -> bool:
-        """Whether it stands beside hyperparameters, whose schedules count the same steps."""
+        """Whether its record holds hyperparameters, whose schedules count the same steps."""
         return "hyperparams" in self.fields
 
     @property
     def type(self) -> tuple[tuple[int, ...], str]:
-        """The shape and the kind of number; two leaves of one type can stand for each other."""
+        """The shape and the kind of number; leaves of one type can replace each other."""
         if not (hasattr(self.leaf, "dtype") or isinstance(self.leaf, int | float | complex)):
             return (), type(self.leaf).__name__
         dtype = jnp.result_type(self.leaf)
@@ -63,7 +64,7 @@ class Place(NamedTuple):
 
 
 def place_of(state: Any, entry: Entry) -> Place:
-    """The place of a leaf of which it is known where the parameters' structure begins."""
+    """The place of a leaf in a state that was just made, where it is known what belongs to it."""
     places = [
         place
         for place in possible_places(state, entry.path, entry.leaf)
@@ -80,11 +81,11 @@ def possible_places(
     is_plain: bool = False,
     classes: Mapping[frozenset[str], str] | None = None,
 ) -> list[Place]:
-    """The places that a leaf may have: a field of each record above it, from the outside.
+    """The places that a leaf may have: a field of each record above it, from the outside in.
 
-    Parameters may have records among them too, so that it is not known which is the last state.
-    The first place is that in no record at all. In a plain state, which was restored without its
-    classes, each dictionary may have been a record: that of `classes` which has its keys as fields.
+    Parameters may have records in them too, so it is not known which is the last of the state. The
+    first place is in no record at all. In a plain state, which was restored without its classes,
+    each dictionary may have been a record: the one of `classes` with these fields.
     """
     known = {frozenset({"count"}): optax.ScaleByScheduleState.__name__, **(classes or {})}
     places = [Place(path, leaf, (), "", frozenset(), ("", trees.path_name(path)), ())]
@@ -96,7 +97,7 @@ def possible_places(
             fields = frozenset(getattr(node, "_fields", ()))
         elif is_plain and isinstance(key, jax.tree_util.DictKey):
             fields = frozenset(map(str, node))
-            # A count alone is a schedule's.
+            # A count alone is that of a schedule.
             field, name = str(key.key), known.get(fields, "")
         else:
             continue
@@ -107,7 +108,7 @@ def possible_places(
 
 
 def classes_by_fields(state: Any) -> dict[frozenset[str], str]:
-    """The classes of the records in a state, by their fields where these tell them apart."""
+    """The classes of the records in a state, by their fields, where only one class has these."""
     found: dict[frozenset[str], set[str]] = {}
     nodes = [state]
     while nodes:
@@ -119,13 +120,13 @@ def classes_by_fields(state: Any) -> dict[frozenset[str], str]:
             for below in jax.tree.leaves(node, is_leaf=lambda part, node=node: part is not node)
             if below is not node
         ]
-    # A count alone is a schedule's, whatever else has no more than one.
+    # A count alone is that of a schedule, even if another record has no more than that.
     found.pop(frozenset({"count"}), None)
     return {fields: names.pop() for fields, names in found.items() if len(names) == 1}
 
 
 def has_classes(state: Any) -> bool:
-    """Whether the state has any of the classes whose field names tell what its arrays are."""
+    """Whether the state has any records, whose fields tell what its arrays are."""
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
     return any(isinstance(key, jax.tree_util.GetAttrKey) for path in paths for key in path)
 
@@ -138,4 +139,4 @@ def _child(node: Any, key: Any) -> Any:
             return node[index]
         case jax.tree_util.DictKey(key=name) if isinstance(node, Mapping):
             return node[name]
-    return None  # inside of a container of another kind, which is no part of an optimizer
+    return None  # inside another kind of container, which is not part of an optimizer

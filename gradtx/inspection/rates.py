@@ -1,7 +1,7 @@
-"""The numbers in which the rules of a leaf result: learning rate and weight decay.
+"""The learning rate and the weight decay that the rules of a leaf result in.
 
-A number is that which acts. Where it depends on the data, on the loss or on a rule of which it is
-not known what it does, there is a reason in its place.
+A number is given only if it is the one that acts. If it depends on the data, on the loss or on a
+rule whose effect is not known, there is a reason in its place.
 """
 
 import math
@@ -15,7 +15,6 @@ from gradtx.inspection.effects import (
     factor_of,
     growth_of,
     has_rate,
-    inside_of,
     keeps_zero,
     reason_of,
     unwrapped,
@@ -45,12 +44,12 @@ class WeightDecay(NamedTuple):
         number: its value; "per step": the share of the weights that a step takes away.
         schedule: the names of the schedules that it comes from; "" where it is constant.
         step: the step, counted from 0, at which the schedules have these values.
-        kind: "decoupled": added to the update behind what adapts, and multiplied by the learning
-            rate, as in AdamW; "L2": added to the gradient, before what adapts, averages or clips,
-            as the gradient of number / 2 * ||p||^2 is; "per step": added to the finished step, and
-            not multiplied by the learning rate; "unknown": before a rule that changes it in a way
-            that is not known.
-        grows: whether its sign is such that the weights grow by it.
+        kind: "decoupled": added after what adapts, and multiplied by the learning rate, as in
+            AdamW; "L2": added to the gradient, before what adapts, averages or clips, as the
+            gradient of number / 2 * ||p||^2; "per step": added to the finished step, and not
+            multiplied by the learning rate; "unknown": changed by a later rule in a way that is not
+            known.
+        grows: whether its sign makes the weights grow.
     """
 
     number: float
@@ -68,21 +67,21 @@ class WeightDecay(NamedTuple):
 
 
 def is_frozen(route: Sequence[Rule], step: int) -> bool:
-    """Whether the update is set to zero, and stays zero in what comes afterwards."""
+    """Whether the update is set to zero and stays zero."""
     rules = unwrapped(route)
-    zeros = [i for i, rule in enumerate(rules) if rule.effect and rule.effect.sense == 0]
+    zeros = [i for i, rule in enumerate(rules) if rule.effect.sense == 0]
     return bool(zeros) and all(keeps_zero(rule, step) for rule in rules[zeros[-1] + 1 :])
 
 
 def is_known(route: Sequence[Rule], step: int) -> bool:
-    """Whether it is known of each rule what it does, so that no decay is hidden."""
+    """Whether it is known what each rule does, so that no decay is missing."""
     return all(growth_of(rule, step) != "unknown" for rule in unwrapped(route))
 
 
 def learning_rate(route: Sequence[Rule], step: int) -> Rate:
-    """Minus the product of the factors from the last rule on that makes the length its own.
+    """Minus the product of the factors from the last rule that gives updates a length of its own.
 
-    Of the factors before that rule, only the sign counts.
+    Factors before that rule count only by their sign.
     """
     rules = unwrapped(route)
     reason = _reason_for_no_rate(rules, step)
@@ -106,14 +105,14 @@ def weight_decay(route: Sequence[Rule], step: int) -> tuple[WeightDecay, ...]:
     """The weight decays of all rules that have one."""
     rules, rate = unwrapped(route), learning_rate(route, step)
     decays = [_decay_of(rules, i, rate, step) for i in range(len(rules))]
-    # What decays the direction of a graft leaves its length alone.
+    # A decay in the direction of a graft does not change the length.
     turned = [decay_added_by(own, step) for rule in rules for own in directions(rule)]
     decays += [added and WeightDecay(*added, kind="unknown") for added in turned]
     return tuple(decay for decay in decays if decay)
 
 
 def _reason_for_no_rate(rules: Sequence[Rule], step: int) -> str:
-    """Why there is no learning rate, whatever the numbers are; "" if there is one."""
+    """Why the rules have no learning rate; "" if they have one."""
     for rule in rules:
         if growth_of(rule, step) == "unknown":
             return reason_of(rule)
@@ -124,9 +123,9 @@ def _reason_for_no_rate(rules: Sequence[Rule], step: int) -> str:
 
 
 def _reason_of_clocks(rules: Sequence[Rule]) -> str:
-    """A reason if the schedules do not all count the same steps, so that one step says nothing."""
+    """A reason if the schedules count different steps, so that they cannot be shown at one."""
     clocks = {rule.clock for rule in rules if any(map(callable, rule.arguments.values()))}
-    names = {rule.name for rule in rules if rule.effect and rule.effect.clock}
+    names = {rule.name for rule in rules if rule.effect.clock}
     if len(clocks) < 2:
         return ""
     return f"schedules inside and outside of {' and '.join(sorted(names))}"
@@ -135,9 +134,9 @@ def _reason_of_clocks(rules: Sequence[Rule]) -> str:
 def _reason_at(
     rules: Sequence[Rule], factors: Sequence[Value], start: int, i: int, step: int
 ) -> str:
-    """Why the rule number i leaves the length of the update unknown; "" if it does not."""
-    if inside_of(rules[i]) == "elsewhere":
-        # The gradient that its optimizer gets need not have passed what stands before it.
+    """Why the length of the update is not known because of rule i; "" if it is."""
+    if rules[i].effect.inside == "elsewhere":
+        # The gradient that its optimizer gets may not have passed the rules before it.
         return _after_a_factor(rules[i], factors[:i], keeps_sign=False)
     growth = growth_of(rules[i], step)
     if i < start:
@@ -159,7 +158,7 @@ def _after_a_factor(rule: Rule, factors: Sequence[Value], *, keeps_sign: bool = 
 
 
 def _decay_of(rules: Sequence[Rule], i: int, rate: Rate, step: int) -> WeightDecay | None:
-    """The decay of the rule number i; None if it has none."""
+    """The weight decay of rule i; None if it has none."""
     added = decay_added_by(rules[i], step)
     if added is None:
         return None
@@ -168,7 +167,7 @@ def _decay_of(rules: Sequence[Rule], i: int, rate: Rate, step: int) -> WeightDec
     after = _product(factors[i:])
     kind = _kind_before(rules, i, step)
     is_finished = before != 1 or rate.reason not in ("", _NO_RATE)
-    # A gradient that is set to zero says nothing about what comes afterwards.
+    # If the gradient is set to zero, the learning rate does not apply to a later decay.
     is_alone = rate.value is not None and rate.value.number == 0 and after != 0
     if kind == "unknown" or _reason_of_clocks(rules):
         return WeightDecay(*added, kind="unknown")
@@ -176,12 +175,12 @@ def _decay_of(rules: Sequence[Rule], i: int, rate: Rate, step: int) -> WeightDec
     if kind == "decoupled" and (is_finished or is_alone) and _is_linear(rules[i:], step):
         names = _names([added, *factors[i:]])
         return WeightDecay(-added.number * after + 0.0, names, step, "per step", grows)
-    # As a multiple of what a gradient or direction of this length would be multiplied by.
+    # Relative to the factor that a gradient or direction of this length would get.
     return WeightDecay(added.number / (before or 1.0), added.schedule, added.step, kind, grows)
 
 
 def _kind_before(rules: Sequence[Rule], i: int, step: int) -> Literal["decoupled", "L2", "unknown"]:
-    """What the rules after the rule number i make of its decay."""
+    """What the rules after rule i make of its decay."""
     before, after = (
         {becomes_of_decay(rule, step) for rule in own} for own in (rules[:i], rules[i + 1 :])
     )
@@ -190,24 +189,24 @@ def _kind_before(rules: Sequence[Rule], i: int, step: int) -> Literal["decoupled
     if "mixes" in after:
         return "L2"
     if "limits" in after:
-        # Of a direction that is clipped together with its decay no gradient is the cause.
+        # A direction that is clipped together with a decay is no longer that of a gradient.
         return "unknown" if "mixes" in before else "L2"
     return "decoupled"
 
 
 def _is_linear(rules: Sequence[Rule], step: int) -> bool:
-    """Whether rules hand a decay on, multiplied by their factors."""
+    """Whether rules do no more to a decay than multiply it by their factors."""
     return all(growth_of(rule, step) == "linear" for rule in rules)
 
 
 def _start(rules: Sequence[Rule], step: int) -> int:
-    """The index of the last rule that makes the length its own, 0 without one."""
+    """The index of the last rule that gives updates a length of its own; 0 if there is none."""
     return max((i for i, rule in enumerate(rules) if growth_of(rule, step) == "own"), default=0)
 
 
 def _factor(rule: Rule, step: int) -> Value:
-    """What a rule multiplies the update by; a graft, by the signs of its parts."""
-    if inside_of(rule) == "graft":
+    """What a rule multiplies the update by; for a graft the product of its parts' signs."""
+    if rule.effect.inside == "graft":
         magnitude, direction = (
             _product([_factor(own, step) for own in unwrapped(part)]) for part in rule.parts
         )

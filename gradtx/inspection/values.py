@@ -11,10 +11,10 @@ from optax.schedules import WrappedSchedule
 
 from gradtx.lift import evaluate
 
-# A cell that nothing was put into; cells are compared by what they hold.
+# An empty cell; cells are compared by their contents.
 _EMPTY = CellType()
 
-# What optax's warm-ups are joined from.
+# The schedules that optax joins for a warmup -> the function that does so.
 _JOINED: dict[tuple[str, ...], str] = {
     ("linear_schedule", "cosine_decay_schedule"): "warmup_cosine_decay_schedule",
     ("linear_schedule", "exponential_decay"): "warmup_exponential_decay_schedule",
@@ -22,11 +22,11 @@ _JOINED: dict[tuple[str, ...], str] = {
 
 
 class Value(NamedTuple):
-    """A hyperparameter as it is at one step.
+    """A hyperparameter at one step.
 
     Attributes:
         number: its value.
-        schedule: the name of the schedule that it comes from; "" where it is constant.
+        schedule: the name of the schedule that it comes from; "" if it is constant.
         step: the step, counted from 0, at which the schedule has that value.
     """
 
@@ -36,7 +36,7 @@ class Value(NamedTuple):
 
     @property
     def origin(self) -> str:
-        """The schedule and the step in words; "" where the value is constant."""
+        """The schedule and the step in words; "" if the value is constant."""
         return f"{self.schedule} at step {self.step}" if self.schedule else ""
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ def value_at(step: int, value: Any) -> Value:
 
 
 def stateless_schedule(schedule: Any) -> Callable[[Any], Any]:
-    """A stateful schedule as a function of the step; NaN where its state is not known."""
+    """A stateful schedule as a function of the step; NaN after step 0, for lack of its state."""
     if isinstance(schedule, WrappedSchedule):
         return schedule.schedule_fn
 
@@ -64,16 +64,16 @@ def stateless_schedule(schedule: Any) -> Callable[[Any], Any]:
 
 
 def closure_of(function: Any) -> dict[str, Any]:
-    """The variables that a function holds; none of any other callable."""
+    """The variables in a function's closure; none for another kind of callable."""
     if not inspect.isfunction(function):
         return {}
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    # A variable that its function never came to assign has an empty cell.
+    # A variable that was never assigned has an empty cell.
     return {name: cell.cell_contents for name, cell in cells if cell != _EMPTY}
 
 
 def _name_of(schedule: Any) -> str:
-    """The name of the function that the user called or wrote, as far as it can be told."""
+    """The name of the function that the user called or wrote, as far as it is known."""
     function = getattr(schedule, "func", schedule)
     maker, *_, own = getattr(function, "__qualname__", "<lambda>").split(".<locals>.") * 2
     name = maker if own in ("schedule", "<lambda>") else own

@@ -147,7 +147,7 @@ def test_renamed_and_resized_layers():
     new_params = {"encoder": params["dense"], "head": jnp.ones(5), "dense": {"bias": jnp.ones(3)}}
     migrated, report = gradtx.migrate(state, gradtx.adam(0.1), new_params)
     assert set(report.carried) == {"0/count", "0/mu/dense/bias", "0/nu/dense/bias"}
-    assert report.fresh["0/mu/head"] == "real of shape [5], before real of shape [2]"
+    assert report.fresh["0/mu/head"] == "real of shape [5], was real of shape [2]"
     assert "nothing of this name" in report.fresh["0/mu/encoder/kernel"]
     assert set(report.dropped) == {
         f"0/{slot}/{path}" for slot in ("mu", "nu") for path in ("dense/kernel", "head")
