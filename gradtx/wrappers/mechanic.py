@@ -1,6 +1,7 @@
 """Mechanic: a scale for the updates of any optimizer, tuned while it runs."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -111,9 +112,10 @@ def mechanize(
         old = {name: getattr(state, name) for name in ("count", *"rmvs", "x0")}
         decay = evaluate(weight_decay, state.count) if callable(weight_decay) else weight_decay
         numbers = {"weight_decay": decay, "eps": eps, "s_init": s_init}
+        tune = functools.partial(_tune, **numbers, clip_rewards=bool(clip_rewards))
 
         def advance() -> Any:
-            return _tuned(updates, old, params, changes, numbers, bool(clip_rewards))
+            return _tuned(changes, updates, params, old, tune)
 
         new, kept = in_step(_OWNER, step, advance, changes, old)
         return new, MechanicState(base_optimizer_state=inner_state, **kept)
@@ -130,37 +132,30 @@ def mechanize(
 
 
 def _tuned(
-    updates: Any,
-    old: dict[str, Any],
-    params: Any,
-    changes: Any,
-    numbers: dict[str, Any],
-    clip_rewards: bool,
+    changes: Any, gradients: Any, params: Any, old: dict[str, Any], tune: Callable[..., Any]
 ) -> tuple[Any, dict[str, Any]]:
     """The scaled updates, and the new values of the tuner's state."""
     start = "the state's x0"
-    named = {"updates": changes, "the gradients": updates, "params": params, start: old["x0"]}
+    named = {"updates": changes, "the gradients": gradients, "params": params, start: old["x0"]}
     aligned = Aligned(_OWNER, named)
-    changed, gradients, points, starts = map(aligned.arrays, named)
+    changed, uphill, points, starts = map(aligned.arrays, named)
     # Training may start from other parameters than those that init was given.
     starts = [
         _first(x0, p, is_first=old["count"] == 0) for x0, p in zip(starts, points, strict=True)
     ]
-    tuned, stretch, scale = _tune(
-        {name: old[name] for name in "rmvs"},
-        norms.sum_of(_progress, gradients, starts, points),
+    *tuned, stretch, scale = tune(
+        *(old[name] for name in "rmvs"),
+        norms.sum_of(_progress, uphill, starts, points),
         norms.sum_of(_pull, points, starts),
-        norms.norm_of_leaves(gradients),
+        norms.norm_of_leaves(uphill),
         norms.norm_of_leaves(points),
-        **jax.tree.map(jnp.asarray, numbers),
-        clip_rewards=clip_rewards,
     )
     new = [
         _rescaled(*leaf, stretch=stretch, scale=scale)
         for leaf in zip(changed, points, starts, strict=True)
     ]
     kept = {"count": optax.safe_increment(old["count"]), "x0": aligned.tree_of(starts, start)}
-    return aligned.tree_of(new), kept | tuned
+    return aligned.tree_of(new), kept | dict(zip("rmvs", tuned, strict=True))
 
 
 @equation()
@@ -176,40 +171,24 @@ def _pull(p: jax.Array, start: jax.Array) -> jax.Array:
     return norms.inner_product(p, start - p)
 
 
-@functools.partial(jax.jit, static_argnames="clip_rewards")
+@equation(0, 1, 2, 3, 3, 3)
 def _tune(
-    old: dict[str, jax.Array],
-    progress: jax.Array,
-    pull: jax.Array,
-    gradient_norm: jax.Array,
-    norm: jax.Array,
-    weight_decay: jax.Array,
-    eps: jax.Array,
-    s_init: jax.Array,
-    *,
-    clip_rewards: bool,
-) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
+    r, m, v, s, progress, pull, gradient_norm, norm, *, weight_decay, eps, s_init, clip_rewards
+):
     """The new r, m, v and s, the factor of p - p_0 in the update, and that of the update."""
-    dtype = old["s"].dtype
-    progress, pull, gradient_norm, norm, weight_decay, eps, s_init = (
-        number.astype(dtype)
-        for number in (progress, pull, gradient_norm, norm, weight_decay, eps, s_init)
-    )
-    r, m, v, s = (old[name] for name in "rmvs")
-    number = s.size
     # Calculated in float64, where 1 - 0.1^6 is exact enough.
-    beta = jnp.asarray(1 - 0.1 ** np.arange(1, number + 1), dtype)
+    beta = jnp.asarray(1 - 0.1 ** np.arange(1, s.size + 1), s.dtype)
     scale = jnp.sum(s)
     # The inner product is divided, not p, because it is zero where ||p|| is.
     h = safe_divide(progress, scale) + weight_decay * gradient_norm * safe_divide(pull, norm)
-    reward = beta * r + s * (jnp.clip(h, -m, m) if clip_rewards else h)
+    reward = beta * r + s * jnp.where(clip_rewards, jnp.clip(h, -m, m), h)
     rewards = jnp.maximum(reward, 0)
     m = jnp.maximum(beta * m, jnp.abs(h) + eps)
     v = beta**2 * v + h**2
-    s = (s_init / number * m + rewards) / (jnp.sqrt(v) + eps)
+    s = (s_init / s.size * m + rewards) / (jnp.sqrt(v) + eps)
     new_scale = jnp.sum(s)
-    new = {"r": reward if clip_rewards else rewards, "m": m, "v": v, "s": s}
-    return new, safe_divide(new_scale - scale, scale), new_scale
+    stretch = safe_divide(new_scale - scale, scale)
+    return jnp.where(clip_rewards, reward, rewards), m, v, s, stretch, new_scale
 
 
 @equation()

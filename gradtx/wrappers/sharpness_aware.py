@@ -4,19 +4,17 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 from optax.contrib import SAMState
 
-from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import ExtraArgs, as_transformation
 from gradtx.effect import Effect
 from gradtx.inputs import check_given
 from gradtx.kernel import COUNT, check
-from gradtx.leaves import Aligned, map_leaves, map_parameters
+from gradtx.leaves import Aligned, equation, map_leaves, map_parameters
 from gradtx.updates import apply_updates
 from gradtx.wrappers.branches import copied, either
 
@@ -131,7 +129,8 @@ def _transparent(
 
         def step() -> Any:
             new, opt_state = outer.update(updates, state.opt_state, start, **extra)
-            new = _difference(new, apply_updates(start, new), params)
+            ends = {"updates": new, "the target": apply_updates(start, new), "params": params}
+            new = map_leaves(_back, _OWNER, ends)
             adv_state = climb.init(apply_updates(params, new)) if reset_state else state.adv_state
             return new, (opt_state, adv_state)
 
@@ -187,19 +186,11 @@ def _check_params(params: Any, updates: Any) -> None:
     Aligned(_OWNER, {"updates": updates, "params": params})
 
 
-def _difference(updates: Any, target: Any, params: Any) -> Any:
-    """The updates that lead from the parameters to a target."""
-    return map_leaves(
-        lambda _, end, start: _between(start, end),
-        _OWNER,
-        {"updates": updates, "the target": target, "params": params},
-    )
-
-
-@jax.jit
-def _between(start: jax.Array, end: jax.Array) -> jax.Array:
-    dtype = trees.compute_dtype(jnp.result_type(start))
-    return jnp.asarray(end).astype(dtype) - jnp.asarray(start).astype(dtype)
+@equation()
+def _back(update, end, p):
+    """The update that leads from the climb to the end of a step."""
+    del update  # gives the dtype
+    return end - p
 
 
 def _each(function: Callable[[Any], Any], updates: Any) -> Any:
