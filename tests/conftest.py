@@ -1,4 +1,4 @@
-"""A hostile process: whatever passes here keeps its promises under a user's strictest settings.
+"""A hostile process: what passes here works under a user's strictest settings.
 
 The environment is set before jax is first imported, because the number of fake devices is
 read once, when the backend starts.
@@ -16,9 +16,9 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-# Most of the tests' time is compilation. The older code generator takes half of it, and a quarter
-# less if it does not split such small programs among threads. jaxlib 0.12 no longer has it, and
-# ends the process at a flag that it does not know.
+# The tests spend most of their time compiling. The older code generator takes half of that, and a
+# quarter less if it does not split such small programs among threads. jaxlib 0.12 no longer has it,
+# and aborts the process if it does not know a flag.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -30,8 +30,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# What one process has compiled the others read from a folder of this run, and so does it
-# itself after it has forgotten it, see below.
+# Processes share their compiled programs in a folder of this run, which also serves a process that
+# has cleared its own, see below.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs = tempfile.mkdtemp(prefix="programs-")
     atexit.register(shutil.rmtree, _programs, ignore_errors=True)
@@ -42,7 +42,7 @@ import hypothesis
 import jax
 import pytest
 
-# Tracing makes many objects that live on; looking for garbage among them takes 5 % of the time.
+# Tracing makes many objects that stay alive; searching them for garbage takes 5% of the time.
 gc.set_threshold(100_000, 50, 1000)
 
 # Tests never time anything, and the first example of a test compiles.
@@ -51,15 +51,15 @@ hypothesis.settings.load_profile("untimed")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# So many tests compile so much that the programs of one process would fill gigabytes. They are
-# forgotten when they take too much memory, but not so often that shared ones are never found again.
+# The programs that the tests of one process compile would fill gigabytes. They are cleared when
+# they take too much memory, but not so often that shared ones are never reused.
 _LIMIT = 1.8 * 2**30
 _TESTS_BETWEEN_CLEARANCES = 50
 _finished = itertools.count(1)
 
 
 def pytest_runtest_teardown() -> None:
-    """Forget the compiled programs every now and then."""
+    """Forget the compiled programs from time to time."""
     if next(_finished) % _TESTS_BETWEEN_CLEARANCES == 0 and _resident_bytes() > _LIMIT:
         jax.clear_caches()
         gc.collect()
@@ -67,7 +67,7 @@ def pytest_runtest_teardown() -> None:
 
 
 def _resident_bytes() -> float:
-    """The memory that the process holds; infinite where the system does not tell."""
+    """The memory that the process uses; infinite if the system does not report it."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
@@ -76,7 +76,7 @@ def _resident_bytes() -> float:
 
 
 def _return_freed_memory() -> None:
-    """Give back to the system what the C library keeps for later, where it can."""
+    """Return the memory that the C library keeps for later to the system, if possible."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

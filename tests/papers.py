@@ -1,4 +1,4 @@
-"""The papers once more, in NumPy and double precision, for the tests to compare with.
+"""The equations of the papers in NumPy and double precision, for the tests to compare with.
 
 Each function is one step on one leaf. It takes the number of the step `t` (1 at the first), the
 gradient `g`, the parameter `p`, the slots `old` that the last step left, each 0 at the start, and
@@ -16,7 +16,7 @@ Paper = Callable[..., tuple[Any, Slots]]
 
 
 def divide(numerator, denominator):
-    """The quotient with 0 / 0 = 0: where there is no gradient there is no step."""
+    """The quotient with 0 / 0 = 0: without a gradient there is no step."""
     is_zero = denominator == 0
     return np.where(is_zero, 0, numerator / np.where(is_zero, 1, denominator))
 
@@ -212,7 +212,7 @@ def rprop(
     step, before = (old["step_sizes"], old["prev_updates"]) if t > 1 else (learning_rate, 0.0)
     factor = np.where(g * before > 0, eta_plus, eta_minus)
     step = np.where(g * before == 0, step, np.clip(factor * step, min_step_size, max_step_size))
-    # A change of sign leaves a zero behind, so that the next step compares with nothing.
+    # A change of sign stores a zero, so that the next step has nothing to compare with.
     u = np.where(g * before < 0, 0, step * np.sign(g))
     return u, {"step_sizes": step, "prev_updates": u}
 

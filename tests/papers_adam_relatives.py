@@ -1,4 +1,4 @@
-"""Further relatives of Adam once more, in NumPy; see `papers`."""
+"""The equations of further relatives of Adam in NumPy; see `papers`."""
 
 import numpy as np
 

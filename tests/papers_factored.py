@@ -1,4 +1,4 @@
-"""Factored second moments once more, in NumPy; see `papers`."""
+"""The equations of factored second moments in NumPy; see `papers`."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Methods that find their own step size once more, in NumPy, on all leaves as one vector.
+"""The equations of step-size-free methods in NumPy, on all leaves as one vector.
 
 A paper is a function (t, g, p, f, old, **arguments) of the step's number, the gradient, the
 parameters, the loss and what it returned last time; it returns the update and the new state, by

@@ -1,4 +1,4 @@
-"""Layer-wise and optimistic methods once more, in NumPy; see `papers`."""
+"""The equations of layer-wise and optimistic methods in NumPy; see `papers`."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ def norm(x):
 
 
 def ratio(numerator, denominator):
-    """A trust ratio, which is 1 where there is nothing to compare."""
+    """A trust ratio, which is 1 if a norm is zero."""
     return 1.0 if numerator == 0 or denominator == 0 else numerator / denominator
 
 

@@ -1,4 +1,4 @@
-"""The authors' own programs once more, in NumPy, where they are not what the paper says.
+"""The authors' own programs in NumPy, where they differ from the paper.
 
 Each function is one step. It takes the number of the step `t` (1 at the first), the gradient `g`,
 the parameters `p`, the memory `old` that the last step left, empty at the start, and the program's
@@ -96,7 +96,7 @@ def schedule_free(
     r=0.0,
     weight_lr_power=2.0,
 ):
-    """AdamW, or gradient descent if there is no beta2."""
+    """AdamW, or gradient descent without beta2."""
     rate = lr * (t / warmup_steps if t < warmup_steps else 1.0)
     largest = max(rate, old.get("largest", 0.0))
     weight = t**r * largest**weight_lr_power

@@ -1,6 +1,6 @@
-"""gradtx is optax, except where the table of differences says so, and there it is not.
+"""gradtx agrees with optax, except where the table of differences says otherwise.
 
-Each row is asked of both sides: nothing differs that is in no row, and what is in a row differs.
+Both directions are checked: what is in no row agrees, and what is in a row differs.
 """
 
 import inspect

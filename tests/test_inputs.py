@@ -25,7 +25,7 @@ def assert_trees_equal(found, expected, rtol=1e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol), found, expected)
 
 
-# Pieces that read nothing of their state.
+# Pieces that do not read their state.
 STATELESS = {
     "clip": lambda lib: lib.clip(1.0),
     "clip_by_global_norm": lambda lib: lib.clip_by_global_norm(1.0),
@@ -130,7 +130,7 @@ def test_a_negative_learning_rate_ascends(name):
 
 
 @pytest.mark.parametrize("name", ["rprop", "madgrad", "momo", "schedule_free_sgd"])
-def test_a_learning_rate_that_is_no_factor_of_the_update_stays_positive(name):
+def test_a_learning_rate_that_is_not_a_factor_of_the_update_stays_positive(name):
     with pytest.raises(ValueError, match="learning_rate must be"):
         getattr(gradtx, name)(-0.1)
 
@@ -276,7 +276,7 @@ def test_a_copy_of_a_transformation_is_as_good_as_itself(name):
 
 
 def plain(state):
-    """A state as a checkpoint gives it back that was restored without its classes."""
+    """A state from a checkpoint that was restored without its classes."""
     if hasattr(state, "_fields"):
         return {name: plain(getattr(state, name)) for name in state._fields}
     if isinstance(state, dict):

@@ -1,4 +1,4 @@
-"""gradtx beside optax, flax, equinox and orbax: chains, states and runs that change hands."""
+"""gradtx with optax, flax, equinox and orbax: chains, states and runs that change hands."""
 
 import chex
 import equinox as eqx
@@ -29,7 +29,7 @@ def standard_promotion():
 
 
 def gradients(params, step):
-    """The gradients of a smooth loss that is different in each step."""
+    """The gradients of a smooth loss that is different at each step."""
     return jax.tree.map(lambda p: jnp.sin(3.0 * p + step) + 0.1 * p, params)
 
 

@@ -323,7 +323,7 @@ def test_mismatch_names_the_path_and_both_shapes(wrong, message):
         with_params.update(wrong, with_params.init(right), right)
 
 
-def test_mismatch_is_found_behind_a_missing_gradient():
+def test_mismatch_is_found_after_a_missing_gradient():
     params = {"a": {"w": jnp.ones(2)}, "b": jnp.ones(3)}
     tx = gradtx.trace(0.9)
     with pytest.raises(ValueError, match=r"'c'.*\(1,\)"):
@@ -449,6 +449,6 @@ def test_decay_range_is_half_open():
         lift(kernel, weight=1.0)
 
 
-def test_count_is_no_hyperparameter_and_takes_no_schedule():
+def test_count_is_not_a_hyperparameter_and_takes_no_schedule():
     with pytest.raises(ValueError, match="simple_moving_average: window must be a number"):
         gradtx.simple_moving_average(lambda count: 3)

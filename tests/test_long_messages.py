@@ -1,4 +1,4 @@
-"""Whatever is given in place of an argument, a message is short: also a tree of 2,000 leaves."""
+"""Messages are short whatever is passed as an argument, even a tree of 2,000 leaves."""
 
 import inspect
 import re
@@ -74,7 +74,7 @@ def check_short(error):
 
 
 def error_of(function, *arguments, **keywords):
-    """The error that a call raises, also only when the result is used; None if there is none."""
+    """The error of a call, or of the use of its result; None if there is none."""
     try:
         tx = function(*arguments, **keywords)
         if hasattr(tx, "init"):

@@ -1,4 +1,4 @@
-"""The package as a whole: its public names, and which part may know which."""
+"""The package as a whole: its public names, and which part may import which."""
 
 import ast
 import inspect
@@ -65,7 +65,7 @@ def test_initializers_and_normalization_stand_alone(module):
 
 
 def printed_by(program):
-    """What a program prints in a process of its own."""
+    """What a program prints in a separate process."""
     command = [sys.executable, "-c", program]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 

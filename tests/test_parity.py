@@ -1,4 +1,4 @@
-"""Every public name of optax is here with the same arguments, or left to optax for a reason."""
+"""Every public name of optax is here with the same arguments, or omitted for a reason."""
 
 import inspect
 
@@ -88,7 +88,7 @@ def test_tree_utilities_and_schedules_are_all_of_optax():
 
 def peer_of(name):
     """What optax calls by the same name; None if there is nothing."""
-    # `dir`, because asking for a deprecated name warns.
+    # `dir`, because `getattr` of a deprecated name warns.
     return next((getattr(module, name) for module in FLAT if name in dir(module)), None)
 
 
@@ -101,7 +101,7 @@ def twins():
 
 
 @pytest.mark.parametrize("name", sorted(twins()))
-def test_arguments_are_those_of_optax_with_ours_behind(name):
+def test_arguments_are_those_of_optax_with_ours_after_them(name):
     ours = inspect.signature(getattr(gradtx, name)).parameters
     theirs = dict(inspect.signature(peer_of(name)).parameters)
     if name in ("nadam", "nadamw"):
@@ -109,7 +109,7 @@ def test_arguments_are_those_of_optax_with_ours_behind(name):
     if name == "global_norm":
         assert next(iter(ours)) == next(iter(theirs))
         return
-    # Names, order and defaults; what only we have comes behind, by keyword.
+    # Names, order and defaults; our own arguments come after them, as keywords.
     positional = [p for p in ours.values() if p.kind is not p.KEYWORD_ONLY]
     expected = [p for p in theirs.values() if p.kind is not p.KEYWORD_ONLY]
     assert [p.name for p in positional] == [p.name for p in expected]

@@ -1,4 +1,4 @@
-"""Which leaves act as matrices, in the modules of four libraries, single and stacked."""
+"""Which leaves act as matrices, in modules of four libraries, single and stacked."""
 
 import equinox as eqx
 import flax.linen as nn
@@ -314,7 +314,7 @@ def test_names_of_hidden_leaves_tell():
     assert {name: float(u.sum()) for name, u in updates.items()} == {"wq": 0, "bq": 0, "scores": 16}
 
 
-def test_what_is_no_array_tells_nothing():
+def test_what_is_not_an_array_tells_nothing():
     tree = {"weight": jnp.ones((4, 16)), "bias": jnp.ones((4, 16)), "activation": jax.nn.relu}
     assert gradtx.select.matrices(tree) == {"weight": False, "bias": False, "activation": False}
     assert gradtx.select.matrices({"a": None, "b": ()}) == {"a": None, "b": ()}

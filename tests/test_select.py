@@ -62,7 +62,7 @@ def test_invalid_pattern_is_refused_when_built():
 
 
 @pytest.mark.parametrize("wrong", [3, None, ["kernel", "bias"]], ids=str)
-def test_what_is_no_specification_is_refused_when_built(wrong):
+def test_what_is_not_a_specification_is_refused_when_built(wrong):
     with pytest.raises(ValueError, match="select: the specification must be"):
         gradtx.select(wrong)
 

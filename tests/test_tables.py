@@ -1,4 +1,4 @@
-"""Tables for people."""
+"""Tables for people to read."""
 
 import itertools
 import re

@@ -1,4 +1,4 @@
-"""Trees that differ are described by the place where they part."""
+"""Trees that differ are described by the place where they differ."""
 
 import jax
 import jax.numpy as jnp

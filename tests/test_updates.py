@@ -1,4 +1,4 @@
-"""From updates to parameters: sums, mixtures and periods, leaf by leaf."""
+"""Applying updates to parameters: sums, mixtures and periods, leaf by leaf."""
 
 import jax
 import jax.numpy as jnp

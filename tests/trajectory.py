@@ -1,4 +1,4 @@
-"""A trajectory of gradients, sent through a transformation and through the paper's equation."""
+"""A trajectory of gradients, passed through a transformation and the paper's equation."""
 
 import functools
 import inspect
@@ -20,7 +20,7 @@ SHAPES = {"matrix": (2, 5), "vector": (7,)}
 
 # A step rounds each of its few operations to 6e-8. Moving averages forget the errors of old steps.
 SINGLE = 2e-6
-# Here the papers are the less exact ones: their 1 - 0.9999^t loses four digits.
+# Here the papers are less exact: their 1 - 0.9999^t loses four digits.
 DOUBLE = 1e-12
 
 
@@ -31,9 +31,9 @@ class Case:
     Attributes:
         factory: makes the transformation.
         paper: one step of the equation, see `papers`.
-        arguments: by keyword. Floats and functions are hyperparameters, all else is an option.
+        arguments: keyword arguments. Floats and functions are hyperparameters, others are options.
         on_tree: whether the equation is about all leaves as one vector.
-        steps: how many.
+        steps: the number of steps.
     """
 
     factory: Callable[..., optax.GradientTransformationExtraArgs]
@@ -214,13 +214,13 @@ def run_paper(
 
 
 def at(value: Any, count: int) -> Any:
-    """The value at a step of what may be a schedule, exactly as it was given."""
+    """The value at a step of a number or a schedule, exactly as given."""
     value = value(jnp.int32(count)) if callable(value) else value
     return float(value) if isinstance(value, jax.Array) else value
 
 
 def as_vector(tree: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All leaves as one."""
+    """All leaves as one vector."""
     return {"tree": np.concatenate([leaf.ravel() for leaf in tree.values()])}
 
 

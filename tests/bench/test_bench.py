@@ -1,4 +1,4 @@
-"""The benchmark: everything runs, on tiny sizes, and nothing here depends on how long it took."""
+"""The benchmark: everything runs, on tiny sizes, and nothing here depends on how long it takes."""
 
 import json
 import math
@@ -33,7 +33,7 @@ MEASURES = {
 
 
 def test_a_quick_run_measures_every_section(tmp_path):
-    # In a process of its own, because it clears jax's caches.
+    # In a separate process, because it clears jax's caches.
     figures, picture = tmp_path / "deeper" / "figures.json", tmp_path / "ratios.png"
     arguments = ["--quick", "--cpu-time", "--json", str(figures), "--plot", str(picture)]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Transformations that act in some steps only."""
+"""Transformations that act only at some steps."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Masks and labels as people make them: numbers, prefixes, trees of other containers."""
+"""Masks and labels as users make them: numbers, prefixes, trees of other containers."""
 
 import jax
 import jax.numpy as jnp

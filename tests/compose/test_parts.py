@@ -1,4 +1,4 @@
-"""Looking inside what was put together."""
+"""Looking inside of composed transformations."""
 
 import jax.numpy as jnp
 import optax

@@ -52,7 +52,7 @@ def test_chain_takes_whatever_has_init_and_update():
     ],
     ids=lambda value: None if callable(value) else value,
 )
-def test_what_is_no_transformation_is_refused_when_built(build, message):
+def test_what_is_not_a_transformation_is_refused_when_built(build, message):
     with pytest.raises(ValueError, match=message):
         build()
 

@@ -1,4 +1,4 @@
-"""Settings of the process under which the tests of diagnostics run."""
+"""Settings of the process that runs the tests of diagnostics."""
 
 import jax
 import pytest

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def run(tx, gradients, params=None, **extra):
-    """The state after these gradients, one a step."""
+    """The state after these gradients, one per step."""
     params = jnp.zeros_like(gradients[0]) if params is None else params
     state, update = tx.init(params), jax.jit(tx.update)
     for g in gradients:

@@ -1,6 +1,6 @@
 """A network of three tanh layers and a linear head, and its statistics.
 
-Many tests write it in some other way. All of them must give what explicit intermediates and
+Many tests write it in a different way. All of them must give what explicit intermediates and
 gradients give.
 """
 
@@ -93,11 +93,11 @@ def assert_layer(layer, expected, rtol=1e-9):
         assert getattr(layer, field) == pytest.approx(value, rel=rtol, abs=1e-14), field
 
 
-# Ways to write it that several tests need.
+# Ways to write it that several tests use.
 
 
 def through(apply_block):
-    """The plain network with some other way to apply a layer."""
+    """The plain network with a different way to apply a layer."""
 
     def loss_fn(params, x):
         for layer in params["layers"]:

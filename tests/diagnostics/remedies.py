@@ -1,6 +1,6 @@
 """Networks for the verdict of `signal_report`, and the remedies that its sentence names.
 
-The cures are read from the sentence itself: the initializer, the factor, the nonlinearity.
+The remedies are read from the sentence itself: the initializer, the factor, the nonlinearity.
 """
 
 import re
@@ -54,14 +54,14 @@ def in_quotation_marks(sentence):
 
 
 def named_initializer(sentence):
-    """The initializer that the sentence asks for, and the variance times fan_in that it states."""
+    """The initializer that the sentence recommends."""
     found = re.search(r"\b(\w+(?:_normal|_uniform))\(\)", sentence)
     assert found, sentence
     return getattr(initializers, found[1])()
 
 
 def reinitialized(params, report):
-    """With new weights in the layers named, and their biases zero if the sentence says so."""
+    """New weights in the named layers, and zero biases there if the sentence says so."""
     initializer = named_initializer(report.verdict)
     keys = jax.random.split(jax.random.key(7), len(params))
     named = indices_of(report.diagnosis.layers)

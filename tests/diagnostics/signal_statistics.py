@@ -12,7 +12,7 @@ def rms(array):
 
 
 def forward_statistics(image, flat=False):
-    """What the report is to say of f(z), given whether f is flat for each element."""
+    """What the report should say about f(z), given whether f is flat for each element."""
     image = np.asarray(image, np.float64)
     all_but_units = tuple(range(image.ndim - 1))
     return {
@@ -34,7 +34,7 @@ def assert_statistics(layer, expected, rtol):
 
 
 def untouched(name, z):
-    """Stands in a loss where `with_taps` adds zeros and remembers what passes."""
+    """Marks a place in a loss where `with_taps` adds zeros and records the values."""
     del name
     return z
 
@@ -57,7 +57,7 @@ def with_taps(loss_fn, params, *args):
     return outputs, gradients[1], gradients[0]
 
 
-# Nonlinearities that several tests need.
+# Nonlinearities that several tests use.
 
 
 def sech_squared_is_small(z):

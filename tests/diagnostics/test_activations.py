@@ -19,7 +19,7 @@ def test_elbow_of_one_input_is_where_the_unit_starts_to_bend(shape):
     w, b = rng.normal(size=6), rng.normal(size=6)
     elbows = np.asarray(relu_elbows(jnp.asarray(w.reshape(shape)), jnp.asarray(b)))
     np.testing.assert_allclose(elbows, -b / w, rtol=3e-7)
-    # On the two sides of its elbow a unit is active and silent.
+    # A unit is active on one side of its elbow and inactive on the other.
     sides = np.maximum(w * (elbows + np.array([[-1e-3], [1e-3]])) + b, 0)
     assert ((sides > 0).sum(axis=0) == 1).all()
 
@@ -150,7 +150,7 @@ def test_gain_in_closed_form_in_double_precision(name):
         np.testing.assert_allclose(activation_gain(fn), expected, rtol=1e-13)
 
 
-# With their kinks, where the quadrature must be cut.
+# With their kinks, where the quadrature must be split.
 INTEGRALS = {
     "tanh": (jnp.tanh, np.tanh, [0]),
     "sigmoid": (jax.nn.sigmoid, special.expit, [0]),
@@ -207,7 +207,7 @@ def test_initializer_of_the_gain_keeps_the_mean_square_through_many_layers():
     x = jax.random.normal(keys[0], (64, width))
     for key in keys[1:]:
         x = jax.nn.silu(x) @ init(key, (width, width))
-    # Each layer keeps it up to a relative noise of about 1 / sqrt(width), here 8 times.
+    # Each layer preserves it up to relative noise of about 1 / sqrt(width), here times 8.
     assert abs(float(jnp.mean(x**2)) - 1) < 4 * math.sqrt(8 / width)
 
 

@@ -1,4 +1,4 @@
-"""Which operation made the first NaN: known mistakes, put where they are known to be."""
+"""Which operation made the first NaN: known mistakes in known places."""
 
 import inspect
 import pathlib
@@ -39,7 +39,7 @@ def loss_with(function, after=1):
 
 
 def line_of(function):
-    """Name of the file and number of the function's last line: there it goes wrong."""
+    """The file and the number of the function's last line, where the mistake is."""
     lines, first = inspect.getsourcelines(function)
     return f"{pathlib.Path(__file__).name}:{first + len(lines) - 1}"
 
@@ -150,7 +150,7 @@ def test_infinite_loss():
 
 
 def test_masked_infinity_is_not_blamed():
-    """An attention's mask of minus infinity is meant; the NaN has another cause."""
+    """A mask of minus infinity in attention is intended; the NaN has another cause."""
 
     def loss_fn(params, x):
         scores = jnp.where(jnp.tril(jnp.ones((5, 5), bool)), (x @ params[0]) @ x.T, -jnp.inf)
@@ -170,7 +170,7 @@ def test_masked_infinity_alone_is_healthy():
 
 
 def test_row_that_is_masked_as_a_whole():
-    """The softmax of nothing but minus infinity."""
+    """A softmax whose arguments are all minus infinity."""
 
     def loss_fn(params, x):
         scores = jnp.where(jnp.arange(5)[:, None] > 0, (x @ params[0]) @ x.T, -jnp.inf)
@@ -180,7 +180,7 @@ def test_row_that_is_masked_as_a_whole():
     assert_culprit(report, made="NaN", layer="0", in_gradient=False)
 
 
-# On the way back.
+# In the backward pass.
 
 
 def distance_to_itself(z):
@@ -192,7 +192,7 @@ def safe_only_afterwards(z):
 
 
 def test_gradient_that_is_not_finite():
-    """The derivative of a root at zero: infinity, and times zero it is NaN."""
+    """The derivative of a root at zero is infinite, and times zero it is NaN."""
     report = diagnostics.signal_report(
         loss_with(lambda z: z + distance_to_itself(z)), kernels(3), batch()
     )
@@ -203,7 +203,7 @@ def test_gradient_that_is_not_finite():
     # From there on to the first layer the gradient is not finite.
     assert [bool(np.isfinite(layer.grad_rms)) for layer in report.layers] == [False, False, True]
     assert report.culprit.source.startswith(line_of(distance_to_itself))
-    # In the program there is a root, and no denominator.
+    # The program has a root, and no denominator.
     assert "small epsilon under the root" in report.verdict
 
 
@@ -220,7 +220,7 @@ def test_nan_that_is_selected_away_too_late():
 
 
 def test_layer_and_iteration_of_a_scan():
-    """The third layer of a stack makes an output that the logarithm does not like."""
+    """The third layer of a stack makes an output whose logarithm is not finite."""
     stack = jnp.stack([jnp.eye(WIDTH)] * 5).at[2].multiply(-1.0)
 
     def loss_fn(params, x):
@@ -297,7 +297,7 @@ def test_inside_of_a_function_with_its_own_derivative():
     assert_culprit(report, operation="log", layer="1", in_gradient=False)
 
 
-# What was not finite from the beginning.
+# Arguments that are not finite.
 
 
 def test_parameter_with_nan():
@@ -346,7 +346,7 @@ def test_overflow_of_float16():
 
 
 def test_infinite_mask_among_the_data_is_not_blamed_for_another_nan():
-    """An attention's mask is infinite on purpose; the NaN comes from a logarithm."""
+    """A mask in attention is infinite on purpose; the NaN comes from a logarithm."""
 
     def loss_fn(params, x, mask):
         scores = jax.nn.softmax(x @ params + mask)

@@ -1,4 +1,4 @@
-"""Histories against the values that were put in, wherever the recorder stands and runs."""
+"""Histories against the values that were recorded, for every place of the recorder."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def test_conforms_to_the_contract_with_measures_of_every_kind():
         "loss": lambda updates, value: value,
     }
     tx = record_history(measures, length=3, every=2)
-    # The ratios keep one number for each parameter, and NaN where there was no gradient.
+    # The ratios have one number for each parameter, and NaN where there was no gradient.
     check_transformation(
         tx,
         extra_args={"value": jnp.array(2.0)},
@@ -191,7 +191,7 @@ def test_with_the_train_step_the_loss_is_recorded():
         state, metrics = step(state, jnp.zeros(2))
         losses.append(float(metrics["loss"]))
         norms.append(float(metrics["gradient_norm"]))
-    assert losses == [9.0, 2.25, 0.5625, 0.140625]  # the parameter halves in each step
+    assert losses == [9.0, 2.25, 0.5625, 0.140625]  # the parameter halves at each step
     history = history_of(state)
     np.testing.assert_array_equal(history["loss"], losses)
     np.testing.assert_array_equal(history["norm"], norms)
@@ -212,7 +212,7 @@ def test_measures_are_read_when_built():
     assert list(history_of(run(tx, numbers(1)))) == ["step", "norm"]
 
 
-# What is refused.
+# Wrong arguments.
 
 
 NORM = gradtx.global_norm

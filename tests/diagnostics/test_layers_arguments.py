@@ -1,4 +1,4 @@
-"""Arguments of all kinds for `signal_report`: accepted, refused, and never disturbed."""
+"""Arguments of all kinds for `signal_report`: accepted, refused, and never modified."""
 
 import equinox as eqx
 import jax
@@ -43,7 +43,7 @@ def test_data_may_be_closed_over():
 
 
 def test_parameters_may_be_closed_over_as_data():
-    """Only what is given as `params` is a layer; frozen weights are not."""
+    """Only products with `params` are layers; those with frozen weights are not."""
     frozen = numbers()["kernel"][0]
 
     def loss_fn(params, x):
@@ -53,7 +53,7 @@ def test_parameters_may_be_closed_over_as_data():
     assert [layer.name for layer in report.layers] == ["head"]
 
 
-def test_leaves_that_are_no_parameters_are_left_alone():
+def test_leaves_that_are_not_parameters_are_left_alone():
     def loss_fn(params, x, options):
         assert options["depth"] == 1
         assert params["name"] is None
@@ -141,7 +141,7 @@ def test_integer_and_boolean_data():
     assert_layer(layer, {"rms": rms(logits), "weight_grad_rms": rms(gradient)})
 
 
-# What is refused.
+# Wrong arguments.
 
 
 def identity_loss(params, x):
@@ -199,7 +199,7 @@ def test_nothing_leaks_and_nothing_is_changed():
 
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_sharded_batch(kind):
-    """A batch that is spread over devices is measured as a whole."""
+    """A batch that is sharded over devices is measured as a whole."""
     axis_type = getattr(jax.sharding.AxisType, kind)
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(axis_type,))
 

@@ -1,4 +1,4 @@
-"""Layers in the branches of a condition: `signal_report` measures those that are taken."""
+"""Layers in the branches of a conditional: `signal_report` measures those that are taken."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Layers whose weights are made from parameters, cut out of them, or used twice."""
+"""Layers whose weights are computed from parameters, are slices of them, or are used twice."""
 
 import flax.linen as nn
 import jax
@@ -118,7 +118,7 @@ def test_two_low_rank_factors_are_two_layers():
 
 
 def test_concatenated_weights():
-    """Several products as one, as attentions, gated units and recurrent cells are often written."""
+    """Several products in one, as attention, gated units and recurrent cells are often written."""
 
     def loss_fn(params, x):
         both = jnp.tanh(x @ jnp.concatenate([params["a"], params["b"]], axis=1))
@@ -210,7 +210,7 @@ def test_tied_weights_are_met_twice():
 
 
 def test_tied_to_an_embedding():
-    """Looking rows up is no layer; the product with the same table at the end is one."""
+    """Looking up rows is not a layer; the product with the same table at the end is one."""
 
     def loss_fn(params, tokens):
         hidden = jnp.tanh(params["embedding"][tokens] @ params["w"])
@@ -228,7 +228,7 @@ def test_tied_to_an_embedding():
     assert_layer(report.layers[0], {"input_rms": rms(rows)})
 
 
-def test_products_of_signals_or_of_parameters_are_no_layers():
+def test_products_of_signals_or_of_parameters_are_not_layers():
     def loss_fn(params, x):
         query, key = x @ params["query"], x @ params["key"]
         scores = query @ key.T

@@ -105,11 +105,11 @@ def test_ways_to_write_a_network(way):
     assert [layer.units for layer in report.layers[:DEPTH]] == [WIDTH] * DEPTH
 
 
-# Derivatives that a function brings along.
+# Custom derivatives.
 
 
 def test_gradients_are_those_of_a_custom_rule():
-    """Behind a reversed and scaled gradient, everything is reversed and scaled."""
+    """If a gradient is reversed and scaled, so are all gradients before it."""
 
     @jax.custom_vjp
     def layer(kernel, x):
@@ -147,7 +147,7 @@ def test_gradients_are_those_of_a_custom_rule():
 
 
 def test_straight_through_activation():
-    """The slope of a step, for saturation and gradients, is the one that its rule brings along."""
+    """The slope of a step, for saturation and gradients, is that of its custom derivative."""
 
     @jax.custom_vjp
     def sign(z):

@@ -1,4 +1,4 @@
-"""The range test on losses whose course is known in closed form."""
+"""The range test on losses with a known closed form."""
 
 import math
 import sys
@@ -29,7 +29,7 @@ def course(rates, start, curvature):
 
 
 def smoothed(losses, decay):
-    """The weighted mean of the losses so far, the latest with weight 1."""
+    """The weighted mean of the losses so far, the last one with weight 1."""
     return np.array(
         [
             np.average(losses[: t + 1], weights=decay ** np.arange(t, -1, -1.0))
@@ -67,10 +67,10 @@ def test_stability_limit_of_gradient_descent_separates_suggestion_and_divergence
     found = learning_rate_range(
         quadratic, jnp.array([1.0]), jnp.array(curvature), smoothing=smoothing, high=100 * limit
     )
-    # Below the limit the loss of every step is smaller than that of the step before.
+    # Below the limit the loss decreases at every step.
     assert limit / 200 < found.suggestion < limit / 2
     assert found.steepest < limit
-    # Above it the loss still has to climb back to where it started.
+    # Above it the loss still has to rise back to its initial value.
     assert limit < found.diverges_at < 20 * limit
     assert found.suggestion == min(found.steepest, found.lowest / 10)
 
@@ -138,7 +138,7 @@ def test_loss_that_only_falls_does_not_diverge():
     found.plot().canvas.draw()
 
 
-def test_noise_before_the_loss_falls_is_no_divergence():
+def test_noise_before_the_loss_falls_is_not_divergence():
     # Batches shift the loss up and down by far more than the first steps lower it.
     shifts = jnp.asarray(np.random.default_rng(0).normal(size=100) * 0.05, jnp.float32)
     found = learning_rate_range(
@@ -258,7 +258,7 @@ def test_plot_marks_what_was_found():
         f"diverges at {found.diverges_at:.2g}",
     ]
     assert list(lines[f"suggestion {found.suggestion:.2g}"]) == [found.suggestion] * 2
-    # A loss of 2 that fell to about 0 is to be seen, whatever came after.
+    # A loss of 2 that fell to about 0 must be visible, even if it rose later.
     bottom, top = axes.get_ylim()
     assert -1.5 < bottom < 0 < 2 < top < 4
 

@@ -1,4 +1,4 @@
-"""Masks against NumPy's sorting, and training under a mask against training without the weights."""
+"""Masks against NumPy's sort, and training under a mask against training without the weights."""
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +126,7 @@ def test_selected_leaves(select, pruned):
     assert all(np.all(leaf) for path, leaf in found.items() if path not in pruned)
 
 
-def test_leaves_that_are_no_parameters():
+def test_leaves_that_are_not_parameters():
     params = {"w": jnp.ones((2, 2)), "ids": jnp.ones((2, 2), jnp.int32), "f": jnp.tanh, "n": None}
     mask = prune_by_magnitude(params, 1.0, True)
     assert (mask["ids"], mask["f"], mask["n"]) == (True, True, None)
@@ -238,12 +238,12 @@ def test_training_is_that_of_the_weights_that_are_left(optimizer):
     short, _ = train(tx, {"w": jnp.asarray(start[kept], jnp.float32)}, gradient(kept))
     np.testing.assert_array_equal(pruned["w"][~kept], 0.0)
     np.testing.assert_allclose(pruned["w"][kept], short["w"], rtol=1e-5, atol=1e-6)
-    # Without the wrapper the pruned weights come back to life.
+    # Without the wrapper the pruned weights would move again.
     free, _ = train(tx, whole, gradient(everything))
     assert np.all(np.asarray(free["w"])[~kept] != 0)
 
 
-def test_what_moved_before_the_pruning_stands_still_after_it():
+def test_weights_that_moved_before_the_pruning_stay_still_after_it():
     params = jnp.array([1.0, 1.0])
     _, state = train(gradtx.sgd(0.1, momentum=0.9), params, lambda p: p)
     mask = jnp.array([True, False])
@@ -288,7 +288,7 @@ def test_the_state_is_that_of_the_transformation():
 
 
 def is_kept(params):
-    """A mask of whatever parameters there are: every second weight, by its place."""
+    """A mask for any parameters: every second weight, by its position."""
     return jax.tree.map(
         lambda leaf: (
             (jnp.arange(leaf.size) % 2 == 0).reshape(leaf.shape)

@@ -1,4 +1,4 @@
-"""Histories found in any state, and drawn: a panel for each measure."""
+"""Histories found in any state, and plotted: a panel for each measure."""
 
 import sys
 
@@ -55,7 +55,7 @@ def test_one_history_of_two_is_read_from_its_part_of_the_state():
     np.testing.assert_array_equal(history_of(second)["step"], [0, 2])
 
 
-# Pictures.
+# Plots.
 
 
 def test_plot_has_a_panel_for_each_measure():

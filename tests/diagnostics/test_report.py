@@ -57,7 +57,7 @@ NASTY_NAME = "<b>&'\"[red]kernel[/red]"
 
 @functools.cache
 def report():
-    """A relu that is half dead, with names that a page or a terminal might misread."""
+    """A relu layer that is half dead, with names that a page or a terminal might misinterpret."""
     rng = np.random.default_rng(0)
     params = {
         "A": jnp.asarray(rng.standard_normal((3, 8)), jnp.float32),
@@ -232,7 +232,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_odd_reports_are_drawn_and_printed(case):
+def test_odd_reports_are_plotted_and_printed(case):
     odd = CASES[case]()
     picture = io.BytesIO()
     odd.plot().savefig(picture, format="png")
@@ -273,7 +273,7 @@ def test_nothing_but_jax_is_needed_for_the_verdict(monkeypatch):
     assert str(report())
 
 
-def test_drawing_leaves_no_picture_open():
+def test_plotting_leaves_no_figure_open():
     before = "matplotlib.pyplot" in sys.modules
     report().plot()
     assert ("matplotlib.pyplot" in sys.modules) is before

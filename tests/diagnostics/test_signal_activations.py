@@ -1,4 +1,4 @@
-"""The statistics behind each nonlinearity, and the name that `signal_report` gives it."""
+"""The statistics after each nonlinearity, and the name that `signal_report` gives it."""
 
 import functools
 import math
@@ -35,7 +35,7 @@ def normal_density(z):
 SELU = 1.0507009873554805, 1.6732632423543772
 
 
-# The function, its transcription, its slope, and whether it becomes flat smoothly.
+# The function, its NumPy version, its slope, and whether it flattens smoothly.
 
 
 ACTIVATIONS = {
@@ -134,7 +134,7 @@ ACTIVATIONS = {
 
 @functools.cache
 def report_of_all_activations():
-    """One network with all of them next to each other, and what went into it."""
+    """One network with all of them side by side, and its inputs."""
     rng = np.random.default_rng(1)
     x, kernel = rng.standard_normal((32, 4)), 2.0 * rng.standard_normal((4, 6))
     bias, head = 0.1 * rng.standard_normal(6), rng.standard_normal((6, 2))

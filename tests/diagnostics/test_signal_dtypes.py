@@ -1,4 +1,4 @@
-"""The statistics of numbers of half precision, of extreme size, and of complex ones."""
+"""The statistics of half-precision, very large or small, and complex numbers."""
 
 import math
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
     [("bfloat16", 2e-2), ("float16", 3e-3)],
 )
 def test_half_precision(dtype, rtol):
-    """Statistics of the numbers in the network, with an accuracy far above their own."""
+    """Statistics of the numbers in the network, far more accurate than these numbers."""
     rng = np.random.default_rng(9)
     x = jnp.asarray(rng.standard_normal((16, 8)), dtype)
     params = [jnp.asarray(rng.standard_normal((8, 8)) * 300, dtype), jnp.full((8, 1), 1e-3, dtype)]

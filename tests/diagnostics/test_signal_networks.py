@@ -1,4 +1,4 @@
-"""The statistics of `signal_report` for whole networks: in NumPy, of flax and of equinox."""
+"""The statistics of `signal_report` for whole networks: NumPy's, flax's and equinox's."""
 
 import itertools
 import math
@@ -61,7 +61,7 @@ def plain_loss(params, x, y, activation):
 
 
 def plain_reference(params, x, y, f, slope_of):
-    """Forwards and backwards through the plain network, as in a textbook."""
+    """The forward and the backward pass of the plain network, as in a textbook."""
     inputs, outputs = [], []
     signal = x
     for i, layer in enumerate(params):
@@ -238,7 +238,7 @@ class Block(eqx.Module):
 
 
 def written_out(block, x, y, tap=untouched):
-    """The same on the whole batch at once: samples b, places s, heads h, widths d."""
+    """The same on the whole batch at once: samples b, positions s, heads h, widths d."""
 
     def normalized(x, norm):
         mean = x.mean(-1, keepdims=True)

@@ -46,7 +46,7 @@ def test_scanned_recurrence():
     layers = {layer.name: layer for layer in report.layers}
     assert list(layers) == ["input", "recurrent", "head"]
     states = np.stack([outputs[f"state{t}"] for t in range(steps)])
-    # The state follows from the recurrent product, and the input's, by the same tanh.
+    # The state is the tanh of the sum of both products.
     flat = 1 - states**2 < 0.05
     for name in ("input", "recurrent"):
         layer = layers[name]

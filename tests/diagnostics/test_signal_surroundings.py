@@ -43,7 +43,7 @@ def layer_normalized(z, scale, shift, x):
 
 
 def normalized_by_moments(z, scale, shift, x):
-    """With the difference of squares, as flax does it."""
+    """With the difference of squares, as in flax."""
     del x
     mean = jnp.mean(z, axis=0, keepdims=True)
     variance = jnp.mean(z**2, axis=0, keepdims=True) - mean**2
@@ -64,7 +64,7 @@ def residual_and_norm(z, scale, shift, x):
 
 
 SURROUNDINGS = {
-    # what is before f, f, what is done with f(...) before the next layer, given x
+    # the function before f, f, and the function of f(...) and x before the next layer
     "batch_norm": (batch_normalized, jax.nn.relu, lambda a, x: a),
     "layer_norm": (layer_normalized, jax.nn.relu, lambda a, x: a),
     "norm_by_moments": (normalized_by_moments, jax.nn.relu, lambda a, x: a),
@@ -130,7 +130,7 @@ def test_dropout_after_the_nonlinearity():
 
 @pytest.mark.parametrize("gate", ["sigmoid", "silu"])
 def test_gated_linear_unit(gate):
-    """The signal that leaves a gated unit is the product; each branch is a layer of its own."""
+    """The output of a gated unit is the product; each branch is a layer of its own."""
     f = {"sigmoid": jax.nn.sigmoid, "silu": jax.nn.silu}[gate]
 
     def loss_fn(params, x, tap=untouched):

@@ -233,7 +233,7 @@ def test_measures_along_the_gradient_of_a_quadratic(spectrum):
     losses = np.array([0.5 * p @ a @ p for p in points])
     distances = STEP_SIZES * np.linalg.norm(g)
     with jax.enable_x64(True):
-        # Two leaves: what is measured does not depend on how the vector is cut.
+        # Two leaves: the result does not depend on how the vector is split.
         params = {"b": jnp.asarray(x[2:]).reshape(2, 2), "a": jnp.asarray(x[:2])}
 
         def loss_fn(p, matrix):
@@ -259,7 +259,7 @@ def test_measures_along_the_gradient_of_a_quartic():
     changes = [np.linalg.norm(4 * (x - s * g) ** 3 - g) for s in step_sizes]
     distances = step_sizes * np.linalg.norm(g)
     slopes = [abs(np.sum((x - s * g) ** 4) - np.sum(x**4)) for s in step_sizes] / distances
-    # The measures are maxima over step sizes at which they really differ.
+    # The measures are maxima over step sizes at which they differ.
     assert np.ptp(changes / distances) > 0.1
     assert np.ptp(slopes) > 0.1
     with jax.enable_x64(True):

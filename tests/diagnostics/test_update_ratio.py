@@ -58,7 +58,7 @@ def test_update_ratio_of_dtypes(update_dtype, parameter_dtype, expected):
         np.testing.assert_allclose(found, 0.5, rtol=3e-7)
 
 
-def test_update_ratio_leaves_out_what_is_no_parameter():
+def test_update_ratio_leaves_out_what_is_not_a_parameter():
     params = {"w": jnp.ones(2), "frozen": jnp.ones(2), "steps": jnp.arange(2), "f": jnp.tanh}
     updates = {"w": jnp.ones(2), "frozen": None, "steps": np.zeros(2, jax.dtypes.float0), "f": None}
     found = update_ratio(updates, params)

@@ -1,4 +1,4 @@
-"""The verdict names the layer that is to blame, and not the one where it shows."""
+"""The verdict names the layer that is to blame, and not the one where the problem shows."""
 
 import re
 
@@ -52,7 +52,7 @@ def test_recurrent_weights_are_blamed_and_not_those_of_the_inputs(scale):
         assert report.diagnosis.layers == ("recurrent",)
         assert report.diagnosis.factor == pytest.approx(scale, rel=0.2)
         assert "initialize the layer with orthogonal()" in report.verdict
-    # The advice: the orthogonal initializer as it is.
+    # The advice, applied: the orthogonal initializer.
     assert_healthy(diagnostics.signal_report(recurrent_loss, recurrent_params(1.0), x))
 
 
@@ -70,7 +70,7 @@ def test_factor_of_a_single_bad_layer_cures_it(scale):
     assert_healthy(diagnostics.signal_report(loss_fn, params, inputs()))
 
 
-def test_small_last_layer_is_no_disease():
+def test_small_last_layer_is_not_a_problem():
     params = network(6, initializers.he_normal())
     params[-1]["kernel"] *= 0.02
     assert_healthy(diagnostics.signal_report(loss_with(jax.nn.relu), params, inputs()))
@@ -99,7 +99,7 @@ def test_solved_problem_without_a_gradient_is_healthy():
     assert_healthy(diagnostics.signal_report(loss_fn, jnp.eye(WIDTH), inputs()))
 
 
-def test_large_inputs_are_remarked_on():
+def test_large_inputs_are_mentioned():
     params = network(4, initializers.he_normal())
     report = diagnostics.signal_report(loss_with(jax.nn.relu), params, inputs(140.0))
     rms = np.sqrt(np.mean(np.asarray(inputs(140.0), np.float64) ** 2))
@@ -108,7 +108,7 @@ def test_large_inputs_are_remarked_on():
     assert "standardize" not in usual.verdict
 
 
-def test_parameters_that_a_run_has_ruined():
+def test_parameters_with_nan_after_training():
     params = network(3, initializers.he_normal())
     params[1]["bias"] = jnp.full_like(params[1]["bias"], jnp.nan)
     report = diagnostics.signal_report(loss_with(jax.nn.relu), params, inputs())

@@ -1,4 +1,4 @@
-"""Signals that explode or vanish from layer to layer: the verdict, and that its advice cures."""
+"""Signals that explode or vanish from layer to layer: the verdict, and that its advice helps."""
 
 import math
 import re
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("activation", ["linear", "relu"])
 @pytest.mark.parametrize("factor", [1.5, 0.5])
 def test_multiples_of_the_identity(factor, activation):
-    """The factor per layer is exactly known, and so is the cure."""
+    """The factor per layer is exactly known, and so is the remedy."""
     f = {"linear": lambda z: z, "relu": jax.nn.relu}[activation]
     params = network(8, lambda key, shape, dtype: factor * jnp.eye(*shape, dtype=dtype))
     x = jnp.abs(inputs())
@@ -78,7 +78,7 @@ def test_advice_against_a_changing_signal_cures(case):
     if case in ("vanishing_tanh", "exploding_linear"):
         rescaled = diagnostics.signal_report(loss_fn, multiplied(params, report), inputs())
         assert_healthy(rescaled)
-    # The statement about the variance, of the weights that are there.
+    # The stated variance of the current weights.
     stated = re.search(rf"currently ({NUMBER}) / fan_in", report.verdict)
     variance = np.mean([np.mean(np.square(layer["kernel"])) for layer in params[:-1]])
     assert float(stated[1]) == pytest.approx(variance * WIDTH, rel=0.1)
@@ -96,7 +96,7 @@ def test_normalization_cures_a_changing_signal(case, normalization_name):
     assert f"{normalization_name}" in report.verdict
     assert "before the nonlinearities" in report.verdict
     normalized = loss_with(activation, NORMALIZATIONS[normalization_name])
-    # Only hidden layers are normalized: the last stays too large or too small.
+    # Only hidden layers are normalized: the last one stays too large or too small.
     params[-1] = network(1, initializer)[0]
     assert_healthy(diagnostics.signal_report(normalized, params, inputs()))
 
@@ -144,7 +144,7 @@ def test_stack_in_nested_scans():
     assert report.diagnosis.factor == pytest.approx(1.5, rel=1e-5)
 
 
-def test_gradient_that_vanishes_behind_a_squashing_function():
+def test_gradient_that_vanishes_through_squashing_functions():
     """The slope of a sigmoid is at most 1/4, while its output stays at 1/2."""
     params = network(6, initializers.glorot_normal())
     report = diagnostics.signal_report(loss_with(jax.nn.sigmoid), params, inputs())
@@ -186,7 +186,7 @@ def recurrent_loss(activation):
 
 @pytest.mark.parametrize("factor", [0.5, 1.5])
 def test_gradient_through_time(factor):
-    """In a linear recurrence the gradient changes by the factor in each step on its way back."""
+    """In a linear recurrence the gradient changes by the factor at each backward step."""
     x = inputs(samples=20 * 4).reshape(20, 4, WIDTH)
     params = {"recurrent": factor * jnp.eye(WIDTH), "input": jnp.eye(WIDTH)}
     loss_fn = recurrent_loss(lambda z: z)

@@ -1,4 +1,4 @@
-"""Networks that people train are healthy, before and after: the verdict raises no false alarm."""
+"""Common networks are healthy, before and after training: the verdict raises no false alarm."""
 
 import itertools
 import math
@@ -245,7 +245,7 @@ def test_transformer_is_healthy():
 
 
 def test_transformer_whose_branches_begin_at_zero_is_healthy():
-    """A usual trick: each block begins as the identity."""
+    """A common trick: each block starts as the identity."""
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (4, 9)))
     params = transformer(1, 16)
     for block in params["blocks"]:

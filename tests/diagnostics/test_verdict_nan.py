@@ -1,4 +1,4 @@
-"""NaN in the loss: the verdict names the operation, and its advice cures."""
+"""NaN in the loss: the verdict names the operation, and its advice helps."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def variance_scaled(x, epsilon):
 
 
 SICK_WITH_NAN = {
-    # the mistake, what the sentence is to ask for, and the function that does it
+    # the mistake, the advice in the sentence, and the function that follows it
     "rsqrt": (
         lambda z: variance_scaled(z * jnp.asarray([1.0, 0.0] * (WIDTH // 2))[None], 0.0),
         "small epsilon under the root",

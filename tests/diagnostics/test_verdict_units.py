@@ -1,4 +1,4 @@
-"""Units that are dead or saturated: the verdict, and that its advice cures."""
+"""Units that are dead or saturated: the verdict, and that its advice helps."""
 
 import re
 
@@ -33,7 +33,7 @@ def test_advice_for_dead_units_cures():
     params = network(6, initializers.he_normal())
     params[1]["bias"] = params[1]["bias"] - 30.0
     params[4]["bias"] = params[4]["bias"] - 30.0
-    # Something arrives behind the dead layers.
+    # Some gradient arrives after the dead layers.
     params[2]["bias"] = params[2]["bias"] + 1.0
     loss_fn = loss_with(jax.nn.relu)
     report = diagnostics.signal_report(loss_fn, params, inputs())
@@ -55,13 +55,13 @@ def test_share_of_dead_units_is_stated():
     assert report.layers[1].dead_fraction == pytest.approx(28 / 32)
     assert "88%" in report.verdict
     assert "leaky_relu" in report.verdict
-    # The other remedy in the sentence: no unit is without a gradient any more.
+    # The other remedy in the sentence: every unit then has a gradient.
     leaky = loss_with(jax.nn.leaky_relu)
     assert diagnostics.signal_report(leaky, params, inputs()).kind != "dead"
 
 
-def test_units_killed_by_a_learning_rate():
-    """Training with a far too large step kills the network, and the report says so."""
+def test_units_killed_by_a_large_learning_rate():
+    """Training with much too large a step kills the network, and the report says so."""
     params, loss_fn = network(4, initializers.he_normal()), loss_with(jax.nn.relu)
     gradients = jax.grad(loss_fn)(params, inputs())
     broken = jax.tree.map(lambda p, g: p - 1e3 * g, params, gradients)

@@ -1,4 +1,4 @@
-"""What the command lines share: defaults in the help, suggestions, pipes, files that exist."""
+"""What the command lines share: defaults in the help, suggestions, pipes, existing files."""
 
 import argparse
 import subprocess
@@ -26,7 +26,7 @@ def refusal(made, arguments, capsys):
     return capsys.readouterr().err
 
 
-def test_help_shows_each_default_that_says_something():
+def test_help_shows_each_meaningful_default():
     text = parser().format_help()
     assert "rate (default: 0.5)" in text
     assert "of the noise (default: 0)" in text
@@ -44,7 +44,7 @@ def test_help_shows_each_default_that_says_something():
         (["--out", "picture.txt"], "must end in .pdf, .png or .svg"),
     ],
 )
-def test_what_was_meant_is_suggested(arguments, message, capsys):
+def test_corrections_are_suggested(arguments, message, capsys):
     assert message in refusal(parser(), arguments, capsys)
 
 

@@ -1,4 +1,4 @@
-"""The population: compiled once, each member as if alone, and a picture of it."""
+"""The population: compiled once, each member as if trained alone, and a picture of it."""
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ def batches(data, steps=4):
     return list(minibatches(KEY, data.train, 64, epochs=1))[:steps]
 
 
-def test_a_quick_run_finds_a_rate_that_learns_and_draws_it(tmp_path, capsys):
+def test_a_quick_run_finds_a_rate_that_learns_and_plots_it(tmp_path, capsys):
     path = tmp_path / "deeper" / "population.png"
     assert population.main(["--quick", "--members", "6", "--out", str(path)]) == 0
     output = capsys.readouterr().out
@@ -43,7 +43,7 @@ def run_of(losses, compilations=1):
     return population.Run(RATES, {"loss": losses}, np.ones(2), compilations, 1.0)
 
 
-def test_the_best_member_has_the_lowest_loss_that_is_a_number():
+def test_the_best_member_has_the_lowest_loss_that_is_finite():
     assert run_of([[1.0, 2.0]] * 9 + [[3.0, 2.5]]).best == 1
     assert run_of([[1.0, 2.0]] * 9 + [[3.0, np.nan]]).best == 0
 
@@ -66,7 +66,7 @@ def test_a_population_that_is_not_what_it_claims_is_refused():
     ],
     ids=["members", "epochs", "out"],
 )
-def test_wrong_arguments_are_answered_before_the_training(arguments, message, capsys):
+def test_wrong_arguments_are_refused_before_the_training(arguments, message, capsys):
     with pytest.raises(SystemExit) as end:
         population.main(arguments)
     assert end.value.code == 2

@@ -1,4 +1,4 @@
-"""The main example: it reads the digits, with any optimizer, and leaves a table and a picture."""
+"""The main example: it learns to read digits with any optimizer, and reports how."""
 
 import re
 import runpy
@@ -45,7 +45,7 @@ def test_a_comparison_trains_each_and_draws_one_picture(run):
     names = ["momentum", "rprop", "lion"]
     rows, picture = run("--quick", "--compare", *names)
     assert list(rows) == names
-    # Two passes are a beginning for mini-batches, and only two steps for rprop.
+    # Two epochs are many steps with mini-batches, but only two steps for rprop.
     assert min(rows["momentum"]) > 90
     assert min(rows["lion"]) > 75
     assert picture.std() > 0.05
@@ -80,7 +80,7 @@ def test_the_samples_are_split_once_and_for_all():
 
 
 @pytest.mark.parametrize("option", ["--optimizer", "--compare"])
-def test_a_wrong_name_is_answered_with_the_names(option, monkeypatch, capsys):
+def test_a_wrong_name_lists_the_names(option, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train_digits", option, "adma"])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(train_digits.__file__, run_name="__main__")
@@ -102,14 +102,14 @@ def test_a_wrong_name_is_answered_with_the_names(option, monkeypatch, capsys):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_arguments_are_answered_before_the_training(arguments, message, capsys):
+def test_wrong_arguments_are_refused_before_the_training(arguments, message, capsys):
     with pytest.raises(SystemExit) as end:
         train_digits.main(arguments)
     assert end.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_missing_package_is_answered_with_how_to_install_it(monkeypatch):
+def test_a_missing_package_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     with pytest.raises(SystemExit, match=r'need rich, .* pip install "gradtx\[examples\]"'):
         extras.load("rich.progress")

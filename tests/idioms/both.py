@@ -1,4 +1,4 @@
-"""Ways in which public code uses optax: each gives the same with gradtx in its place."""
+"""Ways in which public code uses optax: each gives the same result with gradtx in its place."""
 
 import functools
 import warnings
@@ -38,8 +38,8 @@ def gradients(params, number=0):
 def train(tx, params=PARAMS, state=None, steps=3, first=0, compiled=False):
     """The parameters and the state after some steps of an ordinary loop.
 
-    Each call of a condition outside of a compiled function compiles it once more, so that a loop
-    of several steps with one is quicker if the whole update is `compiled`.
+    Outside of compiled functions a conditional is compiled at each call, so that a loop of several
+    steps with one is faster if the whole update is `compiled`.
     """
     state = tx.init(params) if state is None else state
     update = jax.jit(tx.update) if compiled else tx.update
@@ -60,7 +60,7 @@ def stepper(lib, tx):
 
 
 def check_same(result, expected):
-    """Two trees of one structure, with leaves of equal dtypes and, but for rounding, values."""
+    """Assert that two trees agree in structure, dtypes and, up to rounding, values."""
     assert jax.tree.structure(result) == jax.tree.structure(expected)
     leaves = jax.tree_util.tree_leaves_with_path(result)
     for (path, ours), theirs in zip(leaves, jax.tree.leaves(expected), strict=True):
@@ -82,9 +82,9 @@ def check_same(result, expected):
 
 
 def both(idiom):
-    """Make a test of an idiom, a function of the library and of where its contrib names are.
+    """Make a test of an idiom, a function of the library and of the module of its contrib names.
 
-    What it returns is compared. The code that it stands for runs with jax's own settings.
+    Its results are compared. It runs with jax's default settings, like the code it represents.
     """
 
     def test():

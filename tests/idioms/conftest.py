@@ -5,4 +5,4 @@ import pytest
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_quickly(quick_compilation):
-    """Do not spend more time on compiling a program than on running it."""
+    """Compile programs quickly, because most run only a few times."""

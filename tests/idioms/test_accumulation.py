@@ -119,7 +119,7 @@ def test_large_gradients_are_skipped(lib, more):
 
 
 @both
-def test_gradients_are_skipped_by_a_function_of_ones_own(lib, more):
+def test_gradients_are_skipped_by_a_function_of_your_own(lib, more):
     def skip(updates, gradient_step, params=None):
         return lib.global_norm(updates) > 3.2, {"norm": lib.global_norm(updates)}
 

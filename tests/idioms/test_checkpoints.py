@@ -1,4 +1,4 @@
-"""States that are saved, restored, copied and handed from one library to the other."""
+"""States that are saved, restored, copied and passed from one library to the other."""
 
 import copy
 import io
@@ -27,7 +27,7 @@ def usual(lib):
 
 
 def resumed(tx, restore):
-    """A run of which the state passes through storage after some steps."""
+    """A run whose state passes through storage after some steps."""
     params, state = train(tx, steps=2)
     return train(tx, params, restore(state, tx.init(PARAMS)), steps=2, first=2)
 

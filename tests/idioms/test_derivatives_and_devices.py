@@ -1,4 +1,4 @@
-"""Optimizers that are differentiated, and such as are spread over devices."""
+"""Optimizers that are differentiated, or sharded over devices."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Methods that are told more than gradients: values, functions, keys; wrappers with parameters."""
+"""Methods that need more than gradients: values, functions, keys; wrappers with parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def bowl(x):
 
 
 def minimize(lib, tx, steps=2, **extra):
-    """Steps of a method that wants the value, the gradient and the function."""
+    """Steps of a method that needs the value, the gradient and the function."""
     x, state = X0, tx.init(X0)
     for _ in range(steps):
         value, grad = jax.value_and_grad(bowl)(x)
@@ -53,7 +53,7 @@ def test_lbfgs_in_a_while_loop_with_values_of_the_state(lib, more):
 
 
 @both
-def test_a_backtracking_search_behind_gradient_descent(lib, more):
+def test_a_backtracking_search_after_gradient_descent(lib, more):
     search = lib.scale_by_backtracking_linesearch(max_backtracking_steps=5, store_grad=True)
     return minimize(lib, lib.chain(lib.sgd(1.0), search))
 
@@ -74,7 +74,7 @@ def test_clipped_gradients_before_lbfgs(lib, more):
 
 
 @both
-def test_a_plateau_behind_adam(lib, more):
+def test_a_plateau_after_adam(lib, more):
     tx = lib.chain(lib.adam(0.1), more.reduce_on_plateau(factor=0.5, patience=1))
     params, state = PARAMS, tx.init(PARAMS)
     for value in (1.0, 1.0, 1.0, 0.2):

@@ -1,4 +1,4 @@
-"""Optimizers in the hands of flax, haiku, equinox and chex."""
+"""Optimizers used by flax, haiku, equinox and chex."""
 
 import chex
 import equinox as eqx
@@ -76,7 +76,7 @@ def test_train_states_in_vmap(lib, more):
 
 
 @both
-def test_a_train_state_of_ones_own(lib, more):
+def test_a_train_state_of_your_own(lib, more):
     @flax.struct.dataclass
     class State:
         params: dict

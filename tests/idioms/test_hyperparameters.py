@@ -99,7 +99,7 @@ def test_several_schedules(lib, more):
 
 
 @both
-def test_static_arguments_are_no_part_of_the_state(lib, more):
+def test_static_arguments_are_not_part_of_the_state(lib, more):
     tx = lib.inject_hyperparams(lib.adam, static_args=("b1", "b2", "eps", "eps_root"))(
         learning_rate=0.1, b1=0.8
     )
@@ -115,7 +115,7 @@ def test_one_static_argument_by_name(lib, more):
 
 
 @both
-def test_a_factory_of_ones_own(lib, more):
+def test_a_factory_of_your_own(lib, more):
     @lib.inject_hyperparams
     def optimizer(learning_rate, threshold=1.0):
         return lib.chain(

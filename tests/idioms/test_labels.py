@@ -1,4 +1,4 @@
-"""Groups of parameters: labels as trees and functions, frozen parts, LoRA, rates of their own."""
+"""Groups of parameters: labels as trees and functions, frozen parts, LoRA, separate rates."""
 
 import functools
 
@@ -101,7 +101,7 @@ def test_a_group_without_members(lib, more):
 
 
 @both
-def test_frozen_by_a_zeroing_transformation_of_ones_own(lib, more):
+def test_frozen_by_a_zeroing_transformation_of_your_own(lib, more):
     def zero_grads():
         def update(updates, state, params=None):
             return jax.tree.map(jnp.zeros_like, updates), ()

@@ -58,7 +58,7 @@ def test_evolution_within_vmap_and_scan(lib, more):
 
 @both
 def test_triples_of_functions_around_an_optimizer(lib, more):
-    """In the manner of numpyro: a counter beside the pair of parameters and state."""
+    """As in numpyro: a counter next to the pair of parameters and state."""
     tx = lib.chain(lib.clip(10.0), lib.adam(0.1))
 
     def init(params):

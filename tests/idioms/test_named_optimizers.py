@@ -127,7 +127,7 @@ def test_muon(lib, more):
 
 
 @both
-def test_muon_in_a_chain_of_ones_own(lib, more):
+def test_muon_in_a_chain_of_your_own(lib, more):
     tx = lib.chain(
         more.scale_by_muon(), lib.add_decayed_weights(0.1), lib.scale_by_learning_rate(0.1)
     )

@@ -1,4 +1,4 @@
-"""Optimizers in the hands of flax.nnx."""
+"""Optimizers used by flax.nnx."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def test_a_state_of_nnx_as_parameters(lib, more):
 @both
 def test_an_optimizer_of_nnx_for_some_parameters(lib, more):
     class Adapter(nnx.Param):
-        """A parameter that is trained, beside others that are not."""
+        """A parameter that is trained, next to others that are not."""
 
     model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
     model.adapter = Adapter(jnp.ones(2))

@@ -155,7 +155,7 @@ def test_the_classes_of_transformations(lib, more):
 @both
 def test_a_subclass_of_the_class_of_transformations(lib, more):
     class Named(lib.GradientTransformation):
-        """A transformation that can be told from others."""
+        """A transformation that can be distinguished from others."""
 
     tx = Named(*lib.sgd(0.1, momentum=0.9))
     assert isinstance(tx, optax.GradientTransformation)
@@ -232,7 +232,7 @@ def test_moments_by_hand(lib, more):
 
 
 @both
-def test_a_method_of_ones_own_from_the_state_of_adam(lib, more):
+def test_a_method_of_your_own_from_the_state_of_adam(lib, more):
     def init(params):
         zeros = jax.tree.map(jnp.zeros_like, params)
         return lib.ScaleByAdamState(jnp.zeros([], jnp.int32), zeros, zeros)

@@ -1,4 +1,4 @@
-"""Parameters of every kind: containers, dtypes, holes, nothing at all."""
+"""Parameters of every kind: containers, dtypes, missing leaves, nothing at all."""
 
 import collections
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Clipping and other pieces outside of a chain, with whatever stands there for a state."""
+"""Clipping and other pieces outside a chain, with anything in place of a state."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Schedules: composed, wrapped, read for a log, given where a number may stand."""
+"""Schedules: composed, wrapped, read for a log, passed in place of numbers."""
 
 import functools
 

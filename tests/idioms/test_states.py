@@ -238,7 +238,7 @@ def test_a_state_with_a_step_is_selected(lib, more):
 
 
 @both
-def test_a_state_with_a_field_of_ones_own(lib, more):
+def test_a_state_with_a_field_of_your_own(lib, more):
     class Extended(optax.ScaleByAdamState):
         """A subclass of the usual state."""
 

@@ -23,7 +23,7 @@ V = jnp.array([0.5, -1.0, 2.0])
 
 @jax.tree_util.register_pytree_node_class
 class Checked:
-    """A container that refuses whatever is no array, also when jax builds it."""
+    """A container that refuses anything but arrays, even when jax builds it."""
 
     def __init__(self, weight, bias):
         for leaf in (weight, bias):
@@ -40,7 +40,7 @@ class Checked:
 
 
 class Duck:
-    """An optimizer that has the two methods, and is no named tuple."""
+    """An optimizer that has the two methods, and is not a named tuple."""
 
     def init(self, params):
         return {"steps": jnp.zeros([], jnp.int32)}
@@ -187,7 +187,7 @@ def test_programs_that_look_for_nans(lib, more):
 
 
 @both
-def test_updates_in_further_hands(lib, more):
+def test_updates_in_other_hands(lib, more):
     tx = lib.adamw(0.1)
     state = tx.init(V)
     return (

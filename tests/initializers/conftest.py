@@ -1,4 +1,4 @@
-"""The comparison of samples with a distribution of SciPy that the tests here share."""
+"""Compares samples with a distribution of SciPy."""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,4 +37,4 @@ def assert_distributed(assert_moments: Callable[[Any, Any], None]) -> Callable[[
 
 @pytest.fixture(autouse=True, scope="module")
 def compile_quickly(quick_compilation):
-    """Nothing here depends on how well a program is compiled."""
+    """Compile programs quickly: nothing here depends on how well they are compiled."""

@@ -1,4 +1,4 @@
-"""What initializers are for: a signal that keeps its size through thirty layers.
+"""What initializers are for: preserving the size of a signal through thirty layers.
 
 With independent zero-mean weights of variance scale/fan_in, a layer multiplies the mean square of
 its signal by `scale` if it is linear and by scale/2 if it rectifies, exactly in expectation over

@@ -152,7 +152,7 @@ BOUNDS = {
     "half line": (0.0, math.inf),
     "lower half line": (-math.inf, 0.5),
     "whole line": (-math.inf, math.inf),
-    "off centre": (0.5, 0.75),
+    "off center": (0.5, 0.75),
     "upper tail": (4.0, 5.0),
     "lower tail": (-math.inf, -3.0),
     "far upper tail": (10.0, math.inf),
@@ -214,7 +214,7 @@ HALF_OPEN = {
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn", "float32", "float64"])
 @pytest.mark.parametrize("name", HALF_OPEN)
 def test_no_dtype_rounds_to_a_bound(name, dtype):
-    """Neither where the dtype has the bound, nor where it lies between two of its numbers."""
+    """Neither if the dtype contains the bound, nor if it lies between two of its numbers."""
     build, lower, upper = HALF_OPEN[name]
     if name.startswith("lecun"):  # of 3,000 inputs
         lower, upper = (math.copysign(math.sqrt(abs(b) / 3000), b) for b in (lower, upper))

@@ -1,4 +1,4 @@
-"""What holds for every initializer: signature, dtypes, devices, and the libraries that call it."""
+"""What holds for every initializer: signature, dtypes, devices, and use by other libraries."""
 
 import inspect
 import math
@@ -114,7 +114,7 @@ def test_low_precision_is_rounded_once(name, dtype):
     low = INITIALIZERS[name](KEY, SHAPE, dtype)
     assert low.dtype == dtype
     expected = np.asarray(INITIALIZERS[name](KEY, SHAPE, jnp.float32).astype(dtype))
-    # What rounding would carry beyond a bound is the last number before it, one step away.
+    # A number that would be rounded beyond a bound is the last one before it, one step away.
     rounds_beyond = np.abs(expected.astype(np.float64)) >= BOUNDS.get(name, math.inf)
     one_step = np.asarray(jax.lax.nextafter(expected, np.zeros_like(expected)))
     np.testing.assert_array_equal(np.asarray(low), np.where(rounds_beyond, one_step, expected))
@@ -156,14 +156,14 @@ def test_key_decides(name):
 
 
 def assert_same_numbers(placed, expected):
-    """Equal up to the few last bits that a compiler may round differently."""
+    """Equal up to the last few bits, which a compiler may round differently."""
     tolerance = 4 * np.finfo(np.float32).eps
     np.testing.assert_allclose(
         placed, expected, rtol=tolerance, atol=tolerance * abs(expected).max()
     )
 
 
-# One of every sampler; the rest are made of these.
+# One of each sampler; the others are based on these.
 SAMPLERS = [
     "zeros",
     "uniform",

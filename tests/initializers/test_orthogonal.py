@@ -1,4 +1,4 @@
-"""Orthogonality, uniformity over the group, and convolutions that keep lengths."""
+"""Orthogonality, uniformity over the group, and convolutions that preserve lengths."""
 
 import math
 

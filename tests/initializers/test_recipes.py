@@ -1,4 +1,4 @@
-"""LeCun's, Glorot's and He's rules: the published variances and limits, and jax as a peer."""
+"""LeCun's, Glorot's and He's rules: the published variances and limits, and jax's numbers."""
 
 import math
 
@@ -29,7 +29,7 @@ def test_uniform(rule, count_bias, assert_distributed):
     kernel = getattr(gi, f"{rule}_uniform")(count_bias=count_bias)(KEY, SHAPE)
     limit = math.sqrt(3 * VARIANCES[rule][count_bias])
     assert_distributed(kernel, stats.uniform(-limit, 2 * limit))
-    # The largest of 100,000 tells a limit of sqrt(6/700) from one of sqrt(6/701).
+    # The largest of 100,000 distinguishes a limit of sqrt(6/700) from one of sqrt(6/701).
     assert limit * (1 - 2e-4) < abs(np.asarray(kernel)).max() <= np.float32(limit)
 
 

@@ -89,7 +89,7 @@ def test_distribution_in_float64(distribution, assert_distributed):
         peer = jax.nn.initializers.variance_scaling(1.0, "fan_in", distribution)(KEY, (100, 1000))
     assert kernel.dtype == jnp.float64
     assert_distributed(kernel, LAWS[distribution](0.1))
-    # Here the corrections for truncation agree to all digits, not only to float32's.
+    # Here the corrections for truncation agree to all digits, not only those of float32.
     np.testing.assert_allclose(kernel, peer, rtol=1e-13, atol=1e-15)
 
 

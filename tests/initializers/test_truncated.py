@@ -30,16 +30,16 @@ def test_no_truncation():
     assert truncated_deviation(-math.inf, math.inf) == pytest.approx(1, rel=1e-14)
 
 
-@pytest.mark.parametrize("centre", [0.0, 0.3, -2.0])
+@pytest.mark.parametrize("center", [0.0, 0.3, -2.0])
 @pytest.mark.parametrize("width", [1e-3, 1e-6])
-def test_narrow_interval_is_uniform(centre, width):
-    # The density is flat up to a slope of centre and a curvature of 1, so the relative error
+def test_narrow_interval_is_uniform(center, width):
+    # The density is flat up to a slope of center and a curvature of 1, so the relative error
     # of the uniform's width/√12 is of the order of width².
     expected = width / math.sqrt(12)
-    interval = (centre - width / 2, centre + width / 2)
-    rounding_of_the_bounds = 4 * np.spacing(abs(centre)) / width
+    interval = (center - width / 2, center + width / 2)
+    rounding_of_the_bounds = 4 * np.spacing(abs(center)) / width
     assert truncated_deviation(*interval) == pytest.approx(
-        expected, rel=(1 + centre**2) * width**2 + rounding_of_the_bounds + 1e-13
+        expected, rel=(1 + center**2) * width**2 + rounding_of_the_bounds + 1e-13
     )
 
 
@@ -48,9 +48,9 @@ def test_tails_against_adaptive_quadrature(bounds):
     nearest = min(abs(bounds[0]), abs(bounds[1]))
     farthest = min(max(abs(bounds[0]), abs(bounds[1])), nearest + 20)
 
-    def moment(power, centre):
+    def moment(power, center):
         return integrate.quad(
-            lambda z: (z - centre) ** power * math.exp((nearest**2 - z**2) / 2),
+            lambda z: (z - center) ** power * math.exp((nearest**2 - z**2) / 2),
             nearest,
             farthest,
             epsabs=0,

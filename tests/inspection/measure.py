@@ -1,7 +1,6 @@
-"""What an optimizer does to a small tree, to be compared with what explain says of it.
+"""What an optimizer does to a small tree, to be compared with what explain says about it.
 
-An update is minus the learning rate times a direction, and the directions are written down in
-NumPy.
+An update is minus the learning rate times a direction, and the directions are written in NumPy.
 """
 
 import jax
@@ -36,7 +35,7 @@ def weights_added(g, p):
 
 
 def last_update(tx, calls=1, factor=1.0):
-    """What the last of some calls returns, between which nothing else changes."""
+    """The result of the last of several equal calls."""
     gradients = jax.tree.map(lambda g: factor * g, GRADIENTS)
     state, updates = tx.init(PARAMS), None
     extra = {"value": jnp.float32(3.0), "grad_fn": lambda params, i: gradients}
@@ -57,7 +56,7 @@ def measured(tx, direction, calls=1, factor=1.0):
     for name, u in last_update(tx, calls, factor).items():
         d = directions[name]
         rates[name] = -np.sum(u * d) / np.sum(d * d)
-        # Along another direction there would be no learning rate at all.
+        # Along any other direction there would be no learning rate at all.
         np.testing.assert_allclose(u, -rates[name] * d, rtol=2e-5, atol=1e-12)
     return rates
 

@@ -11,7 +11,7 @@ chain, scale, sgd = gradtx.chain, gradtx.scale, gradtx.sgd
 clip_norm = gradtx.clip_by_global_norm
 
 
-# Shares of the weights that a step takes away, whatever the learning rate.
+# The fractions of the weights that a step removes, for any learning rate.
 SHARES = {
     "decay_of_a_frozen_leaf": (
         chain(gradtx.freeze(on_w), gradtx.adamw(0.5, weight_decay=0.1)),

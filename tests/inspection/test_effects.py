@@ -1,4 +1,4 @@
-"""What a factor before a rule does, and that it is known of each rule."""
+"""The effect of a factor before a rule, and that it is known for each rule."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from gradtx.testing import hostile_parameters
 from ..testing.test_exports import EXPORTS
 from .measure import PARAMS, halved, last_update
 
-# Everything that stands in a chain, in the order of the alphabet.
+# Everything that can be part of a chain, in alphabetical order.
 PIECES = {
     "acprop": gradtx.scale_by_acprop(),
     "adadelta": gradtx.scale_by_adadelta(eps=1e-12),
@@ -97,5 +97,5 @@ def test_it_is_known_of_each_rule_of_ours_what_it_does(name):
         for rule in unwrapped(route)
         if growth_of(rule, 0) == "unknown"
     }
-    # What belongs to optax or to the tests has their name before its own.
+    # Rules of optax or of the tests are prefixed with that name.
     assert not [name for name in unknown if "." not in name]

@@ -1,4 +1,4 @@
-"""Whatever gradtx exports can be explained, and goes on where it was."""
+"""Everything that gradtx exports can be explained, and migrated to itself."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def test_memory_is_exact(name):
 @pytest.mark.parametrize("name", CARRIED)
 def test_a_state_is_carried_to_itself(name):
     tx, params = parts_of_export(name)
-    # Other numbers than those of init, so that it shows if these come back.
+    # Numbers other than those of init, so that a reset would be noticed.
     state = jax.tree.map(
         lambda leaf: leaf + leaf.dtype.type(3) if is_number(leaf) else leaf, tx.init(params)
     )

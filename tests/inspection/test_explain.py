@@ -374,7 +374,7 @@ def test_bytes_of_each_leaf():
 
 
 def test_paths_of_states_and_parameters_are_not_confused():
-    # Both the chain and the parameters are tuples, so that paths begin alike.
+    # Both the chain and the parameters are tuples, so that their paths begin the same.
     tx = gradtx.chain(gradtx.adam(0.1), gradtx.trace(0.9))
     rows = gradtx.explain(tx, (jnp.ones(2), jnp.ones(5))).rows
     assert [row.state_bytes for row in rows] == [2 * 3 * 4, 5 * 3 * 4]

@@ -1,4 +1,4 @@
-"""Leaves that never move are shown as frozen, and own no state where they need none."""
+"""Leaves that never move are shown as frozen, and have no state where they need none."""
 
 import jax
 import optax
@@ -13,7 +13,7 @@ clip_norm = gradtx.clip_by_global_norm
 
 
 def set_to_zero():
-    """Not what its name says."""
+    """Does not do what its name says."""
     return optax.GradientTransformation(
         lambda params: optax.EmptyState(), lambda updates, state, params=None: (updates, state)
     )

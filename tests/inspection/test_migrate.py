@@ -1,4 +1,4 @@
-"""Going on with an optimizer state in another optimizer."""
+"""Continuing with an optimizer state in another optimizer."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -231,7 +231,7 @@ def test_groups_with_different_counts_start_afresh():
 
 
 def test_counts_of_other_classes_are_not_taken():
-    # The count of Adam is none of a schedule's, although both are called count.
+    # The count of Adam is not that of a schedule, although both are called count.
     params, state = trained(gradtx.adam(0.1))
     _, report = gradtx.migrate(state, gradtx.sgd(halving), params)
     assert set(report.fresh) == {"1/count"}
@@ -362,7 +362,7 @@ def test_messages_about_swapped_arguments_are_short(name):
 
 
 class OwnCount(NamedTuple):
-    """The count of a schedule, under a name that nothing knows."""
+    """The count of a schedule, under an unknown name."""
 
     count: jax.Array
 

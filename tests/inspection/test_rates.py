@@ -27,7 +27,7 @@ clip_norm = gradtx.clip_by_global_norm
 
 
 class Acts(NamedTuple):
-    """What explain knows: a rate for all leaves, or one for each."""
+    """What explain reports: a rate for all leaves, or one for each."""
 
     tx: object
     rate: object
@@ -41,7 +41,7 @@ def tripled(count):
 
 
 ACTS = {
-    # Nothing makes a length its own: all factors act.
+    # No rule normalizes the length: all factors have an effect.
     "sgd": Acts(sgd(0.1), 0.1),
     "ascent": Acts(chain(sgd(0.1), scale(-1.0)), -0.1),
     "negative": Acts(sgd(-0.1), -0.1),
@@ -59,7 +59,7 @@ ACTS = {
         gradtx.optimistic_adam_v2(0.1, alpha=2.0, beta=0.3, nesterov=False), 0.2, sign
     ),
     "two_weights": Acts(chain(gradtx.scale_by_optimistic_gradient(0.5), sgd(0.1)), 0.05),
-    # What limits the gradient comes before all factors.
+    # Limits on the gradient come before all factors.
     "clipped": Acts(chain(clip_norm(1.0), sgd(0.1)), 0.1, unit),
     "signed_and_clipped": Acts(chain(scale(-1.0), clip_norm(1.0), sgd(0.1)), -0.1, unit),
     "clipped_adam": Acts(chain(clip_norm(1.0), adam(0.1)), 0.1, sign),
@@ -76,7 +76,7 @@ ACTS = {
     "named_chain_of_optax": Acts(
         optax.named_chain(("clip", optax.clip_by_global_norm(1.0)), ("step", sgd(0.1))), 0.1, unit
     ),
-    # From here on a rule makes the length its own, and factors before it do not act.
+    # From here on a rule normalizes the length, and factors before it have no effect.
     "adam": Acts(adam(0.1), 0.1, sign),
     "negative_adam": Acts(adam(-0.1), -0.1, sign),
     "factor_before_adam": Acts(chain(scale(0.25), adam(0.1)), 0.1, sign),
@@ -174,6 +174,6 @@ def test_a_factor_shows_exactly_if_it_acts(name):
 
 
 def answer(tx, calls):
-    """What the gradient adds to the update, beside what decays."""
+    """The part of the update that is due to the gradient, without weight decay."""
     pairs = zip(last_update(tx, calls).items(), last_update(tx, calls, 0.0).values(), strict=True)
     return {name: update - decay for (name, update), decay in pairs}

@@ -63,7 +63,7 @@ clip_rms, clip_unit = gradtx.clip_by_block_rms(0.01), gradtx.adaptive_grad_clip(
 normalized = "tests.own_normalization is not gradtx's own"
 
 UNKNOWN = {
-    # A limit behind a factor acts on some gradients only.
+    # A limit after a factor acts on some gradients only.
     "norm": Unknown(
         chain(scale(0.5), clip_norm(1.0), sgd(0.1)),
         "clip_by_global_norm after a factor of 0.5",
@@ -127,7 +127,7 @@ UNKNOWN = {
         chain(scale(0.5), gradtx.acprop(0.1, weight_decay=0.0)), "scale_by_acprop after", 0.1
     ),
     "root": Unknown(gradtx.madgrad(0.1, momentum=0.0), "scale_by_madgrad takes a root", 0.1),
-    # What is not ours, whatever it is called.
+    # Foreign transformations, whatever they are called.
     "stateless": Unknown(
         chain(scale(0.5), gradtx.stateless(own_normalization), sgd(0.1)), normalized, 0.05
     ),
@@ -183,7 +183,7 @@ UNKNOWN = {
         "is not gradtx's own",
         0.1,
     ),
-    # Rules with a factor that only the run will tell.
+    # Rules with a factor that is known only in the run.
     "mechanize": Unknown(gradtx.mechanize(sgd(0.1)), "mechanize learns a factor", 0.1),
     "prodigy": Unknown(gradtx.prodigy(1.0), "prodigy finds its own step size", 1.0, sign),
     "dadapt": Unknown(gradtx.dadapt_adamw(1.0), "dadapt_adamw finds its own", 1.0, sign),

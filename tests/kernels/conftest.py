@@ -1,8 +1,8 @@
-"""Most programs here run a few times only."""
+"""Most programs here run only a few times."""
 
 import pytest
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_quickly(quick_compilation):
-    """Do not spend more time on compiling a program than on running it."""
+    """Compile programs quickly, because most run only a few times."""

@@ -65,7 +65,7 @@ def test_adam_is_invariant_to_the_scale_of_the_gradient(factory):
     states = tx.init(small), tx.init(large)
     for g in np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32):
         small, small_state = tx.update(jnp.asarray(g), states[0])
-        # A power of two changes no digit.
+        # A power of two changes no digit of the mantissa.
         large, large_state = tx.update(jnp.asarray(g * 2.0**20), states[1])
         states = small_state, large_state
         np.testing.assert_array_equal(small, large)

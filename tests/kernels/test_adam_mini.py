@@ -74,11 +74,11 @@ def test_shape_of_the_second_moment(blocks, shape, expected):
     g = jnp.ones(shape)
     updates, state = tx.update(g, tx.init(g))
     assert state.nu.shape == expected
-    # All elements are alike, so that each is as large as its block.
+    # All elements are equal, so that each is as large as its block.
     np.testing.assert_allclose(updates, g, rtol=1e-6)
 
 
-def test_its_second_moment_takes_next_to_no_memory():
+def test_its_second_moment_takes_almost_no_memory():
     params = {"kernel": jnp.zeros((64, 32)), "bias": jnp.zeros(32)}
     sizes = [
         sum(leaf.nbytes for leaf in jax.tree.leaves(tx.init(params).nu))

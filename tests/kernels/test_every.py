@@ -1,4 +1,4 @@
-"""Updates that are let go every few steps."""
+"""Updates that are released every few steps."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def test_equation(check, case):
 
 @pytest.mark.parametrize("k", [3, jnp.int32(3)], ids=["int", "array"])
 def test_the_counter_runs_from_zero_as_that_of_optax(k):
-    # So that the number of the step stays exact in float32 however long the run.
+    # So that the step number stays exact in float32 in runs of any length.
     ours, theirs = gradtx.apply_every(k), optax.apply_every(3)
     g = jnp.ones(2)
     state, expected = ours.init(g), theirs.init(g)

@@ -125,7 +125,7 @@ def test_singular_values_land_in_their_band():
 
 
 def count(jaxpr, primitive, dtype=None):
-    """How often an operation stands in a program, in what it calls too."""
+    """How often an operation occurs in a program, including the functions that it calls."""
     total = 0
     for equation in jaxpr.eqns:
         called = [x for x in jax.tree.leaves(list(equation.params.values())) if hasattr(x, "eqns")]

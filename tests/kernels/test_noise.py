@@ -12,7 +12,7 @@ from ..trajectory import NON_NEGATIVE, check_refused, wrong_arguments
 
 
 def noise(eta, gamma, key, *, steps=20, size=5):
-    """The noise of each step, which is what becomes of gradients of zero."""
+    """The noise of each step: the updates for zero gradients."""
     params = {"a": jnp.zeros(size), "b": jnp.zeros((size, 1))}
     tx = gradtx.add_noise(eta, gamma, key)
     state, samples = tx.init(params), []

@@ -1,4 +1,4 @@
-"""Clipping example by example and the noise on the sum, against NumPy, optax and statistics."""
+"""Per-example clipping and the noise on the sum, against NumPy, optax and statistics."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What several of the normalization tests share."""
+"""Fixtures of the normalization tests."""
 
 from collections.abc import Iterator
 
@@ -21,4 +21,4 @@ def mesh() -> jax.sharding.Mesh:
 
 @pytest.fixture(autouse=True, scope="module")
 def compile_quickly(quick_compilation):
-    """Nothing here depends on how well a program is compiled."""
+    """Compile programs quickly: nothing here depends on how well they are compiled."""

@@ -1,4 +1,4 @@
-"""What every normalization promises: dtypes, degenerate data, and JAX's transformations."""
+"""What every normalization guarantees: dtypes, degenerate data, and JAX's transformations."""
 
 from functools import partial
 

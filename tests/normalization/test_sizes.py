@@ -1,4 +1,4 @@
-"""Values whose squares are out of range of their dtype, against NumPy in long double."""
+"""Values whose squares are out of range for their dtype, against NumPy in long double."""
 
 from functools import partial
 
@@ -66,7 +66,7 @@ def batch_norm_of_rows(x, epsilon):
     return batch_norm(x, stats, training=True, axis=0, epsilon=epsilon)[0]
 
 
-# Each takes an array of rows and normalizes each row by itself.
+# Each takes an array of rows and normalizes each row separately.
 OF_ROWS = {
     "layer": layer_norm,
     "layer-unbiased": partial(layer_norm, unbiased=True),
@@ -121,7 +121,7 @@ def test_large_gradients_of_the_largest_values():
 
 
 def test_second_derivatives():
-    """Without an epsilon those of x -> f(1e20 x) equal those of f at 1, whatever the unit."""
+    """Without an epsilon those of x -> f(1e20 x) equal those of f at 1, for any unit."""
     x, weight = jnp.asarray(BASE, jnp.float32), jnp.cos(jnp.arange(6.0))
     for function in (layer_norm, rms_norm):
 
@@ -326,7 +326,7 @@ def test_whiten(size):
 
 
 def test_a_condition_stays_one_under_vmap():
-    """A condition on a batch of flags would run both branches for all of it."""
+    """A conditional on a batch of flags would run both branches for the whole batch."""
 
     def conditions(jaxpr):
         for equation in jaxpr.eqns:
@@ -344,7 +344,7 @@ def test_a_condition_stays_one_under_vmap():
 
 
 class TestAccelerators:
-    """They have no condition to wait for, and give the same numbers."""
+    """They have no conditional to wait for, and give the same numbers."""
 
     def test_have_no_condition(self):
         def conditions(platform):

@@ -77,7 +77,7 @@ def test_adamw_with_complex_parameters():
 
 @pytest.mark.parametrize("factory", DECOUPLED)
 def test_decoupled_decay_is_geometric(factory):
-    # Without a gradient p <- (1 - learning_rate * weight_decay) p, whatever the moments.
+    # Without a gradient p <- (1 - learning_rate * weight_decay) p, for any moments.
     tx = factory(0.5, weight_decay=0.1)
     params = jnp.array([3.0, -2.0])
     state, update = tx.init(params), jax.jit(tx.update)

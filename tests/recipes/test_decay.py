@@ -1,4 +1,4 @@
-"""The argument `decay` of everything that has weight decay and a mask for it."""
+"""The argument `decay` of everything that has a masked weight decay."""
 
 import inspect
 
@@ -28,7 +28,7 @@ DECAYING = [name for name in MASKED if "decay" in arguments_of(name)]
 
 
 def first_update(name, **arguments):
-    """The update of a gradient of zero, which is the decay alone."""
+    """The update for a zero gradient, which is the decay alone."""
     rate = {"learning_rate": 0.5} if "learning_rate" in arguments_of(name) else {}
     tx = getattr(gradtx, name)(**rate, weight_decay=0.1, **arguments)
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)

@@ -1,4 +1,4 @@
-"""Gradient descent, its signs and Newton's method: equations, and the rates they promise."""
+"""Gradient descent, sign descent and Newton's method: equations and predicted rates."""
 
 import jax
 import jax.numpy as jnp

@@ -130,7 +130,7 @@ def bowls(x):
 
 
 def test_weights_fall_at_the_relative_rate_and_then_by_the_smallest_scale():
-    # Without a memory the direction is the sign, whatever the curvature.
+    # Without a memory the direction is the sign, for any curvature.
     tx = gradtx.adafactor(0.1, min_dim_size_to_factor=2, decay_rate=0.0, eps=0.0)
     points = path(tx, bowls, {"flat": 0.01 * SIGNS, "steep": 0.02 * SIGNS}, 60)
     for name, size in (("flat", 0.01), ("steep", 0.02)):

@@ -1,4 +1,4 @@
-"""Muon, NorMuon, Shampoo and SOAP as whole optimizers, and Muon beside optax's."""
+"""Muon, NorMuon, Shampoo and SOAP as whole optimizers, and Muon compared with optax's."""
 
 import chex
 import jax

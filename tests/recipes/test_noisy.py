@@ -1,4 +1,4 @@
-"""Descent with noise: its size at each step, and where it comes to rest."""
+"""Descent with noise: its variance at each step, and that of its stationary distribution."""
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +92,7 @@ def test_run_changes_hands():
             results = [tx.update(params, state, params) for tx in (ours, theirs)]
         updates, expected = [updates for updates, _ in results]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected)
-        # By turns the state that one and the other left.
+        # The state of one library and the other in turn.
         state = results[t % 2][1]
 
 

@@ -41,7 +41,7 @@ def run(tx, start, gradient, steps=STEPS):
 
 
 def check_follows(tx, program, shape=(5,), **arguments):
-    """Demand that a transformation takes the steps of a program."""
+    """Assert that a transformation takes the steps of a program."""
     start, gradient = data(shape)
     expected = programs.run(program, start, gradient, STEPS, **arguments)
     found, _ = run(tx, start, gradient)

@@ -1,4 +1,4 @@
-"""What theory says about methods that find their own step size, seen in short runs."""
+"""What theory says about step-size-free methods, checked in short runs."""
 
 import itertools
 import math

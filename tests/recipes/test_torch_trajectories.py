@@ -242,7 +242,7 @@ IN_GRADTX: dict[str, Callable[..., Transformation]] = {
 
 
 def torch_settings(name: str) -> dict[str, Any]:
-    """The optimizer's name, its settings, and its learning rate's factor, of a stored case."""
+    """The optimizer's name, its settings, and the factor of its learning rate, of a stored case."""
     return json.loads(str(STORED[f"case/{name}/settings"]))
 
 

@@ -1,8 +1,8 @@
-"""Settings of the process under which the tests of the testing kit run."""
+"""Settings of the process that runs the tests of the testing kit."""
 
 import pytest
 
 
 @pytest.fixture(autouse=True, scope="module")
 def compile_quickly(quick_compilation):
-    """Nothing here depends on how well a program is compiled."""
+    """Compile programs quickly: nothing here depends on how well they are compiled."""

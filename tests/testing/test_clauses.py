@@ -1,4 +1,4 @@
-"""Each clause is shown a transformation that breaks it, and a good one that does not.
+"""Each clause is tested on a transformation that breaks it, and on a good one.
 
 The broken ones are the good one with a single mistake. The table says every clause that the
 mistake breaks, so that a clause that complains about something else fails too.
@@ -38,7 +38,7 @@ BROKEN: dict[str, Broken] = {}
 
 
 def breaks(*clauses: str, says: str):
-    """Put a function that makes a transformation into the table, under the function's name."""
+    """Add a function that makes a transformation to the table, under the function's name."""
 
     def add(make):
         BROKEN[make.__name__] = Broken(make, clauses, says)
@@ -350,10 +350,10 @@ def dividing_in_half_precision():
 
 @breaks("locality", says="at 'dense/kernel': expected updates of shuffled leaves to be")
 def calling_a_mean_elementwise():
-    def centre(g):
+    def center(g):
         return g - jnp.mean(g, axis=-1, keepdims=True) if g.ndim else g
 
-    return lift(Kernel("centre", centre))
+    return lift(Kernel("center", center))
 
 
 @breaks("degree", says="expected the updates of scale_by_sign for 4 g to be 4 times those for g")

@@ -1,4 +1,4 @@
-"""Everything that gradtx exports and that makes or wraps a transformation keeps the contract."""
+"""Everything exported that makes or wraps a transformation keeps the contract."""
 
 import importlib
 import inspect

@@ -1,4 +1,4 @@
-"""The hypothesis strategies draw what they say."""
+"""The hypothesis strategies draw what they promise."""
 
 import subprocess
 import sys

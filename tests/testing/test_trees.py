@@ -66,7 +66,7 @@ def test_unknown_clauses_are_refused():
         check_transformation(gradtx.identity(), clauses=["typ"])
 
 
-def test_what_is_no_transformation_is_refused():
+def test_what_is_not_a_transformation_is_refused():
     with pytest.raises(ValueError, match="tx must be a gradient transformation"):
         check_transformation(gradtx.adam)
 

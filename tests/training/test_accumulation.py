@@ -48,7 +48,7 @@ def test_half_precision_is_added_up_in_float32():
     assert (loss, gradient) == (1.0, 1.0)
 
 
-def test_leaves_that_are_no_parameters_have_no_gradient():
+def test_leaves_that_are_not_parameters_have_no_gradient():
     params = {"w": jnp.ones(2), "steps": jnp.int32(3), "none": None}
     value_and_grad = accumulate_grads(lambda p, batch: jnp.sum(p["w"]) * jnp.mean(batch), 2)
     _, gradient = value_and_grad(params, jnp.full(4, 3.0))

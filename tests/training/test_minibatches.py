@@ -1,4 +1,4 @@
-"""Mini-batches: every sample once an epoch, in the key's order, from arrays and trees of arrays."""
+"""Mini-batches: every sample once per epoch, in the key's order, from arrays and trees."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The learning rate that a step reports is the one that acts, whatever holds steps back."""
+"""The learning rate that a step reports is the effective one, whatever skips steps."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def every_other(library, inner):
     return conditionally_mask(inner, lambda step: step % 2 == 1)
 
 
-# What holds back -> how often it had stepped before each call.
+# What skips steps -> the number of steps before each call.
 HOLDS_BACK = {
     "MultiSteps": (lambda lib, tx: lib.MultiSteps(tx, 2), ALL_FINITE, [0, 0, 1, 1, 2, 2]),
     "apply_if_finite": (
@@ -101,7 +101,7 @@ def test_the_rate_is_that_of_the_update(name):
         np.testing.assert_allclose(rate, acted, rtol=1e-6)
 
 
-def test_wrapped_around_what_holds_back():
+def test_wrapped_around_what_skips():
     tx = gradtx.with_metrics(gradtx.average_params(gradtx.MultiSteps(gradtx.sgd(schedule), 2), 0.9))
     rows = reported(tx, ALL_FINITE)
     assert [rates["learning_rate"] for rates, _ in rows] == pytest.approx(
@@ -109,7 +109,7 @@ def test_wrapped_around_what_holds_back():
     )
 
 
-def test_injected_around_what_holds_back():
+def test_injected_around_what_skips():
     def slow(learning_rate):
         return gradtx.MultiSteps(gradtx.sgd(learning_rate), 2).gradient_transformation()
 
@@ -147,7 +147,7 @@ def test_a_transformation_without_a_known_count_is_asked_at_the_step():
     )
 
 
-def test_without_a_known_count_a_step_that_is_held_back_is_refused():
+def test_without_a_known_count_a_step_that_is_skipped_is_refused():
     tx = gradtx.MultiSteps(OWN, 2)
     with pytest.raises(ValueError, match=r"make_train_step: learning_rate.*inject_hyperparams"):
         reported(tx, ALL_FINITE[:1])

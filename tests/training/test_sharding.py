@@ -1,4 +1,4 @@
-"""The step on eight devices: the numbers of one device, every array where it was, compiled once."""
+"""The step on eight devices: the same numbers, arrays stay in place, compiled once."""
 
 import jax
 import jax.numpy as jnp

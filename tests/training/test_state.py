@@ -1,4 +1,4 @@
-"""The state of a run: copied, strongly typed, on one mesh, and a tree that checkpoints hold."""
+"""The state of a run: copied, strongly typed, on one mesh, and saved in checkpoints."""
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,7 @@ def test_a_run_resumed_from_an_orbax_checkpoint_goes_on_as_if_never_stopped(tmp_
     assert resumed.model_state["seen"] == 8
 
 
-def test_what_is_no_transformation_is_refused():
+def test_what_is_not_a_transformation_is_refused():
     message = "TrainState.create: tx must be a gradient transformation"
     with pytest.raises(ValueError, match=message):
         TrainState.create({"w": jnp.ones(2)}, gradtx.adam)

@@ -1,4 +1,4 @@
-"""The same steps with gradtx and with optax, and in what they differ."""
+"""The same steps with gradtx and with optax, and how they differ."""
 
 import contextlib
 import warnings
@@ -53,10 +53,10 @@ WITH_NAN = ("apply_if_finite", "zero_nans")
 
 
 class _Flat:
-    """optax with the names of its submodules beside its own, as gradtx has them."""
+    """optax with the names of its submodules in one namespace, as in gradtx."""
 
     def __getattr__(self, name: str) -> Any:
-        # `dir`, because asking for a deprecated name warns.
+        # `dir`, because `getattr` of a deprecated name warns.
         for module in FLAT:
             if name in dir(module):
                 return getattr(module, name)
@@ -131,7 +131,7 @@ def lenient() -> Iterator[None]:
 
 
 def differences(name: str, way: Any) -> set[str]:
-    """In what a run of gradtx differs from one of optax, see `gradtx.differences.Difference`."""
+    """How a run of gradtx differs from one of optax, see `gradtx.differences.Difference`."""
     if isinstance(way, Stored):
         return differences(name, way.way) & {"layout", "fails", "refuses"}
     return _differences(name, way, *_drawn(name, way))

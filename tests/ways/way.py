@@ -11,7 +11,7 @@ MATRICES = {"matrix": (3, 2), "wide": (2, 5)}
 
 
 class On(NamedTuple):
-    """A way that needs other parameters than the others, or gradients of other sizes.
+    """A way that needs different parameters, or gradients of different sizes.
 
     Attributes:
         shapes: those of the parameters.

@@ -1,4 +1,4 @@
-"""Runs that change hands between optax and gradtx in the middle."""
+"""Runs that are continued by the other library, optax or gradtx, in the middle."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ PARAMS = {"matrix": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "vector": jnp.array([-
 
 
 def smooth(params: Any, step: jax.Array) -> Any:
-    """Gradients of a smooth loss that is another one in each step."""
+    """Gradients of a smooth loss that is different at each step."""
     return jax.tree.map(lambda p: jnp.sin(2.0 * p + step) + 0.5 * p, params)
 
 
@@ -40,7 +40,7 @@ def check_changes_hands(
     extra: Callable[[Any], dict[str, Any]] = lambda params: {},
     rtol: float = 1e-5,
 ) -> None:
-    """Demand of a run that either library resumes that it ends as optax's own.
+    """Assert that a run that is resumed by either library ends like one of optax alone.
 
     Args:
         ours: the transformation of gradtx.

@@ -26,7 +26,7 @@ def train(tx, steps=STEPS):
 
 
 def recursion(points, decays, debias):
-    """The average after each point: a weighted sum, over the sum of its weights if asked."""
+    """The average after each point: a weighted sum, divided by the sum of its weights if asked."""
     average, weight = jax.tree.map(np.zeros_like, points[0]), 0.0
     for point, decay in zip(points, decays, strict=True):
         average = {k: decay * average[k] + (1 - decay) * point[k] for k in point}
@@ -158,7 +158,7 @@ def test_half_precision_is_averaged_in_float32():
     assert gradtx.averaged_params(state, params)["w"].dtype == jnp.bfloat16
 
 
-def test_leaves_that_are_no_parameters_stay_as_they_are():
+def test_leaves_that_are_not_parameters_stay_as_they_are():
     tx = gradtx.average_params(gradtx.sgd(1.0), 0.5)
     params = {"w": jnp.array([4.0]), "steps": jnp.int32(7), "absent": None, "frozen": jnp.ones(1)}
     gradients = {"w": jnp.array([1.0]), "steps": None, "absent": None, "frozen": None}

@@ -28,7 +28,7 @@ def masked(u, g, xi=1.0):
 
 
 def runs(*transformations):
-    """The updates and states of each transformation, step by step, beside the gradients."""
+    """The gradients, and the updates and states of each transformation, step by step."""
     gradients, params = inputs(STEPS)
     trajectories = [run(tx, gradients, params) for tx in transformations]
     yield from zip(gradients, *trajectories, strict=True)
@@ -43,7 +43,7 @@ def test_equation(xi):
                 continue  # 0 / 0 in the paper; see the test below
             for leaf, update in updates.items():
                 np.testing.assert_allclose(update, masked(u[leaf], g[leaf], xi), rtol=1e-12)
-            # What the mask leaves out, the optimizer does not notice.
+            # The optimizer does not see what the mask leaves out.
             jax.tree.map(np.testing.assert_array_equal, cautious_state, state)
 
 
@@ -120,7 +120,7 @@ def test_a_cautious_ball_never_rolls_uphill():
     assert rises(path_of(ball)) > 0.1
     cautious = path_of(gradtx.cautious(ball, xi=0.0))
     assert rises(cautious) <= 0
-    # Where the plain ball would swing, it is at rest near the minimum.
+    # Where the plain ball would oscillate, this one is at rest near the minimum.
     assert np.all(abs(cautious[-1, 1:]) < 0.1)
 
 

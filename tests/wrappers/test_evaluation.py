@@ -1,4 +1,4 @@
-"""The parameters to evaluate, whatever keeps them."""
+"""The parameters to evaluate, wherever they are kept."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The length of one optimizer's steps for the direction of another's."""
+"""The step length of one optimizer with the direction of another."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -115,7 +115,7 @@ def test_schedules_count_from_0(factory):
     assert state.count == 3
 
 
-def test_a_value_changed_by_hand_takes_effect_and_nothing_is_compiled_anew():
+def test_a_value_changed_by_hand_takes_effect_and_nothing_is_compiled_again():
     tx = gradtx.inject_hyperparams(gradtx.sgd)(0.5)
     update = jax.jit(tx.update)
     state = tx.init(jnp.zeros(2))
@@ -183,7 +183,7 @@ MASKS = {
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("factory", [gradtx.adamw, optax.adamw], ids=["gradtx", "optax"])
-def test_what_is_callable_but_no_schedule_is_not_called(factory, mask):
+def test_what_is_callable_but_not_a_schedule_is_not_called(factory, mask):
     # optax issue 1373.
     params = [jnp.ones((2, 2)), jnp.ones(2)]
     params = Model(params) if mask == "callable module" else params
@@ -361,11 +361,11 @@ def test_wrong_values_are_refused_at_once(make, value):
 
 
 @pytest.mark.parametrize("wrap", [gradtx.inject_hyperparams, gradtx.with_hyperparams])
-def test_what_is_no_factory_is_refused(wrap):
+def test_what_is_not_a_factory_is_refused(wrap):
     with pytest.raises(ValueError, match="must be a function, got GradientTransformation"):
         wrap(gradtx.sgd(0.1))
 
 
-def test_what_makes_no_transformation_is_refused():
+def test_what_does_not_make_a_transformation_is_refused():
     with pytest.raises(ValueError, match="must be a gradient transformation"):
         gradtx.with_hyperparams(lambda rate: rate, 0.1)

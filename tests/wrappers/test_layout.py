@@ -1,4 +1,4 @@
-"""Other layouts give the numbers of the plain one, or are refused."""
+"""Other layouts give the same numbers as the plain one, or are refused."""
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +92,7 @@ def test_a_missing_gradient_leaves_its_part_of_the_state_alone():
     assert new[0].count == 2
 
 
-def test_what_is_no_parameter_has_no_place_in_the_vector():
+def test_what_is_not_a_parameter_has_no_place_in_the_vector():
     params = {"w": jnp.ones(2), "steps": jnp.int32(3), "name": jnp.tanh, "none": None}
     gradients = {"w": jnp.ones(2), "steps": jnp.int32(7), "name": None, "none": None}
     tx = gradtx.flatten(gradtx.sgd(0.5, momentum=0.9))

@@ -154,7 +154,7 @@ def test_a_reset_handles_keys_and_counters():
 
 
 def _data(tree):
-    """The tree with the numbers behind its keys."""
+    """The tree with the data of its keys."""
 
     def numbers(x):
         is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
@@ -203,7 +203,7 @@ def test_extra_arguments_reach_the_fast_optimizer():
 
 
 @pytest.mark.parametrize("params", [None, jnp.ones(2)], ids=["none", "array"])
-def test_params_that_are_no_pair_are_refused(params):
+def test_params_that_are_not_a_pair_are_refused(params):
     tx = gradtx.lookahead(gradtx.sgd(0.1), 2, 0.5)
     with pytest.raises(ValueError, match="LookaheadParams"):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)), params)
@@ -232,7 +232,7 @@ def test_wrong_argument(factory, arguments, name, value):
     check_refused(factory, arguments, name, value)
 
 
-def test_it_may_stand_behind_other_pieces_of_a_chain():
+def test_it_may_come_after_other_pieces_of_a_chain():
     params = {"w": jnp.array([3.0, 4.0])}
     pair = gradtx.LookaheadParams.init_synced(params)
     pieces = (gradtx.clip_by_global_norm(1.0), gradtx.trace(0.5), gradtx.add_decayed_weights(0.1))

@@ -294,7 +294,7 @@ def test_old_states_of_injected_hyperparameters():
     assert gradtx.metrics(state) == {"learning_rate": 0.5}
 
 
-def test_parameters_of_the_same_names_are_no_metrics():
+def test_parameters_of_the_same_names_are_not_metrics():
     params = {"learning_rate": jnp.ones(()), "step": jnp.ones(()), "count": jnp.ones(())}
     assert gradtx.metrics(gradtx.adam(0.1).init(params)) == {}
     assert gradtx.metrics(jnp.ones(())) == {}
@@ -342,7 +342,7 @@ def test_another_structure_of_parameters_is_refused():
         tx.update({"w": jnp.ones(2)}, state, {"b": jnp.ones(2)})
 
 
-def test_what_is_no_transformation_is_refused():
+def test_what_is_not_a_transformation_is_refused():
     with pytest.raises(ValueError, match="with_metrics: tx must be a gradient transformation"):
         gradtx.with_metrics(gradtx.sgd)
 

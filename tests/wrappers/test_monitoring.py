@@ -1,4 +1,4 @@
-"""Measurements on the way through a chain, against NumPy and optax."""
+"""Measurements inside a chain, against NumPy and optax."""
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +77,7 @@ def test_measurements_agree_with_optax_and_its_states_are_understood():
     state, other = ours.init(params), theirs.init(params)
     with jax.numpy_dtype_promotion("standard"):  # optax needs it
         for _ in range(2):
-            # Each library takes its next step from the state of the other.
+            # Each library continues from the state of the other.
             (_, state), (_, other) = ours.update(g, other, params), theirs.update(g, state, params)
             assert jax.tree.structure(state) == jax.tree.structure(other)
             assert jax.tree.map(jnp.result_type, state) == jax.tree.map(jnp.result_type, other)

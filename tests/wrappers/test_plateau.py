@@ -33,7 +33,7 @@ def rule(
     accumulation_size=1,
     min_scale=0.0,
 ):
-    """The rule as a program that keeps lists."""
+    """The rule as a plain Python program."""
     scale, best, bad, rest, group = 1.0, np.inf, 0, 0, []
     for loss in losses:
         group.append(loss)
@@ -120,7 +120,7 @@ def test_it_removes_the_oscillation_of_too_large_steps():
     assert abs(x) <= 0.3 * state[1].scale / 0.5
 
 
-def test_nan_is_no_improvement():
+def test_nan_is_not_an_improvement():
     found = scales([1.0, np.nan, np.nan, 0.5, np.nan], gradtx.reduce_on_plateau(0.5, 2))
     assert found == [1.0, 1.0, 0.5, 0.5, 0.5]
 
@@ -184,7 +184,7 @@ def test_a_missing_value_is_refused():
 
 
 @pytest.mark.parametrize("value", [jnp.ones(2), 1j], ids=["vector", "complex"])
-def test_a_value_that_is_no_real_scalar_is_refused(value):
+def test_a_value_that_is_not_a_real_scalar_is_refused(value):
     tx = gradtx.reduce_on_plateau()
     with pytest.raises(ValueError, match=r"value must be (a scalar|real)"):
         tx.update(jnp.ones(1), tx.init(jnp.ones(1)), value=value)

@@ -141,7 +141,7 @@ def test_it_returns_exactly_to_where_the_climb_began(dtype):
     np.testing.assert_array_equal(path[1][0], start)
 
 
-def test_the_climb_starts_anew_after_each_step():
+def test_the_climb_starts_again_after_each_step():
     def make(resets):
         return gradtx.sam(gradtx.sgd(0.1), gradtx.sgd(0.1, momentum=0.9), 3, resets)
 

@@ -1,4 +1,4 @@
-"""Steps that are not taken, because the gradient is no good."""
+"""Steps that are skipped, because the gradient is bad."""
 
 import jax
 import jax.numpy as jnp

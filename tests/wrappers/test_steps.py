@@ -1,7 +1,7 @@
-"""What counts, averages or follows a schedule goes on in the steps that are taken, not in calls.
+"""What counts, averages or follows a schedule advances with the steps that are taken, not calls.
 
-Every wrapper stands around, and inside of, everything that holds steps back, gradtx's and optax's.
-The right values come from loops over the steps alone.
+Every wrapper is put around and inside everything that skips steps, gradtx's and optax's.
+The expected values come from loops over the steps alone.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from gradtx.wrappers.steps import is_step
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 NAN = np.nan
-# A step of a zero gradient is a step: the fifth and sixth call.
+# A step with a zero gradient is a step: the fifth and sixth call.
 GRADIENTS = [1.0, 3.0, NAN, 2.0, 0.0, 0.0, -1.0, NAN, 5.0, 1.0, 2.0, 4.0]
 START = np.array([4.0, -1.0])
 DIRECTION = np.array([1.0, -2.0])
@@ -38,7 +38,7 @@ class Step(NamedTuple):
     last: Any
 
 
-# What holds steps back, as a function from one call after another to steps or None.
+# What skips steps, as a function from consecutive calls to steps or None.
 
 
 def finite(steps):
@@ -275,7 +275,7 @@ OUTSIDE = [
 
 
 @pytest.mark.parametrize(("library", "counter", "name"), OUTSIDE)
-def test_around_what_holds_steps_back(library, counter, name):
+def test_around_what_skips_steps(library, counter, name):
     hold_back, _ = HOLDS_BACK[name]
     tx = COUNTERS[counter].wrap(lambda rate: hold_back(library, gradtx.sgd(rate)))
     check(tx, COUNTERS[counter], *taken(name))
@@ -283,11 +283,11 @@ def test_around_what_holds_steps_back(library, counter, name):
 
 @pytest.mark.parametrize("name", ["MultiSteps", "apply_if_finite"])
 @pytest.mark.parametrize("counter", [name for name in COUNTERS if name != "lookahead"])
-def test_inside_of_what_holds_steps_back(counter, name):
+def test_inside_what_skips_steps(counter, name):
     hold_back, _ = HOLDS_BACK[name]
     tx = hold_back(gradtx, COUNTERS[counter].wrap(gradtx.sgd))
     vectors, steps = taken(name)
-    # Inside, the gradient of the step is all there is.
+    # Inside, only the gradient of the step is seen.
     steps = [step and Step(step.mean, step.mean) for step in steps]
     check(tx, COUNTERS[counter], vectors, steps)
 
@@ -304,7 +304,7 @@ def test_a_history_inside_is_one_of_steps(name):
 
 
 @pytest.mark.parametrize("name", ["MultiSteps", "apply_if_finite"])
-def test_a_history_in_front_of_it_is_one_of_calls(name):
+def test_a_history_before_it_is_one_of_calls(name):
     hold_back, _ = HOLDS_BACK[name]
     vectors, _ = taken(name)
     tx = gradtx.chain(record_history(length=len(vectors)), hold_back(gradtx, gradtx.sgd(rate)))
@@ -325,7 +325,7 @@ def number_of_points(tx, gradients, params):
 
 ONES, ZEROS = jnp.ones(2), jnp.zeros(2)
 EDGES = {
-    # What is passed on in the end moves the parameters, if only to NaN.
+    # What is finally passed on moves the parameters, if only to NaN.
     "not finite too often": (
         gradtx.apply_if_finite(gradtx.sgd(1.0), 1),
         [ONES, NAN * ONES, NAN * ONES],
@@ -361,7 +361,7 @@ EDGES = {
 
 
 @pytest.mark.parametrize("case", EDGES)
-def test_a_call_is_a_step_if_nothing_was_held_back_or_something_moves(case):
+def test_a_call_is_a_step_if_nothing_was_skipped_or_something_moves(case):
     tx, gradients, numbers = EDGES[case]
     assert number_of_points(tx, gradients, jnp.array([4.0, -2.0])) == numbers
 
@@ -432,7 +432,7 @@ def test_each_run_of_a_batch_takes_its_own_steps():
 
 
 def test_a_state_of_another_class_tells_as_well():
-    """As one that was restored into records of one's own."""
+    """Such as one that was restored into the user's own records."""
 
     class Restored(NamedTuple):
         mini_step: Any
@@ -449,7 +449,7 @@ def test_a_state_of_another_class_tells_as_well():
 
 
 @pytest.mark.parametrize("counter", ["average_params", "lookahead", "schedule_free"])
-def test_it_costs_nothing_where_nothing_holds_back(counter):
+def test_it_costs_nothing_where_nothing_skips(counter):
     tx = COUNTERS[counter].wrap(gradtx.sgd)
     params = gradtx.LookaheadParams.init_synced(ONES) if counter == "lookahead" else ONES
     state = tx.init(params)
@@ -461,5 +461,5 @@ def test_it_costs_nothing_where_nothing_holds_back(counter):
 @pytest.mark.parametrize("counter", ["average_params", "schedule_free", "inject_hyperparams"])
 def test_contract(counter):
     tx = COUNTERS[counter].wrap(lambda rate: multi_steps(gradtx, gradtx.sgd(rate)))
-    # Averages of parameters move without a gradient, and a call that is no step reads none.
+    # Averages of parameters move without a gradient, and a call that is not a step reads none.
     check_transformation(tx, skip=("none_leaves", "mismatches"))

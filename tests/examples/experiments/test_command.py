@@ -1,4 +1,4 @@
-"""The command line of the experiments: what it prints, writes and answers."""
+"""The command line of the experiments: what it prints and writes, and its exit status."""
 
 import importlib.util
 import re
@@ -20,14 +20,14 @@ LONG = "a statement [of some length] that a table of eighty columns would have t
 
 
 def run_python(code):
-    """Runs code in a process of its own, so that it has imported nothing yet."""
+    """Runs code in a separate process, which has imported nothing yet."""
     return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120
     )
 
 
 def made_up(name, holds):
-    """An experiment that has no work to do."""
+    """An experiment that does nothing."""
 
     def run(settings):
         figure = Figure(figsize=(2, 1))
@@ -43,7 +43,7 @@ def made_up(name, holds):
 
 @pytest.fixture
 def run(tmp_path, capsys, monkeypatch):
-    """Runs the command with made-up experiments, of which depth fails; gives status and output."""
+    """Runs the command with fake experiments, of which depth fails; returns status and output."""
     monkeypatch.setattr(experiment, "load", lambda name: made_up(name, name != "depth"))
 
     def run_with(*arguments):
@@ -156,7 +156,7 @@ def test_the_gallery_is_written_where_asked(run, tmp_path):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_wrong_arguments_are_answered_with_the_status_2(arguments, message, capsys):
+def test_wrong_arguments_exit_with_status_2(arguments, message, capsys):
     with pytest.raises(SystemExit) as end:
         command.main(arguments)
     assert end.value.code == 2

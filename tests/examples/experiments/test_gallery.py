@@ -1,4 +1,4 @@
-"""The gallery: one page that is valid, readable everywhere and needs nothing else."""
+"""The gallery: one page that is valid, readable everywhere and self-contained."""
 
 import base64
 import io
@@ -142,7 +142,7 @@ def contrast(first, second):
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_text_stands_out_in_light_and_dark_and_on_paper(source):
+def test_text_has_contrast_in_light_and_dark_and_on_paper(source):
     def colors(rule):
         (block,) = re.findall(rf"{rule}[^}}]*?:root {{(.*?)}}", source, re.S)
         return dict(re.findall(r"(--\w+): (#\w{6})", block))

@@ -1,4 +1,4 @@
-"""The experiments on initialization: their claims hold, and would not with other weights.
+"""The experiments on initialization: their claims hold, and fail with other weights.
 
 Their formulas and key figures are recomputed here in plain NumPy and SciPy.
 """
@@ -40,7 +40,7 @@ def test_elbows_of_other_weights_are_noticed(monkeypatch):
         return lambda key, shape: initializers.normal(1.0 if len(shape) == 2 else 1.2)(key, shape)
 
     monkeypatch.setattr(elbows, "normal", wrong)
-    # What was compiled with the right weights is not to be used, nor this kept.
+    # The function that was compiled with the right weights must not be reused, nor this one kept.
     monkeypatch.setattr(elbows, "fits", jax.jit(jax.vmap(inspect.unwrap(elbows.fits))))
     noticed = failures("elbows")
     for sentence in ("normal: the elbows are distributed", "quartiles", "normal: 50.0%"):
@@ -74,7 +74,7 @@ def test_the_elbows_have_the_distributions_of_quotients():
 
 
 @pytest.mark.parametrize("start", [elbows.NORMAL, elbows.UNIFORM, elbows.SPREAD])
-def test_the_distance_is_kolmogorovs_and_smirnovs(start):
+def test_the_distance_is_that_of_kolmogorov_and_smirnov(start):
     samples = np.random.default_rng(0).normal(size=500)
     expected = stats.kstest(samples, lambda x: elbows.distribution(start, x)).statistic
     assert elbows.distance(samples, start) == pytest.approx(expected)

@@ -15,7 +15,7 @@ SEEDS = (1,)
 
 @pytest.fixture
 def run(monkeypatch):
-    """Runs an experiment for two seeds; gives the calls of one of its functions, with results."""
+    """Runs an experiment for each seed; returns the calls of one of its functions, with results."""
 
     def run_with(name, recorded):
         module, calls = experiment.load(name), []
@@ -200,7 +200,7 @@ def test_batchsize_holds_and_measures_what_numpy_does(run):
         np.testing.assert_allclose(scatter.measured[j, size], np.mean(squared), rtol=1e-4)
 
 
-def test_batchsize_knows_the_variance_of_all_batches_there_are():
+def test_batchsize_knows_the_variance_of_all_batches():
     values = np.array([3.0, -1.0, 4.0, 1.0, 5.0])
     for size in (1, 2, 3, 5):
         drawn = itertools.product(values, repeat=size), itertools.combinations(values, size)
@@ -209,7 +209,7 @@ def test_batchsize_knows_the_variance_of_all_batches_there_are():
         np.testing.assert_allclose(measured, factors, atol=1e-15)
 
 
-def test_batchsize_goes_down_as_numpy_does():
+def test_batchsize_descends_as_numpy_does():
     key = jax.random.key(5)
     params = networks.init_dense(key, batchsize.WIDTHS, he_normal())
     data = {"image": jax.random.uniform(key, (20, 64)), "label": jnp.arange(20) % 10}

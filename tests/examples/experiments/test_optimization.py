@@ -1,4 +1,4 @@
-"""The experiments on averages and descent: their claims hold, and would not with wrong equations.
+"""The experiments on averages and descent: their claims hold, and fail with wrong equations.
 
 The formulas that the measurements are compared with are checked here against plain NumPy.
 """
@@ -29,7 +29,7 @@ def test_the_claim_holds(name, seed):
 
 @pytest.fixture
 def clear_traces():
-    """Forgets what was traced with other equations, before a test and after it."""
+    """Clears what was traced with other equations, before and after a test."""
 
     def clear():
         for name in NAMES:

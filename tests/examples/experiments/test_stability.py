@@ -1,4 +1,4 @@
-"""The experiments on saddles, walls and cliffs: their claims hold, but not with other methods.
+"""The experiments on saddles, walls and cliffs: their claims hold, and fail with other methods.
 
 Their formulas and key figures are recomputed here in plain NumPy.
 """

@@ -1,4 +1,4 @@
-"""Rates that follow the gradients' size."""
+"""Learning rates that adapt to the size of the gradients."""
 
 import gradtx
 

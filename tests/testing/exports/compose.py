@@ -1,4 +1,4 @@
-"""Transformations put together."""
+"""Composed transformations."""
 
 import optax
 

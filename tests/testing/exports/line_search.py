@@ -1,4 +1,4 @@
-"""What is optax's own, exported as it is."""
+"""Functions of optax that are exported unchanged."""
 
 import gradtx
 

@@ -1,4 +1,4 @@
-"""Differential privacy, behind a piece that makes gradients of single examples of one gradient."""
+"""Differential privacy, after a piece that makes per-example gradients of one gradient."""
 
 import jax.numpy as jnp
 
@@ -13,7 +13,7 @@ def of_examples(gradient, parameter):
 
 
 def behind(make):
-    """What takes per-example gradients, behind what makes them."""
+    """A consumer of per-example gradients, after a piece that makes them."""
     return lambda: gradtx.chain(gradtx.stateless_with_tree_map(of_examples), make())
 
 
