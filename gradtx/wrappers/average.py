@@ -1,5 +1,6 @@
 """Averages of the parameters, kept beside any optimizer."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,11 @@ class AverageParamsState(NamedTuple):
 
     average: Any
     inner_state: Any
+
+    def evaluated(self) -> tuple[Any, Callable[[Any, Any], jax.Array]]:
+        """What `eval_params` reads: the average, and the rule for a parameter and its average."""
+        average, weight = self.average.ema
+        return average, lambda p, mean: averaged_leaf(p, mean, weight)
 
 
 def average_params(

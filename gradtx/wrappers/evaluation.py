@@ -12,7 +12,6 @@ from optax.contrib import SAMState, ScheduleFreeState
 from gradtx import trees
 from gradtx.inputs import check_order
 from gradtx.leaves import Aligned
-from gradtx.wrappers.average import AverageParamsState, averaged_leaf
 from gradtx.wrappers.schedule_free import evaluated_leaf
 
 
@@ -109,7 +108,9 @@ def _keepers(state: Any) -> list[Any]:
     """The states that keep parameters to evaluate, each before those inside it."""
 
     def is_keeper(node: Any) -> bool:
-        return isinstance(node, AverageParamsState | SAMState | ScheduleFreeState)
+        if isinstance(node, SAMState | ScheduleFreeState):
+            return True
+        return hasattr(node, "_fields") and callable(getattr(node, "evaluated", None))
 
     found = [node for node in jax.tree.leaves(state, is_leaf=is_keeper) if is_keeper(node)]
     return found + [keeper for node in found for keeper in _keepers(tuple(node))]
@@ -130,11 +131,13 @@ def _evaluated_by(keeper: Any, params: Any) -> tuple[Any, set[int]]:
 
 
 def _rule(keeper: Any) -> tuple[Any, Callable[[Any, Any], jax.Array]]:
-    """What a wrapper keeps, and the function that evaluates a parameter with its part of that."""
+    """What a wrapper keeps, and the function that evaluates a parameter with its part of that.
+
+    These are the rules of optax's classes; one of this library's own has a method `evaluated`.
+    """
     if isinstance(keeper, ScheduleFreeState):
         return keeper.z, functools.partial(evaluated_leaf, keeper)
     if isinstance(keeper, SAMState):
         is_climbing = keeper.steps_since_sync > 0
         return keeper.cache, lambda p, start: jnp.where(is_climbing, start, p)
-    average, weight = keeper.average.ema
-    return average, lambda p, mean: averaged_leaf(p, mean, weight)
+    return keeper.evaluated()

@@ -36,6 +36,10 @@ class MetricsState(NamedTuple):
     measurements: dict[str, Any]
     inner_state: Any
 
+    def measured(self) -> dict[str, Any]:
+        """What `metrics` reads: name -> scalar, or several by place."""
+        return {"step": self.count, **self.measurements}
+
 
 def with_metrics(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Record at each step what goes into a transformation and what comes out of it.
@@ -193,12 +197,10 @@ def metrics(state: Any) -> dict[str, jax.Array]:
 
 def _measurements(state: Any, path: Path) -> Iterator[tuple[str, Path, Any]]:
     """The name, the place and the value of each measurement in a state."""
-    for own, read in _READERS.items():
-        if isinstance(state, own):
-            for below, value in jax.tree_util.tree_leaves_with_path(read(state)):
-                yield below[0].key, (*path, *below[1:]), value
     fields = getattr(state, "_fields", None)
     if fields is not None:
+        for below, value in jax.tree_util.tree_leaves_with_path(_measured(state)):
+            yield below[0].key, (*path, *below[1:]), value
         for field in fields:
             yield from _measurements(getattr(state, field), (*path, GetAttrKey(field)))
         return
@@ -206,6 +208,13 @@ def _measurements(state: Any, path: Path) -> Iterator[tuple[str, Path, Any]]:
     for below, inner in named:
         if inner is not state:
             yield from _measurements(inner, (*path, *below))
+
+
+def _measured(state: Any) -> dict[str, Any]:
+    """What a single state tells, without those inside it."""
+    if callable(getattr(state, "measured", None)):
+        return state.measured()
+    return next((read(state) for own, read in _READERS.items() if isinstance(state, own)), {})
 
 
 def _of_hyperparameters(state: Any) -> dict[str, Any]:
@@ -221,9 +230,8 @@ def _scalars(measurements: Any) -> Any:
     return jax.tree.map(lambda value: value if jnp.ndim(value) == 0 else None, measurements)
 
 
-# What each class of state tells. Most are optax's, which cannot say it themselves.
+# What optax's classes tell. One of this library's own has a method `measured`.
 _READERS: dict[type, Callable[[Any], dict[str, Any]]] = {
-    MetricsState: lambda state: {"step": state.count, **state.measurements},
     optax.InjectHyperparamsState: _of_hyperparameters,
     optax.InjectStatefulHyperparamsState: _of_hyperparameters,
     optax.ApplyIfFiniteState: lambda state: {

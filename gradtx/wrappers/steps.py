@@ -2,7 +2,9 @@
 
 A wrapper that counts, averages or follows a schedule must advance only when the parameters do. What
 it wraps may hold a step back: `MultiSteps` while it collects gradients, `apply_if_finite` if one is
-not finite, and optax's wrappers too. Their states tell, and nothing else is read here.
+not finite, and optax's wrappers too. Their states tell, and nothing else is read here. The rules
+for optax's classes, which this library shares, are below; a class of its own has a method
+`held_back`, from the state before the call to a boolean scalar.
 """
 
 import functools
@@ -46,7 +48,8 @@ def is_step(old: Any, new: Any, updates: Any) -> jax.Array | None:
     climbing: list[jax.Array] = []
     for (path, kind, now), (_, _, before) in zip(after, holding_back(old), strict=True):
         is_in_climb = any(path[: len(climb)] == climb for climb in climbs)
-        (climbing if is_in_climb else held_back).append(_RULES[kind](before, now))
+        flag = _RULES[kind](before, now) if kind in _RULES else now.held_back(before)
+        (climbing if is_in_climb else held_back).append(flag)
     step = ~_any(climbing)
     return step & (_moves(updates) | ~_any(held_back)) if held_back else step
 
@@ -92,7 +95,7 @@ def is_collecting(state: Any) -> jax.Array:
 def holding_back(state: Any) -> list[tuple[Path, Any, Any]]:
     """The states of wrappers that may hold steps back, outer ones first.
 
-    For each its key path, the class of optax whose fields it has, and the state itself.
+    For each its key path; its class, or the class of optax whose fields it has; and the state.
     """
     found: list[tuple[Path, Any, Any]] = []
     # Most states have none, and finding paths takes time.
@@ -117,7 +120,7 @@ def _is_masked(old: Any, new: Any) -> Any:
     return ~_any([jnp.not_equal(before, now) for before, now in counts])
 
 
-# Class of a wrapper's state -> whether it held a step back, from the states before and after.
+# Class of optax -> whether it held a step back, from the states before and after.
 _RULES: dict[Any, Callable[[Any, Any], jax.Array]] = {
     optax.MultiStepsState: lambda old, new: jnp.equal(new.gradient_step, old.gradient_step),
     optax.ApplyIfFiniteState: lambda old, new: jnp.logical_not(new.last_finite),
@@ -130,6 +133,8 @@ _RULES: dict[Any, Callable[[Any, Any], jax.Array]] = {
 def _kind_of(node: Any) -> Any:
     if not (hasattr(node, "_fields") or hasattr(node, "__dataclass_fields__")):
         return None
+    if hasattr(node, "_fields") and callable(getattr(node, "held_back", None)):
+        return type(node)
     return next((kind for kind in _RULES if has_fields(node, kind._fields)), None)
 
 

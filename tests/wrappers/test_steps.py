@@ -463,3 +463,50 @@ def test_contract(counter):
     tx = COUNTERS[counter].wrap(lambda rate: multi_steps(gradtx, gradtx.sgd(rate)))
     # Averages of parameters move without a gradient, and a call that is not a step reads none.
     check_transformation(tx, skip=("none_leaves", "mismatches"))
+
+
+class EverySecond(NamedTuple):
+    """The state of a wrapper of one's own, which tells what others ask."""
+
+    count: jax.Array
+    last: Any
+    inner_state: Any
+
+    def held_back(self, before):
+        del before
+        return self.count % 2 == 1
+
+    def measured(self):
+        return {"calls": self.count}
+
+    def evaluated(self):
+        return self.last, lambda p, last: last
+
+
+def every_second(inner):
+    def init(params):
+        return EverySecond(jnp.zeros([], jnp.int32), params, inner.init(params))
+
+    def update(updates, state, params=None):
+        new, inner_state = inner.update(updates, state.inner_state, params)
+        count = state.count + 1
+        is_step = count % 2 == 0
+        kept = jax.tree.map(lambda a, b: jnp.where(is_step, a, b), inner_state, state.inner_state)
+        return jax.tree.map(lambda u: jnp.where(is_step, u, 0.0), new), EverySecond(
+            count, params, kept
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def test_a_state_of_ones_own_tells_what_others_ask():
+    tx = gradtx.with_metrics(every_second(gradtx.sgd(1.0)))
+    params = jnp.ones(1)
+    state = tx.init(params)
+    for call in (1, 2, 3, 4):
+        before = params
+        updates, state = tx.update(jnp.ones(1), state, params)
+        params = gradtx.apply_updates(params, updates)
+        read = gradtx.metrics(state)
+        assert (read["calls"], read["step"]) == (call, call // 2)
+        assert gradtx.eval_params(state, params) == before
