@@ -136,7 +136,7 @@ def _aligned(updates: Any, params: Any) -> Aligned:
     for i, gradient, parameter in zip(aligned.active, *map(aligned.parts, named), strict=True):
         if not trees.is_parameter(parameter):
             raise ValueError(
-                f"flatten: the gradient at '{aligned.path(i)}' has no parameter, but "
+                f"flatten: the gradient at '{aligned.path(i)}' has no parameter, got "
                 f"{shown(parameter)}"
             )
         if trees.is_parameter(gradient) and np.shape(gradient) != np.shape(parameter):

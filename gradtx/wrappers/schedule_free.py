@@ -24,6 +24,7 @@ from gradtx.kernel import (
 )
 from gradtx.leaves import equation, map_leaves, map_parameters, parameters_of
 from gradtx.lift import evaluate
+from gradtx.wrappers.branches import copied, widened_copy
 from gradtx.wrappers.steps import in_step, is_step
 
 _OWNER = "schedule_free"
@@ -165,8 +166,7 @@ def _averaged(
 
 def _start(p: Any, *, dtype: Any) -> jax.Array:
     refuse_shapes_alone(_OWNER, "z", p)
-    # A copy, because the caller may donate both the parameters and the state.
-    return jnp.array(p, dtype or trees.compute_dtype(jnp.result_type(p)))
+    return widened_copy(p) if dtype is None else copied(p, dtype)
 
 
 @equation(0, 3)
