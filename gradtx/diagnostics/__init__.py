@@ -11,7 +11,7 @@ from gradtx.diagnostics.history import HistoryState, record_history, update_rati
 from gradtx.diagnostics.landscape import ConnectingPath, connecting_path, interpolate_loss
 from gradtx.diagnostics.layer_signal import LayerSignal
 from gradtx.diagnostics.learning_rate import LearningRateRange, learning_rate_range
-from gradtx.diagnostics.noise import NoiseScale, gradient_noise_scale
+from gradtx.diagnostics.noise_scale import NoiseScale, gradient_noise_scale
 from gradtx.diagnostics.nonfinite import Culprit
 from gradtx.diagnostics.pruning import apply_mask, freeze_pruned, prune_by_magnitude
 from gradtx.diagnostics.readout import history_of, plot_history

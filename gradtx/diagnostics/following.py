@@ -18,7 +18,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from gradtx.diagnostics import primitives
-from gradtx.diagnostics.provenance import Image, Last, Layer, Origin, Value, mixture, moved_axes
+from gradtx.diagnostics.provenance import (
+    Image,
+    Last,
+    Layer,
+    Origin,
+    TracedValue,
+    mixture,
+    moved_axes,
+)
 
 
 @dataclass(frozen=True)
@@ -35,14 +43,14 @@ class Operation:
     """
 
     primitive: str
-    inputs: Sequence[Value]
+    inputs: Sequence[TracedValue]
     result: jax.Array
     call: Callable[..., Any]
     name: str
     parts: frozenset[str]
 
 
-def find_layer(equation: Any, inputs: Sequence[Value]) -> int | None:
+def find_layer(equation: Any, inputs: Sequence[TracedValue]) -> int | None:
     """Which operand of a product is the parameter of a layer; None: it is not a layer.
 
     A product of a parameter with data is a layer. If both operands are parameters, the one without
@@ -57,7 +65,9 @@ def find_layer(equation: Any, inputs: Sequence[Value]) -> int | None:
     return (without_data or eligible or [None])[-1]
 
 
-def start_layer(equation: Any, inputs: Sequence[Value], weight: int, output: jax.Array) -> Value:
+def start_layer(
+    equation: Any, inputs: Sequence[TracedValue], weight: int, output: jax.Array
+) -> TracedValue:
     """The output of a product with a parameter, as the image of a new `Layer`."""
     weights, others = inputs[weight], inputs[1 - weight]
     units, fan_in = _layout(equation, weights.array.shape, weight, output.ndim)
@@ -74,7 +84,7 @@ def start_layer(equation: Any, inputs: Sequence[Value], weight: int, output: jax
         sources=others.sources,
         is_recurrent=others.is_carried,
     )
-    return Value(output, sources=frozenset({layer}), images={layer: Image(units)})
+    return TracedValue(output, sources=frozenset({layer}), images={layer: Image(units)})
 
 
 def _layout(
@@ -92,7 +102,7 @@ def _layout(
     return units, math.prod(shape[axis] for axis in contracted)
 
 
-def rearranged(equation: Any, inputs: Sequence[Value], array: jax.Array) -> Value:
+def rearranged(equation: Any, inputs: Sequence[TracedValue], array: jax.Array) -> TracedValue:
     """The result of an operation that moves or drops elements."""
     value, *indices = inputs
     result = mixture(array, inputs)
@@ -119,7 +129,7 @@ def rearranged(equation: Any, inputs: Sequence[Value], array: jax.Array) -> Valu
     )
 
 
-def unstacked(equation: Any, value: Value, arrays: Sequence[jax.Array]) -> list[Value]:
+def unstacked(equation: Any, value: TracedValue, arrays: Sequence[jax.Array]) -> list[TracedValue]:
     """The slices of an array along an axis; slices of a stack of parameters are parameters."""
     consumed(equation, [value])
     results = [mixture(array, [value]) for array in arrays]
@@ -140,7 +150,7 @@ def unstacked(equation: Any, value: Value, arrays: Sequence[jax.Array]) -> list[
     ]
 
 
-def concatenated(equation: Any, inputs: Sequence[Value], array: jax.Array) -> Value:
+def concatenated(equation: Any, inputs: Sequence[TracedValue], array: jax.Array) -> TracedValue:
     """The result of a concatenation; concatenated parameters count as one parameter."""
     consumed(equation, inputs)
     result = mixture(array, inputs)
@@ -152,7 +162,7 @@ def concatenated(equation: Any, inputs: Sequence[Value], array: jax.Array) -> Va
     return replace(result, origin=replace(parts[0], beside=beside, is_traced_to_its_end=True))
 
 
-def replaced(value: Value, twin: jax.Array) -> Value:
+def replaced(value: TracedValue, twin: jax.Array) -> TracedValue:
     """The value with another array that holds the same numbers."""
     for layer in value.images:
         if layer.output is value.array:
@@ -160,13 +170,13 @@ def replaced(value: Value, twin: jax.Array) -> Value:
     return replace(value, array=twin)
 
 
-def received(value: Value) -> None:
+def received(value: TracedValue) -> None:
     """Note that another layer receives a value, which has therefore passed its nonlinearity."""
     for layer in value.sources:
         layer.is_hidden = layer.is_settled = True
 
 
-def following(value: Value) -> dict[Layer, Image]:
+def following(value: TracedValue) -> dict[Layer, Image]:
     """The layers whose nonlinearity may still continue with this value."""
     return {
         layer: image
@@ -175,7 +185,7 @@ def following(value: Value) -> dict[Layer, Image]:
     }
 
 
-def consumed(equation: Any, inputs: Sequence[Value]) -> None:
+def consumed(equation: Any, inputs: Sequence[TracedValue]) -> None:
     """Note that an operation that is not elementwise used these values.
 
     It ends the nonlinearity that a value went through; or, if it sums powers of a layer's output,
@@ -195,7 +205,7 @@ def _replay(equation: Any) -> Callable[[jax.Array], jax.Array]:
     return lambda array: primitives.bind(equation, array)[0]
 
 
-def _slice_name(equation: Any, value: Value) -> str:
+def _slice_name(equation: Any, value: TracedValue) -> str:
     """`[2]` if the slice is one index of the first axis."""
     if equation.primitive.name != "slice" or value.array.ndim < 2:
         return ""
@@ -214,7 +224,7 @@ def _moved(
     return moved_axes(units, old, new)
 
 
-def elementwise(operation: Operation) -> Value:
+def elementwise(operation: Operation) -> TracedValue:
     """The result of an elementwise operation."""
     inputs, array = operation.inputs, operation.result
     result = mixture(array, inputs)
@@ -232,7 +242,7 @@ def elementwise(operation: Operation) -> Value:
     )
 
 
-def _origin(inputs: Sequence[Value], array: jax.Array) -> Origin | None:
+def _origin(inputs: Sequence[TracedValue], array: jax.Array) -> Origin | None:
     """The parameter that the result represents: scaled, masked or shifted, but not a signal."""
     for value in inputs:
         others = [other for other in inputs if other is not value]

@@ -1,8 +1,8 @@
 """An interpreter of traced functions that finds their layers and measures them.
 
-It evaluates a jaxpr on `Value`s, equation by equation, and enters the functions that it calls. It
-runs inside `jax.jit`, so that the measurements are arrays of that computation. Loops and branches
-are rebuilt with bodies that also return the measurements.
+It evaluates a jaxpr on `TracedValue`s, equation by equation, and enters the functions that it
+calls. It runs inside `jax.jit`, so that the measurements are arrays of that computation. Loops and
+branches are rebuilt with bodies that also return the measurements.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jax import lax
 from jax.extend.core import Literal
 
 from gradtx.diagnostics import following, primitives
-from gradtx.diagnostics.provenance import Layer, Loop, Value, constant, mixture
+from gradtx.diagnostics.provenance import Layer, Loop, TracedValue, constant_value, mixture
 
 Arrays = dict[str, jax.Array]
 
@@ -88,9 +88,11 @@ class Interpreter:
         self.is_inside = False
         self._equations = 0
 
-    def run(self, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
+    def run(
+        self, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[TracedValue]
+    ) -> list[TracedValue]:
         """Evaluate a whole function, and measure its layers."""
-        outputs = self._evaluate(jaxpr, [constant(array) for array in constants], inputs)
+        outputs = self._evaluate(jaxpr, [constant_value(array) for array in constants], inputs)
         if self.is_inside:
             # A layer may receive the outputs of a loop's body in the next iteration.
             for value in outputs:
@@ -109,15 +111,17 @@ class Interpreter:
         return outputs
 
     def _evaluate(
-        self, jaxpr: Any, constants: Sequence[Value], inputs: Sequence[Value]
-    ) -> list[Value]:
-        known: dict[Any, Value] = dict(
+        self, jaxpr: Any, constants: Sequence[TracedValue], inputs: Sequence[TracedValue]
+    ) -> list[TracedValue]:
+        known: dict[Any, TracedValue] = dict(
             zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *inputs], strict=True)
         )
 
-        def read(variable: Any) -> Value:
+        def read(variable: Any) -> TracedValue:
             if isinstance(variable, Literal):
-                return constant(np.asarray(variable.val, getattr(variable.aval, "dtype", None)))
+                return constant_value(
+                    np.asarray(variable.val, getattr(variable.aval, "dtype", None))
+                )
             return known[variable]
 
         for equation in jaxpr.eqns:
@@ -128,7 +132,7 @@ class Interpreter:
             known.update(zip(equation.outvars, results, strict=True))
         return [read(variable) for variable in jaxpr.outvars]
 
-    def _equation(self, equation: Any, values: list[Value]) -> list[Value]:
+    def _equation(self, equation: Any, values: list[TracedValue]) -> list[TracedValue]:
         name = equation.primitive.name
         body = primitives.body_of(equation)
         if body is not None:
@@ -164,11 +168,11 @@ class Interpreter:
     def _elementwise(
         self,
         equation: Any,
-        values: Sequence[Value],
+        values: Sequence[TracedValue],
         array: jax.Array,
         name: str,
         parts: frozenset[str],
-    ) -> Value:
+    ) -> TracedValue:
         def call(*arrays: Any) -> Any:
             return primitives.bind(equation, *arrays)[0]
 
@@ -177,7 +181,9 @@ class Interpreter:
             following.Operation(primitive, values, array, call, name, parts)
         )
 
-    def _watch(self, equation: Any, values: Sequence[Value], results: Sequence[Value]) -> None:
+    def _watch(
+        self, equation: Any, values: Sequence[TracedValue], results: Sequence[TracedValue]
+    ) -> None:
         is_entered = primitives.body_of(equation) or equation.primitive.name in ("scan", "cond")
         if self.watch is not None and not is_entered:
             measured = self.watch([v.array for v in values], [v.array for v in results])
@@ -185,35 +191,35 @@ class Interpreter:
             self.found.append(Found((equation, sources), measured, (self._equations,)))
 
     def _call(
-        self, equation: Any, jaxpr: Any, constants: Sequence[Any], values: list[Value]
-    ) -> list[Value]:
+        self, equation: Any, jaxpr: Any, constants: Sequence[Any], values: list[TracedValue]
+    ) -> list[TracedValue]:
         """Enter a called function, unless it is a nonlinearity or has a custom derivative."""
         has_own_derivative = equation.primitive.name in primitives.WITH_OWN_DERIVATIVE
         if self.watch is not None:
-            return self._evaluate(jaxpr, [constant(array) for array in constants], values)
+            return self._evaluate(jaxpr, [constant_value(array) for array in constants], values)
         parts = frozenset(primitives.primitives_of(jaxpr))
         if primitives.is_elementwise(jaxpr) and not parts <= primitives.STRAIGHT:
             (array,) = primitives.bind(equation, *(value.array for value in values))
             name = jaxpr.debug_info.func_name.lstrip("_")
             return [self._elementwise(equation, values, array, name, parts)]
         if not has_own_derivative:
-            return self._evaluate(jaxpr, [constant(array) for array in constants], values)
+            return self._evaluate(jaxpr, [constant_value(array) for array in constants], values)
         # The layers inside are measured, and so are their gradients, but the gradient that reaches
         # the arguments is that of the custom derivative.
         arrays = primitives.bind(equation, *(value.array for value in values))
         blocked = [replace(v, array=lax.stop_gradient(v.array)) for v in values]
-        inside = self._evaluate(jaxpr, [constant(array) for array in constants], blocked)
+        inside = self._evaluate(jaxpr, [constant_value(array) for array in constants], blocked)
         return [
             following.replaced(value, _joined(array, value.array))
             for array, value in zip(arrays, inside, strict=True)
         ]
 
-    def _scan(self, equation: Any, values: list[Value]) -> list[Value]:
+    def _scan(self, equation: Any, values: list[TracedValue]) -> list[TracedValue]:
         parameters = equation.params
         loop = Loop(parameters["reverse"])
         constants, carried, sliced = _inputs_of_body(equation, values, loop)
         first, number_carried = primitives.numbers_of_scan(equation)
-        inside: list[tuple[list[Found], list[Value]]] = []
+        inside: list[tuple[list[Found], list[TracedValue]]] = []
 
         def body(carry: Any, slices: Any) -> Any:
             arrays, probes = slices
@@ -246,15 +252,15 @@ class Interpreter:
             is_sliced = isinstance(found.what, Layer) and loop in found.what.origin.views
             self._record(found, arrays, Nesting(loop, is_sliced))
         return [
-            Value(array, is_signal=inner.is_signal, sources=inner.sources)
+            TracedValue(array, is_signal=inner.is_signal, sources=inner.sources)
             for array, inner in zip([*last, *stacked], outputs, strict=True)
         ]
 
-    def _cond(self, equation: Any, values: list[Value]) -> list[Value]:
+    def _cond(self, equation: Any, values: list[TracedValue]) -> list[TracedValue]:
         index, *operands = values
         arguments = [replace(value, images={}) for value in operands]
         branches = equation.params["branches"]
-        inside: dict[int, tuple[list[Found], list[Value]]] = {}
+        inside: dict[int, tuple[list[Found], list[TracedValue]]] = {}
 
         def run(number: int, probes: Any, arrays: Any) -> Any:
             child, outputs = self._enter(branches[number], _with_arrays(arguments, arrays), probes)
@@ -286,8 +292,8 @@ class Interpreter:
         ]
 
     def _enter(
-        self, closed: Any, inputs: Sequence[Value], probes: Sequence[jax.Array] | None
-    ) -> tuple["Interpreter", list[Value]]:
+        self, closed: Any, inputs: Sequence[TracedValue], probes: Sequence[jax.Array] | None
+    ) -> tuple["Interpreter", list[TracedValue]]:
         """Evaluate the body of a loop or a branch with an interpreter of its own."""
         child = Interpreter(self.measure, probes, self.attach, self.watch)
         child.is_inside = True
@@ -304,8 +310,8 @@ class Interpreter:
 
 
 def _inputs_of_body(
-    equation: Any, values: Sequence[Value], loop: Loop
-) -> tuple[list[Value], list[Value], list[Value]]:
+    equation: Any, values: Sequence[TracedValue], loop: Loop
+) -> tuple[list[TracedValue], list[TracedValue], list[TracedValue]]:
     """The constants, carried values and slices of a scan, as its body sees them.
 
     Layers outside are not followed elementwise into the body.
@@ -331,17 +337,17 @@ def _inputs_of_body(
     return constants, carries, slices
 
 
-def _as_data(value: Value) -> Value:
+def _as_data(value: TracedValue) -> TracedValue:
     return replace(value, origin=None, is_signal=True, is_uniform=False, is_carried=True)
 
 
-def _with_arrays(values: Sequence[Value], arrays: Sequence[Any]) -> list[Value]:
+def _with_arrays(values: Sequence[TracedValue], arrays: Sequence[Any]) -> list[TracedValue]:
     return [replace(value, array=array) for value, array in zip(values, arrays, strict=True)]
 
 
 def _without_arrays(
-    things: Sequence[Found], values: Sequence[Value]
-) -> tuple[list[Found], list[Value]]:
+    things: Sequence[Found], values: Sequence[TracedValue]
+) -> tuple[list[Found], list[TracedValue]]:
     """What is known about a body, without its arrays, which must not leave it."""
     return (
         [replace(found, arrays={}) for found in things],

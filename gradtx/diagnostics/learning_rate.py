@@ -13,7 +13,7 @@ from jax import lax
 
 from gradtx.compose.sequence import as_transformation
 from gradtx.diagnostics import _extras
-from gradtx.diagnostics.noise import first_axis_size
+from gradtx.diagnostics.noise_scale import first_axis_size
 from gradtx.kernel import DECAY, POSITIVE_FINITE, Range, check
 from gradtx.messages import shown
 from gradtx.recipes.descent import sgd

@@ -1,7 +1,7 @@
 """Where the values of a traced function come from, as the interpreter keeps track of it.
 
-The interpreter keeps a `Value` for each array. It says whether the array is a parameter (or a view
-of one), whether data went into it, and of which layers it is an elementwise image.
+The interpreter keeps a `TracedValue` for each array. It says whether the array is a parameter (or a
+view of one), whether data went into it, and of which layers it is an elementwise image.
 """
 
 import enum
@@ -178,7 +178,7 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Value:
+class TracedValue:
     """An array of the traced function, and where it comes from.
 
     Attributes:
@@ -205,9 +205,9 @@ class Value:
         return self.is_signal or bool(self.sources)
 
 
-def mixture(array: Any, inputs: Sequence[Value]) -> Value:
+def mixture(array: Any, inputs: Sequence[TracedValue]) -> TracedValue:
     """The result of an operation about which nothing else is known."""
-    return Value(
+    return TracedValue(
         array,
         is_signal=any(value.is_signal for value in inputs),
         is_carried=any(value.is_carried for value in inputs),
@@ -215,10 +215,10 @@ def mixture(array: Any, inputs: Sequence[Value]) -> Value:
     )
 
 
-def constant(array: Any) -> Value:
+def constant_value(array: Any) -> TracedValue:
     """A constant of the traced function; one with axes may be a data set."""
     is_uniform = jnp.ndim(array) == 0
-    return Value(array, is_signal=not is_uniform, is_uniform=is_uniform)
+    return TracedValue(array, is_signal=not is_uniform, is_uniform=is_uniform)
 
 
 def moved_axes(

@@ -18,7 +18,7 @@ from gradtx.diagnostics.layer_signal import LayerSignal
 from gradtx.diagnostics.primitives import LEVELLING, SQUASHING
 from gradtx.diagnostics.provenance import Layer
 from gradtx.diagnostics.report import SignalReport
-from gradtx.diagnostics.traced import TracedLoss, trace
+from gradtx.diagnostics.traced import TracedLoss, trace_loss
 
 # A unit hardly learns where the slope of its smooth nonlinearity is below this.
 SATURATED_SLOPE = 0.05
@@ -83,7 +83,7 @@ def signal_report(
         >>> print(report.kind, len(report.layers), report.layers[0].activation)
         exploding 20 relu
     """
-    loss = trace("signal_report", loss_fn, params, args, has_aux=has_aux)
+    loss = trace_loss("signal_report", loss_fn, params, args, has_aux=has_aux)
     value, layers = _measure_loss(loss)
     if not layers:
         raise ValueError(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
 from gradtx import trees
-from gradtx.diagnostics.provenance import Origin, Value
+from gradtx.diagnostics.provenance import Origin, TracedValue
 from gradtx.inputs import real_scalar
 from gradtx.messages import shown
 
@@ -37,11 +37,11 @@ class TracedLoss:
         """How to refer to each argument in a sentence."""
         return [*(f"parameter '{name}'" for name in self.names), *self.data_names]
 
-    def values(self, params: Sequence[jax.Array], data: Sequence[jax.Array]) -> list[Value]:
+    def values(self, params: Sequence[jax.Array], data: Sequence[jax.Array]) -> list[TracedValue]:
         """The arguments, for an interpreter of the equations."""
         return [
-            *(Value(array, origin=Origin(leaf)) for leaf, array in enumerate(params)),
-            *(Value(array, is_signal=True) for array in data),
+            *(TracedValue(array, origin=Origin(leaf)) for leaf, array in enumerate(params)),
+            *(TracedValue(array, is_signal=True) for array in data),
         ]
 
     def gradient(self) -> "TracedLoss":
@@ -52,7 +52,7 @@ class TracedLoss:
         return TracedLoss(closed_jaxpr, self.params, self.data, self.names, self.data_names)
 
 
-def trace(
+def trace_loss(
     owner: str, loss_fn: Callable[..., Any], params: Any, args: Sequence[Any], *, has_aux: bool
 ) -> TracedLoss:
     """Trace a loss with respect to all arrays among its arguments.

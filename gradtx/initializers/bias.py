@@ -29,6 +29,7 @@ def bias_normal(fan_in: int, dtype: DType = None) -> Initializer:
 
     Example:
         >>> import jax
+        >>> from gradtx.initializers import bias_normal
         >>> b = bias_normal(fan_in=99)(jax.random.key(0), (10_000,))
         >>> round(float(b.std()), 2)
         0.1
@@ -59,6 +60,7 @@ def small_random(stddev: Scalar = 1e-2, dtype: DType = None) -> Initializer:
 
     Example:
         >>> import jax
+        >>> from gradtx.initializers import small_random
         >>> b = small_random()(jax.random.key(0), (10_000,))
         >>> round(float(b.std()), 3)
         0.01

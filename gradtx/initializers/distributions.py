@@ -41,6 +41,8 @@ def zeros(
         jax.nn.initializers.zeros.
 
     Example:
+        >>> import jax
+        >>> from gradtx.initializers import zeros
         >>> zeros(jax.random.key(0), (3,))
         Array([0., 0., 0.], dtype=float32)
     """
@@ -67,6 +69,8 @@ def ones(
         jax.nn.initializers.ones.
 
     Example:
+        >>> import jax
+        >>> from gradtx.initializers import ones
         >>> ones(jax.random.key(0), (3,))
         Array([1., 1., 1.], dtype=float32)
     """
@@ -89,6 +93,8 @@ def constant(value: jax.typing.ArrayLike, dtype: DType = None) -> Initializer:
         jax.nn.initializers.constant.
 
     Example:
+        >>> import jax
+        >>> from gradtx.initializers import constant
         >>> constant(0.5)(jax.random.key(0), (2,))
         Array([0.5, 0.5], dtype=float32)
     """
@@ -120,6 +126,8 @@ def uniform(scale: Scalar = 1e-2, dtype: DType = None) -> Initializer:
         jax.nn.initializers.uniform.
 
     Example:
+        >>> import jax
+        >>> from gradtx.initializers import uniform
         >>> w = uniform(10.0)(jax.random.key(0), (1000,))
         >>> bool((w >= 0).all() and (w < 10).all())
         True
@@ -156,6 +164,8 @@ def uniform_symmetric(limit: Scalar, dtype: DType = None) -> Initializer:
         networks", section 2.3, equation (1), where limit = 1 / sqrt(fan_in).
 
     Example:
+        >>> import jax
+        >>> from gradtx.initializers import uniform_symmetric
         >>> w = uniform_symmetric(0.1)(jax.random.key(0), (1000,))
         >>> bool((abs(w) <= 0.1).all() and (w < 0).any())
         True
@@ -192,6 +202,8 @@ def normal(stddev: Scalar = 1e-2, dtype: DType = None) -> Initializer:
         jax.nn.initializers.normal.
 
     Example:
+        >>> import jax
+        >>> from gradtx.initializers import normal
         >>> w = normal(0.02)(jax.random.key(0), (10_000,))
         >>> round(float(w.std()), 3)
         0.02
@@ -253,6 +265,8 @@ def truncated_normal(
         univariate distributions", volume 1, chapter 13, section 10.1, for s.
 
     Example:
+        >>> import jax
+        >>> from gradtx.initializers import truncated_normal
         >>> w = truncated_normal(1.0)(jax.random.key(0), (10_000,))
         >>> round(float(w.std()), 1), round(float(abs(w).max()), 2)
         (0.9, 2.0)

@@ -58,6 +58,9 @@ def initializer(sample: Sampler, dtype: DType) -> Initializer:
         but does not change them.
 
     Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from gradtx.initializers.initializer import initializer
         >>> init = initializer(lambda key, shape, dtype: jnp.full(shape, 2, dtype), None)
         >>> init(jax.random.key(0), (3,), jnp.bfloat16)
         Array([2, 2, 2], dtype=bfloat16)
@@ -113,6 +116,8 @@ def rescale(samples: jax.Array, factor: Scalar) -> jax.Array:
         An array of the shape and dtype of `samples`.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from gradtx.initializers.initializer import rescale
         >>> rescale(jnp.ones(2), 0.5)
         Array([0.5, 0.5], dtype=float32)
     """
@@ -133,6 +138,7 @@ def require_nonnegative(owner: str, name: str, value: Scalar) -> None:
         ValueError: if `value` is negative or not finite.
 
     Example:
+        >>> from gradtx.initializers.initializer import require_nonnegative
         >>> require_nonnegative("normal", "stddev", -1.0)
         Traceback (most recent call last):
         ...

@@ -43,6 +43,9 @@ def orthogonal(scale: Scalar = 1.0, column_axis: int = -1, dtype: DType = None) 
         from the classical compact groups", section 5, for the signs.
 
     Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from gradtx.initializers import orthogonal
         >>> w = orthogonal()(jax.random.key(0), (4, 2))
         >>> bool(jnp.allclose(w.T @ w, jnp.eye(2), atol=1e-6))
         True
@@ -100,6 +103,8 @@ def delta_orthogonal(
         field theory of CNNs", algorithm 2.
 
     Example:
+        >>> import jax
+        >>> from gradtx.initializers import delta_orthogonal
         >>> kernel = delta_orthogonal()(jax.random.key(0), (3, 2, 2))
         >>> abs(kernel).sum((1, 2)) > 0
         Array([False,  True, False], dtype=bool)
@@ -148,6 +153,8 @@ def identity(scale: float = 1.0, dtype: DType = None) -> Initializer:
         networks without skip-connections", section 3, for convolutions.
 
     Example:
+        >>> import jax
+        >>> from gradtx.initializers import identity
         >>> identity(2.0)(jax.random.key(0), (2, 3))
         Array([[2., 0., 0.],
                [0., 2., 0.]], dtype=float32)

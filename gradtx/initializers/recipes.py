@@ -38,6 +38,7 @@ def lecun_normal(
 
     Example:
         >>> import jax
+        >>> from gradtx.initializers import lecun_normal
         >>> w = lecun_normal()(jax.random.key(0), (100, 50))
         >>> round(float(w.std()), 2)
         0.1
@@ -78,6 +79,7 @@ def lecun_uniform(
 
     Example:
         >>> import jax
+        >>> from gradtx.initializers import lecun_uniform
         >>> w = lecun_uniform()(jax.random.key(0), (100, 50))
         >>> round(float(w.std()), 2)
         0.1
@@ -118,6 +120,7 @@ def glorot_normal(
 
     Example:
         >>> import jax
+        >>> from gradtx.initializers import glorot_normal
         >>> w = glorot_normal()(jax.random.key(0), (120, 80))
         >>> round(float(w.std()), 2)
         0.1
@@ -160,6 +163,7 @@ def glorot_uniform(
 
     Example:
         >>> import jax
+        >>> from gradtx.initializers import glorot_uniform
         >>> w = glorot_uniform()(jax.random.key(0), (120, 80))
         >>> round(float(w.std()), 2)
         0.1
@@ -198,6 +202,7 @@ def he_normal(
 
     Example:
         >>> import jax
+        >>> from gradtx.initializers import he_normal
         >>> w = he_normal()(jax.random.key(0), (200, 50))
         >>> round(float(w.std()), 2)
         0.1
@@ -236,6 +241,7 @@ def he_uniform(
 
     Example:
         >>> import jax
+        >>> from gradtx.initializers import he_uniform
         >>> w = he_uniform()(jax.random.key(0), (200, 50))
         >>> round(float(w.std()), 2)
         0.1

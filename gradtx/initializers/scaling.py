@@ -58,6 +58,7 @@ def compute_fans(
         section 2.2, for convolutions.
 
     Example:
+        >>> from gradtx.initializers import compute_fans
         >>> compute_fans((3, 3, 16, 32))
         (144, 288)
         >>> compute_fans((64, 4, 16), in_axis=0, out_axis=(1, 2))
@@ -140,6 +141,8 @@ def variance_scaling(
         neural networks", equation (12), for the average.
 
     Example:
+        >>> import jax
+        >>> from gradtx.initializers import variance_scaling
         >>> init = variance_scaling(2.0, "fan_in", "normal")
         >>> round(float(init(jax.random.key(0), (200, 100)).var()), 3)
         0.01

@@ -29,6 +29,8 @@ def concrete_bounds(lower: Scalar, upper: Scalar) -> tuple[float, float] | None:
             interval is within 12 of zero.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from gradtx.initializers.truncated import concrete_bounds
         >>> concrete_bounds(jnp.float32(-2), 2)
         (-2.0, 2.0)
     """
@@ -68,6 +70,7 @@ def truncated_deviation(lower: float, upper: float) -> float:
         chapter 13, section 10.1.
 
     Example:
+        >>> from gradtx.initializers.truncated import truncated_deviation
         >>> round(truncated_deviation(-2.0, 2.0), 12)
         0.879625661034
     """
@@ -104,6 +107,9 @@ def sample_truncated(
         Devroye 1986, "Non-uniform random variate generation", section II.2 (inversion).
 
     Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from gradtx.initializers.truncated import sample_truncated
         >>> z = sample_truncated(jax.random.key(0), 3.0, 4.0, (1000,), jnp.float32)
         >>> bool((z >= 3).all() and (z <= 4).all())
         True

@@ -50,7 +50,8 @@ def normalize(
             axis of `x`, or `epsilon` is negative or not finite.
 
     Source:
-        Ioffe and Szegedy, "Batch Normalization", ICML 2015, Algorithm 1.
+        Ioffe & Szegedy 2015, "Batch normalization: accelerating deep network training by reducing
+        internal covariate shift", Algorithm 1.
 
     Example:
         >>> from gradtx.normalization import merge_moments, moments

@@ -54,9 +54,10 @@ def init_batch_stats(
         ValueError: if a size is not a positive integer, or `dtype` is not floating point.
 
     Source:
-        PyTorch's initial values; Ioffe and Szegedy (2015) give none.
+        PyTorch's initial values; Ioffe & Szegedy 2015 do not give any.
 
     Example:
+        >>> from gradtx.normalization import init_batch_stats
         >>> print(init_batch_stats(2).var)
         [1. 1.]
     """
@@ -131,11 +132,13 @@ def batch_norm(
             `momentum` is outside [0, 1), or `epsilon` is negative or not finite.
 
     Source:
-        Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
-        Internal Covariate Shift", ICML 2015, Algorithm 1 (training) and Algorithm 2
-        (evaluation, with an unbiased tracked variance).
+        Ioffe & Szegedy 2015, "Batch normalization: accelerating deep network training by reducing
+        internal covariate shift", Algorithm 1 (training) and Algorithm 2 (evaluation, with an
+        unbiased tracked variance).
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from gradtx.normalization import batch_norm, init_batch_stats
         >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
         >>> y, stats = batch_norm(x, init_batch_stats(2), training=True)
         >>> print(y.round(3))

@@ -1,4 +1,4 @@
-"""Group and instance normalization: each example by itself, over positions and some features."""
+"""Group and instance normalization: each example separately, over positions and some features."""
 
 import jax
 from jax.typing import ArrayLike
@@ -49,10 +49,11 @@ def group_norm(
             negative or not finite.
 
     Source:
-        Wu and He, "Group Normalization", ECCV 2018, equations 1, 2 and 7.
+        Wu & He 2018, "Group normalization", equations (1), (2) and (7).
 
     Example:
         >>> import jax.numpy as jnp
+        >>> from gradtx.normalization import group_norm
         >>> x = jnp.array([[1.0, 3.0, 20.0, 60.0]])
         >>> print(group_norm(x, groups=2, epsilon=0.0))
         [[-1.  1. -1.  1.]]
@@ -103,11 +104,12 @@ def instance_norm(
             axis of `x` or the batch, or `epsilon` is negative or not finite.
 
     Source:
-        Ulyanov, Vedaldi and Lempitsky, "Instance Normalization: The Missing Ingredient for Fast
-        Stylization", arXiv:1607.08022, 2016, section 2.
+        Ulyanov, Vedaldi & Lempitsky 2016, "Instance normalization: the missing ingredient for fast
+        stylization", section 2.
 
     Example:
         >>> import jax.numpy as jnp
+        >>> from gradtx.normalization import instance_norm
         >>> x = jnp.array([[[1.0, 20.0], [3.0, 60.0]]])
         >>> print(instance_norm(x, epsilon=0.0)[0])
         [[-1. -1.]

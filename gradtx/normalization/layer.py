@@ -1,4 +1,4 @@
-"""Layer and root-mean-square normalization: each example by itself, over its features."""
+"""Layer and root-mean-square normalization: each example separately, over its features."""
 
 import jax
 from jax.typing import ArrayLike
@@ -45,10 +45,11 @@ def layer_norm(
             axis of `x`, or `epsilon` is negative or not finite.
 
     Source:
-        Ba, Kiros and Hinton, "Layer Normalization", arXiv:1607.06450, 2016, equation 3.
+        Ba, Kiros & Hinton 2016, "Layer normalization", equation (3).
 
     Example:
         >>> import jax.numpy as jnp
+        >>> from gradtx.normalization import layer_norm
         >>> print(layer_norm(jnp.array([1.0, 2.0, 3.0]), epsilon=0.0).round(4))
         [-1.2247  0.      1.2247]
     """
@@ -87,10 +88,11 @@ def rms_norm(
             axis of `x`, or `epsilon` is negative or not finite.
 
     Source:
-        Zhang and Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019, equation 4.
+        Zhang & Sennrich 2019, "Root mean square layer normalization", equation (4).
 
     Example:
         >>> import jax.numpy as jnp
+        >>> from gradtx.normalization import rms_norm
         >>> print(rms_norm(jnp.array([3.0, 4.0, 0.0, 0.0]), epsilon=0.0))
         [1.2 1.6 0.  0. ]
     """

@@ -93,10 +93,12 @@ def moments(
             boolean or does not fit.
 
     Source:
-        Chan, Golub and LeVeque, "Algorithms for Computing the Sample Variance: Analysis and
-        Recommendations", The American Statistician 37(3), 1983: the corrected two-pass algorithm.
+        Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance: analysis and
+        recommendations", the corrected two-pass algorithm.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from gradtx.normalization import moments
         >>> x = jnp.array([[1.0, 2.0, 60.0], [4.0, 4.0, 4.0]])
         >>> seen = moments(x, axis=1, mask=x < 50.0)
         >>> print(seen.count, seen.mean, seen.m2)
@@ -141,10 +143,12 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
         ValueError: if the two have different shapes.
 
     Source:
-        Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
-        Variances", Stanford report STAN-CS-79-773, 1979: the pairwise formulae.
+        Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample
+        variances", the pairwise formulae.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from gradtx.normalization import merge_moments, moments
         >>> first, second = jnp.array([1.0, 2.0]), jnp.array([6.0])
         >>> whole = merge_moments(moments(first, axis=0), moments(second, axis=0))
         >>> print(whole.count, whole.mean, whole.variance())

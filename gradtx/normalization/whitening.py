@@ -44,6 +44,8 @@ def standardize(x: ArrayLike, axis: Axis, epsilon: Scalar = 1e-5) -> jax.Array:
         The standard score; with the argument names of `jax.nn.standardize`.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from gradtx.normalization import standardize
         >>> print(standardize(jnp.array([[1.0, 10.0], [3.0, 30.0]]), axis=0, epsilon=0.0))
         [[-1. -1.]
          [ 1.  1.]]
@@ -76,11 +78,12 @@ def whiten(x: ArrayLike, epsilon: Scalar = 1e-5) -> jax.Array:
             not finite.
 
     Source:
-        Kessy, Lewin and Strimmer, "Optimal Whitening and Decorrelation", The American
-        Statistician 72(4), 2018: ZCA whitening. Derivative: Higham, "Functions of Matrices",
-        SIAM 2008, theorem 3.11 (Daleckii and Krein).
+        Kessy, Lewin & Strimmer 2018, "Optimal whitening and decorrelation", ZCA whitening; Higham
+        2008, "Functions of matrices", theorem 3.11 (Daleckii and Krein), for the derivative.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from gradtx.normalization import whiten
         >>> x = jnp.array([[3.0, 4.0], [4.0, 3.0], [-3.0, -4.0], [-4.0, -3.0]])
         >>> y = whiten(x, epsilon=0.0)
         >>> print((y.T @ y / 4).round(3))
