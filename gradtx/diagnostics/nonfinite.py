@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxprs_in_params
 
-from gradtx.diagnostics.interpreter import Arrays, Found, Interpreter
+from gradtx.diagnostics.found import Arrays, Found
+from gradtx.diagnostics.interpreter import Interpreter
 from gradtx.diagnostics.provenance import Layer
 from gradtx.diagnostics.traced import TracedLoss
 

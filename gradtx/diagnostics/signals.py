@@ -13,7 +13,8 @@ from jax import lax
 
 from gradtx import norms, trees
 from gradtx.diagnostics import nonfinite
-from gradtx.diagnostics.interpreter import Arrays, Found, Interpreter
+from gradtx.diagnostics.found import Arrays, Found
+from gradtx.diagnostics.interpreter import Interpreter
 from gradtx.diagnostics.layer_signal import LayerSignal
 from gradtx.diagnostics.primitives import LEVELLING, SQUASHING
 from gradtx.diagnostics.provenance import Layer
