@@ -1,7 +1,7 @@
 """Adam, with decoupled weight decay, with Nesterov momentum, and with both."""
 
 from jax.typing import DTypeLike
-from optax import GradientTransformationExtraArgs as Transformation
+from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
@@ -20,7 +20,7 @@ def adam(
     *,
     nesterov: bool = False,
     bias_correction: bool = True,
-) -> Transformation:
+) -> ExtraArgs:
     """Adam: a first moment divided by the root of a second one.
 
         m <- b1 * m + (1 - b1) * g,      m_hat = m / (1 - b1^t)
@@ -76,7 +76,7 @@ def adamw(
     nesterov: bool = False,
     bias_correction: bool = True,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """Adam with decoupled weight decay.
 
         m <- b1 * m + (1 - b1) * g,      m_hat = m / (1 - b1^t)
@@ -134,7 +134,7 @@ def nadam(
     mu_dtype: DTypeLike | None = None,
     *,
     bias_correction: bool = True,
-) -> Transformation:
+) -> ExtraArgs:
     """Adam with Nesterov momentum.
 
         m <- b1 * m + (1 - b1) * g,  m_hat = b1 * m / (1 - b1^(t+1)) + (1 - b1) * g / (1 - b1^t)
@@ -200,7 +200,7 @@ def nadamw(
     *,
     bias_correction: bool = True,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """Adam with Nesterov momentum and decoupled weight decay.
 
         m <- b1 * m + (1 - b1) * g,  m_hat = b1 * m / (1 - b1^(t+1)) + (1 - b1) * g / (1 - b1^t)

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 from jax.typing import DTypeLike
-from optax import GradientTransformationExtraArgs as Transformation
+from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
@@ -28,7 +28,7 @@ def acprop(
     mask: Mask | None = None,
     *,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """ACProp: gradients divided by the deviation of earlier ones from their average.
 
         u = -learning_rate * (g / (sqrt(s_hat) + eps) + weight_decay * p)
@@ -85,7 +85,7 @@ def adopt(
     nesterov: bool = False,
     use_clipping: bool = True,
     clip_value_fn: Callable[[jax.Array], Any] = fourth_root,
-) -> Transformation:
+) -> ExtraArgs:
     """ADOPT: Adam that converges with any b2, because it divides before it averages.
 
         r = clip(g / max(sqrt(v), eps), -c_t, c_t)
@@ -143,7 +143,7 @@ def madgrad(
     momentum: ScalarOrSchedule = 0.9,
     weight_decay: ScalarOrSchedule = 0.0,
     eps: ScalarOrSchedule = 1e-6,
-) -> Transformation:
+) -> ExtraArgs:
     """MADGRAD: dual averaging with momentum and a scale for each element.
 
         g <- g + weight_decay * p
@@ -194,7 +194,7 @@ def mars(
     mask: Mask | None = None,
     *,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """MARS-AdamW: AdamW with gradients of less variance.
 
         c = g_t + gamma * b1 / (1 - b1) * (g_t - g_{t-1}),    c <- c / max(1, ||c||)
@@ -255,7 +255,7 @@ def adamini(
     *,
     blocks: Blocks = -1,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """Adam-mini: AdamW with one second moment for each block of elements.
 
         m <- b1 * m + (1 - b1) * g,                  m_hat = m / (1 - b1^t)

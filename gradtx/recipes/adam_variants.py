@@ -1,7 +1,7 @@
 """Adam with a different second moment: AMSGrad, AdaMax, AdaBelief, Yogi and RAdam."""
 
 from jax.typing import DTypeLike
-from optax import GradientTransformationExtraArgs as Transformation
+from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
@@ -20,7 +20,7 @@ def amsgrad(
     mu_dtype: DTypeLike | None = None,
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
-) -> Transformation:
+) -> ExtraArgs:
     """AMSGrad: Adam with the largest second moment so far.
 
         m <- b1 * m + (1 - b1) * g,      m_hat = m / (1 - b1^t)
@@ -70,7 +70,7 @@ def adamax(
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
-) -> Transformation:
+) -> ExtraArgs:
     """AdaMax: Adam with a decaying maximum in place of the second moment.
 
         m <- b1 * m + (1 - b1) * g,    w <- max(b2 * w, |g| + eps)
@@ -112,7 +112,7 @@ def adamaxw(
     mask: Mask | None = None,
     *,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """AdaMax with decoupled weight decay.
 
         m <- b1 * m + (1 - b1) * g,    w <- max(b2 * w, |g| + eps)
@@ -163,7 +163,7 @@ def adabelief(
     eps_root: ScalarOrSchedule = 1e-16,
     *,
     nesterov: bool = False,
-) -> Transformation:
+) -> ExtraArgs:
     """AdaBelief: Adam with the gradient's deviation from its average as its size.
 
         m <- b1 * m + (1 - b1) * g,                       m_hat = m / (1 - b1^t)
@@ -208,7 +208,7 @@ def yogi(
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-3,
-) -> Transformation:
+) -> ExtraArgs:
     """Yogi: Adam with a second moment that changes by a bounded amount.
 
         m <- b1 * m + (1 - b1) * g,                    m_hat = m / (1 - b1^t)
@@ -254,7 +254,7 @@ def radam(
     threshold: ScalarOrSchedule = 5.0,
     *,
     nesterov: bool = False,
-) -> Transformation:
+) -> ExtraArgs:
     """RAdam: Adam that waits until the variance of its second moment is under control.
 
         u = -learning_rate * r_t * m_hat / (sqrt(v_hat + eps_root) + eps)   where rho_t >= threshold

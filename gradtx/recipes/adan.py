@@ -1,6 +1,6 @@
 """Adan with its proximal weight decay."""
 
-from optax import GradientTransformationExtraArgs as Transformation
+from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
@@ -20,7 +20,7 @@ def adan(
     mask: Mask | None = None,
     *,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """Adan: adaptive Nesterov momentum.
 
         d = g_t - g_{t-1},    0 at the first step

@@ -1,6 +1,6 @@
 """A learning rate for each element."""
 
-from optax import GradientTransformationExtraArgs as Transformation
+from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain, identity
@@ -21,7 +21,7 @@ def adagrad(
     learning_rate: ScalarOrSchedule,
     initial_accumulator_value: ScalarOrSchedule = 0.1,
     eps: ScalarOrSchedule = 1e-7,
-) -> Transformation:
+) -> ExtraArgs:
     """AdaGrad: each element divided by the root of the sum of its squares.
 
         s <- s + g^2
@@ -70,7 +70,7 @@ def rmsprop(
     momentum: ScalarOrSchedule | None = None,
     nesterov: bool = False,
     bias_correction: bool = False,
-) -> Transformation:
+) -> ExtraArgs:
     """RMSProp: each element divided by a running root mean square.
 
         v <- decay * v + (1 - decay) * g^2
@@ -132,7 +132,7 @@ def adadelta(
     weight_decay_mask: Mask | None = None,
     *,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """Adadelta: steps in the units of past steps.
 
         g <- g + weight_decay * p
@@ -186,7 +186,7 @@ def rprop(
     eta_plus: ScalarOrSchedule = 1.2,
     min_step_size: ScalarOrSchedule = 1e-6,
     max_step_size: ScalarOrSchedule = 50.0,
-) -> Transformation:
+) -> ExtraArgs:
     """Rprop: steps by sign whose size grows while the sign stays the same.
 
         s <- eta_plus * s,     u = -s * sign(g_t)     where g_t * g_{t-1} > 0

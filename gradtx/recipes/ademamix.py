@@ -1,7 +1,7 @@
 """AdEMAMix and its simplified form."""
 
 from jax.typing import DTypeLike
-from optax import GradientTransformationExtraArgs as Transformation
+from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
@@ -23,7 +23,7 @@ def ademamix(
     mask: Mask | None = None,
     *,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """AdEMAMix: AdamW with a slow average of the gradient in addition to the fast one.
 
         m1 <- b1 * m1 + (1 - b1) * g,    m1_hat = m1 / (1 - b1^t)
@@ -86,7 +86,7 @@ def simplified_ademamix(
     mask: Mask | None = None,
     *,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """Simplified AdEMAMix: AdamW with a sum of past gradients plus the current one.
 
         m <- b1 * m + g

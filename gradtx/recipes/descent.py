@@ -3,7 +3,7 @@
 from typing import Literal
 
 from jax.typing import DTypeLike
-from optax import GradientTransformationExtraArgs as Transformation
+from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain, identity
@@ -22,7 +22,7 @@ def sgd(
     accumulator_dtype: DTypeLike | None = None,
     *,
     dampening: ScalarOrSchedule = 0.0,
-) -> Transformation:
+) -> ExtraArgs:
     """Stochastic gradient descent, optionally with momentum.
 
         u = -learning_rate * g
@@ -74,7 +74,7 @@ def sgd(
 
 def sign_sgd(
     learning_rate: ScalarOrSchedule,
-) -> Transformation:
+) -> ExtraArgs:
     """Gradient descent by the sign of the gradient.
 
         u = -learning_rate * sign(g)
@@ -108,7 +108,7 @@ def signum(
     learning_rate: ScalarOrSchedule,
     beta: ScalarOrSchedule = 0.9,
     accumulator_dtype: DTypeLike | None = None,
-) -> Transformation:
+) -> ExtraArgs:
     """Gradient descent by the sign of the momentum.
 
         m <- beta * m + (1 - beta) * g
@@ -156,7 +156,7 @@ def lion(
     mask: Mask | None = None,
     *,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """Lion: the sign of an interpolated momentum, with decoupled weight decay.
 
         c = b1 * m + (1 - b1) * g
@@ -206,7 +206,7 @@ def newton(
     damping: ScalarOrSchedule = 0.0,
     tolerance: float = 1e-6,
     max_iterations: int | None = None,
-) -> Transformation:
+) -> ExtraArgs:
     """Newton's method, optionally damped.
 
         u = -learning_rate * (H + damping * I)^-1 g

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
-from optax import GradientTransformationExtraArgs as Transformation
+from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
@@ -32,7 +32,7 @@ def adafactor(
     *,
     min_scale: ScalarOrSchedule = 1e-3,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """Adafactor: a second moment of rank one, clipped updates, steps relative to the weights.
 
         r <- d_t * r + (1 - d_t) * (row means of g^2 + eps),    d_t = 1 - t^(-decay_rate)
@@ -124,7 +124,7 @@ def adafactor(
     return chain(*parts, scale(-1))
 
 
-def sm3(learning_rate: ScalarOrSchedule, momentum: ScalarOrSchedule = 0.9) -> Transformation:
+def sm3(learning_rate: ScalarOrSchedule, momentum: ScalarOrSchedule = 0.9) -> ExtraArgs:
     """SM3: AdaGrad with one number for each row and one for each column of a matrix.
 
         s_ij = min(mu_1(i), mu_2(j)) + g_ij^2

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import optax
-from optax import GradientTransformationExtraArgs as Transformation
+from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
@@ -25,7 +25,7 @@ def galore(
     *,
     projected_side: Literal["shorter", "longer"] = "shorter",
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """GaLore: Adam, or another optimizer, in a subspace of low rank for each matrix.
 
         G = U S V^T,    P <- U[:, :rank]       in the steps 1, 1 + T, 1 + 2T, ...

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 from jax.typing import DTypeLike
-from optax import GradientTransformationExtraArgs as Transformation
+from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx.compose.groups import partition
@@ -43,7 +43,7 @@ def muon(
     bias_correction: bool = True,
     ns_dtype: DTypeLike | None = None,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """Muon: orthogonalized momentum for the matrices, AdamW for everything else.
 
         M <- beta * M + (1 - beta) * G,    M_hat = M / (1 - beta^t)
@@ -172,10 +172,10 @@ def _check_adam(owner: str, b1: Any, b2: Any, eps_root: Any, weight_decay: Any, 
 
 def _partition_matrices(
     name: str,
-    of_matrices: Transformation,
-    of_others: Transformation,
+    of_matrices: ExtraArgs,
+    of_others: ExtraArgs,
     numbers: WeightDimensionNumbers | None,
-) -> Transformation:
+) -> ExtraArgs:
     def labels(params: Any) -> Any:
         if numbers is None:
             shapes = layer_shapes(params)
@@ -210,7 +210,7 @@ def normuon(
     consistent_rms: ScalarOrSchedule | None = 0.2,
     ns_dtype: DTypeLike | None = None,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """NorMuon: Muon with a learning rate for each neuron, AdamW for what is not a matrix.
 
         M <- beta * M + (1 - beta) * G,    O = NewtonSchulz(M)

@@ -1,7 +1,7 @@
 """Gradient descent with added noise."""
 
 import jax
-from optax import GradientTransformationExtraArgs as Transformation
+from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
@@ -16,7 +16,7 @@ def noisy_sgd(
     key: jax.Array | int | None = None,
     *,
     seed: int | None = None,
-) -> Transformation:
+) -> ExtraArgs:
     """Gradient descent with Gaussian noise, whose variance decays with the step.
 
         u_t = -learning_rate * (g_t + N(0, eta / t^gamma)),    t = 1, 2, ...

@@ -3,7 +3,7 @@
 import warnings
 
 from jax.typing import DTypeLike
-from optax import GradientTransformationExtraArgs as Transformation
+from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
@@ -17,7 +17,7 @@ def optimistic_gradient_descent(
     learning_rate: ScalarOrSchedule,
     alpha: ScalarOrSchedule = 1.0,
     beta: ScalarOrSchedule = 1.0,
-) -> Transformation:
+) -> ExtraArgs:
     """Gradient descent that extrapolates the gradient: a saddle point method.
 
         u_t = -learning_rate * ((alpha + beta) * g_t - beta * g_{t-1}),    g_0 = g_1
@@ -61,7 +61,7 @@ def optimistic_adam(
     mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = True,
-) -> Transformation:
+) -> ExtraArgs:
     """Adam that extrapolates its direction: a saddle point method.
 
         r_t = m_hat / (sqrt(v_hat + eps_root) + eps)
@@ -129,7 +129,7 @@ def optimistic_adam_v2(
     eps_root: ScalarOrSchedule = 0.0,
     mu_dtype: DTypeLike | None = None,
     nesterov: bool = True,
-) -> Transformation:
+) -> ExtraArgs:
     """Adam that extrapolates its direction, with one learning rate for both.
 
         r_t = m_hat / (sqrt(v_hat + eps_root) + eps)

@@ -1,7 +1,7 @@
 """Descent with differential privacy."""
 
 import jax
-from optax import GradientTransformationExtraArgs as Transformation
+from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain, identity
@@ -20,7 +20,7 @@ def dpsgd(
     nesterov: bool = False,
     *,
     lot_size: float | None = None,
-) -> Transformation:
+) -> ExtraArgs:
     """Stochastic gradient descent that keeps each example private.
 
         g = (sum_i min(1, C / ||g_i||) * g_i + N(0, (noise_multiplier * C)^2)) / lot_size

@@ -1,7 +1,7 @@
 """Optimizers whose learning rate needs no schedule."""
 
 from jax.typing import ArrayLike, DTypeLike
-from optax import GradientTransformationExtraArgs as Transformation
+from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
@@ -22,7 +22,7 @@ def schedule_free_sgd(
     state_dtype: DTypeLike | None = None,
     *,
     r: ArrayLike = 0.0,
-) -> Transformation:
+) -> ExtraArgs:
     """Gradient descent with an average of the iterates in place of a schedule.
 
         z <- z - learning_rate * (g + weight_decay * y)
@@ -80,7 +80,7 @@ def schedule_free_adamw(
     state_dtype: DTypeLike | None = None,
     *,
     r: ArrayLike = 0.0,
-) -> Transformation:
+) -> ExtraArgs:
     """AdamW with an average of the iterates in place of a schedule and of its first moment.
 
         v <- b2 * v + (1 - b2) * g^2,    v_hat = v / (1 - b2^t)

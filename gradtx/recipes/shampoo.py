@@ -2,7 +2,7 @@
 
 from jax.typing import DTypeLike
 from optax import GradientTransformation, ScalarOrSchedule
-from optax import GradientTransformationExtraArgs as Transformation
+from optax import GradientTransformationExtraArgs as ExtraArgs
 
 from gradtx.compose.sequence import as_transformation, chain
 from gradtx.kernels.momentum import ema
@@ -26,7 +26,7 @@ def shampoo(
     max_dimension: int = 1024,
     grafting: GradientTransformation | None = None,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """Shampoo: the gradient times an inverse root of its second moments along each axis.
 
         M <- b1 * M + (1 - b1) * G,    M_hat = M / (1 - b1^t)
@@ -117,7 +117,7 @@ def soap(
     precondition_frequency: int = 10,
     max_precond_dim: int = 10000,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """SOAP: AdamW in the eigenbasis of Shampoo's preconditioners.
 
         M <- b1 * M + (1 - b1) * G V <- b2 * V + (1 - b2) * (Q_L^T G Q_R)^2

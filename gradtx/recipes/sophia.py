@@ -3,7 +3,7 @@
 import jax
 import optax
 from jax.typing import DTypeLike
-from optax import GradientTransformationExtraArgs as Transformation
+from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
@@ -29,7 +29,7 @@ def sophia(
     *,
     bias_correction: bool = False,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """Sophia: clipped momentum, preconditioned by the Hessian's diagonal.
 
         m <- b1 * m + (1 - b1) * g

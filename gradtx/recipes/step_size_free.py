@@ -3,7 +3,7 @@
 from typing import Any
 
 from jax.typing import ArrayLike
-from optax import GradientTransformationExtraArgs as Transformation
+from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx.compose.parts import Part, composed
@@ -30,7 +30,7 @@ def dog(
     mask: Mask | None = None,
     *,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """DoG: descent by the largest distance from the start so far, over the norm of all gradients.
 
         r_t = max(r_{t-1}, ||p_t - p_0||)
@@ -87,7 +87,7 @@ def dowg(
     mask: Mask | None = None,
     *,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """DoWG: DoG with gradients weighted by the distance at which they were taken.
 
         r_t = max(r_{t-1}, ||p_t - p_0||)
@@ -133,7 +133,7 @@ def dowg(
 
 def _decay(
     owner: str, weight_decay: ScalarOrSchedule | None, mask: Mask | None, decay: Decay
-) -> Transformation:
+) -> ExtraArgs:
     decaying = weight_decay_of(
         owner, 0.0 if weight_decay is None else weight_decay, mask, decay=decay
     )
@@ -148,7 +148,7 @@ def cocob(
     mask: Mask | None = None,
     *,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """COCOB: bets of a share of all rewards so far on the sign of the next gradient.
 
         g <- learning_rate * (g + weight_decay * p)
@@ -198,7 +198,7 @@ def polyak_sgd(
     f_min: ScalarOrSchedule = 0.0,
     eps: ScalarOrSchedule = 0.0,
     variant: str = "sps",
-) -> Transformation:
+) -> ExtraArgs:
     """Gradient descent with Polyak's step size.
 
         u = -scaling * min((f - f_min) / (||g||^2 + eps), max_learning_rate) * g

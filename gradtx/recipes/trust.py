@@ -1,6 +1,6 @@
 """Optimizers whose steps follow the size of each layer: LARS, LAMB, Fromage, NovoGrad."""
 
-from optax import GradientTransformationExtraArgs as Transformation
+from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx.compose.groups import masked
@@ -29,7 +29,7 @@ def lars(
     nesterov: bool = False,
     *,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """LARS: momentum with a learning rate for each layer, in proportion to its weights.
 
         rate = trust_coefficient * ||p|| / (||g|| + weight_decay * ||p|| + eps)
@@ -102,7 +102,7 @@ def lamb(
     mask: Mask | None = None,
     *,
     decay: Decay = "all",
-) -> Transformation:
+) -> ExtraArgs:
     """LAMB: AdamW whose step in each layer has the length of its weights.
 
         r = m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * p
@@ -151,7 +151,7 @@ def lamb(
     )
 
 
-def fromage(learning_rate: ScalarOrSchedule, min_norm: ScalarOrSchedule = 1e-6) -> Transformation:
+def fromage(learning_rate: ScalarOrSchedule, min_norm: ScalarOrSchedule = 1e-6) -> ExtraArgs:
     """Fromage: steps of a given length relative to the weights, without growth of the weights.
 
         p + u = (p - learning_rate * ||p|| / ||g|| * g) / sqrt(1 + learning_rate^2)
@@ -197,7 +197,7 @@ def novograd(
     eps: ScalarOrSchedule = 1e-6,
     eps_root: ScalarOrSchedule = 0.0,
     weight_decay: ScalarOrSchedule = 0.0,
-) -> Transformation:
+) -> ExtraArgs:
     """NovoGrad: momentum of gradients divided by a running norm of their layer.
 
         v <- b2 * v + (1 - b2) * ||g||^2,    at the first step v = ||g||^2

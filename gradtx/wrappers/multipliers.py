@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
-from optax import GradientTransformationExtraArgs as Transformation
+from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx import trees
@@ -32,9 +32,7 @@ MULTIPLY_EACH_LEARNING_RATE = Kernel(
 )
 
 
-def multiply_learning_rate(
-    factors: Multipliers, rest: ScalarOrSchedule | None = 1.0
-) -> Transformation:
+def multiply_learning_rate(factors: Multipliers, rest: ScalarOrSchedule | None = 1.0) -> ExtraArgs:
     """Multiply the update of each leaf by a factor of its own.
 
         u_i = factor_i * g_i
@@ -88,7 +86,7 @@ def multiply_learning_rate(
     )
 
 
-def _by_function(factor_of: Callable[[str], float]) -> Transformation:
+def _by_function(factor_of: Callable[[str], float]) -> ExtraArgs:
     if not callable(factor_of):
         raise ValueError(
             f"{_OWNER}: factors must map patterns to factors, or be a function of the path, got "

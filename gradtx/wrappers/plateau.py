@@ -116,7 +116,7 @@ def reduce_on_plateau(
         check_state(_OWNER, state, ReduceLROnPlateauState._fields)
         count = optax.safe_increment(state.count)
         dtype = state.avg_value.dtype
-        total = _as(state.count, dtype) * state.avg_value + _as(_real_scalar(value), dtype)
+        total = _as(state.count, dtype) * state.avg_value + _as(_checked_value(value), dtype)
         average = total / _as(count, dtype)
         is_complete = count >= _as(accumulation_size, jnp.int32)
         kept = {name: getattr(state, name) for name in ReduceLROnPlateauState._fields}
@@ -163,7 +163,7 @@ def _as(value: ArrayLike, dtype: Any) -> jax.Array:
     return jnp.asarray(value).astype(dtype)
 
 
-def _real_scalar(value: Any) -> jax.Array:
+def _checked_value(value: Any) -> jax.Array:
     if value is None:
         raise ValueError(
             f"{_OWNER}: needs the loss; call update(updates, state, params, value=loss)"

@@ -25,7 +25,7 @@ with np.load(Path(__file__).with_name("torch_trajectories.npz")) as file:
 # operations each, and PyTorch's 1 - 0.999^t loses three digits.
 TOLERANCE = 1e-12
 
-Transformation = optax.GradientTransformationExtraArgs
+ExtraArgs = optax.GradientTransformationExtraArgs
 
 
 def of_count(function: Callable[[jax.Array], Any]) -> optax.Schedule:
@@ -209,7 +209,7 @@ def with_weight_decay(lr, direction, weight_decay, decoupled):
     return gradtx.chain(*parts, gradtx.scale_by_learning_rate(lr))
 
 
-def added(first: Transformation, second: Transformation) -> Transformation:
+def added(first: ExtraArgs, second: ExtraArgs) -> ExtraArgs:
     """The sum of the updates of two transformations."""
 
     def update(updates, state, params=None):
@@ -217,15 +217,15 @@ def added(first: Transformation, second: Transformation) -> Transformation:
         two, state_two = second.update(updates, state[1], params)
         return jax.tree.map(jnp.add, one, two), (state_one, state_two)
 
-    return Transformation(lambda params: (first.init(params), second.init(params)), update)
+    return ExtraArgs(lambda params: (first.init(params), second.init(params)), update)
 
 
-def scale_by_table(factors: np.ndarray) -> Transformation:
+def scale_by_table(factors: np.ndarray) -> ExtraArgs:
     """Multiply the updates of each step by a number of its own."""
     return gradtx.scale_by_schedule(lambda count: jnp.asarray(factors)[count])
 
 
-IN_GRADTX: dict[str, Callable[..., Transformation]] = {
+IN_GRADTX: dict[str, Callable[..., ExtraArgs]] = {
     "SGD": sgd,
     "Adagrad": adagrad,
     "RMSprop": rmsprop,
@@ -249,7 +249,7 @@ def torch_settings(name: str) -> dict[str, Any]:
 CASES = [key.split("/")[1] for key in STORED if key.endswith("/settings")]
 
 
-def trajectory(tx: Transformation, kind: str) -> dict[str, np.ndarray]:
+def trajectory(tx: ExtraArgs, kind: str) -> dict[str, np.ndarray]:
     """The parameters after each step, from those and with the gradients that PyTorch had."""
     noise = {
         key.split("/")[1]: STORED[key]
@@ -274,7 +274,7 @@ def trajectory(tx: Transformation, kind: str) -> dict[str, np.ndarray]:
         return jax.tree.map(np.asarray, run(start, noise, STORED["size"]))
 
 
-def difference(name: str, tx: Transformation) -> float:
+def difference(name: str, tx: ExtraArgs) -> float:
     """The largest difference of any element at any step, over the largest change of a step."""
     kind = "vectors_and_matrices" if f"case/{name}/vector" in STORED else "matrices"
     differences = []
@@ -286,7 +286,7 @@ def difference(name: str, tx: Transformation) -> float:
     return float(np.max(differences))
 
 
-def in_gradtx(name: str, **further: Any) -> Transformation:
+def in_gradtx(name: str, **further: Any) -> ExtraArgs:
     """The transformation that stands for a stored case."""
     case = torch_settings(name)
     settings, factor = case["settings"], case["factor"]
