@@ -98,7 +98,7 @@ def _factored_rms(
     rows = averaged(jnp.expand_dims(v_row, longest), _mean_square(g, longest))
     columns = averaged(jnp.expand_dims(v_col, second), _mean_square(g, second))
     of_row, of_column = _inverse_root(rows), _inverse_root(columns)
-    largest = jnp.max(rows, second, keepdims=True)
+    largest = jnp.max(rows, second, keepdims=True, initial=0.0)
     shares = safe_divide(rows, largest)
     mean_root = jnp.sqrt(largest) * jnp.sqrt(jnp.mean(shares, second, keepdims=True))
     # The larger factor first, and the mean with the smaller, so that nothing in between overflows.

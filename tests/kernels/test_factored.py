@@ -214,6 +214,14 @@ def test_squares_beyond_the_range_leave_a_finite_state_that_recovers(factored):
     np.testing.assert_allclose(updates, params, rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(0, 2), (2, 0), (0, 0)])
+def test_matrices_without_elements_have_steps_without_elements(shape):
+    params = jnp.zeros(shape)
+    tx = gradtx.scale_by_factored_rms(min_dim_size_to_factor=0)
+    updates, _ = tx.update(params, tx.init(params))
+    assert updates.shape == shape
+
+
 def test_gradients_below_epsilon_take_small_steps():
     g = jnp.full((2, 3), 1e-20)
     for factored in (True, False):
