@@ -112,14 +112,20 @@ def is_used(function: Callable[..., Any]) -> bool:
 
 @functools.cache
 def names_in(path: Path) -> frozenset[str]:
-    """The names that a module reads, other than those of functions that refuse arguments."""
+    """The names that a module reads, other than those of functions that are to refuse something."""
     tree = ast.parse(path.read_text())
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    refusing = [call for call in calls if getattr(call.func, "id", "") == "wrong_arguments"]
-    refused = {id(inner) for call in refusing for inner in ast.walk(call)}
+    refused = {id(inner) for node in ast.walk(tree) if _refuses(node) for inner in ast.walk(node)}
     nodes = [node for node in ast.walk(tree) if id(node) not in refused]
     names = {node.id for node in nodes if isinstance(node, ast.Name)}
     return frozenset(names | {node.attr for node in nodes if isinstance(node, ast.Attribute)})
+
+
+def _refuses(node: ast.AST) -> bool:
+    """Whether a node is a call of `wrong_arguments` or a block of `pytest.raises`."""
+    if isinstance(node, ast.With):
+        calls = [item.context_expr for item in node.items]
+        return any(getattr(getattr(call, "func", None), "attr", "") == "raises" for call in calls)
+    return isinstance(node, ast.Call) and getattr(node.func, "id", "") == "wrong_arguments"
 
 
 def names_in_tests(rooms: Iterable[str]) -> set[str]:

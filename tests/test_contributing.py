@@ -23,6 +23,7 @@ from .forgotten import (
     is_inner_part,
     is_used,
     misplaced,
+    names_in,
     names_in_tests,
     undeclared,
 )
@@ -192,3 +193,14 @@ def test_states_in_fields_that_were_not_declared_are_named():
     assert misplaced(silent) == [
         "the effect of silent does not name the fields of the states inside"
     ]
+
+
+def test_a_function_that_is_only_refused_counts_as_untested(tmp_path):
+    path = tmp_path / "test_something.py"
+    path.write_text(
+        "compared = gradtx.adam\n"
+        "refused = wrong_arguments(gradtx.lion, {})\n"
+        "with pytest.raises(ValueError):\n"
+        "    gradtx.sgd(None)\n"
+    )
+    assert {"adam", "lion", "sgd"} & names_in(path) == {"adam"}
