@@ -171,10 +171,10 @@ def _draw_paths(axes: Any, points: np.ndarray, noisy_points: np.ndarray) -> None
     axes.plot(*points[0].T, color=BLACK, linewidth=2, label="from y = 0")
     axes.plot(0, 0, "X", color=BLACK, markersize=10)
     axes.plot([0, 0], [L**0.5, -(L**0.5)], "*", color=BLACK, markersize=10)
-    beside = {"textcoords": "offset points", "va": "center"}
-    axes.annotate("saddle", (0, 0), (-10, 0), ha="right", **beside)
-    axes.annotate("minimum", (0, L**0.5), (12, 0), **beside)
-    axes.annotate("minimum", (0, -(L**0.5)), (12, 0), **beside)
+    offset = {"textcoords": "offset points", "va": "center"}
+    axes.annotate("saddle", (0, 0), (-10, 0), ha="right", **offset)
+    axes.annotate("minimum", (0, L**0.5), (12, 0), **offset)
+    axes.annotate("minimum", (0, -(L**0.5)), (12, 0), **offset)
     describe(axes, "The loss from above", "$x$", "$y$")
 
 

@@ -41,17 +41,23 @@ def rescaling(layers: Sequence[LayerSignal], factor: float) -> str:
     typical = _typical(layers)
     initializer, scale = initializer_for(typical)
     present = scale_of(typical)
-    multiply = f"multiply their weights by {1 / factor:.3g}" if factor else ""
+    these, their = pronouns(layers)
+    multiply = f"multiply {their} weights by {1 / factor:.3g}" if factor else ""
     if multiply and 1 / trends.FACTOR_PER_LAYER < present / scale < trends.FACTOR_PER_LAYER:
         return (
-            f"{multiply} (they already have the variance of {initializer}, {present:.3g} / fan_in, "
-            "which does not preserve this signal)"
+            f"{multiply} (which already have the variance of {initializer}, {present:.3g} / "
+            "fan_in, but do not preserve this signal)"
         )
     initialize = (
-        f"initialize these layers with {initializer} (variance {scale:.3g} / fan_in; currently "
+        f"initialize {these} with {initializer} (variance {scale:.3g} / fan_in; currently "
         f"{present:.3g} / fan_in)"
     )
     return f"{initialize}, or {multiply}" if multiply else initialize
+
+
+def pronouns(layers: Sequence[LayerSignal]) -> tuple[str, str]:
+    """What to call layers that were named before, and what belongs to them."""
+    return ("this layer", "its") if len(layers) == 1 else ("these layers", "their")
 
 
 def initializer_for(layer: LayerSignal) -> tuple[str, float]:

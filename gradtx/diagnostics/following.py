@@ -158,8 +158,8 @@ def concatenated(equation: Any, inputs: Sequence[TracedValue], array: jax.Array)
     if len(origins) < len(inputs) or any(value.is_data for value in inputs):
         return result
     parts = [part for origin in origins for part in origin.parts]
-    beside = tuple(replace(part, is_traced_to_its_end=True) for part in parts[1:])
-    return replace(result, origin=replace(parts[0], beside=beside, is_traced_to_its_end=True))
+    others = tuple(replace(part, is_traced_to_its_end=True) for part in parts[1:])
+    return replace(result, origin=replace(parts[0], others=others, is_traced_to_its_end=True))
 
 
 def replaced(value: TracedValue, twin: jax.Array) -> TracedValue:

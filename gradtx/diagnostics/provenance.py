@@ -38,7 +38,7 @@ class Origin:
         views: how the array was taken from the leaf: functions of the leaf, and a `Loop` where
             each iteration takes a slice.
         slices: the static indices in stacked leaves, for the name: `[3]`.
-        beside: the origins of the other parts, if the array was concatenated from several leaves.
+        others: the origins of the other parts, if the array was concatenated from several leaves.
         is_traced_to_its_end: whether further changes of shape are not recorded, because the array
             was concatenated, or sliced at an index that is not known before the run.
     """
@@ -46,7 +46,7 @@ class Origin:
     leaf: int
     views: tuple[Callable[[jax.Array], jax.Array] | Loop, ...] = ()
     slices: str = ""
-    beside: "tuple[Origin, ...]" = ()
+    others: "tuple[Origin, ...]" = ()
     is_traced_to_its_end: bool = False
 
     def seen_through(self, view: Callable[[jax.Array], jax.Array] | Loop) -> "Origin":
@@ -64,7 +64,7 @@ class Origin:
     @property
     def parts(self) -> "list[Origin]":
         """This origin, and those of the other parts."""
-        return [replace(self, beside=()), *self.beside]
+        return [replace(self, others=()), *self.others]
 
     @property
     def loops(self) -> tuple[Loop, ...]:

@@ -1,4 +1,4 @@
-"""`signal_report`: measures the signal in each layer, and the gradient on its way back."""
+"""`signal_report`: measures the signal of each layer, and the backpropagated gradient."""
 
 import math
 from collections import defaultdict

@@ -89,7 +89,7 @@ def _lanczos(
     tolerance = 4 * jnp.finfo(start.dtype).eps * np.sqrt(start.size)
 
     def iterate(k: jax.Array, carry: Any) -> Any:
-        basis, diagonal, beside, vector, scale, is_complete = carry
+        basis, diagonal, off_diagonal, vector, scale, is_complete = carry
         basis = basis.at[k].set(vector)
         image = product(vector)
         # The Krylov space may be complete early, if eigenvalues are equal. The rest of the diagonal
@@ -106,7 +106,7 @@ def _lanczos(
         return (
             basis,
             diagonal.at[k].set(alpha),
-            beside.at[k].set(beta),
+            off_diagonal.at[k].set(beta),
             vector,
             scale,
             is_complete,
@@ -121,8 +121,8 @@ def _lanczos(
         jnp.zeros((), start.dtype),
         jnp.array(False),
     )
-    _, diagonal, beside, *_ = lax.fori_loop(0, iterations, iterate, carry)
-    return jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
+    _, diagonal, off_diagonal, *_ = lax.fori_loop(0, iterations, iterate, carry)
+    return jnp.diag(diagonal) + jnp.diag(off_diagonal[:-1], 1) + jnp.diag(off_diagonal[:-1], -1)
 
 
 class AlongGradient(NamedTuple):

@@ -155,13 +155,14 @@ def _dead(layers: Sequence[LayerSignal], culprit: Culprit | None, loss: float) -
         return None
     worst = max(dead, key=lambda layer: layer.dead_fraction)
     initializer, _ = advice.initializer_for(worst)
+    these, their = advice.pronouns(dead)
     return Diagnosis(
         "dead",
         tuple(layer.name for layer in dead),
         1.0,
         f"dead: in {_listing(dead)}, {_share(len(dead), worst.dead_fraction)} of the units are "
-        f"zero for the whole batch, and no gradient flows through them. Initialize these layers "
-        f"with {initializer} and their biases with zeros; if this happens during training, lower "
+        f"zero for the whole batch, and no gradient flows through them. Initialize {these} with "
+        f"{initializer} and {their} biases with zeros; if this happens during training, lower "
         f"the learning rate, clip the gradient, or use a leaky_relu.",
     )
 
@@ -181,14 +182,15 @@ def _saturated(
     worst = max(saturated, key=lambda layer: layer.saturated_fraction)
     initializer, scale = advice.initializer_for(worst)
     present = advice.scale_of(worst)
+    these, their = advice.pronouns(saturated)
     return Diagnosis(
         "saturated",
         tuple(layer.name for layer in saturated),
         1.0,
         f"saturated: in {_listing(saturated)}, the {worst.activation} is flat at "
         f"{_share(len(saturated), worst.saturated_fraction)} of the outputs, and hardly any "
-        f"gradient flows through them. Initialize these layers with {initializer} (variance "
-        f"{scale:.3g} / fan_in; currently {present:.3g} / fan_in) and their biases with "
+        f"gradient flows through them. Initialize {these} with {initializer} (variance "
+        f"{scale:.3g} / fan_in; currently {present:.3g} / fan_in) and {their} biases with "
         f"zeros, standardize the inputs (RMS {worst.input_rms:.3g}), or put a batch_norm or "
         f"layer_norm before the nonlinearity.",
     )
@@ -204,7 +206,7 @@ def _changing(
             tuple(layer.name for layer in layers),
             0.0,
             "vanishing: no gradient reaches any layer, although the loss is not zero. Look for a "
-            "stop_gradient, an argmax, a comparison or a rounding between them and the loss.",
+            "stop_gradient, an argmax, a comparison or a rounding between the layers and the loss.",
         )
     for layer in layers:
         if not layer.is_recurrent:

@@ -79,7 +79,7 @@ def reinitialized(params, report):
 
 
 def multiplied(params, report):
-    found = re.search(rf"multiply their weights by ({NUMBER})", report.verdict)
+    found = re.search(rf"multiply (?:its|their) weights by ({NUMBER})", report.verdict)
     assert found, report.verdict
     named = indices_of(report.diagnosis.layers)
     assert named
