@@ -171,15 +171,33 @@ def matrix_axes(owner: str, numbers: WeightDimensionNumbers, tree: Any) -> Any:
             name.
     """
 
-    def axes_of(path: Any, leaf: Any, own: Any) -> MatrixAxes | None:
-        if not trees.is_parameter(leaf):
-            return None
+    def numbers_of(path: Any, leaf: Any, own: Any) -> Any:
         if np.ndim(leaf) < 2:
             raise ValueError(
                 f"{owner}: '{trees.path_name(path)}' of shape {np.shape(leaf)} is not a matrix; "
                 "leave it to another transformation"
             )
-        return named_axes(owner, own or MuonDimensionNumbers(-2, -1), path, leaf)
+        return own or MuonDimensionNumbers(-2, -1)
+
+    return axes_by(owner, numbers_of, numbers, tree)
+
+
+def axes_by(
+    owner: str, numbers_of: Callable[..., Any], numbers: WeightDimensionNumbers, tree: Any
+) -> Any:
+    """For each array of a tree the axes of its matrices, or None.
+
+    Args:
+        owner: name of the caller, which opens error messages.
+        numbers_of: function of (path, array, the numbers given for it or None) that returns its
+            dimension numbers, or None.
+        numbers: the numbers that are given, as in `matrix_axes`.
+        tree: the gradients or parameters.
+    """
+
+    def axes_of(path: Any, leaf: Any, own: Any) -> MatrixAxes | None:
+        chosen = numbers_of(path, leaf, own) if trees.is_parameter(leaf) else None
+        return None if chosen is None else named_axes(owner, chosen, path, leaf)
 
     return jax.tree_util.tree_map_with_path(axes_of, tree, spread_numbers(owner, numbers, tree))
 

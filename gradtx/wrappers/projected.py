@@ -21,9 +21,8 @@ from gradtx.kernels.adam import scale_by_adam
 from gradtx.kernels.matrices import (
     MatrixAxes,
     WeightDimensionNumbers,
+    axes_by,
     is_dimension_numbers,
-    named_axes,
-    spread_numbers,
 )
 from gradtx.kernels.products import adjoint, product
 from gradtx.leaves import Aligned, map_leaves
@@ -196,21 +195,13 @@ def _projected_axes(owner: str, choice: WeightDimensionNumbers, tree: Any) -> An
     """For each leaf the axes of its matrices, or None if it is not projected."""
     if not jax.tree.leaves(tree):
         return tree  # optax passes a tree without leaves to find the structure of the state
-    numbers: Any = choice
-    if choice is None:
-        numbers = jax.tree.map(
-            lambda leaf: GaLoreDimensionNumbers() if np.ndim(leaf) == 2 else None, tree
-        )
-    elif is_dimension_numbers(choice):
-        numbers = jax.tree.map(lambda leaf: choice if np.ndim(leaf) >= 2 else None, tree)
 
-    def axes_of(path: Any, leaf: Any, own: Any) -> MatrixAxes | None:
-        if own is None or not trees.is_parameter(leaf) or np.size(leaf) == 0:
+    def numbers_of(path: Any, leaf: Any, own: Any) -> Any:
+        if np.size(leaf) == 0 or (is_dimension_numbers(choice) and np.ndim(leaf) < 2):
             return None
-        return named_axes(owner, own, path, leaf)
+        return GaLoreDimensionNumbers() if choice is None and np.ndim(leaf) == 2 else own
 
-    given = spread_numbers(owner, numbers, tree)
-    return jax.tree_util.tree_map_with_path(axes_of, tree, given)
+    return axes_by(owner, numbers_of, choice, tree)
 
 
 def _projector_shape(shape: tuple[int, ...], side: int, rank: int) -> tuple[int, ...]:
@@ -251,8 +242,7 @@ def _leave(
 ) -> jax.Array:
     """The update of the array, from that in the subspace."""
     projector = projector.astype(low_rank.dtype)
-    shape = axes.shape_of_matrices(like.shape)
-    if projector.shape[-2] == shape[-2]:
+    if projector.shape[-2] == axes.shape_of_matrices(like.shape)[-2]:
         matrices = product(projector, low_rank)
     else:
         matrices = product(low_rank, adjoint(projector))
