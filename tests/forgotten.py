@@ -27,7 +27,7 @@ class Kind:
     """What belongs to a function beside its own file.
 
     Attributes:
-        places: where its name must stand -> all names that stand there.
+        places: where its name must be -> all names that are there.
         sections: what its docstring must have beside what every docstring has.
     """
 

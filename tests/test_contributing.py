@@ -29,7 +29,9 @@ from .forgotten import (
 )
 from .testing.test_exports import EXPORTS, makes_a_transformation
 
-ROOMS = ("kernels", "recipes", "wrappers")
+# What docstrings must have beside summary, arguments, results and an example.
+SECTIONS = {"kernels": ["equation"], "recipes": ["equation", "Raises", "Source"], "wrappers": []}
+ROOMS = tuple(SECTIONS)
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 TRANSFORMATIONS = {
@@ -71,9 +73,8 @@ def measure(room: str) -> Kind:
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_nothing_was_forgotten_for_a_transformation(name):
     function = TRANSFORMATIONS[name]
-    is_optimizer = function.__module__.startswith("gradtx.recipes")
-    kind = transformation("equation", "Raises", "Source") if is_optimizer else transformation()
-    lines = forgotten(name, function, kind)
+    room = function.__module__.split(".")[1]
+    lines = forgotten(name, function, transformation(*SECTIONS[room]))
     if name not in MADE_BY_FACTORIES:
         lines += undeclared(function)
     assert not lines, "\n".join(lines)
@@ -95,7 +96,7 @@ def test_nothing_was_forgotten_for_a_diagnostic_or_a_normalization(room):
     assert not lines, "\n".join(lines)
 
 
-# A complete function, and the places where it stands.
+# A complete function, and all places that must have its name.
 
 
 def scale_by_two(factor):

@@ -185,7 +185,7 @@ def watched(place):
     return gradtx.with_metrics(gradtx.sgd(0.125 * place))
 
 
-# Where learning rates stand -> their names and their values in the second step.
+# Where learning rates are -> their names and their values in the second step.
 PLACES = {
     "partition": (
         gradtx.with_metrics(gradtx.partition(RATES, GROUPS)),

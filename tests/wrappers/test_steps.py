@@ -466,7 +466,7 @@ def test_contract(counter):
 
 
 class EverySecond(NamedTuple):
-    """The state of a wrapper of one's own, which tells what others ask."""
+    """The state of a new wrapper, whose methods tell what others ask."""
 
     count: jax.Array
     last: Any
@@ -499,7 +499,7 @@ def every_second(inner):
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def test_a_state_of_ones_own_tells_what_others_ask():
+def test_the_state_of_a_new_wrapper_tells_what_others_ask():
     tx = gradtx.with_metrics(every_second(gradtx.sgd(1.0)))
     params = jnp.ones(1)
     state = tx.init(params)
