@@ -24,7 +24,7 @@ def learning_rates_of(
     tx: optax.GradientTransformation, state: Any, path: Path = ()
 ) -> Iterator[tuple[Path, jax.Array]]:
     """The learning rates of the step from a state, with their places in it."""
-    if hasattr(state, "hyperparams"):  # its part was made with the values of the first step
+    if isinstance(tx.update, Injected):  # its part was made with the values of the first step
         return
     kernel = kernel_of(tx)
     if kernel is not None and "learning_rate" in kernel.hyperparameters:
