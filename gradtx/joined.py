@@ -100,7 +100,7 @@ def take_steps(leaves: Iterable[Leaf]) -> None:
             _take_steps_together(group)
 
 
-_TOGETHER = 16
+_TOGETHER = 32
 
 
 def _take_steps_of(leaf: Leaf) -> None:
@@ -142,6 +142,7 @@ class Leaves:
         self.params = params
         self.extra = {} if extra is None else extra
         self._part_of = ""
+        self._whole: Leaves | None = None
         self._restart(updates)
 
     def _restart(self, updates: Any) -> None:
@@ -150,6 +151,14 @@ class Leaves:
         self._given: Any = updates
         self._values: list[Any] | None = values
         self._has_parameters = False
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Forget which leaves take part; steps, unlike other functions, do not change that."""
+        self._active: list[int] | None = None
+        self._are_inexact = False
+        if self._whole is not None:
+            self._whole._look_again()
 
     def restricted(
         self, owner: str, hidden: Callable[[Any], Any], params: Any, extra: Mapping[str, Any]
@@ -169,6 +178,8 @@ class Leaves:
         part._values = None
         part.leaves = [Leaf(None) if i is None else self.leaves[i] for i in chosen]
         part._part_of = owner
+        part._look_again()
+        part._whole = self
         return part
 
     def updates(self) -> Any:
@@ -196,6 +207,7 @@ class Leaves:
             values = self.aligned(self._part_of, "its inner updates", updates)
             for leaf, value in zip(self.leaves, values, strict=True):
                 leaf.value = value
+            self._look_again()
         return lambda: new_state
 
     def aligned(self, owner: str, what: str, tree: Any, *, subtrees: bool = False) -> list[Any]:
@@ -226,11 +238,15 @@ class Leaves:
 
     def promote(self, slots: Sequence[Sequence[Any]]) -> None:
         """Make gradients of integers what they are for the parameters and slots there."""
-        if not any(is_exact(leaf.value) for leaf in self.leaves):
+        if self._are_inexact:
+            return
+        self._are_inexact = not any(is_exact(leaf.value) for leaf in self.leaves)
+        if self._are_inexact:
             return
         parameters = self._known_parameters()
         for i, leaf in enumerate(self.leaves):
             leaf.value = as_gradient(leaf.value, parameters[i], [slot[i] for slot in slots])
+        self._active = None
 
     def _known_parameters(self) -> list[Any]:
         if self.params is not None:
@@ -242,7 +258,10 @@ class Leaves:
 
     def active(self) -> list[int]:
         """The numbers of the leaves that are inexact arrays, which take part."""
-        return [i for i, leaf in enumerate(self.leaves) if trees.is_parameter(leaf.value)]
+        if self._active is None:
+            numbered = enumerate(self.leaves)
+            self._active = [i for i, leaf in numbered if trees.is_parameter(leaf.value)]
+        return self._active
 
     def check_parameter(self, owner: str, index: int) -> None:
         """Refuse a leaf whose parameter is missing or of another shape.

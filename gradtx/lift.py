@@ -301,9 +301,10 @@ class _Lifted(Link):
         self, leaves: Leaves, active: list[int], slots: list[list[Any]], own: list[dict[str, Any]]
     ) -> None:
         """Refuse leaves whose parameter or slots are missing or of another shape."""
-        for i in active:
-            if self.kernel.needs_parameters:
+        if self.kernel.needs_parameters:
+            for i in active:
                 leaves.check_parameter(self.owner, i)
+        for i in active if self.slots else ():
             shape = np.shape(leaves.leaves[i].value)
             for slot, values in zip(self.slots, slots, strict=True):
                 expected = shape
