@@ -162,15 +162,7 @@ def partition(
         >>> print(updates["body"], updates["head"])
         [-0.1] [-1.]
     """
-    if not isinstance(transforms, Mapping):
-        raise ValueError(
-            "partition: transforms must be a dictionary from labels to transformations, got "
-            f"{type(transforms).__name__}"
-        )
-    transforms = {
-        label: as_transformation("partition", f"transforms[{label!r}]", tx)
-        for label, tx in transforms.items()
-    }
+    transforms = _checked(transforms)
 
     def labels_of(tree: Any) -> Any:
         labels = param_labels(tree) if is_function_of_tree(param_labels) else param_labels
@@ -214,6 +206,19 @@ def partition(
         joins=True,
         effect=IN_SERIES,
     )
+
+
+def _checked(transforms: Any) -> dict[Hashable, ExtraArgs]:
+    """The transformations by label, or a ValueError if an argument of `partition` is not that."""
+    if not isinstance(transforms, Mapping):
+        raise ValueError(
+            "partition: transforms must be a dictionary from labels to transformations, got "
+            f"{type(transforms).__name__}"
+        )
+    return {
+        label: as_transformation("partition", f"transforms[{label!r}]", tx)
+        for label, tx in transforms.items()
+    }
 
 
 def _states_of_groups(states: Mapping[Hashable, Any]) -> Any:
