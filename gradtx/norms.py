@@ -103,16 +103,23 @@ def _root_of_sum(total: Callable[[jax.Array], jax.Array], one: jax.Array) -> jax
         one: the first factor, of the type of the sum.
     """
 
-    def sum_up(carried: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Any, Any, Any]:
-        factor, _, _ = carried
-        squares = total(factor)
-        needed = _factor_for(lax.sqrt(squares))
-        is_done = lax.bitwise_or(lax.ne(factor, one), lax.eq(needed, one))
-        return lax.select(is_done, factor, needed), squares, lax.bitwise_not(is_done)
+    def sum_up(carried: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        _, squares = carried
+        factor = _factor_for(lax.sqrt(squares))
+        return factor, total(factor)
 
-    # Made of `one`, so that in shard_map it varies over the same axes as what the loop carries on.
-    start = (one, one, lax.eq(one, one))
-    factor, squares, _ = lax.while_loop(lambda carried: carried[2], sum_up, start)
+    def is_unfinished(carried: tuple[jax.Array, jax.Array]) -> jax.Array:
+        factor, squares = carried
+        is_extreme = lax.ne(_factor_for(lax.sqrt(squares)), one)
+        return lax.bitwise_or(
+            lax.eq(factor, lax.full_like(factor, 0.0)),
+            lax.bitwise_and(lax.eq(factor, one), is_extreme),
+        )
+
+    # A sum of 1 asks for a factor of 1. Made of `one`, so that in shard_map what the loop carries
+    # varies over the same axes from the start.
+    start = (lax.full_like(one, 0.0), one)
+    factor, squares = lax.while_loop(is_unfinished, sum_up, start)
     return lax.div(lax.sqrt(squares), factor)
 
 

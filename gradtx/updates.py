@@ -64,6 +64,11 @@ def update_and_apply(
     a chain of gradtx the addition becomes part of the one compiled step that each leaf takes, so
     that the updates are not written to memory, and there is less to trace and to compile.
 
+    JAX pairs donated arguments with results of the same type in their order. So let the compiled
+    step take and return parameters and state in one order: `step(params, state, grads)` that
+    returns `(params, state)` updates them in place, `step(grads, state, params)` copies three of
+    AdamW's arrays.
+
     Args:
         tx: the gradient transformation.
         updates: the gradients, a tree of the structure of `params`.
