@@ -410,9 +410,10 @@ class _Lifted(Link):
         """What the step takes of the whole tree, and the new scalars of the state."""
         kernel = self.kernel
         values = self._hyperparameters(count)
-        if not (kernel.measures or kernel.scalars or kernel.extras):
+        if not (kernel.scalar_step or kernel.measures or kernel.scalars or kernel.extras):
             return values, {}
-        leaves.take_steps()
+        if kernel.measures:
+            leaves.take_steps()
         values_of = [leaves.leaves[i].value for i in active]
         gradients = [g if isinstance(g, jax.Array) else jnp.asarray(g) for g in values_of]
         dtype = norms.widest(gradients)

@@ -141,17 +141,21 @@ def scale_by_yogi(
     )
 
 
-def _radam(g, *, mu, nu, t, b1, b2, eps, eps_root, threshold, nesterov):
-    mu = b1 * mu + (1 - b1) * g
-    nu = b2 * nu + (1 - b2) * abs_squared(g)
-    mu_hat = first_moment(g, mu, t, b1, nesterov)
-    adaptive = safe_divide(mu_hat, jnp.sqrt(debias(nu, b2, t) + eps_root) + eps, eps)
+def _rectification(*, t, b2, threshold):
     rho, rho_inf = _degrees_of_freedom(b2, t), (1 + b2) / (1 - b2)
     is_tractable = rho >= threshold
     # Where the variance is not tractable the root below may be of a negative number.
     rho = jnp.where(is_tractable, rho, rho_inf)
-    rectified = ((rho - 4) * (rho - 2) * rho_inf) / ((rho_inf - 4) * (rho_inf - 2) * rho)
-    return jnp.where(is_tractable, jnp.sqrt(rectified) * adaptive, mu_hat), mu, nu
+    square = ((rho - 4) * (rho - 2) * rho_inf) / ((rho_inf - 4) * (rho_inf - 2) * rho)
+    return {"is_tractable": is_tractable, "rectification": jnp.sqrt(square)}
+
+
+def _radam(g, *, mu, nu, t, is_tractable, rectification, b1, b2, eps, eps_root, nesterov):
+    mu = b1 * mu + (1 - b1) * g
+    nu = b2 * nu + (1 - b2) * abs_squared(g)
+    mu_hat = first_moment(g, mu, t, b1, nesterov)
+    adaptive = safe_divide(mu_hat, jnp.sqrt(debias(nu, b2, t) + eps_root) + eps, eps)
+    return jnp.where(is_tractable, rectification * adaptive, mu_hat), mu, nu
 
 
 def _degrees_of_freedom(b2, t: jax.Array) -> jax.Array:
@@ -187,6 +191,8 @@ RADAM = Kernel(
     slots=(Slot("mu"), Slot("nu", real=True)),
     hyperparameters=ADAM_RANGES | {"threshold": _TRACTABLE},
     options=("nesterov",),
+    scalar_step=_rectification,
+    factors=("is_tractable", "rectification"),
     state=optax.ScaleByAdamState,
     degree="between",
     source="Liu et al. 2020, Algorithm 2",

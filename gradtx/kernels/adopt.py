@@ -30,8 +30,10 @@ def fourth_root(step: jax.Array) -> Any:
 def _adopt(g, *, mu, nu, t, b1, b2, eps, clip_value_fn, nesterov):
     is_first = t == 1
     r = safe_divide(g, jnp.maximum(jnp.sqrt(nu), eps))
-    # The modulus, so that complex numbers keep their direction.
-    r = jnp.sign(r) * jnp.minimum(jnp.abs(r), clip_value_fn)
+    if jnp.iscomplexobj(r):  # keeps its direction
+        r = jnp.sign(r) * jnp.minimum(jnp.abs(r), clip_value_fn)
+    else:
+        r = jnp.clip(r, -clip_value_fn, clip_value_fn)
     mu = jnp.where(is_first, mu, b1 * mu + (1 - b1) * r)
     ahead = b1 * mu + (1 - b1) * r if nesterov else mu
     square = abs_squared(g)
