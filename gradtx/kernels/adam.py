@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
@@ -28,7 +29,7 @@ def _adam(g, *, mu, nu, t, b1, b2, eps, eps_root, nesterov, bias_correction):
     nu = b2 * nu + (1 - b2) * abs_squared(g)
     mu_hat = first_moment(g, mu, t, b1, nesterov, bias_correction)
     nu_hat = debias(nu, b2, t) if bias_correction else nu
-    return safe_divide(mu_hat, jnp.sqrt(nu_hat + eps_root) + eps, eps), mu, nu
+    return safe_divide(mu_hat, lax.sqrt(nu_hat + eps_root) + eps, eps), mu, nu
 
 
 ADAM = Kernel(
@@ -110,7 +111,7 @@ def _amsgrad(
     nu = b2 * nu + (1 - b2) * abs_squared(g)
     mu_hat = debias(mu, b1, t) if bias_correction_mu else mu
     nu_max = jnp.maximum(nu_max, debias(nu, b2, t) if bias_correction_nu else nu)
-    return safe_divide(mu_hat, jnp.sqrt(nu_max + eps_root) + eps, eps), mu, nu, nu_max
+    return safe_divide(mu_hat, lax.sqrt(nu_max + eps_root) + eps, eps), mu, nu, nu_max
 
 
 AMSGRAD = Kernel(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
@@ -29,7 +30,7 @@ def _adamini(g, *, mu, nu, t, b1, b2, eps, eps_root):
     square = jnp.sum(abs_squared(g), axis=within, keepdims=True) / max(number, 1)
     mu = b1 * mu + (1 - b1) * g
     nu = b2 * nu + (1 - b2) * square
-    return safe_divide(debias(mu, b1, t), jnp.sqrt(debias(nu, b2, t) + eps_root) + eps, eps), mu, nu
+    return safe_divide(debias(mu, b1, t), lax.sqrt(debias(nu, b2, t) + eps_root) + eps, eps), mu, nu
 
 
 def _shape_of_blocks(shape: tuple[int, ...], blocks: tuple[int, ...]) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from optax import ScalarOrSchedule
 
 from gradtx.kernel import NON_NEGATIVE, Kernel, Range, Slot
@@ -16,7 +17,7 @@ def _belief(g, *, mu, nu, t, b1, b2, eps, eps_root, nesterov):
     mu = b1 * mu + (1 - b1) * g
     nu = b2 * nu + (1 - b2) * abs_squared(g - mu) + eps_root
     mu_hat = first_moment(g, mu, t, b1, nesterov)
-    return safe_divide(mu_hat, jnp.sqrt(debias(nu, b2, t)) + eps, eps), mu, nu
+    return safe_divide(mu_hat, lax.sqrt(debias(nu, b2, t)) + eps, eps), mu, nu
 
 
 BELIEF = Kernel(
@@ -78,7 +79,7 @@ def _yogi(g, *, mu, nu, t, b1, b2, eps, eps_root):
     mu = b1 * mu + (1 - b1) * g
     nu = nu - (1 - b2) * jnp.sign(nu - square) * square
     nu_hat = debias(nu, b2, t)
-    return safe_divide(debias(mu, b1, t), jnp.sqrt(nu_hat + eps_root) + eps, eps), mu, nu
+    return safe_divide(debias(mu, b1, t), lax.sqrt(nu_hat + eps_root) + eps, eps), mu, nu
 
 
 YOGI = Kernel(
@@ -147,14 +148,14 @@ def _rectification(*, t, b2, threshold):
     # Where the variance is not tractable the root below may be of a negative number.
     rho = jnp.where(is_tractable, rho, rho_inf)
     square = ((rho - 4) * (rho - 2) * rho_inf) / ((rho_inf - 4) * (rho_inf - 2) * rho)
-    return {"is_tractable": is_tractable, "rectification": jnp.sqrt(square)}
+    return {"is_tractable": is_tractable, "rectification": lax.sqrt(square)}
 
 
 def _radam(g, *, mu, nu, t, is_tractable, rectification, b1, b2, eps, eps_root, nesterov):
     mu = b1 * mu + (1 - b1) * g
     nu = b2 * nu + (1 - b2) * abs_squared(g)
     mu_hat = first_moment(g, mu, t, b1, nesterov)
-    adaptive = safe_divide(mu_hat, jnp.sqrt(debias(nu, b2, t) + eps_root) + eps, eps)
+    adaptive = safe_divide(mu_hat, lax.sqrt(debias(nu, b2, t) + eps_root) + eps, eps)
     return jnp.where(is_tractable, rectification * adaptive, mu_hat), mu, nu
 
 

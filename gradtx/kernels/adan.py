@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import optax
+from jax import lax
 from optax import ScalarOrSchedule
 
 from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, PerLeaf, Slot
@@ -22,7 +23,7 @@ def _adan(g, *, m, v, n, g_previous, t, b1, b2, b3, eps, eps_root):
     v = b2 * v + (1 - b2) * change
     n = b3 * n + (1 - b3) * abs_squared(g + b2 * change)
     momentum = debias(m, b1, t) + b2 * debias(v, b2, t)
-    size = jnp.sqrt(debias(n, b3, t) + eps_root) + eps
+    size = lax.sqrt(debias(n, b3, t) + eps_root) + eps
     return safe_divide(momentum, size), m, v, n, g
 
 

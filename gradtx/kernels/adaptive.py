@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 import optax
+from jax import lax
 from optax import ScalarOrSchedule
 
 from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, state_class
@@ -14,7 +15,7 @@ from gradtx.norms import abs_squared
 
 def _rss(g, *, sum_of_squares, eps):
     total = sum_of_squares + abs_squared(g)
-    return jnp.where(total > 0, safe_divide(g, jnp.sqrt(total + eps)), 0.0), total
+    return jnp.where(total > 0, safe_divide(g, lax.sqrt(total + eps)), 0.0), total
 
 
 RSS = Kernel(
@@ -61,7 +62,7 @@ def scale_by_rss(
 
 
 def _over_root(g, nu, eps, eps_in_sqrt):
-    root = jnp.sqrt(nu + eps) if eps_in_sqrt else jnp.sqrt(nu) + eps
+    root = lax.sqrt(nu + eps) if eps_in_sqrt else lax.sqrt(nu) + eps
     return safe_divide(g, root)
 
 
@@ -224,7 +225,7 @@ def scale_by_stddev(
 
 def _adadelta(g, *, e_g, e_x, rho, eps):
     e_g = rho * e_g + (1 - rho) * abs_squared(g)
-    update = safe_divide(jnp.sqrt(e_x + eps) * g, jnp.sqrt(e_g + eps))
+    update = safe_divide(lax.sqrt(e_x + eps) * g, lax.sqrt(e_g + eps))
     e_x = rho * e_x + (1 - rho) * abs_squared(update)
     return update, e_g, e_x
 

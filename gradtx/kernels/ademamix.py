@@ -1,7 +1,7 @@
 """AdEMAMix: Adam with a slow average of the gradient in addition to the fast one."""
 
-import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 from optax.contrib import ScaleByAdemamixState, ScaleBySimplifiedAdEMAMixState
@@ -18,7 +18,7 @@ def _ademamix(g, *, m1, m2, nu, t, b1, b2, b3, alpha, eps, eps_root):
     m2 = b3 * m2 + (1 - b3) * g
     nu = b2 * nu + (1 - b2) * abs_squared(g)
     momentum = debias(m1, b1, t) + alpha * m2
-    return safe_divide(momentum, jnp.sqrt(debias(nu, b2, t) + eps_root) + eps, eps), m1, m2, nu
+    return safe_divide(momentum, lax.sqrt(debias(nu, b2, t) + eps_root) + eps, eps), m1, m2, nu
 
 
 ADEMAMIX = Kernel(
@@ -100,7 +100,7 @@ def scale_by_ademamix(
 def _simplified_ademamix(g, *, m, n, t, b1, b2, alpha, eps, eps_root):
     m = b1 * m + g
     n = b2 * n + (1 - b2) * abs_squared(g)
-    return safe_divide(m + alpha * g, jnp.sqrt(debias(n, b2, t) + eps_root) + eps, eps), m, n
+    return safe_divide(m + alpha * g, lax.sqrt(debias(n, b2, t) + eps_root) + eps, eps), m, n
 
 
 SIMPLIFIED_ADEMAMIX = Kernel(

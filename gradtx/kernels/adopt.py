@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
@@ -29,7 +30,7 @@ def fourth_root(step: jax.Array) -> Any:
 
 def _adopt(g, *, mu, nu, t, b1, b2, eps, clip_value_fn, nesterov):
     is_first = t == 1
-    r = safe_divide(g, jnp.maximum(jnp.sqrt(nu), eps))
+    r = safe_divide(g, jnp.maximum(lax.sqrt(nu), eps))
     if jnp.iscomplexobj(r):  # keeps its direction
         r = jnp.sign(r) * jnp.minimum(jnp.abs(r), clip_value_fn)
     else:
@@ -124,7 +125,7 @@ def scale_by_adopt(
 def _acprop(g, *, mu, nu, t, b1, b2, eps, eps_root):
     is_first = t == 1
     # At the first step there is no size yet, but the correction must not be NaN.
-    size = jnp.sqrt(jnp.where(is_first, jnp.ones_like(nu), debias(nu, b2, jnp.maximum(t - 1, 1))))
+    size = lax.sqrt(jnp.where(is_first, jnp.ones_like(nu), debias(nu, b2, jnp.maximum(t - 1, 1))))
     mu = b1 * mu + (1 - b1) * g
     nu = b2 * nu + (1 - b2) * abs_squared(g - mu) + eps_root
     return safe_divide(g, size + eps), mu, nu

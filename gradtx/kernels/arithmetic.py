@@ -22,7 +22,8 @@ def sum_of_weights(decay: Any, t: jax.Array) -> jax.Array:
     It is computed without cancellation, which for decay = 0.999 would cost the first steps four
     digits in float32.
     """
-    return lax.neg(lax.expm1(t * log_decay(decay)))
+    exponent = lax.mul(t, jnp.asarray(log_decay(decay), t.dtype))
+    return lax.neg(lax.expm1(exponent))
 
 
 def log_decay(decay: Any) -> Any:

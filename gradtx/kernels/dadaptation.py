@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.typing import ArrayLike
 from optax import ScalarOrSchedule
 from optax.contrib import DAdaptAdamWState
@@ -39,7 +40,7 @@ GROWTH = Range(">= 1", lambda value: value >= 1)
 
 def root(decay: Any) -> Any:
     """sqrt(decay), in double precision for a Python number."""
-    return math.sqrt(decay) if isinstance(decay, float) else jnp.sqrt(decay)
+    return math.sqrt(decay) if isinstance(decay, float) else lax.sqrt(decay)
 
 
 def check_betas(owner: str, betas: tuple[ScalarOrSchedule, ScalarOrSchedule]) -> None:
@@ -54,7 +55,7 @@ def adam_rate(estimate, learning_rate, t, b1, b2, bias_correction):
     """The step size: the estimated distance times the learning rate, and Adam's bias correction."""
     rate = estimate * learning_rate
     if bias_correction:
-        rate *= jnp.sqrt(sum_of_weights(b2, t)) / sum_of_weights(b1, t)
+        rate *= lax.sqrt(sum_of_weights(b2, t)) / sum_of_weights(b1, t)
     return rate
 
 
@@ -73,7 +74,7 @@ def _dadapt_product(g, grad_sum, exp_avg_sq, eps):
 
 
 def _scaled_product(g, s, v, eps):
-    return jnp.sum(safe_divide(jnp.real(jnp.conj(s) * g), jnp.sqrt(v) + eps.astype(v.dtype)))
+    return jnp.sum(safe_divide(jnp.real(jnp.conj(s) * g), lax.sqrt(v) + eps.astype(v.dtype)))
 
 
 def _dadapt_l1_norm(g, grad_sum, estim_lr, learning_rate, t, b1, b2, bias_correction):
@@ -112,7 +113,7 @@ def _dadapt(g, *, p, exp_avg, exp_avg_sq, grad_sum, rate, b1, b2, eps, weight_de
     exp_avg = b1 * exp_avg + (1 - b1) * rate * g
     exp_avg_sq = b2 * exp_avg_sq + (1 - b2) * norms.abs_squared(g)
     grad_sum = keep * grad_sum + share * rate * g
-    step = safe_divide(exp_avg, jnp.sqrt(exp_avg_sq) + eps) + weight_decay * rate * p
+    step = safe_divide(exp_avg, lax.sqrt(exp_avg_sq) + eps) + weight_decay * rate * p
     return -step, exp_avg, exp_avg_sq, grad_sum
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from optax import ScalarOrSchedule
 from optax.contrib import DoGState, DoWGState
@@ -53,9 +54,9 @@ def _stretch(g, *, init_params, length):
 def _dog_scalars(
     *, is_init_step, max_dist, sum_sq_norm_grads, squared_distance, squared_norm, kind, first, eps
 ):
-    max_dist = jnp.maximum(max_dist, jnp.sqrt(squared_distance))
+    max_dist = jnp.maximum(max_dist, lax.sqrt(squared_distance))
     total = sum_sq_norm_grads + squared_norm
-    length = quotient(max_dist, jnp.sqrt(total + eps))
+    length = quotient(max_dist, lax.sqrt(total + eps))
     if kind == "learning_rate":
         # While the gradient is zero nothing moves, and there is no distance to scale by.
         length = jnp.where(is_init_step | (max_dist == 0), first, length)
@@ -145,7 +146,7 @@ def _dowg_scalars(*, estim_sq_dist, weighted_sq_norm_grads, squared_distance, sq
     return {
         "estim_sq_dist": squared,
         "weighted_sq_norm_grads": weighted,
-        "length": quotient(squared, jnp.sqrt(weighted) + eps),
+        "length": quotient(squared, lax.sqrt(weighted) + eps),
     }
 
 
@@ -207,9 +208,9 @@ def scale_by_dowg(
 
 
 def _layer_distance(g, *, p, max_dist, grad_sum_of_squares, init_params, eps, global_scale):
-    max_dist = jnp.maximum(max_dist, jnp.sqrt(_sum_of_squared_differences(p, init_params)))
+    max_dist = jnp.maximum(max_dist, lax.sqrt(_sum_of_squared_differences(p, init_params)))
     total = grad_sum_of_squares + _sum_of_squares(g)
-    length = global_scale * quotient(max_dist, jnp.sqrt(total[0] + eps))
+    length = global_scale * quotient(max_dist, lax.sqrt(total[0] + eps))
     return length * g, max_dist, total, init_params
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jax.typing import ArrayLike
 from optax import ScalarOrSchedule
 
@@ -100,7 +101,7 @@ def _factored_rms(
     of_row, of_column = _inverse_root(rows), _inverse_root(columns)
     largest = jnp.max(rows, second, keepdims=True, initial=0.0)
     shares = safe_divide(rows, largest)
-    mean_root = jnp.sqrt(largest) * jnp.sqrt(jnp.mean(shares, second, keepdims=True))
+    mean_root = lax.sqrt(largest) * lax.sqrt(jnp.mean(shares, second, keepdims=True))
     # The larger factor first, and the mean with the smaller, so that nothing in between overflows.
     update = g * jnp.maximum(of_row, of_column) * (mean_root * jnp.minimum(of_row, of_column))
     return update, jnp.squeeze(rows, longest), jnp.squeeze(columns, second), v

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import optax
+from jax import lax
 from optax import ScalarOrSchedule
 from optax.contrib import MadgradState
 
@@ -12,7 +13,7 @@ from gradtx.norms import abs_squared
 
 
 def _madgrad(g, *, grad_sum_sq, s, x0, p, t, learning_rate, momentum, eps):
-    weight = learning_rate * jnp.sqrt(t)
+    weight = learning_rate * lax.sqrt(t)
     s = s + weight * g
     grad_sum_sq = grad_sum_sq + weight * abs_squared(g)
     z = x0 - safe_divide(s, jnp.cbrt(grad_sum_sq) + eps)

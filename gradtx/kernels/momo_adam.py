@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.typing import ArrayLike
 from optax import ScalarOrSchedule
 from optax.contrib import MomoAdamState
@@ -16,7 +17,7 @@ from gradtx.lift import lift
 
 
 def _metric(average_of_squares, weights, eps):
-    return jnp.sqrt(average_of_squares / weights) + eps
+    return lax.sqrt(average_of_squares / weights) + eps
 
 
 def _momo_adam_squares(g, exp_avg, exp_avg_sq, beta, b2, eps, t):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
@@ -49,7 +50,7 @@ def _normuon(
     ahead = first_moment(g, mu, None, beta, nesterov, bias_correction=False)
     o = newton_schulz(ahead, ns_coeffs, eps, **iteration._asdict())
     nu = b2 * nu + (1 - b2) * jnp.sum(norms.abs_squared(o), axis=-2) / max(rows, 1)
-    denominator = jnp.sqrt(nu)[..., None, :] + eps
+    denominator = lax.sqrt(nu)[..., None, :] + eps
     n = safe_divide(o, jnp.broadcast_to(denominator, o.shape))
     unit = safe_divide(n, jnp.broadcast_to(norms.norm(n, axis=(-2, -1)), n.shape))
     if as_long_as_muon:

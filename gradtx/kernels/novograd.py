@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
@@ -15,7 +16,7 @@ from gradtx.lift import lift
 def _novograd(g, *, p, mu, nu, t, b1, b2, eps, eps_root, weight_decay):
     square = jnp.square(norms.norm(g)).reshape(nu.shape)
     nu = jnp.where(t == 1, square, b2 * nu + (1 - b2) * square)
-    direction = safe_divide(g, jnp.full_like(g, jnp.sqrt(nu + eps_root) + eps))
+    direction = safe_divide(g, jnp.full_like(g, lax.sqrt(nu + eps_root) + eps))
     mu = b1 * mu + (direction + weight_decay * p)
     return mu, mu, nu
 

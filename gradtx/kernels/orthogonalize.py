@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import DTypeLike
 
 from gradtx import norms
@@ -133,7 +134,7 @@ def newton_schulz(
 def _unit(gram: jax.Array, preconditioning: str) -> jax.Array:
     """What to divide the rows of X by, from A = X X^H: shape (..., m, 1) or (..., 1, 1)."""
     if preconditioning == "spectral":
-        return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[..., -1:, None], 0.0))
+        return lax.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[..., -1:, None], 0.0))
     if preconditioning == "schatten":
-        return jnp.sqrt(norms.norm(gram, axis=(-2, -1)))
-    return jnp.sqrt(jnp.sum(jnp.abs(gram), axis=-1, keepdims=True))
+        return lax.sqrt(norms.norm(gram, axis=(-2, -1)))
+    return lax.sqrt(jnp.sum(jnp.abs(gram), axis=-1, keepdims=True))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.typing import ArrayLike
 from optax import ScalarOrSchedule
 from optax.contrib import ProdigyState
@@ -156,7 +157,7 @@ def _prodigy(
     exp_avg = b1 * exp_avg + (1 - b1) * distance * g
     exp_avg_sq = b2 * exp_avg_sq + (1 - b2) * norms.abs_squared(distance * g)
     grad_sum = _decay(beta3, beta3_is_squared) * grad_sum + weight * g
-    step = safe_divide(exp_avg, jnp.sqrt(exp_avg_sq) + distance * eps) + weight_decay * p
+    step = safe_divide(exp_avg, lax.sqrt(exp_avg_sq) + distance * eps) + weight_decay * p
     return -rate * step, exp_avg, exp_avg_sq, grad_sum, params0
 
 

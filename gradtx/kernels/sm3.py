@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from optax import ScalarOrSchedule
 
 from gradtx.kernel import DECAY, NON_NEGATIVE, SHARE, Kernel, Slot
@@ -29,7 +30,7 @@ def _sm3(g, *, mu, nu, b1, b2, eps) -> tuple[jax.Array, list[jax.Array], jax.Arr
         for axis in range(len(mu))
     ]
     is_zero = total == 0
-    direction = jnp.where(is_zero, 0.0, g / jnp.sqrt(jnp.where(is_zero, 1.0, total + eps)))
+    direction = jnp.where(is_zero, 0.0, g / lax.sqrt(jnp.where(is_zero, 1.0, total + eps)))
     nu = b1 * nu + (1 - b1) * direction
     return nu, mu, nu
 

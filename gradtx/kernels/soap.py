@@ -76,7 +76,7 @@ def _soap(
     adam_t = jnp.maximum(t - 1, 1.0)
     mu = jnp.where(is_first, mu, b1 * mu + (1 - b1) * g)
     nu = jnp.where(is_first, nu, b2 * nu + (1 - b2) * norms.abs_squared(into_basis(g)))
-    root = jnp.sqrt(debias(nu, b2, adam_t))
+    root = lax.sqrt(debias(nu, b2, adam_t))
     # Zeros in the basis are zero only up to rounding, which must not be scaled to a full step.
     rounding = _ROUNDINGS * jnp.finfo(g.dtype).eps * norms.norm(root) / math.sqrt(g.size)
     rounding = rounding if axes else 0.0

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from optax import ScalarOrSchedule
 
 from gradtx import norms
@@ -167,7 +168,7 @@ def scale_by_local_rate(
 
 
 def _undo_growth(g, *, p, learning_rate):
-    growth = jnp.sqrt(1 + learning_rate**2)
+    growth = lax.sqrt(1 + learning_rate**2)
     # growth - 1 without cancellation.
     return (g - learning_rate**2 / (1 + growth) * p) / growth
 
