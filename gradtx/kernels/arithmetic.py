@@ -74,13 +74,18 @@ def _limit_within(norm: jax.Array, max_norm: Any) -> tuple[jax.Array, jax.Array]
     return lax.select(is_within, one, limit), lax.select(is_within, one, norm)
 
 
-def clip_root(norm: jax.Array, max_norm: Any) -> jax.Array:
-    """The root of min(1, max_norm / norm), which has a value even where its square underflows."""
+def clip_factors(norm: jax.Array, max_norm: Any) -> tuple[jax.Array, jax.Array]:
+    """Two numbers whose product is min(1, max_norm / norm), even if that is too small for one."""
     limit, within = _limit_within(norm, max_norm)
-    return lax.div(lax.sqrt(limit), lax.sqrt(within))
+    one = lax.full_like(norm, 1.0)
+    # XLA flushes subnormal numbers to zero; powers of two are exact.
+    scaled = lax.mul(within, lax.full_like(norm, 2.0 ** (jnp.finfo(norm.dtype).minexp + 26)))
+    up = lax.select(lax.gt(scaled, limit), lax.full_like(norm, 2.0**32), one)
+    # XLA computes a quotient once, but would repeat a select in the loop of each leaf.
+    return lax.div(one, up), lax.div(lax.mul(limit, up), within)
 
 
 def clip_to_norm(g: jax.Array, norm: jax.Array, max_norm: Any) -> jax.Array:
     """Multiply g by min(1, max_norm / norm), even where that is too small for its dtype."""
-    root = clip_root(norm, max_norm)
-    return g * root * root
+    down, rest = clip_factors(norm, max_norm)
+    return g * down * rest

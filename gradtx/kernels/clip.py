@@ -10,7 +10,7 @@ from optax import ScalarOrSchedule
 
 from gradtx import norms
 from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, Slot
-from gradtx.kernels.arithmetic import clip_root, clip_to_norm, direction, root_mean_square
+from gradtx.kernels.arithmetic import clip_factors, clip_to_norm, direction, root_mean_square
 from gradtx.kernels.unitwise import as_axes, unit_axes
 from gradtx.lift import lift
 
@@ -76,12 +76,13 @@ def mapped_axes(
     return {"axis_name": axis_name, "axis_reduction": axis_reduction}
 
 
-def _root_of_factor(*, norm, max_norm):
-    return {"root": clip_root(norm, max_norm)}
+def _clip_factors(*, norm, max_norm):
+    down, rest = clip_factors(norm, max_norm)
+    return {"down": down, "rest": rest}
 
 
-def _clip_by_global_norm(g, *, root):
-    return g * root * root
+def _clip_by_global_norm(g, *, down, rest):
+    return g * down * rest
 
 
 CLIP_BY_GLOBAL_NORM = Kernel(
@@ -90,8 +91,8 @@ CLIP_BY_GLOBAL_NORM = Kernel(
     hyperparameters={"max_norm": NON_NEGATIVE},
     measures={"norm": norm_of_gradients},
     options=("axis_name", "axis_reduction"),
-    scalar_step=_root_of_factor,
-    factors=("root",),
+    scalar_step=_clip_factors,
+    factors=("down", "rest"),
     degree="between",
     decay="limits",
     source="Pascanu et al. 2013, Algorithm 1",
