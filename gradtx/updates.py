@@ -66,8 +66,8 @@ def update_and_apply(
 
     JAX pairs donated arguments with results of the same type in their order. So let the compiled
     step take and return parameters and state in one order: `step(params, state, grads)` that
-    returns `(params, state)` updates them in place, `step(grads, state, params)` copies three of
-    AdamW's arrays.
+    returns `(params, state)` updates them in place, `step(grads, state, params)` makes four copies
+    of AdamW's arrays.
 
     Args:
         tx: the gradient transformation.
