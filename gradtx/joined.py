@@ -16,7 +16,7 @@ import numpy as np
 from jax.core import Tracer
 
 from gradtx import trees
-from gradtx.inputs import UNKNOWN, as_gradient, is_exact, trained
+from gradtx.inputs import UNKNOWN, as_gradient, check_given, is_exact, trained
 from gradtx.leaf import LeafStep, composed_step, stacked_step, steps_of_many
 from gradtx.messages import shown
 
@@ -228,8 +228,7 @@ class Leaves:
         Raises:
             ValueError: if there are none, or their structure differs.
         """
-        if self.params is None:
-            raise ValueError(f"{owner}: needs the parameters; call update(updates, state, params)")
+        check_given(owner, self.params)
         if not self._has_parameters:
             parameters = self.aligned(owner, "params", trained(self.params))
             for leaf, parameter in zip(self.leaves, parameters, strict=True):

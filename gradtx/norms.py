@@ -48,8 +48,9 @@ def norm(x: jax.Array, axis: Axes = None) -> jax.Array:
     axes = tuple(axis % x.ndim for axis in axes)
     first = lax.expand_dims(lax.reduce_sum(abs_squared(x), axes), axes)
     factor = _factor_for(lax.sqrt(first))
-    scaled = lax.optimization_barrier(x)
-    squares = lax.expand_dims(_squares(scaled, factor, axes), axes)
+    # If it knows x, XLA would multiply its squares by the square of the factor, which overflows.
+    hidden = lax.optimization_barrier(x)
+    squares = lax.expand_dims(_squares(hidden, factor, axes), axes)
     return lax.div(lax.sqrt(squares), factor)
 
 

@@ -108,9 +108,13 @@ def _factored_rms(
 
 
 def _mean_square(g: jax.Array, axis: int) -> jax.Array:
-    """The mean of |g|^2 along an axis, kept; also where the sum of what fits does not fit."""
+    """The mean of |g|^2 along an axis, kept with length 1; finite wherever the squares are.
+
+    If the sum of all squares overflows, those of elements below 1e-14 are lost in float32: elements
+    by which the largest, above 1e19 / sqrt(size), is more than 32 orders of magnitude larger.
+    """
     number = max(g.shape[axis], 1)
-    # Powers of two are exact.
+    # A power of two rounds nothing, and leaves room for sums of 2^32 squares.
     is_large = jnp.sum(norms.abs_squared(g)) > jnp.finfo(g.dtype).max / 4
     factor = jnp.where(is_large, 2.0**-16, 1.0)
     return jnp.sum(norms.abs_squared(g * factor), axis, keepdims=True) / number / factor**2

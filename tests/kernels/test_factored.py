@@ -183,6 +183,17 @@ def test_no_intermediate_leaves_the_range_of_single_precision(size, factored):
     np.testing.assert_allclose(updates, np.sign(g), rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e-18, 3.5e17, 1.5e19])
+def test_moments_of_long_rows_are_means_at_the_ends_of_single_precision(size):
+    # The sum of all squares of 3.5e17 overflows, but that of no row; those of 1.5e19 do in each.
+    g = jnp.asarray(size * (1 + np.arange(2 * 4096).reshape(2, 4096) % 3), jnp.float32) / 3
+    tx = gradtx.scale_by_factored_rms(min_dim_size_to_factor=2, decay_rate=0.0, epsilon=0.0)
+    _, state = tx.update(g, tx.init(g))
+    squares = np.square(np.float64(g))
+    np.testing.assert_allclose(state.v_row, squares.mean(1), rtol=1e-5)
+    np.testing.assert_allclose(state.v_col, squares.mean(0), rtol=1e-5)
+
+
 def test_rows_and_columns_of_very_different_size_have_unit_steps_all():
     g = jnp.asarray(np.outer(WIDE, WIDE), jnp.float32)
     tx = gradtx.scale_by_factored_rms(min_dim_size_to_factor=2, epsilon=0.0)
