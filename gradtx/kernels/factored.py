@@ -110,8 +110,8 @@ def _factored_rms(
 def _mean_square(g: jax.Array, axis: int) -> jax.Array:
     """The mean of |g|^2 along an axis, kept with length 1; finite wherever the squares are.
 
-    If the sum of all squares overflows, those of elements below 1e-14 are lost in float32: elements
-    by which the largest, above 1e19 / sqrt(size), is more than 32 orders of magnitude larger.
+    If the sum of all squares overflows, which in float32 takes elements above 1e19 / sqrt(size),
+    those below 1e-14 count as zero.
     """
     number = max(g.shape[axis], 1)
     # A power of two rounds nothing, and leaves room for sums of 2^32 squares.
