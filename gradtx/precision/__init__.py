@@ -1,0 +1,1 @@
+"""Parameters in half precision that move: exact, compensated or stochastic rounding."""
