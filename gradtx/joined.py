@@ -313,6 +313,7 @@ def step_together(pairs: Sequence[tuple[Leaf, WaitingStep]]) -> None:
             leaf.waiting.append(own)
             continue
         step, first = group[0][1].step, group[0][1]
+        take_steps(leaf for leaf, _ in group)
         arguments = [
             (leaf.value, leaf.parameter if step.reads_parameter else None, own.slots, own.key)
             for leaf, own in group

@@ -267,3 +267,14 @@ def test_each_leaf_gives_its_parameter_and_slots_and_no_update():
     jaxpr = jax.make_jaxpr(step)(PARAMS, tx.init(PARAMS), PARAMS)
     steps = [eqn for eqn in jaxpr.eqns if "apply_updates" in eqn.params.get("name", "")]
     assert [len(eqn.outvars) for eqn in steps] == [3] * len(jax.tree.leaves(PARAMS))
+
+
+def test_what_waits_at_equal_matrices_comes_before_the_step_that_they_take_together():
+    tx = gradtx.chain(gradtx.clip(0.01), gradtx.scale_by_muon())
+    matrices = {"a": PARAMS["dense"]["kernel"], "b": 2 * PARAMS["dense"]["kernel"]}
+    updates, _ = tx.update(matrices, tx.init(matrices), matrices)
+    for name, matrix in matrices.items():
+        clipped = jnp.clip(matrix, -0.01, 0.01)
+        muon = gradtx.scale_by_muon()
+        expected, _ = muon.update(clipped, muon.init(matrix), matrix)
+        np.testing.assert_allclose(updates[name], expected, atol=1e-5)
