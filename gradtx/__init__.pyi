@@ -207,6 +207,14 @@ from gradtx.kernels.unitwise import unitwise_clip as unitwise_clip
 from gradtx.kernels.unitwise import unitwise_norm as unitwise_norm
 from gradtx.lift import ScheduledState as ScheduledState
 from gradtx.norms import global_norm as global_norm
+from gradtx.precision.kahan_sum import KahanSumState as KahanSumState
+from gradtx.precision.kahan_sum import with_kahan_sum as with_kahan_sum
+from gradtx.precision.master_weights import MasterWeightsState as MasterWeightsState
+from gradtx.precision.master_weights import with_master_weights as with_master_weights
+from gradtx.precision.stochastic_rounding import StochasticRoundingState as StochasticRoundingState
+from gradtx.precision.stochastic_rounding import (
+    with_stochastic_rounding as with_stochastic_rounding,
+)
 from gradtx.recipes.adam import adam as adam
 from gradtx.recipes.adam import adamw as adamw
 from gradtx.recipes.adam import nadam as nadam

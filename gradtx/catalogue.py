@@ -119,7 +119,7 @@ def _kind(name: str, factory: Callable[..., Any]) -> Kind | None:
     package = factory.__module__.split(".")[1]
     if any(argument.kind is argument.VAR_KEYWORD for argument in signature.parameters.values()):
         return None  # with_hyperparams, which is of the kind of its factory
-    if package == "wrappers":
+    if package in ("wrappers", "precision"):
         wraps = any(
             optax.GradientTransformation in _types(argument)
             for argument in signature.parameters.values()

@@ -50,6 +50,8 @@ class Effect:
         trains: the class of a pair of parameters, and the field that the transformation inside it
             trains; the other field follows. None: all parameters are trained.
         clock: whether schedules inside it count other steps than those around it.
+        widens: whether its updates of narrow parameters are float32, whatever the dtype of the
+            gradient.
     """
 
     degree: Degree | None = None
@@ -68,6 +70,7 @@ class Effect:
     states: tuple[str | int, ...] = ("inner_state",)
     trains: tuple[type, str] | None = None
     clock: bool = False
+    widens: bool = False
 
     @property
     def is_declared(self) -> bool:

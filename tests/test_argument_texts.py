@@ -120,7 +120,10 @@ TEXTS = {
             "the initial value of v, >= 0",
         ),
         "initial_scale": ("the initial value of v, >= 0",),
-        "key": ("a PRNG key, or an integer seed; None: 0, with a warning",),
+        "key": (
+            "a PRNG key, or an integer seed",
+            "a PRNG key, or an integer seed; None: 0, with a warning",
+        ),
         "l2_norm_clip": (
             "the largest norm of one example's gradient, finite and >= 0",
             "the largest norm of one example's gradient, >= 0",

@@ -30,7 +30,12 @@ from .forgotten import (
 from .testing.test_exports import EXPORTS, makes_a_transformation
 
 # What docstrings must have beside summary, arguments, results and an example.
-SECTIONS = {"kernels": ["equation"], "recipes": ["equation", "Raises", "Source"], "wrappers": []}
+SECTIONS = {
+    "kernels": ["equation"],
+    "recipes": ["equation", "Raises", "Source"],
+    "wrappers": [],
+    "precision": ["equation", "Raises", "Source"],
+}
 ROOMS = tuple(SECTIONS)
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

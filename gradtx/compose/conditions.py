@@ -9,7 +9,7 @@ import optax
 from jax import lax
 
 from gradtx import trees
-from gradtx.compose.parts import Part, composed
+from gradtx.compose.parts import Part, composed, widens
 from gradtx.compose.sequence import ExtraArgs, Transformation, as_transformation, set_to_zero
 from gradtx.effect import Effect
 from gradtx.leaves import Aligned
@@ -119,7 +119,10 @@ def _conditional(
 
         def numbers_of(new: Any, inner_state: Any) -> Any:
             aligned = align({"updates": updates, "the inner updates": new})
-            return aligned.parts("the inner updates"), inner_state
+            numbers = aligned.parts("the inner updates")
+            if widens(inner):  # the other branch does not
+                numbers = [_widened(number) for number in numbers]
+            return numbers, inner_state
 
         numbers, inner_state = lax.cond(
             condition,
@@ -130,3 +133,10 @@ def _conditional(
         return align({"updates": updates}).tree_of(numbers), new_state
 
     return composed(owner, (Part("", inner),), init, update, state=state_class, effect=_SOMETIMES)
+
+
+def _widened(number: Any) -> Any:
+    if not trees.is_parameter(number):
+        return number
+    array = jnp.asarray(number)
+    return array.astype(trees.compute_dtype(array.dtype))

@@ -146,6 +146,13 @@ def effect_of(tx: optax.GradientTransformation) -> Effect | None:
     return effect if is_its_own else None
 
 
+def widens(tx: optax.GradientTransformation) -> bool:
+    """Whether updates may be float32 where the gradient is narrower, as something inside says."""
+    effect = effect_of(tx)
+    own = effect is not None and effect.widens
+    return own or any(widens(part.transformation) for part in parts_of(tx))
+
+
 def locality_of(tx: optax.GradientTransformation) -> Locality | None:
     """What the composition itself makes an element's update depend on; None of anything else."""
     return tx.update.locality if isinstance(tx.update, Composed) else None

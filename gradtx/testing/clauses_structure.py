@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gradtx.compose.parts import widens
 from gradtx.testing.clause import Case, clause
 from gradtx.testing.comparison import (
     Violation,
@@ -16,6 +17,7 @@ from gradtx.testing.comparison import (
     expect_same_types,
     flatten,
 )
+from gradtx.trees import compute_dtype
 
 
 @clause("state")
@@ -38,6 +40,9 @@ def check_state(case: Case) -> None:
 def check_updates(case: Case) -> None:
     """The updates have the structure, shapes and dtypes of the gradients.
 
+    Where a transformation says that it `widens` updates, as `gradtx.with_master_weights` does, they
+    may be float32 instead of a narrower dtype.
+
     Example:
         >>> import jax.numpy as jnp
         >>> import gradtx
@@ -45,7 +50,17 @@ def check_updates(case: Case) -> None:
         >>> check_updates(gradtx.sgd(0.1), jnp.ones(2))
     """
     for i, (updates, _) in enumerate(case.steps):
-        expect_same_types("the updates", case.gradients(i + 1), updates, weak=False)
+        expected = case.gradients(i + 1)
+        if widens(case.tx):
+            expect_same_structure("the updates", expected, updates)
+            expected = jax.tree.map(_widened_like, expected, updates)
+        expect_same_types("the updates", expected, updates, weak=False)
+
+
+def _widened_like(gradient: Any, update: Any) -> Any:
+    """The gradient, in the dtype to calculate in if the update is."""
+    dtype = compute_dtype(gradient.dtype)
+    return gradient.astype(dtype) if jnp.result_type(update) == dtype else gradient
 
 
 @clause("none_leaves")

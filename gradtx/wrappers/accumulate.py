@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from gradtx import trees
-from gradtx.compose.parts import Part, composed
+from gradtx.compose.parts import Part, composed, widens
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
 from gradtx.inputs import as_gradients, check_state
@@ -150,7 +150,13 @@ class MultiSteps:
             return zeros_like(updates), (state.inner_opt_state, aligned.tree_of(kept, _TOTAL))
 
         new_updates, (inner_state, acc_grads) = either(
-            _OWNER, emit, step, wait, updates, (state.inner_opt_state, state.acc_grads)
+            _OWNER,
+            emit,
+            step,
+            wait,
+            updates,
+            (state.inner_opt_state, state.acc_grads),
+            wide=widens(self._opt),
         )
         next_mini_step = jnp.where(is_last, 0, mini_step + 1)
         if skip is not None:

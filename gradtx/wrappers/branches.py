@@ -21,6 +21,8 @@ def either(
     on_false: Branch,
     updates: Any,
     state: Any,
+    *,
+    wide: bool = False,
 ) -> tuple[Any, Any]:
     """The updates and the state of one of two branches.
 
@@ -35,17 +37,22 @@ def either(
         updates: the gradients. The updates get their dtypes, and where their leaves are not inexact
             arrays, these are returned.
         state: the old state. The new one gets its dtypes.
+        wide: whether the updates are in at least float32 instead, as those of a transformation that
+            `widens` may be.
 
     Returns:
         The updates and the state of that branch.
     """
+
+    def dtype_of(gradient: jax.Array) -> Any:
+        return trees.compute_dtype(gradient.dtype) if wide else gradient.dtype
 
     def typed(branch: Branch) -> tuple[list[jax.Array], Any]:
         new, new_state = branch()
         # Inside a chain the shapes may still differ from those of the updates.
         aligned = Aligned(owner, {"updates": updates, "the inner updates": new}, same_shapes=False)
         pairs = zip(aligned.arrays(), aligned.arrays("the inner updates"), strict=True)
-        arrays = [part.astype(gradient.dtype) for gradient, part in pairs]
+        arrays = [part.astype(dtype_of(gradient)) for gradient, part in pairs]
         return arrays, jax.tree.map(_in_dtype_of, state, new_state)
 
     if isinstance(condition, Tracer):

@@ -9,7 +9,7 @@ import optax
 from jax import lax
 from optax.contrib import SAMState
 
-from gradtx.compose.parts import Part, composed
+from gradtx.compose.parts import Part, composed, widens
 from gradtx.compose.sequence import ExtraArgs, as_transformation
 from gradtx.effect import Effect
 from gradtx.inputs import check_given
@@ -140,7 +140,10 @@ def _transparent(
 
         is_step = number >= sync_period
         states = (state.opt_state, state.adv_state)
-        new, (opt_state, adv_state) = either(_OWNER, is_step, step, climb_on, updates, states)
+        wide = widens(outer) or widens(climb)
+        new, (opt_state, adv_state) = either(
+            _OWNER, is_step, step, climb_on, updates, states, wide=wide
+        )
         number = jnp.where(is_step, 0, number)
         return new, SAMState(number, opt_state, adv_state, map_parameters(jnp.asarray, start))
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gradtx import norms
-from gradtx.compose.parts import Part, composed
+from gradtx.compose.parts import Part, composed, widens
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import LINEAR
 from gradtx.kernel import COUNT_OR_ZERO, check
@@ -83,6 +83,7 @@ def apply_if_finite(
             lambda: (zeros_like(updates), state.inner_state),
             updates,
             state.inner_state,
+            wide=widens(inner),
         )
         total = state.total_notfinite
         total = jnp.where(is_finite, total, optax.safe_increment(total))

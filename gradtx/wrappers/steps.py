@@ -54,6 +54,21 @@ def is_step(old: Any, new: Any, updates: Any) -> jax.Array | None:
     return step & (_moves(updates) | ~_any(held_back)) if held_back else step
 
 
+def is_move(old: Any, new: Any, updates: Any) -> jax.Array | None:
+    """Whether a call of a transformation was a step, or one in which `sam` climbs.
+
+    Args:
+        old: the state before the call.
+        new: the state after it.
+        updates: what the call returned.
+
+    Returns:
+        A boolean scalar; None if no wrapper inside can hold a step back.
+    """
+    step = is_step(old, new, updates)
+    return None if step is None else step | _moves(updates)
+
+
 def in_step(
     owner: str, step: jax.Array | None, advance: Branch, updates: Any, old: Any
 ) -> tuple[Any, Any]:

@@ -1,0 +1,42 @@
+"""Wrappers for parameters in half precision."""
+
+import jax.numpy as jnp
+
+import gradtx
+
+from .export import Export
+
+NARROW = {
+    "weight": jnp.linspace(-2, 2, 12, dtype=jnp.bfloat16).reshape(4, 3),
+    "bias": jnp.linspace(0.5, 1, 3, dtype=jnp.float16),
+    "scale": jnp.float32(1.5),
+}
+INSIDE = {
+    "momentum": lambda: gradtx.sgd(0.1, momentum=0.9),
+    "adam": lambda: gradtx.adam(0.1),
+    "adafactor": lambda: gradtx.adafactor(0.1, min_dim_size_to_factor=2),
+    "muon": lambda: gradtx.muon(0.1),
+}
+WRAPPERS = {
+    "with_kahan_sum": gradtx.with_kahan_sum,
+    "with_master_weights": gradtx.with_master_weights,
+    "with_stochastic_rounding": lambda tx: gradtx.with_stochastic_rounding(tx, 0),
+}
+
+EXPORTS = {
+    **{
+        name: Export(
+            lambda wrapper=wrapper: wrapper(gradtx.adamw(0.1)),
+            params=NARROW,
+            begins_with_values=name == "with_master_weights",
+        )
+        for name, wrapper in WRAPPERS.items()
+    },
+    **{
+        f"{name}-around_{inner}": Export(
+            lambda wrapper=wrapper, make=make: wrapper(make()),
+        )
+        for name, wrapper in WRAPPERS.items()
+        for inner, make in INSIDE.items()
+    },
+}
