@@ -36,9 +36,7 @@ def abs_squared(x: jax.Array) -> jax.Array:
 def norm(x: jax.Array, axis: Axes = None) -> jax.Array:
     """The Euclidean norm of one array along `axis`, its axes kept with length 1.
 
-    Its squares neither overflow nor underflow, and its gradient at zero is zero. One pass says by
-    which power of two to scale, the second one does: for single leaves that costs less than the
-    loop of `_root_of_sum`, which takes longer to compile and on a GPU waits for the host.
+    Its squares neither overflow nor underflow, and its gradient at zero is zero.
 
     Args:
         x: an array of at least 32 bits.
@@ -46,12 +44,36 @@ def norm(x: jax.Array, axis: Axes = None) -> jax.Array:
     """
     axes = range(x.ndim) if axis is None else [axis] if isinstance(axis, int) else axis
     axes = tuple(axis % x.ndim for axis in axes)
+    if sums_in_float64(real_dtype(x.dtype)):
+        with jax.enable_x64(True):
+            root = lax.sqrt(lax.reduce_sum(abs_squared(_doubled(x)), axes))
+            return lax.convert_element_type(lax.expand_dims(root, axes), np.float32)
+    # One pass says by which power of two to scale, the second one does: for single leaves that
+    # costs less than the loop of `_root_of_sum`.
     first = lax.expand_dims(lax.reduce_sum(abs_squared(x), axes), axes)
     factor = _factor_for(lax.sqrt(first))
     # If it knows x, XLA would multiply its squares by the square of the factor, which overflows.
     hidden = lax.optimization_barrier(x)
     squares = lax.expand_dims(_squares(hidden, factor, axes), axes)
     return lax.div(lax.sqrt(squares), factor)
+
+
+# Where float64 has the range of IEEE 754. On a TPU it has that of float32.
+_PLATFORMS_WITH_FLOAT64 = ("cpu", "gpu", "cuda", "rocm")
+
+
+def sums_in_float64(dtype: np.dtype) -> bool:
+    """Whether squares of this dtype are summed in float64, which has room for all of them.
+
+    That is one pass, without a loop that takes long to compile and on a GPU waits for the host. A
+    sum waits for its numbers from memory in either precision.
+    """
+    return dtype == np.float32 and jax.default_backend() in _PLATFORMS_WITH_FLOAT64
+
+
+def _doubled(x: jax.Array) -> jax.Array:
+    """An array in double precision."""
+    return lax.convert_element_type(x, np.promote_types(x.dtype, np.float64))
 
 
 @norm.defjvp
@@ -197,6 +219,8 @@ def norm_of_leaves(
 def _norm_of_leaves(leaves: Sequence[jax.Array], axis_name: AxisName | None) -> jax.Array:
     # Every leaf in the dtype of the widest: what underflows in its own may count in the whole.
     dtype = widest(leaves)
+    if sums_in_float64(dtype):
+        return _root_of_sum_in_float64(leaves, axis_name)
 
     def total(factor: jax.Array) -> jax.Array:
         # Of a leaf that it knows, such as the zero gradient of an unused parameter, XLA would
@@ -210,6 +234,17 @@ def _norm_of_leaves(leaves: Sequence[jax.Array], axis_name: AxisName | None) -> 
         # The loop starts with what varies over the same axes as the sum; its value is not used.
         one = jnp.ones_like(total(one))
     return _root_of_sum(total, one)
+
+
+def _root_of_sum_in_float64(leaves: Sequence[jax.Array], axis_name: AxisName | None) -> jax.Array:
+    with jax.enable_x64(True):
+        squares = [abs_squared(_doubled(leaf)) for leaf in leaves]
+        rows = [lax.reduce_sum(x, tuple(range(x.ndim))) for x in squares]
+        whole = lax.reduce_sum(
+            lax.concatenate([lax.expand_dims(row, (0,)) for row in rows], 0), (0,)
+        )
+        whole = lax.psum(whole, axis_name) if axis_name else whole
+        return lax.convert_element_type(lax.sqrt(whole), np.float32)
 
 
 @jax.jit

@@ -32,6 +32,19 @@ NORMS = {
 }
 
 
+@pytest.fixture(params=["float64", "float32"], scope="module")
+def sums(request):
+    """Sums of squares in float64, and as on a platform whose float64 has another range."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "float32":
+            patch.setattr(norms, "_PLATFORMS_WITH_FLOAT64", ())
+        # Traced functions remember how they sum.
+        jax.clear_caches()
+        yield
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("sums")
 @pytest.mark.parametrize(("leaves", "expected"), NORMS.values(), ids=NORMS)
 @pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
 def test_global_norm_is_right_where_its_square_is_not(leaves, expected, jitted):
@@ -42,6 +55,7 @@ def test_global_norm_is_right_where_its_square_is_not(leaves, expected, jitted):
     np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("sums")
 def test_global_norm_of_two_thousand_bfloat16_leaves():
     leaves = [jnp.full(3, 0.1, jnp.bfloat16)] * 2000
     expected = float(jnp.bfloat16(0.1)) * np.sqrt(6000)
@@ -70,6 +84,7 @@ def test_global_norm_of_a_float32_and_a_float64_leaf(narrow, wide, expected):
         np.testing.assert_allclose(norm, expected, rtol=1e-7)
 
 
+@pytest.mark.usefixtures("sums")
 @pytest.mark.parametrize("known", [0.0, 1e-30, 3e25])
 @pytest.mark.parametrize("size", [0.0, 1e-25, 1.0, 4e25])
 def test_global_norm_with_a_leaf_that_the_compiler_knows(size, known):
@@ -78,6 +93,7 @@ def test_global_norm_with_a_leaf_that_the_compiler_knows(size, known):
     np.testing.assert_allclose(norm, np.sqrt(2 * (size**2 + known**2)), rtol=1e-6)
 
 
+@pytest.mark.usefixtures("sums")
 def test_global_norm_agrees_with_numpy_over_all_magnitudes():
     rng = np.random.default_rng(0)
     norm = jax.jit(gradtx.global_norm)
@@ -87,6 +103,7 @@ def test_global_norm_agrees_with_numpy_over_all_magnitudes():
         np.testing.assert_allclose(norm([values[:20], values[20:]]), expected, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("sums")
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1.0, 1e30], ids=str)
 def test_gradient_of_the_norm_is_the_direction(size):
     x = jnp.array([3.0, -4.0]) * size
@@ -94,6 +111,7 @@ def test_gradient_of_the_norm_is_the_direction(size):
     np.testing.assert_allclose(gradient, [0.6, -0.8] if size else [0.0, 0.0], rtol=1e-5)
 
 
+@pytest.mark.usefixtures("sums")
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1.0, 1e30], ids=str)
 def test_norm_of_one_array_along_an_axis(size):
     x = np.array([[3.0, 0.0], [4.0, 0.0]], np.float32) * np.float32(size)
@@ -105,17 +123,20 @@ def test_norm_of_one_array_along_an_axis(size):
     np.testing.assert_allclose(gradient, expected, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("sums")
 @pytest.mark.parametrize("size", [3e38, 1.5e38, 4e-38])
 def test_norm_of_one_array_up_to_the_ends_of_float32(size):
     x = jnp.full((4,), size / 2, jnp.float32)
     np.testing.assert_allclose(jax.jit(norms.norm)(x), [size], rtol=1e-6)
 
 
+@pytest.mark.usefixtures("sums")
 def test_norm_of_infinities_and_nan_is_what_it_is():
     assert np.isinf(norms.norm(jnp.array([jnp.inf, 1.0]))).all()
     assert np.isnan(norms.norm(jnp.array([jnp.nan, 1.0]))).all()
 
 
+@pytest.mark.usefixtures("sums")
 @pytest.mark.parametrize("size", [1.0, 1e30], ids=str)
 @pytest.mark.parametrize("mapping", ["vmap", "shard_map"])
 def test_norm_over_a_mapped_axis_is_summed_or_averaged(mapping, size):
@@ -136,6 +157,7 @@ def test_norm_over_a_mapped_axis_is_summed_or_averaged(mapping, size):
     np.testing.assert_allclose(mapped("mean"), by_device.mean(), rtol=1e-6)
 
 
+@pytest.mark.usefixtures("sums")
 @pytest.mark.parametrize("size", [1e-15, 1.0, 1e15], ids=str)
 @pytest.mark.parametrize("of_tree", [True, False], ids=["tree", "array"])
 def test_second_derivative_of_the_norm(size, of_tree):
@@ -152,6 +174,7 @@ def test_second_derivative_of_the_norm(size, of_tree):
     assert not np.any(jax.hessian(norm)(jnp.zeros(3))[0, 1])
 
 
+@pytest.mark.usefixtures("sums")
 @pytest.mark.parametrize("size", [0.0, 1.0, 1e30], ids=str)
 @pytest.mark.parametrize("mapping", ["vmap", "shard_map"])
 def test_derivative_of_a_norm_over_a_mapped_axis(mapping, size):
@@ -199,6 +222,13 @@ def test_gradient_through_clipping_is_finite(factory, size):
         return jnp.sum(updates)
 
     assert bool(jnp.all(jnp.isfinite(jax.grad(clipped)(jnp.full(4, size)))))
+
+
+@pytest.mark.usefixtures("sums")
+def test_platforms_differ_in_the_dtype_of_sums(request):
+    in_float64 = request.node.callspec.params["sums"] == "float64"
+    assert ("f64" in str(jax.make_jaxpr(gradtx.global_norm)(jnp.ones(2)))) == in_float64
+    assert ("while" in str(jax.make_jaxpr(gradtx.global_norm)(jnp.ones(2)))) != in_float64
 
 
 def test_clipping_makes_no_copy_of_the_gradient():

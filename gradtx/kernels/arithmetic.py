@@ -59,33 +59,29 @@ def root_mean_square(x: jax.Array) -> jax.Array:
     return norms.norm(x) / math.sqrt(max(x.size, 1))
 
 
-def clip_factor(norm: jax.Array, max_norm: Any) -> jax.Array:
-    """min(1, max_norm / norm), also where the norm is 0; NaN where it is NaN."""
-    limit, within = _limit_within(norm, max_norm)
-    return lax.div(limit, within)
-
-
-def _limit_within(norm: jax.Array, max_norm: Any) -> tuple[jax.Array, jax.Array]:
-    """What clipping divides: (max_norm, norm), or (1, 1) where the norm is not above."""
+def clip_factor(norm: jax.Array, max_norm: Any, room: Any = 1.0) -> jax.Array:
+    """min(1, max_norm / norm) times a factor, also where the norm is 0; NaN where it is NaN."""
     one = lax.full_like(norm, 1.0)
     limit = jnp.broadcast_to(jnp.asarray(max_norm, norm.dtype), norm.shape)
     is_within = lax.le(norm, limit)
     # The quotient that is not selected has a derivative too, which must not overflow.
-    return lax.select(is_within, one, limit), lax.select(is_within, one, norm)
+    return lax.select(is_within, one, limit) * room / lax.select(is_within, one, norm)
 
 
-def clip_factors(norm: jax.Array, max_norm: Any) -> tuple[jax.Array, jax.Array]:
-    """Two numbers whose product is min(1, max_norm / norm), even if that is too small for one."""
-    limit, within = _limit_within(norm, max_norm)
-    one = lax.full_like(norm, 1.0)
-    # XLA flushes subnormal numbers to zero; powers of two are exact.
-    scaled = lax.mul(within, lax.full_like(norm, 2.0 ** (jnp.finfo(norm.dtype).minexp + 26)))
-    up = lax.select(lax.gt(scaled, limit), lax.full_like(norm, 2.0**32), one)
-    # XLA computes a quotient once, but would repeat a select in the loop of each leaf.
-    return lax.div(one, up), lax.div(lax.mul(limit, up), within)
+def clip_room(max_norm: Any) -> Any:
+    """The power of two to multiply a `clip_factor` with, so that it is not subnormal.
+
+    XLA flushes subnormal numbers to zero. Of a Python number it is one.
+    """
+    if isinstance(max_norm, float):
+        return _ROOM if max_norm < _LARGE else 1.0
+    return jnp.where(max_norm < _LARGE, _ROOM, 1.0).astype(max_norm.dtype)
+
+
+_ROOM, _LARGE = 2.0**102, 2.0**24
 
 
 def clip_to_norm(g: jax.Array, norm: jax.Array, max_norm: Any) -> jax.Array:
     """Multiply g by min(1, max_norm / norm), even where that is too small for its dtype."""
-    down, rest = clip_factors(norm, max_norm)
-    return g * down * rest
+    room = clip_room(max_norm)
+    return g * clip_factor(norm, max_norm, room) / room

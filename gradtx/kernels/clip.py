@@ -10,7 +10,13 @@ from optax import ScalarOrSchedule
 
 from gradtx import norms
 from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, Slot
-from gradtx.kernels.arithmetic import clip_factors, clip_to_norm, direction, root_mean_square
+from gradtx.kernels.arithmetic import (
+    clip_factor,
+    clip_room,
+    clip_to_norm,
+    direction,
+    root_mean_square,
+)
 from gradtx.kernels.unitwise import as_axes, unit_axes
 from gradtx.lift import lift
 
@@ -76,13 +82,12 @@ def mapped_axes(
     return {"axis_name": axis_name, "axis_reduction": axis_reduction}
 
 
-def _clip_factors(*, norm, max_norm):
-    down, rest = clip_factors(norm, max_norm)
-    return {"down": down, "rest": rest}
+def _clip_factor(*, norm, max_norm):
+    return {"factor": clip_factor(norm, max_norm, clip_room(max_norm))}
 
 
-def _clip_by_global_norm(g, *, down, rest):
-    return g * down * rest
+def _clip_by_global_norm(g, *, factor, max_norm):
+    return g * factor / clip_room(max_norm)
 
 
 CLIP_BY_GLOBAL_NORM = Kernel(
@@ -91,8 +96,8 @@ CLIP_BY_GLOBAL_NORM = Kernel(
     hyperparameters={"max_norm": NON_NEGATIVE},
     measures={"norm": norm_of_gradients},
     options=("axis_name", "axis_reduction"),
-    scalar_step=_clip_factors,
-    factors=("down", "rest"),
+    scalar_step=_clip_factor,
+    factors=("factor",),
     degree="between",
     decay="limits",
     source="Pascanu et al. 2013, Algorithm 1",

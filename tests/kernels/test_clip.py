@@ -146,6 +146,20 @@ def test_norms_whose_squares_leave_the_range_of_floats(size):
         np.testing.assert_allclose(updates, np.array([0.6, 0.8]) * size, rtol=1e-6)
 
 
+@pytest.mark.parametrize("max_norm", [1e-30, 1e-3, 1.0, 1e6, 1e20, 3e38, np.inf])
+@pytest.mark.parametrize("is_array", [False, True], ids=["number", "array"])
+def test_clip_by_global_norm_over_all_magnitudes(max_norm, is_array):
+    tx = gradtx.clip_by_global_norm(jnp.float32(max_norm) if is_array else max_norm)
+    update = jax.jit(lambda g: tx.update(g, tx.init(g))[0])
+    for size in (1e-35, 1e-20, 1e-3, 1.0, 1e5, 1e25, 3e38):
+        g = np.array([0.6, -0.8], np.float32) * np.float32(size)
+        norm = np.linalg.norm(g.astype(np.float64))
+        if norm <= max_norm:
+            np.testing.assert_array_equal(update(g), g)
+        else:
+            np.testing.assert_allclose(update(g), g * (max_norm / norm), rtol=4e-7)
+
+
 PIECES = np.random.default_rng(1).normal(size=(8, 3)).astype(np.float32)
 NORMS = {
     "sum": np.sqrt(np.sum(np.float64(PIECES) ** 2)),
