@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from gradtx import norms, trees
@@ -469,7 +470,11 @@ class _Lifted(Link):
         asked = inspect.signature(kernel.scalar_step).parameters
         static = tuple((name, value) for name, value in self.static.items() if name in asked)
         step = scalar_step_of(kernel.name, kernel.scalar_step, static)
-        result = step(kept, {name: known[name] for name in asked if name in known})
+        given = {name: known[name] for name in asked if name in known}
+        if any(isinstance(value, Tracer) for value in given.values()):
+            # It happens once in the program, and a function of its own would take longer to trace.
+            step = step.__wrapped__
+        result = step(kept, given)
         factors, scalars = (
             {name: result[name] for name in names} for names in (kernel.factors, kept)
         )
