@@ -139,5 +139,7 @@ def _rule(keeper: Any) -> tuple[Any, Callable[[Any, Any], jax.Array]]:
         return keeper.z, functools.partial(evaluated_leaf, keeper)
     if isinstance(keeper, SAMState):
         is_climbing = keeper.steps_since_sync > 0
-        return keeper.cache, lambda p, start: jnp.where(is_climbing, start, p)
+        return keeper.cache, lambda p, start: jnp.where(
+            is_climbing, jnp.asarray(start).astype(jnp.result_type(p)), p
+        )
     return keeper.evaluated()

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from optax.schedules import StatefulSchedule, WrappedSchedule
 
 from gradtx import trees
-from gradtx.compose.parts import Composed, Part
+from gradtx.compose.parts import Composed, Part, widens
 from gradtx.compose.sequence import ExtraArgs, as_transformation
 from gradtx.effect import LINEAR
 from gradtx.inputs import check_state
@@ -200,8 +200,8 @@ def _injected(
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         _check_state(owner, state, given)
         hyperparams = own.now(state, extra)
-        inner = make(hyperparams).update
-        take_step = inner if factory.is_ours else _keeping_dtypes(inner)
+        inner = make(hyperparams)
+        take_step = inner.update if factory.is_ours else _keeping_dtypes(inner)
         new, inner_state = take_step(updates, state.inner_state, params, **extra)
         step = is_step(state.inner_state, inner_state, new)
         old = (state.count, state.hyperparams_states)
@@ -271,14 +271,16 @@ class _Hyperparameters:
             return self.stored(self.schedules[name](schedule_state, **extra))
 
 
-def _keeping_dtypes(update: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-    """An update function that may change dtypes, with its results cast back to those before."""
+def _keeping_dtypes(tx: ExtraArgs) -> Callable[..., tuple[Any, Any]]:
+    """The update of what may change dtypes, with its results cast back to those before."""
+    is_wide = widens(tx)
 
     def stepped(updates: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
         # With arrays in place of Python numbers, strict promotion would refuse mixed dtypes.
         with jax.numpy_dtype_promotion("standard"):
-            new, new_state = update(updates, state, params, **extra)
-        return _with_dtypes_of(updates, new), _with_dtypes_of(state, new_state)
+            new, new_state = tx.update(updates, state, params, **extra)
+        new = new if is_wide else _with_dtypes_of(updates, new)
+        return new, _with_dtypes_of(state, new_state)
 
     return stepped
 
