@@ -17,6 +17,8 @@ from gradtx.compose.sequence import as_transformation
 from gradtx.effect import LINEAR
 from gradtx.inputs import check_order
 from gradtx.leaves import Aligned, parameters_of
+from gradtx.precision.lost import share_lost
+from gradtx.precision.narrow import is_narrow, moves
 from gradtx.wrappers.accumulate import reported_skip
 from gradtx.wrappers.rates import Path, learning_rates_of, places_of
 from gradtx.wrappers.steps import counted, is_step
@@ -51,6 +53,14 @@ def with_metrics(tx: optax.GradientTransformation) -> optax.GradientTransformati
     inside collects gradients, or an `apply_if_finite` skips one, g is that gradient, u is zero, and
     the number of steps does not change.
 
+    Where parameters have a real dtype below 32 bits, one more number says how many of their
+    elements an update does not move:
+
+        lost_to_rounding = sum_i [u_i != 0 and round(p_i + u_i) = p_i] / sum_i [u_i != 0]
+
+    If it is large, most of the training is lost: `with_stochastic_rounding`, `with_kahan_sum` and
+    `with_master_weights` lose nothing, and it is 0 around them.
+
     The learning rate is recorded too, where `tx` is made of transformations of this library: that
     of each `scale_by_learning_rate`, and of any other kernel with a hyperparameter of this name. A
     schedule is evaluated at the count in its own state, which does not advance while steps are
@@ -63,8 +73,9 @@ def with_metrics(tx: optax.GradientTransformation) -> optax.GradientTransformati
     Returns:
         A transformation with the state `MetricsState(count, measurements, inner_state)`. Norms are
         taken over the leaves that have an update, in at least float32, and are 0 before the first
-        step. The ratio is 0 if both norms are zero, infinite if only that of the parameters is, and
-        NaN if `update` is called without parameters.
+        step. The ratio is 0 if both norms are zero, infinite if only that of the parameters is. It
+        is NaN if `update` is called without parameters, and so is the share that is lost, which
+        otherwise is 0 if all updates are.
 
     Raises:
         ValueError: if `tx` is not a transformation; in `update`, if the parameters or the updates
@@ -99,13 +110,18 @@ def with_metrics(tx: optax.GradientTransformation) -> optax.GradientTransformati
 
     def init(params: Any) -> MetricsState:
         inner_state = inner.init(params)
-        zeros = {name: jnp.zeros([], norms.widest(parameters_of(params))) for name in _NORMS}
-        measurements = zeros | learning_rates(inner_state)
+        leaves = parameters_of(params)
+        measurements = {name: jnp.zeros([], norms.widest(leaves)) for name in _NORMS}
+        if any(map(is_narrow, leaves)):
+            measurements[_LOST] = jnp.zeros([], jnp.float32)
+        measurements |= learning_rates(inner_state)
         return MetricsState(jnp.zeros([], jnp.int32), measurements, inner_state)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         new, inner_state = inner.update(updates, state.inner_state, params, **extra)
         measurements = _norms(owner, updates, new, params) | learning_rates(state.inner_state)
+        if _LOST in state.measurements:
+            measurements[_LOST] = _share_lost(owner, new, params)
         measurements = jax.tree.map(
             lambda old, value: value.astype(old.dtype), state.measurements, measurements
         )
@@ -116,6 +132,7 @@ def with_metrics(tx: optax.GradientTransformation) -> optax.GradientTransformati
 
 
 _NORMS = ("gradient_norm", "update_norm", "update_ratio")
+_LOST = "lost_to_rounding"
 
 
 def _norms(owner: str, gradients: Any, updates: Any, params: Any) -> dict[str, jax.Array]:
@@ -135,6 +152,13 @@ def _norms(owner: str, gradients: Any, updates: Any, params: Any) -> dict[str, j
     return dict(zip(_NORMS, (size, change, ratio), strict=True))
 
 
+def _share_lost(owner: str, updates: Any, params: Any) -> jax.Array:
+    if params is None:
+        return jnp.full([], jnp.nan, jnp.float32)
+    narrow = Aligned(owner, {"params": params, "the updates": updates}, takes_part=moves)
+    return share_lost(narrow.arrays(), narrow.arrays("the updates"))
+
+
 def metrics(state: Any) -> dict[str, jax.Array]:
     """Read from an optimizer's state what is worth watching, however the state is nested.
 
@@ -143,6 +167,8 @@ def metrics(state: Any) -> dict[str, jax.Array]:
         learning_rate        of `inject_hyperparams`, `with_metrics` and line searches
         gradient_norm, update_norm, update_ratio, step
                              of `with_metrics`
+        lost_to_rounding     of `with_metrics`: the share of the updates of half-precision
+                             parameters that rounding loses
         skipped_steps        of `apply_if_finite`: how many gradients so far were not finite
         consecutive_skipped  of `apply_if_finite`: how many of them came last in a row
         learning_rate_scale  of `reduce_on_plateau`
