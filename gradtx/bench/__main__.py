@@ -2,6 +2,7 @@
 
     python -m gradtx.bench [--only SECTION ...] [--repeats N] [--cpu-time] [--quick]
                            [--json FILE] [--plot FILE]
+    python -m gradtx.bench --device [--repeats N] [--quick] [--json FILE]
 
 Every figure is a median of interleaved measurements of the libraries, and every ratio is
 theirs / ours: larger is better for gradtx. The programs are compiled, with the parameters and the
@@ -14,10 +15,16 @@ state donated. The sections:
 - normalization: forward and backward, compared with flax if it is installed.
 - methods: each optimizer that both libraries have, on 12 matrices of 256 by 256 and 24 vectors.
 
+`--device` measures what steps cost on this device in absolute numbers: their time, which share of
+the memory bandwidth they use, how many operations they launch, and the bytes of temporaries and of
+the state. It needs only jax, optax and gradtx. The results of all runs of a case must agree, or the
+command ends with status 1.
+
 `--json` writes an object: "jax", "jaxlib", "optax" and "gradtx" are the versions, "device" and
 "cpus" describe the machine, "clock" is "wall" or "cpu", "repeats" the number of measurements, and
 "figures" a list of objects with the fields of `gradtx.bench.measure.Figure` and their "ratio" (null
-where gradtx needs nothing).
+where gradtx needs nothing). With `--device` there are instead "bandwidth", in bytes per second, and
+"runs" with the fields of `gradtx.bench.device.Run`.
 """
 
 import argparse
@@ -34,7 +41,7 @@ import jaxlib.version
 import optax
 
 import gradtx
-from gradtx.bench import normalization, report, sections
+from gradtx.bench import device, normalization, report, sections
 from gradtx.bench.measure import Figure, Settings
 from gradtx.bench.methods import methods
 from gradtx.diagnostics import _extras
@@ -75,14 +82,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{about['device']}, {about['cpus']} CPUs, {about['clock']} time, medians"
     )
     print(title, flush=True)
+    if options.device:
+        _measure_device(options, settings, about)
+        return
     figures = list(_measured(options.only, settings))
     print("\nslower than the other library, or using more memory")
     print("\n".join(f"  {line}" for line in report.losses(figures)) or "  nothing")
-    if options.json:
-        rows = [{**dataclasses.asdict(figure), "ratio": figure.ratio} for figure in figures]
-        _parent_of(options.json).write_text(json.dumps({**about, "figures": rows}, indent=1) + "\n")
+    rows = [{**dataclasses.asdict(figure), "ratio": figure.ratio} for figure in figures]
+    _write(options.json, {**about, "figures": rows})
     if options.plot:
         report.chart(figures, title).savefig(_parent_of(options.plot), dpi=120)
+
+
+def _measure_device(options: argparse.Namespace, settings: Settings, about: Any) -> None:
+    """Print and write what steps cost on this device.
+
+    Raises:
+        SystemExit: if results do not agree.
+    """
+    bandwidth = device.bandwidth_of_device(settings)
+    print(f"\nreads and writes {bandwidth / 1e9:.3g} GB/s\n", flush=True)
+    runs = []
+    for run in device.runs(settings, bandwidth):
+        runs.append(run)
+        print(f"  measured: {run.case}, {run.name}", flush=True)
+    print("", *(f"  {line}" for line in report.device_table(runs)), sep="\n")
+    rows = [dataclasses.asdict(run) for run in runs]
+    _write(options.json, {**about, "bandwidth": bandwidth, "runs": rows})
+    wrong = [run for run in runs if not run.agrees]
+    for run in wrong:
+        print(
+            f"{run.case}, {run.name}: differs by {run.difference:.2g} of the movement, "
+            f"allowed are {run.tolerance:g}"
+        )
+    if wrong:
+        raise SystemExit(1)
+
+
+def _write(file: Path | None, content: Any) -> None:
+    if file:
+        _parent_of(file).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _measured(names: Sequence[str], settings: Settings) -> Iterator[Figure]:
@@ -134,6 +173,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="the number of measurements of each figure, and of slow ones a third as many but at "
         f"least 5 (default: {_REPEATS})",
+    )
+    add(
+        "--device",
+        action="store_true",
+        help="measure instead what steps cost on this device, in absolute numbers",
     )
     add("--cpu-time", action="store_true", help="measure CPU time, for a busy machine")
     add("--quick", action="store_true", help="run with tiny sizes, once, as a smoke test")

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -157,15 +158,16 @@ class Subject:
         """
         if self._compiled is None:
             self.compile()
-        self._run(multiple)  # the first run also allocates the outputs
-        seconds = self._run(multiple) * multiple
+        self.run(multiple)  # the first run also allocates the outputs
+        seconds = self.run(multiple) * multiple
         self._calls = multiple * max(1, math.ceil(self._settings.shortest / max(seconds, 1e-9)))
 
     def step(self) -> dict[str, float]:
         """Run, after `warm_up`."""
-        return {"step": self._run(self._calls)}
+        return {"step": self.run(self._calls)}
 
-    def _run(self, calls: int) -> float:
+    def run(self, calls: int) -> float:
+        """Run several times; the seconds of one call."""
         outputs = None
         start = self._clock()
         for _ in range(calls):
@@ -174,6 +176,32 @@ class Subject:
                 self.carried = outputs
         jax.block_until_ready(outputs)
         return (self._clock() - start) / calls
+
+    def kernels(self) -> int:
+        """The operations that the compiled program launches; what a loop repeats counts once."""
+        return launched(self._compiled.as_text())
+
+
+def launched(program: str) -> int:
+    """The operations that a program in XLA's text form launches.
+
+    What is inside of a fusion runs as part of it. The parts of loops and conditions count once.
+    """
+    bodies = {name: body.splitlines() for _, name, body in _COMPUTATION.findall(program)}
+    reached = [name for entry, name, _ in _COMPUTATION.findall(program) if entry]
+    for name in reached:
+        calls = filter(_CALL.search, bodies[name])
+        called = {part for line in calls for part in _NAME.findall(line)}
+        reached += [part for part in called if part in bodies and part not in reached]
+    lines = [line for name in reached for line in bodies[name]]
+    return sum(not (_CALL.search(line) or _NO_KERNEL.search(line)) for line in lines)
+
+
+# Whether it is where the program starts, the name, and the instructions of a part of a program.
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \([^\n]*\{\n(.*?)\n\}", re.MULTILINE | re.DOTALL)
+_NAME = re.compile(r"[\w.-]+")
+_CALL = re.compile(r" (?:while|conditional|call)\(")
+_NO_KERNEL = re.compile(r" (?:parameter|constant|tuple|get-tuple-element|bitcast)\(")
 
 
 def memory(

@@ -74,9 +74,9 @@ def trees(quick: bool = False) -> dict[str, Any]:
         return {"1 leaf of 4K": [_shape(4096)], "GPT-like, 1 layer": gpt(1, 8, 16)}
     return {
         "1 leaf of 16M": [_shape(1 << 24)],
-        "500 leaves of 32K": _leaves(500, 1 << 15),
-        "300 leaves of 64": _leaves(300, 64),
-        "1,000 leaves of 64": _leaves(1000, 64),
+        "500 leaves of 32K": leaves(500, 1 << 15),
+        "300 leaves of 64": leaves(300, 64),
+        "1,000 leaves of 64": leaves(1000, 64),
         "GPT-like, 12 layers, 10M": gpt(12, 256, 2048),
     }
 
@@ -116,7 +116,13 @@ def drawn(shapes: Any, seed: int) -> Any:
     )
 
 
-def _leaves(count: int, size: int) -> Any:
+def matrices(count: int, rows: int, columns: int) -> Any:
+    """Matrices of one shape."""
+    return {f"layer{number}": _shape(rows, columns) for number in range(count)}
+
+
+def leaves(count: int, size: int) -> Any:
+    """Vectors of one length."""
     return {f"leaf{number}": _shape(size) for number in range(count)}
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from gradtx.bench.device import Run
 from gradtx.bench.measure import Figure
 from gradtx.diagnostics import _extras
 from gradtx.tables import text_table
@@ -34,6 +35,29 @@ def table(figures: Sequence[Figure]) -> list[str]:
         rows.append(row)
         last = figure.case
     return text_table(headings, rows, numeric=range(2, 6))
+
+
+def device_table(runs: Sequence[Run]) -> list[str]:
+    """The lines of the table of `--device`."""
+    headings = ["", "", "step", "of bandwidth", "kernels", "temporary", "state"]
+    headings += ["trace + lower", "compile", "difference"]
+    rows, last = [], None
+    for run in runs:
+        times = [_amount(seconds, "seconds") for seconds in (run.trace, run.compile)]
+        row = [
+            run.case if run.case != last else "",
+            run.name,
+            _amount(run.seconds, "seconds"),
+            f"{run.share:.0%}",
+            f"{run.kernels:,}",
+            "" if run.temporary is None else _amount(run.temporary, "bytes"),
+            _amount(run.state, "bytes"),
+            *times,
+            f"{run.difference:.1g}",
+        ]
+        rows.append(row)
+        last = run.case
+    return text_table(headings, rows, numeric=range(2, len(headings)))
 
 
 def losses(figures: Sequence[Figure]) -> Iterator[str]:

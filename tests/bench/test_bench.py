@@ -12,7 +12,7 @@ import pytest
 from matplotlib import image
 
 from gradtx.bench import __main__ as command
-from gradtx.bench import measure, methods, normalization, programs, report
+from gradtx.bench import device, measure, methods, normalization, programs, report
 from gradtx.bench.measure import Figure, Settings
 
 MEASURES = {
@@ -60,6 +60,62 @@ def test_a_quick_run_measures_every_section(tmp_path):
     assert measures == MEASURES
     assert [row["case"] for row in found["figures"] if row["bound"]] == ["1 leaf of 4K"]
     assert image.imread(picture).std() > 0.05
+
+
+def test_a_quick_run_on_the_device_compares_all_results(tmp_path):
+    file = tmp_path / "device.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "gradtx.bench", "--device", "--quick", "--json", str(file)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(file.read_text())
+    assert found["bandwidth"] > 0
+    assert "GB/s" in done.stdout
+    cases = {}
+    for row in found["runs"]:
+        assert row.keys() == set(device.Run.__dataclass_fields__)
+        assert row["case"] in done.stdout
+        assert row["name"] in done.stdout
+        assert row["difference"] <= row["tolerance"]
+        cases.setdefault(row["case"], []).append(row)
+    assert len(cases) == 4
+    for first, *others in cases.values():
+        assert first["name"] == "optax"
+        assert first["difference"] == 0
+        # They are different programs, and each has moved.
+        assert all(row["difference"] > 0 for row in others)
+    leaf = {row["name"]: row for row in cases["1 leaf of 4K"]}
+    # Two moments, and a count; or a copy of the parameters besides.
+    assert leaf["gradtx"]["state"] == 2 * 4 * 4096 + 4
+    assert leaf["gradtx bfloat16, master weights"]["state"] == 3 * 4 * 4096 + 4
+
+
+def test_results_that_differ_fail_with_their_names(monkeypatch, capsys):
+    run = device.Run("1 leaf", "gradtx", 1.0, 0.5, 3, None, 8, 1.0, 1.0, 0.3, 0.1)
+    monkeypatch.setattr(device, "runs", lambda settings, bandwidth: iter([run]))
+    with pytest.raises(SystemExit) as end:
+        command.main(["--device", "--quick"])
+    assert end.value.code == 1
+    assert (
+        "1 leaf, gradtx: differs by 0.3 of the movement, allowed are 0.1" in capsys.readouterr().out
+    )
+
+
+def test_kernels_are_counted_through_loops_and_fusions():
+    def looped(x):
+        return jax.lax.fori_loop(0, x.shape[0], lambda i, y: jnp.sin(y @ y), x)
+
+    # A product and its sine, and no more for fewer of them.
+    counts = []
+    for function in (lambda x: jnp.sin(x @ x), looped):
+        program = jax.jit(function).lower(jnp.ones((4, 4))).compile().as_text()
+        counts.append(measure.launched(program))
+    plain, loop = counts
+    assert plain == 2
+    # The loop adds its counter and its test, and may copy what it carries.
+    assert plain < loop <= plain + 6
 
 
 @pytest.mark.parametrize(
