@@ -58,6 +58,23 @@ def norm(x: jax.Array, axis: Axes = None) -> jax.Array:
     return lax.div(lax.sqrt(squares), factor)
 
 
+def mean_square(x: jax.Array, axis: int) -> jax.Array:
+    """The mean of |x|^2 along an axis, kept with length 1; finite wherever the squares are.
+
+    Where it is not summed in float64 and the sum of all squares overflows, which in float32 takes
+    elements above 1e19 / sqrt(size), those below 1e-14 count as zero.
+    """
+    number = max(x.shape[axis], 1)
+    if sums_in_float64(real_dtype(x.dtype)):
+        with jax.enable_x64(True):
+            mean = jnp.sum(abs_squared(_doubled(x)), axis, keepdims=True) / number
+            return lax.convert_element_type(mean, np.float32)
+    # A power of two rounds nothing, and leaves room for sums of 2^32 squares.
+    is_large = jnp.sum(abs_squared(x)) > jnp.finfo(x.dtype).max / 4
+    factor = jnp.where(is_large, 2.0**-16, 1.0)
+    return jnp.sum(abs_squared(x * factor), axis, keepdims=True) / number / factor**2
+
+
 # Where float64 has the range of IEEE 754. On a TPU it has that of float32.
 _PLATFORMS_WITH_FLOAT64 = ("cpu", "gpu", "cuda", "rocm")
 

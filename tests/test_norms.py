@@ -249,3 +249,14 @@ def test_clipping_makes_no_copy_of_the_gradient():
     theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     with jax.numpy_dtype_promotion("standard"):
         assert temporary_bytes(theirs) >= params.nbytes
+
+
+@pytest.mark.usefixtures("sums")
+@pytest.mark.parametrize("size", [0.0, 1e-15, 1.0, 1.8e19], ids=str)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_mean_square_up_to_the_ends_of_float32(size, axis):
+    x = (np.float32(size) * np.random.default_rng(2).uniform(-1, 1, (40, 30))).astype(np.float32)
+    mean = jax.jit(norms.mean_square, static_argnums=1)(x, axis)
+    assert mean.dtype == jnp.float32
+    expected = np.mean(x.astype(np.float64) ** 2, axis, keepdims=True)
+    np.testing.assert_allclose(mean, expected, rtol=1e-6)

@@ -96,8 +96,8 @@ def _factored_rms(
         v = averaged(v, norms.abs_squared(g))
         return g * _inverse_root(v), v_row, v_col, v
     second, longest = axes
-    rows = averaged(jnp.expand_dims(v_row, longest), _mean_square(g, longest))
-    columns = averaged(jnp.expand_dims(v_col, second), _mean_square(g, second))
+    rows = averaged(jnp.expand_dims(v_row, longest), norms.mean_square(g, longest))
+    columns = averaged(jnp.expand_dims(v_col, second), norms.mean_square(g, second))
     of_row, of_column = _inverse_root(rows), _inverse_root(columns)
     largest = jnp.max(rows, second, keepdims=True, initial=0.0)
     shares = safe_divide(rows, largest)
@@ -105,19 +105,6 @@ def _factored_rms(
     # The larger factor first, and the mean with the smaller, so that nothing in between overflows.
     update = g * jnp.maximum(of_row, of_column) * (mean_root * jnp.minimum(of_row, of_column))
     return update, jnp.squeeze(rows, longest), jnp.squeeze(columns, second), v
-
-
-def _mean_square(g: jax.Array, axis: int) -> jax.Array:
-    """The mean of |g|^2 along an axis, kept with length 1; finite wherever the squares are.
-
-    If the sum of all squares overflows, which in float32 takes elements above 1e19 / sqrt(size),
-    those below 1e-14 count as zero.
-    """
-    number = max(g.shape[axis], 1)
-    # A power of two rounds nothing, and leaves room for sums of 2^32 squares.
-    is_large = jnp.sum(norms.abs_squared(g)) > jnp.finfo(g.dtype).max / 4
-    factor = jnp.where(is_large, 2.0**-16, 1.0)
-    return jnp.sum(norms.abs_squared(g * factor), axis, keepdims=True) / number / factor**2
 
 
 def _inverse_root(v: jax.Array) -> jax.Array:
