@@ -84,4 +84,11 @@ _ROOM, _LARGE = 2.0**102, 2.0**24
 def clip_to_norm(g: jax.Array, norm: jax.Array, max_norm: Any) -> jax.Array:
     """Multiply g by min(1, max_norm / norm), even where that is too small for its dtype."""
     room = clip_room(max_norm)
-    return g * clip_factor(norm, max_norm, room) / room
+    return without_room(g * clip_factor(norm, max_norm, room), room)
+
+
+def without_room(scaled: jax.Array, room: Any) -> jax.Array:
+    """Divide what was multiplied by a `clip_factor` by its room."""
+    clipped = scaled / room
+    # Of a number XLA would square dividend and divisor apart, and both overflow.
+    return lax.optimization_barrier(clipped) if clipped.size == 1 else clipped

@@ -229,3 +229,21 @@ def test_norms_whose_inverse_is_subnormal(size):
             np.testing.assert_allclose(update(g, tx.init(g))[0], [1.0, 0.0], rtol=1e-6)
     tx = gradtx.clip_by_block_rms(1e-3)
     np.testing.assert_allclose(tx.update(g, tx.init(g))[0], [1e-3 * np.sqrt(2), 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (2,)])
+@pytest.mark.parametrize(
+    "clip",
+    [
+        gradtx.clip_by_global_norm(0.5),
+        gradtx.clip_by_block_rms(0.5),
+        gradtx.adaptive_grad_clip(0.5),
+    ],
+    ids=["global-norm", "block-rms", "adaptive"],
+)
+def test_what_is_clipped_can_be_squared_whatever_its_size(clip, shape):
+    tx = gradtx.chain(clip, gradtx.scale_by_rms(decay=0.0, eps=0.0))
+    params = jnp.ones(shape)
+    updates, state = jax.jit(lambda g: tx.update(g, tx.init(params), params))(3 * params)
+    np.testing.assert_allclose(updates, 1, rtol=1e-6)
+    assert np.all(np.isfinite(state[1].nu))
