@@ -294,6 +294,8 @@ from gradtx.wrappers.evaluation import eval_params as eval_params
 from gradtx.wrappers.evaluation import schedule_free_eval_params as schedule_free_eval_params
 from gradtx.wrappers.grafting import GraftState as GraftState
 from gradtx.wrappers.grafting import graft as graft
+from gradtx.wrappers.grouped import GroupedState as GroupedState
+from gradtx.wrappers.grouped import grouped as grouped
 from gradtx.wrappers.hyperparameters import inject_hyperparams as inject_hyperparams
 from gradtx.wrappers.hyperparameters import with_hyperparams as with_hyperparams
 from gradtx.wrappers.layout import flatten as flatten

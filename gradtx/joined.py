@@ -47,14 +47,65 @@ class WaitingStep:
 
 
 class Leaf:
-    """One leaf of the updates: its value, its parameter, and the steps that wait there."""
+    """One leaf of the updates: its value, its parameter, and the steps that wait there.
+
+    Most are by themselves; of those that are kept together see `gradtx.stacks`.
+    """
 
     __slots__ = ("parameter", "value", "waiting")
+
+    is_stack = False
 
     def __init__(self, value: Any):
         self.value = value
         self.parameter: Any = None
         self.waiting: list[WaitingStep] = []
+
+    @property
+    def whole(self) -> "Leaf":
+        """The leaf that takes its steps."""
+        return self
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape that a kernel sees."""
+        return np.shape(self.value)
+
+    @property
+    def like(self) -> Any:
+        """What has its structure, shape and dtype."""
+        return self.value
+
+    @property
+    def plain(self) -> Any:
+        """Its update."""
+        return self.value
+
+    @property
+    def plain_parameter(self) -> Any:
+        """The parameter at its place."""
+        return self.parameter
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether it takes part."""
+        return trees.is_parameter(self.value)
+
+    def row(self, array: Any) -> Any:
+        """Its part of what its steps returned."""
+        return array
+
+    def stacked(self, shape: Any) -> Any:
+        """The shape in which the state has what a kernel sees in this shape."""
+        return shape
+
+    def present(self, array: Any) -> Any:
+        """The part of an array that a measure may see."""
+        return array
+
+    def keys_from(self, keys: Any, numbers: Mapping["Leaf", int]) -> Any:
+        """Its PRNG key of those of all leaves that take part."""
+        return keys[numbers[self]]
 
     @property
     def steps(self) -> tuple[LeafStep, ...]:
@@ -85,10 +136,12 @@ def take_steps(leaves: Iterable[Leaf]) -> None:
     if any(isinstance(leaf.value, Tracer) for leaf in waiting):
         groups = [[leaf] for leaf in waiting]
     else:
+        groups = [[leaf] for leaf in waiting if leaf.is_stack]
         by_type: dict[Any, list[Leaf]] = {}
         for leaf in waiting:
-            by_type.setdefault(_type_of(leaf), []).append(leaf)
-        groups = [
+            if not leaf.is_stack:
+                by_type.setdefault(_type_of(leaf), []).append(leaf)
+        groups += [
             alike[start : start + _TOGETHER]
             for alike in by_type.values()
             for start in range(0, len(alike), _TOGETHER)
@@ -105,7 +158,8 @@ _TOGETHER = 32
 
 def _take_steps_of(leaf: Leaf) -> None:
     arguments = [(step.slots, step.key, step.t, step.scalars) for step in leaf.waiting]
-    leaf.finish(*composed_step(leaf.steps)(leaf.value, leaf.read_parameter, arguments))
+    step = composed_step(leaf.steps, leaf.is_stack)
+    leaf.finish(*step(leaf.value, leaf.read_parameter, arguments))
 
 
 def _take_steps_together(leaves: Sequence[Leaf]) -> None:
@@ -143,7 +197,14 @@ class Leaves:
         self.extra = {} if extra is None else extra
         self._part_of = ""
         self._whole: Leaves | None = None
+        self.has_stacks = False
         self._restart(updates)
+
+    def holds_stacks(self) -> None:
+        """Prepare for leaves that are stacks, or rows of them."""
+        self.has_stacks = True
+        self._values = None
+        self._look_again()
 
     def _restart(self, updates: Any) -> None:
         values, self.treedef = trees.flatten(updates)
@@ -171,11 +232,12 @@ class Leaves:
             params: the parameters of the chosen leaves.
             extra: their extra arguments.
         """
-        places = [None if leaf.value is None else i for i, leaf in enumerate(self.leaves)]
+        places = [None if leaf.like is None else i for i, leaf in enumerate(self.leaves)]
         chosen, treedef = trees.flatten(hidden(self.treedef.unflatten(places)))
         part = Leaves((), params, extra)
         part.treedef = treedef
         part._values = None
+        part.has_stacks = self.has_stacks
         part.leaves = [Leaf(None) if i is None else self.leaves[i] for i in chosen]
         part._part_of = owner
         part._look_again()
@@ -185,30 +247,68 @@ class Leaves:
     def updates(self) -> Any:
         """The tree, after all steps that wait are taken; the given one if nothing changed it."""
         self.take_steps()
-        now = [leaf.value for leaf in self.leaves]
+        now = [leaf.plain for leaf in self.leaves]
         if self._values is not None and all(map(operator.is_, now, self._values)):
             return self._given
         return self.treedef.unflatten(now)
 
     def shapes(self) -> Any:
         """The tree with its present structure, shapes and dtypes, whatever its values are."""
-        return self.treedef.unflatten(leaf.value for leaf in self.leaves)
+        return self.treedef.unflatten(leaf.like for leaf in self.leaves)
 
     def take_steps(self) -> None:
         """Take the steps that wait at the leaves."""
         take_steps(self.leaves)
 
     def through(self, update: Callable[..., Any], state: Any) -> Finish:
-        """Put the updates through a function that knows nothing of this record."""
-        updates, new_state = update(self.updates(), state, self.params, **self.extra)
-        if not self._part_of:
+        """Put the updates through a function that knows nothing of this record.
+
+        It sees a stack as one array, at the place of the first of its leaves.
+        """
+        given, params = self.updates(), self.params
+        if self.has_stacks:
+            self._refuse_missing(state)
+            given = self.treedef.unflatten(leaf.value for leaf in self.leaves)
+            if params is not None:
+                self.align_parameters(self._part_of)
+                params = self.treedef.unflatten(
+                    leaf.parameter if leaf.whole is leaf else None for leaf in self.leaves
+                )
+        updates, new_state = update(given, state, params, **self.extra)
+        if not self._part_of and not self.has_stacks:
             self._restart(updates)
         else:
-            values = self.aligned(self._part_of, "its inner updates", updates)
-            for leaf, value in zip(self.leaves, values, strict=True):
-                leaf.value = value
-            self._look_again()
+            self.put(self.aligned(self._part_of or "grouped", "its inner updates", updates))
         return lambda: new_state
+
+    def check_rows(self, name: str, values: Sequence[Any]) -> None:
+        """Refuse a state that has something of its own for a leaf in a stack.
+
+        Raises:
+            ValueError: naming the path.
+        """
+        for i, leaf in enumerate(self.leaves):
+            if leaf.whole is not leaf and jax.tree.leaves(values[i]):
+                raise ValueError(
+                    f"grouped: the state's {name} has an array of its own at '{self.path(i)}', "
+                    "which is in a group of these updates; if they lack the dtypes of the "
+                    "parameters, call update(updates, state, params)"
+                )
+
+    def _refuse_missing(self, state: Any) -> None:
+        """Refuse a row without a gradient where the state cannot be kept for it."""
+        for i, leaf in enumerate(self.leaves):
+            if leaf.whole.is_stack and not leaf.has_gradient and jax.tree.leaves(state):
+                raise ValueError(
+                    f"grouped: updates has no gradient at '{self.path(i)}', and a transformation "
+                    "that is not made by this library would change its state"
+                )
+
+    def put(self, values: Sequence[Any]) -> None:
+        """Put a new value to each leaf."""
+        for leaf, value in zip(self.leaves, values, strict=True):
+            leaf.value = value
+        self._look_again()
 
     def aligned(self, owner: str, what: str, tree: Any, *, subtrees: bool = False) -> list[Any]:
         """The parts of a tree at the places of the leaves, see `trees.flatten_like`."""
@@ -262,6 +362,17 @@ class Leaves:
             self._active = [i for i, leaf in numbered if trees.is_parameter(leaf.value)]
         return self._active
 
+    def keys(self, key: jax.Array) -> list[Any]:
+        """A PRNG key of its own for each leaf that takes part."""
+        own = [leaf for leaf in self.leaves if leaf.has_gradient]
+        if not own:
+            return []
+        keys = jax.random.split(key, len(own))
+        if not self.has_stacks:
+            return list(keys)
+        numbers = {leaf: number for number, leaf in enumerate(own)}
+        return [self.leaves[i].keys_from(keys, numbers) for i in self.active()]
+
     def check_parameter(self, owner: str, index: int) -> None:
         """Refuse a leaf whose parameter is missing or of another shape.
 
@@ -291,9 +402,18 @@ class Leaves:
                 "parameters, and are they inexact numbers?"
             )
         is_leaf = isinstance(expected, list) or jax.tree_util.all_leaves([value])
-        if not is_leaf or jax.tree.map(np.shape, value) != expected:
-            what = f"the state's {name}"
-            trees.refuse_shape(owner, "updates", self.shapes(), index, what, value)
+        what = f"the state's {name}"
+        if is_leaf and jax.tree.map(np.shape, value) == expected:
+            return
+        if self.leaves[index].is_stack:
+            raise ValueError(
+                f"grouped: {what} at '{self.path(index)}' has shape "
+                f"{shown(jax.tree.map(np.shape, value))}, expected {expected} for the group of "
+                f"this leaf of shape {self.leaves[index].shape}; was it made by the init of this "
+                "transformation for these parameters? gradtx.migrate carries over a state that "
+                "was not grouped"
+            )
+        trees.refuse_shape(owner, "updates", self.shapes(), index, what, value)
 
     def path(self, index: int) -> str:
         """Where a leaf is."""
@@ -336,6 +456,12 @@ def join(update: Callable[..., Any], leaves: Leaves, state: Any) -> Finish:
     """`Link.join` of an update function, or a call of it if it is not a link."""
     link = getattr(update, "__self__", update)
     return link.join(leaves, state) if isinstance(link, Link) else leaves.through(update, state)
+
+
+def join_openly(update: Callable[..., Any], leaves: Leaves, state: Any) -> tuple[Leaves, Finish]:
+    """`join`, with the record at whose leaves the steps wait; it may have other leaves, stacks."""
+    opened = getattr(update, "opened", None)
+    return (leaves, join(update, leaves, state)) if opened is None else opened(leaves, state)
 
 
 def run(link: Link, updates: Any, state: Any, params: Any, extra: Mapping[str, Any]) -> Any:

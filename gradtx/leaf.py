@@ -144,8 +144,14 @@ leaf_step_of = functools.lru_cache(maxsize=1024)(LeafStep)
 
 
 @functools.lru_cache(maxsize=4096)
-def composed_step(steps: tuple[LeafStep, ...]) -> Callable[..., tuple[jax.Array, list[Any]]]:
+def composed_step(
+    steps: tuple[LeafStep, ...], stacked: bool = False
+) -> Callable[..., tuple[jax.Array, list[Any]]]:
     """The compiled steps of one leaf, one after another.
+
+    Args:
+        steps: the steps.
+        stacked: whether the arrays are those of several leaves along their first axis.
 
     Returns:
         A function of the gradient, the parameter and for each step the further arguments of
@@ -160,8 +166,13 @@ def composed_step(steps: tuple[LeafStep, ...]) -> Callable[..., tuple[jax.Array,
             new.append(slots)
         return g, new
 
-    composed.__name__ = "_".join(step.name for step in steps)
-    return jax.jit(composed)
+    def of_stack(g, p, arguments):
+        axes = (0, 0, [(0, 0, None, None)] * len(arguments))
+        return jax.vmap(composed, axes)(g, p, arguments)
+
+    function = of_stack if stacked else composed
+    function.__name__ = "_".join(step.name for step in steps)
+    return jax.jit(function)
 
 
 @functools.lru_cache(maxsize=1024)

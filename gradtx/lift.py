@@ -236,7 +236,7 @@ class _Lifted(Link):
 
         t = None if count is None else optax.safe_increment(count)
         scalars, new_scalars = self._measured(leaves, active, slots, count, t, inner)
-        new_key, keys = self._keys(inner, len(active))
+        new_key, keys = self._keys(inner, leaves)
 
         steps = {
             i: WaitingStep(
@@ -248,11 +248,14 @@ class _Lifted(Link):
             )
             for i, key in zip(active, keys, strict=True)
         }
-        if self.kernel.stacked:
-            step_together([(leaves.leaves[i], step) for i, step in steps.items()])
-        else:
-            for i, step in steps.items():
-                leaves.leaves[i].waiting.append(step)
+        together = []
+        for i, step in steps.items():
+            leaf = leaves.leaves[i]
+            if self.kernel.stacked and not leaf.is_stack:
+                together.append((leaf, step))
+            else:
+                leaf.waiting.append(step)
+        step_together(together)
 
         new = {} if new_key is None else {"rng_key": new_key}
         return functools.partial(
@@ -306,13 +309,18 @@ class _Lifted(Link):
             for i in active:
                 leaves.check_parameter(self.owner, i)
         for i in active if self.slots else ():
-            shape = np.shape(leaves.leaves[i].value)
+            leaf = leaves.leaves[i]
+            shape = leaf.shape
             for slot, values in zip(self.slots, slots, strict=True):
                 expected = shape
                 if slot.shape is not None:
                     expected = slot.shape_for(shape, self.static | own[i])
+                expected = leaf.stacked(expected)
                 if getattr(values[i], "shape", None) != expected:
                     leaves.check_slot(self.owner, i, slot.name, values[i], expected)
+        if leaves.has_stacks:
+            for slot, values in zip(self.slots, slots, strict=True):
+                leaves.check_rows(slot.name, values)
 
     def _number(self, fill: Any) -> Any:
         """A value at the start; a name stands for that hyperparameter's."""
@@ -415,7 +423,8 @@ class _Lifted(Link):
             return values, {}
         if kernel.measures:
             leaves.take_steps()
-        values_of = [leaves.leaves[i].value for i in active]
+        own_leaves = [leaves.leaves[i] for i in active]
+        values_of = [leaf.present(leaf.value) for leaf in own_leaves]
         gradients = [g if isinstance(g, jax.Array) else jnp.asarray(g) for g in values_of]
         dtype = norms.widest(gradients)
         kept = {scalar.name: getattr(inner, scalar.name) for scalar in kernel.scalars}
@@ -425,15 +434,18 @@ class _Lifted(Link):
         }
         if t is not None:
             known["t"] = t.astype(dtype)
+        asked = {own for measure in kernel.measures.values() for own in measure_arguments(measure)}
         lists = {
-            slot.read_as: [own[i] for i in active]
+            slot.read_as: [leaf.present(own[i]) for leaf, i in zip(own_leaves, active, strict=True)]
             for slot, own in zip(self.slots, slots, strict=True)
+            if slot.read_as in asked
         }
-        lists["p"] = [leaves.leaves[i].parameter for i in active]
+        if "p" in asked:
+            lists["p"] = [leaf.present(leaf.parameter) for leaf in own_leaves]
         given = known | self.static | lists
         for name, measure in kernel.measures.items():
             values[name] = known[name] = measure(
-                gradients, **{asked: given[asked] for asked in measure_arguments(measure)}
+                gradients, **{own: given[own] for own in measure_arguments(measure)}
             )
         factors, new = self._scalar_step(known, kept)
         values |= factors | new
@@ -480,11 +492,11 @@ class _Lifted(Link):
         )
         return factors, scalars
 
-    def _keys(self, inner: Any, number: int) -> tuple[Any, Sequence[Any]]:
+    def _keys(self, inner: Any, leaves: Leaves) -> tuple[Any, Sequence[Any]]:
         if "key" not in self.kernel.arguments:
-            return None, [None] * number
+            return None, [None] * len(leaves.active())
         new_key, sample_key = jax.random.split(inner.rng_key)
-        return new_key, list(jax.random.split(sample_key, number)) if number else []
+        return new_key, leaves.keys(sample_key)
 
 
 def _stored_in(slot: Slot, owner: str, dtype: DTypeLike | None) -> Slot:

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from gradtx import trees
 from gradtx.compose.sequence import as_transformation
 from gradtx.inputs import holds_state, is_exact
-from gradtx.joined import Leaf, Leaves, WaitingStep, join
+from gradtx.joined import Leaf, Leaves, WaitingStep, join_openly
 from gradtx.kernel import COUNT, SHARE, check
 from gradtx.leaf import LeafStep
 from gradtx.leaves import equation, map_leaves
@@ -118,25 +118,24 @@ def advance(
     Returns:
         The new parameters, the updates or None, and the new state.
     """
-    leaves = Leaves(updates, params, extra)
-    finish = join(tx.update, leaves, state)
+    leaves, finish = join_openly(tx.update, Leaves(updates, params, extra), state)
     if isinstance(params, optax.LookaheadParams):
         changes = leaves.updates()
         return apply_updates(params, changes), changes, finish()
     leaves.align_parameters("update_and_apply")
-    steps = [WaitingStep(addition) if _is_addable(leaf) else None for leaf in leaves.leaves]
-    for leaf, own in zip(leaves.leaves, steps, strict=True):
-        if own is not None:
-            leaf.waiting.append(own)
+    steps = {leaf: WaitingStep(addition) for leaf in leaves.leaves if _is_addable(leaf)}
+    for leaf, own in steps.items():
+        leaf.waiting.append(own)
+    changed = [leaf.has_gradient and leaf.whole in steps for leaf in leaves.leaves]
     leaves.take_steps()
     new, changes = [], []
-    for i, (leaf, own) in enumerate(zip(leaves.leaves, steps, strict=True)):
-        if own is None:
-            new.append(_new_parameter(leaf.parameter, leaf.value, params, i))
-            changes.append(leaf.value)
+    for i, (leaf, is_changed) in enumerate(zip(leaves.leaves, changed, strict=True)):
+        if not is_changed:
+            new.append(_new_parameter(leaf.plain_parameter, leaf.plain, params, i))
+            changes.append(leaf.plain)
         else:
-            new.append(leaf.value)
-            changes.extend(own.new or (None,))
+            new.append(leaf.row(leaf.whole.value))
+            changes.extend(map(leaf.row, steps[leaf.whole].new or (None,)))
     unflatten = leaves.treedef.unflatten
     return unflatten(new), unflatten(changes) if addition.gives_update else None, finish()
 

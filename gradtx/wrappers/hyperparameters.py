@@ -18,6 +18,7 @@ from gradtx.compose.parts import Composed, Part, widens
 from gradtx.compose.sequence import ExtraArgs, as_transformation
 from gradtx.effect import LINEAR
 from gradtx.inputs import check_state
+from gradtx.joined import Finish, Leaves, join
 from gradtx.kernel import check_dtype
 from gradtx.messages import listed
 from gradtx.wrappers.factory import Factory
@@ -33,10 +34,16 @@ class Injected(Composed):
     Attributes:
         make: the function from hyperparameters by name to the transformation.
         schedules: the hyperparameters that are schedules.
+        on_stacks: from leaves, some of which are stacks, and the state to what gives the new state.
     """
 
     make: Callable[[dict[str, Any]], ExtraArgs]
     schedules: Mapping[str, StatefulSchedule]
+    on_stacks: Callable[[Leaves, Any], Finish]
+
+    def join(self, leaves: Leaves, state: Any) -> Finish:
+        """Take the steps of what it makes, on stacks of leaves as these are."""
+        return self.on_stacks(leaves, state) if leaves.has_stacks else super().join(leaves, state)
 
 
 def inject_hyperparams(
@@ -208,9 +215,33 @@ def _injected(
         count, states = kept_after(owner, step, lambda: own.advanced(state, extra), old)
         return new, _State(count, hyperparams, states, inner_state)
 
+    def on_stacks(leaves: Leaves, state: Any) -> Finish:
+        _check_state(owner, state, given)
+        finish = join(make(own.now(state, leaves.extra)).update, leaves, state.inner_state)
+        hyperparams = own.now(state, leaves.extra)
+
+        def finished() -> _State:
+            inner_state, updates = finish(), [leaf.value for leaf in leaves.leaves]
+            if not factory.is_ours:
+                inner_state = _with_dtypes_of(state.inner_state, inner_state)
+            step = is_step(state.inner_state, inner_state, updates)
+            old = (state.count, state.hyperparams_states)
+            count, states = kept_after(owner, step, lambda: own.advanced(state, leaves.extra), old)
+            return _State(count, hyperparams, states, inner_state)
+
+        return finished
+
     # Made here once, so that wrong values are refused at construction.
     parts = (Part("", make(numbers | own.at_start())),)
-    whole = Injected(owner, parts, update, effect=LINEAR, make=make, schedules=schedules)
+    whole = Injected(
+        owner,
+        parts,
+        update,
+        effect=LINEAR,
+        make=make,
+        schedules=schedules,
+        on_stacks=on_stacks,
+    )
     return ExtraArgs(init, whole)
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 import gradtx
@@ -28,11 +29,42 @@ def with_mean_loss(params: Any) -> dict[str, Any]:
     return {"value": bowl(params)}
 
 
+EQUAL = {
+    "layers": [jnp.linspace(-1, 1, 16).reshape(8, 2) + i for i in range(3)],
+    "biases": {"in": jnp.arange(3.0) + 1, "out": jnp.ones(3)},
+    "table": jnp.ones((4, 2), jnp.bfloat16),
+}
+STACKED = {"none_leaves": "what the state has for the leaves of a group is one array"}
+
 EXPORTS = {
     "apply_if_finite": Export(lambda: gradtx.apply_if_finite(gradtx.adam(0.1), 2)),
     "flatten": Export(
         lambda: gradtx.flatten(gradtx.adamw(0.1)),
         skip={"mismatches": "the state is one vector, which knows no paths"},
+    ),
+    "grouped": Export(lambda: gradtx.grouped(gradtx.chain(gradtx.clip(1.0), gradtx.adamw(0.1)))),
+    "grouped-momentum": Export(
+        lambda: gradtx.grouped(gradtx.sgd(0.1, momentum=0.9), group_size=2),
+        params=EQUAL,
+        skip=STACKED,
+    ),
+    "grouped-adafactor": Export(
+        lambda: gradtx.grouped(gradtx.adafactor(0.1)), params=EQUAL, skip=STACKED
+    ),
+    "grouped-muon": Export(
+        lambda: gradtx.grouped(gradtx.muon(0.1, ns_steps=2)), params=EQUAL, skip=STACKED
+    ),
+    "grouped-noise": Export(
+        lambda: gradtx.grouped(gradtx.noisy_sgd(0.1, key=0)),
+        params=EQUAL,
+        skip=STACKED | {"mismatches": "the state knows how many leaves there are, but no paths"},
+    ),
+    "grouped-optax": Export(
+        lambda: gradtx.grouped(optax.sgd(0.1, momentum=0.9), elementwise=True),
+        params=EQUAL,
+        skip=STACKED
+        | {"non_parameters": "optax multiplies whatever it is given"}
+        | {"mismatches": "optax's messages"},
     ),
     "lookahead": Export(lambda: of_fast_weights(gradtx.lookahead(gradtx.adam(0.1), 2, 0.5))),
     "reduce_on_plateau": Export(

@@ -1,0 +1,258 @@
+"""Leaves of one type that take their steps together, kept along the first axis of one array.
+
+The array stands at the place of the first of them; at the places of the others there is nothing, so
+that whoever aligns trees, chooses leaves or hands steps to them need not know of stacks.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
+
+from gradtx import trees
+from gradtx.joined import Leaf, Leaves
+
+
+class Group(NamedTuple):
+    """Leaves that are kept in one array.
+
+    Attributes:
+        places: their numbers in the tree, in its order.
+        size: the length of the array's first axis; what is beyond the leaves is padding.
+    """
+
+    places: tuple[int, ...]
+    size: int
+
+
+class Row(Leaf):
+    """One leaf of a group, whose numbers are in the group's stack.
+
+    Attributes:
+        given: its gradient; None, or what is no array, if it has none.
+        number: its row in the stack.
+        stack: the whole.
+    """
+
+    __slots__ = ("given", "number", "stack")
+
+    def __init__(self, given: Any, number: int):
+        super().__init__(None)
+        self.given = given
+        self.number = number
+        self.stack: Stack
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether it takes part."""
+        return trees.is_parameter(self.given)
+
+    @property
+    def whole(self) -> Leaf:
+        """The leaf that takes its steps."""
+        return self.stack
+
+    @property
+    def like(self) -> Any:
+        """Its shape and dtype."""
+        return jax.ShapeDtypeStruct(self.stack.shape, self.stack.dtype)
+
+    @property
+    def plain(self) -> Any:
+        """Its update."""
+        if not self.has_gradient:
+            return self.given
+        return self.row(self.stack.value).astype(jnp.result_type(self.given))
+
+    def row(self, array: Any) -> Any:
+        """Its part of a stack."""
+        return self.stack.split(array)[self.number]
+
+
+class Stack(Leaf):
+    """The leaves of a group as one leaf: their numbers along the first axis, with zeros as padding.
+
+    Attributes:
+        rows: the leaves.
+        size: the length of the first axis.
+        dtype: the dtype of their gradients.
+    """
+
+    __slots__ = ("_parameters", "_parts", "_shape", "dtype", "rows", "size")
+
+    is_stack = True
+
+    def __init__(self, rows: Sequence[Row], size: int, shape: tuple[int, ...]):
+        self.rows = rows
+        self.size = size
+        self._shape = shape
+        for row in rows:
+            row.stack = self
+        self._parts: dict[int, tuple[Any, list[Any]]] = {}
+        self._parameters: Any = None
+        given = [row.given if row.has_gradient else None for row in rows]
+        present = [jnp.asarray(g) for g in given if g is not None]
+        self.dtype = functools.reduce(np.promote_types, [g.dtype for g in present], np.bool_)
+        super().__init__(_stacked(given, size, shape, self.dtype) if present else None)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of each leaf."""
+        return self._shape
+
+    @property
+    def parameter(self) -> Any:
+        """The parameters of the leaves as one array."""
+        if self._parameters is None and trees.is_parameter(self.rows[0].parameter):
+            parameters = [row.parameter for row in self.rows]
+            dtype = jnp.result_type(parameters[0])
+            self._parameters = _stacked(parameters, self.size, self.shape, dtype)
+        return self._parameters
+
+    @parameter.setter
+    def parameter(self, value: Any) -> None:
+        """The first leaf's parameter: whoever aligns the tree finds it at the stack's place."""
+        if value is not None:
+            self.rows[0].parameter = value
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether the leaf at its place takes part."""
+        return self.rows[0].has_gradient
+
+    @property
+    def like(self) -> Any:
+        """The shape and the dtype of the leaf at its place."""
+        return self.rows[0].like
+
+    @property
+    def plain(self) -> Any:
+        """The update of the leaf at its place."""
+        return self.rows[0].plain
+
+    @property
+    def plain_parameter(self) -> Any:
+        """The parameter of the leaf at its place."""
+        return self.rows[0].parameter
+
+    def row(self, array: Any) -> Any:
+        """The part of a stack that belongs to the leaf at its place."""
+        return self.rows[0].row(array)
+
+    def split(self, array: Any) -> list[Any]:
+        """The rows of a stack, without the padding."""
+        if array is None:
+            return [None] * len(self.rows)
+        # With the array itself, so that its id belongs to no other one.
+        if id(array) not in self._parts:
+            self._parts[id(array)] = array, _rows_of(array, len(self.rows))
+        return self._parts[id(array)][1]
+
+    def stacked(self, shape: Any) -> Any:
+        """The shape of a stack of arrays of this shape, or of each of several."""
+        if isinstance(shape, list):
+            return [(self.size, *own) for own in shape]
+        return (self.size, *shape)
+
+    def present(self, stack: Any) -> Any:
+        """Those rows that have a gradient."""
+        numbers = [row.number for row in self.rows if row.has_gradient]
+        if len(numbers) == self.size:
+            return stack
+        is_prefix = numbers == list(range(len(numbers)))
+        index = slice(len(numbers)) if is_prefix else np.array(numbers)
+        return jax.tree.map(lambda x: x[index], stack)
+
+    def keys_from(self, keys: Any, numbers: dict[Leaf, int]) -> Any:
+        """The keys of its rows; where nobody reads one, any."""
+        of_rows = [numbers.get(self, 0), *(numbers.get(row, 0) for row in self.rows[1:])]
+        return keys[np.array(of_rows + [0] * (self.size - len(of_rows)))]
+
+    def finish(self, value: Any, slots: Sequence[tuple[Any, ...]]) -> None:
+        """Keep what the steps have returned, but the old slots of rows without a gradient."""
+        if not all(row.has_gradient for row in self.rows):
+            old = [own.slots for own in self.waiting]
+            slots = jax.tree.map(self._kept, old, list(slots))
+        super().finish(value, slots)
+
+    def _kept(self, old: Any, new: Any) -> Any:
+        has_gradient = np.ones(self.size, bool)
+        has_gradient[[row.number for row in self.rows if not row.has_gradient]] = False
+        shape = (self.size, *(1 for _ in new.shape[1:]))
+        return jnp.where(has_gradient.reshape(shape), new, old)
+
+
+def _stacked(parts: Sequence[Any], size: int, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Arrays along a new first axis, with zeros where one is missing and for padding."""
+    arrays = [jnp.zeros(shape, dtype) if x is None else jnp.asarray(x, dtype) for x in parts]
+    return stack_arrays(arrays, size)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def stack_arrays(arrays: Sequence[jax.Array], size: int) -> jax.Array:
+    """Arrays of one type along a new first axis, with zeros as padding."""
+    rows = [lax.expand_dims(x, (0,)) for x in arrays]
+    if size > len(rows):
+        rows.append(jnp.zeros((size - len(rows), *arrays[0].shape), arrays[0].dtype))
+    return lax.concatenate(rows, 0)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _rows_of(stack: jax.Array, number: int) -> list[jax.Array]:
+    return [lax.index_in_dim(stack, i, keepdims=False) for i in range(number)]
+
+
+def stacked_leaves(leaves: Leaves, groups: Sequence[Group], types: Sequence[Any]) -> Leaves:
+    """A record of the same tree in which each group is one leaf.
+
+    Args:
+        leaves: the leaves, whose waiting steps are taken.
+        groups: the groups.
+        types: for each leaf what has its shape, if it is in a group.
+    """
+    record = Leaves(leaves.updates(), leaves.params, leaves.extra)
+    record.promote(())
+    record.holds_stacks()
+    for group in groups:
+        shape = np.shape(types[group.places[0]])
+        rows = [Row(record.leaves[i].value, number) for number, i in enumerate(group.places)]
+        for i, row in zip(group.places, rows, strict=True):
+            record.leaves[i] = row
+        record.leaves[group.places[0]] = Stack(rows, group.size, shape)
+    return record
+
+
+def regrouped(part: Any, treedef: Any, groups: Sequence[Group]) -> Any:
+    """What a state has for each parameter, with the arrays of each group stacked.
+
+    Args:
+        part: a tree of the structure of the parameters; where those have an array, it has an array,
+            several, or nothing.
+        treedef: the structure of the parameters, in which None is a leaf.
+        groups: the groups.
+    """
+    parts = treedef.flatten_up_to(part)
+    for group in groups:
+        own = [parts[i] for i in group.places]
+        if jax.tree.leaves(own):
+            first, *others = group.places
+            parts[first] = jax.tree.map(lambda *x, n=group.size: _laid_out(x, n), *own)
+            for i in others:
+                parts[i] = None
+    return treedef.unflatten(parts)
+
+
+def _laid_out(arrays: Sequence[jax.Array], size: int) -> jax.Array:
+    """A stack that lies on the devices as its arrays do."""
+    stack = stack_arrays(list(arrays), size)
+    sharding = getattr(arrays[0], "sharding", None)
+    if isinstance(stack, Tracer) or not isinstance(sharding, NamedSharding):
+        return stack
+    spec = PartitionSpec(None, *sharding.spec)
+    return jax.device_put(stack, NamedSharding(sharding.mesh, spec))

@@ -1,0 +1,267 @@
+"""Small leaves kept in stacks, which take one step together."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gradtx import trees
+from gradtx.compose.parts import Composed, Part, owner_of, parts_of
+from gradtx.compose.sequence import as_transformation
+from gradtx.effect import IN_SERIES
+from gradtx.inputs import check_state, trained
+from gradtx.joined import Finish, Leaves, join
+from gradtx.kernel import COUNT, check
+from gradtx.lift import kernel_of, options_of
+from gradtx.select import Mask, flag_of_each_leaf
+from gradtx.stacks import Group, regrouped, stacked_leaves
+from gradtx.wrappers.hyperparameters import Injected
+
+_OWNER = "grouped"
+
+
+class GroupedState(NamedTuple):
+    """The state of `grouped`.
+
+    Attributes:
+        inner_state: the state of the wrapped transformation, in which the arrays of a group's
+            leaves are one array with a new first axis, at the place of the first of them. At the
+            places of the others is None.
+        places: for each leaf of the parameters the number of the leaf at whose place its array is,
+            which is its own number unless it is in a group; int32.
+    """
+
+    inner_state: Any
+    places: jax.Array
+
+
+@dataclass(eq=False, kw_only=True)
+class Grouped(Composed):
+    """An update function whose steps wait at stacks of leaves.
+
+    Attributes:
+        opened: from the leaves and the state to the record with the stacks, where the steps wait,
+            and to what gives the new state after they were taken.
+    """
+
+    opened: Callable[[Leaves, Any], tuple[Leaves, Finish]]
+
+
+def grouped(
+    tx: optax.GradientTransformation,
+    *,
+    max_leaf_size: int | None = None,
+    group_size: int = 16,
+    select: Mask = None,
+    elementwise: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Let leaves of one shape and dtype take their steps together, with their state in stacks.
+
+    A step of thousands of small leaves takes the time to start thousands of small operations, and
+    its program takes long to trace and to compile. Here each operation is one of `group_size`
+    leaves, and XLA compiles it once for all groups of a type.
+
+    The numbers are those of `tx`: each leaf is still seen by itself, whatever depends on its shape,
+    norms of the whole gradient, masks and options of single leaves, and noise are the same. Only
+    leaves that are treated alike share a group, and their groups are equally long, with as little
+    padding at the end of the last one as possible. Parameters, gradients and updates remain trees;
+    `gradtx.update_and_apply` adds the updates to the parameters while these are in stacks.
+
+    `tx` may be anything that is made of the optimizers of this library by `chain`, `named_chain`,
+    `masked`, `partition` and `inject_hyperparams`. Other wrappers go around `grouped`.
+
+    Args:
+        tx: the transformation.
+        max_leaf_size: the greatest number of elements of a leaf that is put into a group; None: no
+            limit. Stacking copies the gradients, which large leaves do not repay, except with
+            matrix methods such as Muon.
+        group_size: the greatest number of leaves in a group, >= 1.
+        select: which leaves may be put into groups: a mask, or what `gradtx.select` takes; None:
+            all.
+        elementwise: whether each element's update depends on that element alone in transformations
+            that are not made by this library, such as optax's, which cannot be asked. Without it
+            they are refused.
+
+    Returns:
+        A transformation with the state `GroupedState(inner_state, places)`. `gradtx.migrate`
+        carries states over to it and from it.
+
+    Raises:
+        ValueError: if an argument lies outside its range, or `tx` contains a transformation whose
+            numbers groups would not preserve; in `update`, if the state has other groups than the
+            parameters.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> params = {f"layer{i}": jnp.full(3, 1.0 + i) for i in range(4)}
+        >>> tx = gradtx.grouped(gradtx.adam(0.1))
+        >>> state = tx.init(params)
+        >>> jax.tree.map(jnp.shape, gradtx.tree.get(state, "mu"))
+        {'layer0': (4, 3), 'layer1': None, 'layer2': None, 'layer3': None}
+        >>> params, state = gradtx.update_and_apply(tx, params, state, params)
+        >>> print(params["layer3"])
+        [3.9 3.9 3.9]
+    """
+    inner = as_transformation(_OWNER, "tx", tx)
+    _check_preserved(inner, elementwise)
+    size = int(check(_OWNER, "group_size", group_size, COUNT))
+    limit = None if max_leaf_size is None else check(_OWNER, "max_leaf_size", max_leaf_size, COUNT)
+    flags_of = flag_of_each_leaf(_OWNER, select, "select").choose
+
+    def groups_of(tree: Any) -> list[Group]:
+        return _groups_of(inner, tree, flags_of(tree), size, limit)
+
+    def init(params: Any) -> GroupedState:
+        inner_state = inner.init(params)
+        tree = trained(params)
+        leaves, treedef = trees.flatten(tree)
+        groups = groups_of(tree) if leaves else []
+        places = np.arange(len(leaves), dtype=np.int32)
+        for group in groups:
+            places[list(group.places)] = group.places[0]
+        if groups:
+            inner_state = optax.tree_map_params(
+                inner,
+                lambda part: regrouped(part, treedef, groups),
+                inner_state,
+                is_leaf=lambda _: True,
+            )
+        return GroupedState(inner_state, jnp.array(places))
+
+    def opened(leaves: Leaves, state: Any) -> tuple[Leaves, Finish]:
+        check_state(_OWNER, state, GroupedState._fields)
+        if leaves.params is None:
+            tree = leaves.updates()
+            types = trees.flatten(tree)[0]
+        else:
+            tree = trained(leaves.params)
+            types = leaves.aligned(_OWNER, "params", tree)
+            for i, (leaf, own) in enumerate(zip(leaves.leaves, types, strict=True)):
+                if leaf.has_gradient and trees.is_parameter(own) and leaf.shape != np.shape(own):
+                    trees.refuse_shape(_OWNER, "updates", leaves.shapes(), i, "params", own)
+        groups = groups_of(tree)
+        record = stacked_leaves(leaves, groups, types)
+        finish = join(inner.update, record, state.inner_state)
+        if np.shape(state.places) != (len(types),):
+            raise ValueError(
+                f"{_OWNER}: the state is that of {np.size(state.places)} parameters, the updates "
+                f"have {len(types)}; was it made by the init of this transformation?"
+            )
+        return record, lambda: GroupedState(finish(), state.places)
+
+    def joined(leaves: Leaves, state: Any) -> Finish:
+        record, finish = opened(leaves, state)
+        record.take_steps()
+        leaves.put([leaf.plain for leaf in record.leaves])
+        return finish
+
+    parts = (Part("", inner),)
+    fields = GroupedState._fields
+    whole = Grouped(
+        _OWNER,
+        parts,
+        joined,
+        fields=fields,
+        only_hands_on=True,
+        joins=True,
+        effect=IN_SERIES,
+        opened=opened,
+    )
+    return optax.GradientTransformationExtraArgs(init, whole)
+
+
+def _check_preserved(tx: optax.GradientTransformation, elementwise: bool) -> None:
+    if kernel_of(tx) is not None:
+        return
+    update = tx.update
+    if not isinstance(update, Composed):
+        if elementwise:
+            return
+        raise ValueError(
+            f"{_OWNER}: it is not known whether {_name_of(update)} depends on the shape of each "
+            "array; if each element's update depends on that element alone, pass elementwise=True, "
+            f"else chain it outside of {_OWNER}"
+        )
+    if isinstance(update, Grouped):
+        raise ValueError(f"{_OWNER}: a part of tx is in groups already")
+    parts = parts_of(tx)
+    if parts and not (update.joins or isinstance(update, Injected)):
+        owner = owner_of(tx)
+        raise ValueError(
+            f"{_OWNER}: {owner} does not work on groups of arrays; put {_OWNER} inside of {owner}"
+        )
+    for part in parts:
+        _check_preserved(part.transformation, elementwise)
+
+
+def _name_of(update: Any) -> str:
+    """The function that made an update function, with its package."""
+    hidden = getattr(update, "__closure__", None) or ()
+    # optax's adapter for extra arguments is not what anybody called.
+    for cell in hidden if "with_extra_args_support" in getattr(update, "__qualname__", "") else ():
+        if isinstance(cell.cell_contents, optax.GradientTransformation):
+            return _name_of(cell.cell_contents.update)
+    package = getattr(update, "__module__", "").partition(".")[0]
+    name = getattr(update, "__qualname__", type(update).__name__).partition(".")[0]
+    return f"{package}.{name}"
+
+
+def _groups_of(
+    tx: optax.GradientTransformation, tree: Any, flags: Any, size: int, limit: Any
+) -> list[Group]:
+    """The groups of a tree's leaves: of each type, if there are several, equally long ones."""
+    leaves, treedef = trees.flatten(tree)
+    chosen = trees.flatten_like(_OWNER, "select", flags, "params", tree, subtrees=True)
+    numbers = [None if leaf is None else i for i, leaf in enumerate(leaves)]
+    labels = _labels(tx, tree, treedef.unflatten(numbers))
+    by_type: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        is_array = hasattr(leaf, "dtype") and trees.is_parameter(leaf)
+        if is_array and chosen[i] and (limit is None or math.prod(leaf.shape) <= limit):
+            kind = (leaf.shape, leaf.dtype, _layout_of(leaf), labels[i])
+            by_type.setdefault(kind, []).append(i)
+    groups = []
+    for places in by_type.values():
+        if len(places) > 1 and size > 1:
+            number = -(-len(places) // size)
+            length = -(-len(places) // number)
+            starts = range(0, len(places), length)
+            groups += [Group(tuple(places[i : i + length]), length) for i in starts]
+    return groups
+
+
+def _layout_of(leaf: Any) -> Any:
+    """How an explicit mesh shards an array, which is part of its type."""
+    sharding = getattr(getattr(leaf, "aval", None), "sharding", None)
+    spec = tuple(getattr(sharding, "spec", ()))
+    return spec if any(axis is not None for axis in spec) else ()
+
+
+def _labels(tx: optax.GradientTransformation, tree: Any, numbers: Any) -> dict[int, Any]:
+    """What a transformation makes of a leaf beside its type: its options and groups, by number."""
+    reached = jax.tree.leaves(numbers)
+    if kernel_of(tx) is not None:
+        options = options_of(tx, tree)
+        at = trees.flatten(numbers)[0]
+        pairs = zip(at, options, strict=True)
+        return {i: tuple(sorted(own.items())) for i, own in pairs if i is not None}
+    labels: dict[int, Any] = dict.fromkeys(reached, ())
+    for part in parts_of(tx):
+        seen, seen_numbers = tree, numbers
+        if part.choose is not None:
+            flags = part.choose(tree)
+            seen, seen_numbers = _hidden(tree, flags), _hidden(numbers, flags)
+        own = _labels(part.transformation, seen, seen_numbers)
+        labels = {i: (*label, own.get(i)) for i, label in labels.items()}
+    return labels
+
+
+def _hidden(tree: Any, flags: Any) -> Any:
+    return jax.tree.map(lambda flag, part: part if flag else optax.MaskedNode(), flags, tree)
