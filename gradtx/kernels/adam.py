@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
 from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
-from gradtx.kernels.arithmetic import debias, safe_divide
+from gradtx.kernels.arithmetic import bias_corrections, debias, safe_divide
 from gradtx.lift import lift
 from gradtx.norms import abs_squared
 
@@ -15,20 +15,22 @@ from gradtx.norms import abs_squared
 ADAM_RANGES = {"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE}
 
 
-def first_moment(g, mu, t, b1, nesterov, bias_correction=True):
+def first_moment(g, mu, t, b1, correction, nesterov, bias_correction=True):
     """The estimate of the mean gradient: m_hat, or with Nesterov's look ahead."""
     if not nesterov:
-        return debias(mu, b1, t) if bias_correction else mu
+        return mu * correction if bias_correction else mu
     if not bias_correction:
         return b1 * mu + (1 - b1) * g
-    return b1 * debias(mu, b1, t + 1) + (1 - b1) * debias(g, b1, t)
+    return b1 * debias(mu, b1, t + 1) + (1 - b1) * (g * correction)
 
 
-def _adam(g, *, mu, nu, t, b1, b2, eps, eps_root, nesterov, bias_correction):
+def _adam(
+    g, *, mu, nu, t, correction1, correction2, b1, b2, eps, eps_root, nesterov, bias_correction
+):
     mu = b1 * mu + (1 - b1) * g
     nu = b2 * nu + (1 - b2) * abs_squared(g)
-    mu_hat = first_moment(g, mu, t, b1, nesterov, bias_correction)
-    nu_hat = debias(nu, b2, t) if bias_correction else nu
+    mu_hat = first_moment(g, mu, t, b1, correction1, nesterov, bias_correction)
+    nu_hat = nu * correction2 if bias_correction else nu
     return safe_divide(mu_hat, lax.sqrt(nu_hat + eps_root) + eps, eps), mu, nu
 
 
@@ -38,6 +40,8 @@ ADAM = Kernel(
     slots=(Slot("mu"), Slot("nu", real=True)),
     hyperparameters=ADAM_RANGES,
     options=("nesterov", "bias_correction"),
+    scalar_step=bias_corrections,
+    factors=("correction1", "correction2"),
     state=optax.ScaleByAdamState,
     degree=0,
     source="Kingma & Ba 2015, Algorithm 1",

@@ -8,16 +8,16 @@ from optax import ScalarOrSchedule
 
 from gradtx.kernel import NON_NEGATIVE, Kernel, Range, Slot
 from gradtx.kernels.adam import ADAM_RANGES, first_moment
-from gradtx.kernels.arithmetic import debias, log_decay, safe_divide
+from gradtx.kernels.arithmetic import bias_corrections, log_decay, safe_divide
 from gradtx.lift import lift
 from gradtx.norms import abs_squared
 
 
-def _belief(g, *, mu, nu, t, b1, b2, eps, eps_root, nesterov):
+def _belief(g, *, mu, nu, t, correction1, correction2, b1, b2, eps, eps_root, nesterov):
     mu = b1 * mu + (1 - b1) * g
     nu = b2 * nu + (1 - b2) * abs_squared(g - mu) + eps_root
-    mu_hat = first_moment(g, mu, t, b1, nesterov)
-    return safe_divide(mu_hat, lax.sqrt(debias(nu, b2, t)) + eps, eps), mu, nu
+    mu_hat = first_moment(g, mu, t, b1, correction1, nesterov)
+    return safe_divide(mu_hat, lax.sqrt(nu * correction2) + eps, eps), mu, nu
 
 
 BELIEF = Kernel(
@@ -26,6 +26,8 @@ BELIEF = Kernel(
     slots=(Slot("mu"), Slot("nu", real=True)),
     hyperparameters=ADAM_RANGES,
     options=("nesterov",),
+    scalar_step=bias_corrections,
+    factors=("correction1", "correction2"),
     state=optax.ScaleByBeliefState,
     degree=0,
     source="Zhuang et al. 2020, Algorithm 2",
@@ -74,12 +76,12 @@ def scale_by_belief(
     return lift(BELIEF, b1=b1, b2=b2, eps=eps, eps_root=eps_root, nesterov=bool(nesterov))
 
 
-def _yogi(g, *, mu, nu, t, b1, b2, eps, eps_root):
+def _yogi(g, *, mu, nu, correction1, correction2, b1, b2, eps, eps_root):
     square = abs_squared(g)
     mu = b1 * mu + (1 - b1) * g
     nu = nu - (1 - b2) * jnp.sign(nu - square) * square
-    nu_hat = debias(nu, b2, t)
-    return safe_divide(debias(mu, b1, t), lax.sqrt(nu_hat + eps_root) + eps, eps), mu, nu
+    mu_hat, nu_hat = mu * correction1, nu * correction2
+    return safe_divide(mu_hat, lax.sqrt(nu_hat + eps_root) + eps, eps), mu, nu
 
 
 YOGI = Kernel(
@@ -87,6 +89,8 @@ YOGI = Kernel(
     _yogi,
     slots=(Slot("mu"), Slot("nu", fill="initial_accumulator_value", real=True)),
     hyperparameters=ADAM_RANGES | {"initial_accumulator_value": NON_NEGATIVE},
+    scalar_step=bias_corrections,
+    factors=("correction1", "correction2"),
     state=optax.ScaleByAdamState,
     degree=0,
     source="Zaheer et al. 2018, Algorithm 2",
@@ -142,21 +146,25 @@ def scale_by_yogi(
     )
 
 
-def _rectification(*, t, b2, threshold):
+def _radam_factors(*, t, b1, b2, threshold):
+    """The weights of the moments, and r; 0 where the variance is not tractable."""
     rho, rho_inf = _degrees_of_freedom(b2, t), (1 + b2) / (1 - b2)
     is_tractable = rho >= threshold
-    # Where the variance is not tractable the root below may be of a negative number.
+    # There the root below may be of a negative number.
     rho = jnp.where(is_tractable, rho, rho_inf)
     square = ((rho - 4) * (rho - 2) * rho_inf) / ((rho_inf - 4) * (rho_inf - 2) * rho)
-    return {"is_tractable": is_tractable, "rectification": lax.sqrt(square)}
+    rectification = jnp.where(is_tractable, lax.sqrt(square), 0.0)
+    return bias_corrections(t=t, b1=b1, b2=b2) | {"rectification": rectification}
 
 
-def _radam(g, *, mu, nu, t, is_tractable, rectification, b1, b2, eps, eps_root, nesterov):
+def _radam(
+    g, *, mu, nu, t, correction1, correction2, rectification, b1, b2, eps, eps_root, nesterov
+):
     mu = b1 * mu + (1 - b1) * g
     nu = b2 * nu + (1 - b2) * abs_squared(g)
-    mu_hat = first_moment(g, mu, t, b1, nesterov)
-    adaptive = safe_divide(mu_hat, lax.sqrt(debias(nu, b2, t) + eps_root) + eps, eps)
-    return jnp.where(is_tractable, rectification * adaptive, mu_hat), mu, nu
+    mu_hat = first_moment(g, mu, t, b1, correction1, nesterov)
+    adaptive = safe_divide(mu_hat, lax.sqrt(nu * correction2 + eps_root) + eps, eps)
+    return jnp.where(rectification > 0, rectification * adaptive, mu_hat), mu, nu
 
 
 def _degrees_of_freedom(b2, t: jax.Array) -> jax.Array:
@@ -192,8 +200,8 @@ RADAM = Kernel(
     slots=(Slot("mu"), Slot("nu", real=True)),
     hyperparameters=ADAM_RANGES | {"threshold": _TRACTABLE},
     options=("nesterov",),
-    scalar_step=_rectification,
-    factors=("is_tractable", "rectification"),
+    scalar_step=_radam_factors,
+    factors=("correction1", "correction2", "rectification"),
     state=optax.ScaleByAdamState,
     degree="between",
     source="Liu et al. 2020, Algorithm 2",

@@ -7,7 +7,7 @@ from optax import ScalarOrSchedule
 
 from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, PerLeaf, Slot
 from gradtx.kernels.adam import ADAM_RANGES
-from gradtx.kernels.arithmetic import debias, safe_divide
+from gradtx.kernels.arithmetic import bias_correction, bias_corrections, safe_divide
 from gradtx.lift import lift
 from gradtx.norms import abs_squared
 
@@ -17,13 +17,19 @@ def change_of(g, g_previous, t):
     return jnp.where(t == 1, jnp.zeros_like(g), g - g_previous)
 
 
-def _adan(g, *, m, v, n, g_previous, t, b1, b2, b3, eps, eps_root):
+def _adan_corrections(*, t, b1, b2, b3):
+    return bias_corrections(t=t, b1=b1, b2=b2) | {"correction3": bias_correction(b3, t)}
+
+
+def _adan(
+    g, *, m, v, n, g_previous, t, correction1, correction2, correction3, b1, b2, b3, eps, eps_root
+):
     change = change_of(g, g_previous, t)
     m = b1 * m + (1 - b1) * g
     v = b2 * v + (1 - b2) * change
     n = b3 * n + (1 - b3) * abs_squared(g + b2 * change)
-    momentum = debias(m, b1, t) + b2 * debias(v, b2, t)
-    size = lax.sqrt(debias(n, b3, t) + eps_root) + eps
+    momentum = m * correction1 + b2 * (v * correction2)
+    size = lax.sqrt(n * correction3 + eps_root) + eps
     return safe_divide(momentum, size), m, v, n, g
 
 
@@ -32,6 +38,8 @@ ADAN = Kernel(
     _adan,
     slots=(Slot("m"), Slot("v"), Slot("n", real=True), Slot("g", argument="g_previous")),
     hyperparameters=ADAM_RANGES | {"b3": DECAY},
+    scalar_step=_adan_corrections,
+    factors=("correction1", "correction2", "correction3"),
     state=optax.ScaleByAdanState,
     counters=("t",),
     degree=0,

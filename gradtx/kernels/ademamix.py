@@ -8,17 +8,17 @@ from optax.contrib import ScaleByAdemamixState, ScaleBySimplifiedAdEMAMixState
 
 from gradtx.kernel import ANY_NUMBER, DECAY, Kernel, Slot
 from gradtx.kernels.adam import ADAM_RANGES
-from gradtx.kernels.arithmetic import debias, safe_divide
+from gradtx.kernels.arithmetic import bias_corrections, debias, safe_divide
 from gradtx.lift import lift
 from gradtx.norms import abs_squared
 
 
-def _ademamix(g, *, m1, m2, nu, t, b1, b2, b3, alpha, eps, eps_root):
+def _ademamix(g, *, m1, m2, nu, correction1, correction2, b1, b2, b3, alpha, eps, eps_root):
     m1 = b1 * m1 + (1 - b1) * g
     m2 = b3 * m2 + (1 - b3) * g
     nu = b2 * nu + (1 - b2) * abs_squared(g)
-    momentum = debias(m1, b1, t) + alpha * m2
-    return safe_divide(momentum, lax.sqrt(debias(nu, b2, t) + eps_root) + eps, eps), m1, m2, nu
+    momentum = m1 * correction1 + alpha * m2
+    return safe_divide(momentum, lax.sqrt(nu * correction2 + eps_root) + eps, eps), m1, m2, nu
 
 
 ADEMAMIX = Kernel(
@@ -30,6 +30,8 @@ ADEMAMIX = Kernel(
         Slot("nu", real=True),
     ),
     hyperparameters=ADAM_RANGES | {"b3": DECAY, "alpha": ANY_NUMBER},
+    scalar_step=bias_corrections,
+    factors=("correction1", "correction2"),
     state=ScaleByAdemamixState,
     counters=("count", "count_m2"),
     degree=0,

@@ -26,6 +26,16 @@ def sum_of_weights(decay: Any, t: jax.Array) -> jax.Array:
     return lax.neg(lax.expm1(exponent))
 
 
+def bias_correction(decay: Any, t: jax.Array) -> jax.Array:
+    """1 / (1 - decay^t), the factor of `debias`; a kernel with it as a factor calculates it once."""
+    return 1.0 / sum_of_weights(decay, t)
+
+
+def bias_corrections(*, t: jax.Array, b1: Any, b2: Any) -> dict[str, jax.Array]:
+    """The bias corrections of a first and a second moment, calculated once for all leaves."""
+    return {"correction1": bias_correction(b1, t), "correction2": bias_correction(b2, t)}
+
+
 def log_decay(decay: Any) -> Any:
     """log(decay), in double precision for a Python number."""
     if isinstance(decay, float):

@@ -11,6 +11,7 @@ from optax import ScalarOrSchedule
 from optax.contrib import MuonState
 
 from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, PerLeaf, Scalar, Slot
+from gradtx.kernels import arithmetic
 from gradtx.kernels.adam import first_moment
 from gradtx.kernels.matrices import WeightDimensionNumbers, matrix_axes
 from gradtx.kernels.orthogonalize import (
@@ -25,7 +26,9 @@ from gradtx.lift import lift
 
 def _muon(g, *, mu, t, ns_coeffs, beta, eps, axes, nesterov, bias_correction, adaptive, iteration):
     mu = beta * mu + (1 - beta) * g
-    m_hat = axes.to_matrices(first_moment(g, mu, t, beta, nesterov, bias_correction))
+    correction = arithmetic.bias_correction(beta, t)
+    m_hat = first_moment(g, mu, t, beta, correction, nesterov, bias_correction)
+    m_hat = axes.to_matrices(m_hat)
     u = newton_schulz(m_hat, ns_coeffs, eps, **iteration._asdict())
     if adaptive:
         u = jnp.sum(jnp.real(jnp.conj(m_hat) * u), axis=(-2, -1), keepdims=True) * u

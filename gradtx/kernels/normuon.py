@@ -47,7 +47,7 @@ def _normuon(
 ):
     rows, columns = g.shape[-2:]
     mu = beta * mu + (1 - beta) * g
-    ahead = first_moment(g, mu, None, beta, nesterov, bias_correction=False)
+    ahead = first_moment(g, mu, None, beta, None, nesterov, bias_correction=False)
     o = newton_schulz(ahead, ns_coeffs, eps, **iteration._asdict())
     nu = b2 * nu + (1 - b2) * jnp.sum(norms.abs_squared(o), axis=-2) / max(rows, 1)
     denominator = lax.sqrt(nu)[..., None, :] + eps
