@@ -211,6 +211,9 @@ from gradtx.precision.kahan_sum import KahanSumState as KahanSumState
 from gradtx.precision.kahan_sum import with_kahan_sum as with_kahan_sum
 from gradtx.precision.master_weights import MasterWeightsState as MasterWeightsState
 from gradtx.precision.master_weights import with_master_weights as with_master_weights
+from gradtx.precision.quantize import QuantizedState as QuantizedState
+from gradtx.precision.quantize import quantize_state as quantize_state
+from gradtx.precision.quantized import Quantized as Quantized
 from gradtx.precision.stochastic_rounding import StochasticRoundingState as StochasticRoundingState
 from gradtx.precision.stochastic_rounding import (
     with_stochastic_rounding as with_stochastic_rounding,

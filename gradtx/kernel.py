@@ -173,6 +173,7 @@ class Slot:
         argument: the argument of the step; "": the name.
         is_read: whether an equation reads what the slot held. One that is only written, such as a
             report about the last gradient, need not be in the state that `update` is given.
+        non_negative: whether no element is ever negative, as those of a mean of squares.
     """
 
     name: str
@@ -183,6 +184,7 @@ class Slot:
     argument: str = ""
     is_read: bool = True
     dtype_argument: str = ""
+    non_negative: bool = False
 
     @property
     def read_as(self) -> str:

@@ -102,7 +102,8 @@ class LeafStep:
         for (name, is_real), slot in zip(self.slots, slots, strict=True):
             if name:
                 own = real if is_real else dtype
-                given[name] = jax.tree.map(functools.partial(to_compute, dtype=own), slot)
+                widen = functools.partial(to_compute, dtype=own)
+                given[name] = jax.tree.map(widen, slot, is_leaf=trees.is_stored)
         if self.reads_parameter:
             given["p"] = jnp.asarray(p).astype(dtype)
         if t is not None:
@@ -131,7 +132,8 @@ class LeafStep:
                 f"{', '.join(names)}"
             )
         for what, returned, like in zip(names, (update, *new), (g, *slots), strict=True):
-            found, expected = jax.tree.map(np.shape, returned), jax.tree.map(jnp.shape, like)
+            found = jax.tree.map(np.shape, returned)
+            expected = jax.tree.map(np.shape, like, is_leaf=trees.is_stored)
             if found != expected:
                 raise ValueError(
                     f"{self.name}: the kernel returned {what} of shape {found} for a gradient of "
@@ -224,12 +226,14 @@ def scalar_step_of(
     return jax.jit(scalar_step)
 
 
-def _stored_as(value: jax.Array, slot: jax.Array) -> jax.Array:
-    return value.astype(slot.dtype)
+def _stored_as(value: jax.Array, slot: Any) -> Any:
+    return slot.encoded(value) if trees.is_stored(slot) else value.astype(slot.dtype)
 
 
-def to_compute(slot: jax.Array, dtype: np.dtype) -> jax.Array:
+def to_compute(slot: Any, dtype: np.dtype) -> jax.Array:
     """A stored number in the dtype to calculate in; integers and booleans as they are."""
+    if trees.is_stored(slot):
+        slot = slot.decoded()
     if not jnp.issubdtype(slot.dtype, jnp.inexact):
         return slot
     is_real = jnp.issubdtype(dtype, jnp.floating)

@@ -436,7 +436,10 @@ class _Lifted(Link):
             known["t"] = t.astype(dtype)
         asked = {own for measure in kernel.measures.values() for own in measure_arguments(measure)}
         lists = {
-            slot.read_as: [leaf.present(own[i]) for leaf, i in zip(own_leaves, active, strict=True)]
+            slot.read_as: [
+                leaf.present(trees.decoded(own[i]))
+                for leaf, i in zip(own_leaves, active, strict=True)
+            ]
             for slot, own in zip(self.slots, slots, strict=True)
             if slot.read_as in asked
         }

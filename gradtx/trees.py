@@ -14,6 +14,53 @@ import numpy as np
 from gradtx.messages import shown
 
 
+class Stored:
+    """A node of a state that keeps an array in another form, such as one of fewer bits.
+
+    It has the `shape` and `dtype` of the array. The steps of kernels take such nodes as slots;
+    everything else sees arrays.
+    """
+
+    __slots__ = ()
+
+    def decoded(self) -> jax.Array:
+        """The array."""
+        raise NotImplementedError
+
+    def encoded(self, array: jax.Array) -> "Stored":
+        """A node that keeps another array in the same form."""
+        raise NotImplementedError
+
+
+def is_stored(node: Any) -> bool:
+    """Whether a node keeps an array in another form."""
+    return isinstance(node, Stored)
+
+
+def _is_end(node: Any) -> bool:
+    return node is None or is_stored(node)
+
+
+def decoded(tree: Any) -> Any:
+    """The tree with the arrays themselves in place of what keeps them in another form."""
+    nodes, treedef = jax.tree.flatten(tree, is_leaf=_is_end)
+    if not any(map(is_stored, nodes)):
+        return tree
+    return treedef.unflatten(node.decoded() if is_stored(node) else node for node in nodes)
+
+
+def encoded_like(old: Any, new: Any) -> Any:
+    """The tree `new`, with its arrays in the form that the tree `old` of its structure has."""
+    nodes, treedef = jax.tree.flatten(old, is_leaf=_is_end)
+    if not any(map(is_stored, nodes)):
+        return new
+    parts = treedef.flatten_up_to(new)
+    return treedef.unflatten(
+        node.encoded(part) if is_stored(node) else part
+        for node, part in zip(nodes, parts, strict=True)
+    )
+
+
 def is_parameter(leaf: Any) -> bool:
     """Whether a leaf is an inexact number or array; everything else is left alone."""
     dtype = getattr(leaf, "dtype", None)
@@ -109,7 +156,7 @@ def parts_at(
     if not subtrees:
         opposite = zip(leaves, parts, strict=True)
         present = [part for leaf, part in opposite if leaf is not None and part is not None]
-        if not jax.tree_util.all_leaves(present):
+        if not jax.tree_util.all_leaves([part for part in present if not is_stored(part)]):
             raise ValueError(f"{owner}: {difference()}")
     return parts
 

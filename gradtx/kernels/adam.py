@@ -37,7 +37,7 @@ def _adam(
 ADAM = Kernel(
     "scale_by_adam",
     _adam,
-    slots=(Slot("mu"), Slot("nu", real=True)),
+    slots=(Slot("mu"), Slot("nu", real=True, non_negative=True)),
     hyperparameters=ADAM_RANGES,
     options=("nesterov", "bias_correction"),
     scalar_step=bias_corrections,
@@ -121,7 +121,11 @@ def _amsgrad(
 AMSGRAD = Kernel(
     "scale_by_amsgrad",
     _amsgrad,
-    slots=(Slot("mu"), Slot("nu", real=True), Slot("nu_max", real=True)),
+    slots=(
+        Slot("mu"),
+        Slot("nu", real=True, non_negative=True),
+        Slot("nu_max", real=True, non_negative=True),
+    ),
     hyperparameters=ADAM_RANGES,
     options=("bias_correction_mu", "bias_correction_nu"),
     state=optax.ScaleByAmsgradState,
@@ -196,7 +200,7 @@ def _adamax(g, *, mu, nu, t, b1, b2, eps):
 ADAMAX = Kernel(
     "scale_by_adamax",
     _adamax,
-    slots=(Slot("mu"), Slot("nu", real=True)),
+    slots=(Slot("mu"), Slot("nu", real=True, non_negative=True)),
     hyperparameters={"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE},
     state=optax.ScaleByAdamState,
     degree=0,

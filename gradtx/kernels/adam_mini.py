@@ -40,7 +40,7 @@ def _shape_of_blocks(shape: tuple[int, ...], blocks: tuple[int, ...]) -> tuple[i
 ADAMINI = Kernel(
     "scale_by_adamini",
     _adamini,
-    slots=(Slot("mu"), Slot("nu", real=True, shape=_shape_of_blocks)),
+    slots=(Slot("mu"), Slot("nu", real=True, non_negative=True, shape=_shape_of_blocks)),
     hyperparameters=ADAM_RANGES,
     options=("blocks",),
     state=optax.ScaleByAdamState,

@@ -23,7 +23,7 @@ def _belief(g, *, mu, nu, t, correction1, correction2, b1, b2, eps, eps_root, ne
 BELIEF = Kernel(
     "scale_by_belief",
     _belief,
-    slots=(Slot("mu"), Slot("nu", real=True)),
+    slots=(Slot("mu"), Slot("nu", real=True, non_negative=True)),
     hyperparameters=ADAM_RANGES,
     options=("nesterov",),
     scalar_step=bias_corrections,
@@ -87,7 +87,7 @@ def _yogi(g, *, mu, nu, correction1, correction2, b1, b2, eps, eps_root):
 YOGI = Kernel(
     "scale_by_yogi",
     _yogi,
-    slots=(Slot("mu"), Slot("nu", fill="initial_accumulator_value", real=True)),
+    slots=(Slot("mu"), Slot("nu", fill="initial_accumulator_value", real=True, non_negative=True)),
     hyperparameters=ADAM_RANGES | {"initial_accumulator_value": NON_NEGATIVE},
     scalar_step=bias_corrections,
     factors=("correction1", "correction2"),
@@ -197,7 +197,7 @@ _TRACTABLE = Range(">= 4", lambda value: value >= 4)
 RADAM = Kernel(
     "scale_by_radam",
     _radam,
-    slots=(Slot("mu"), Slot("nu", real=True)),
+    slots=(Slot("mu"), Slot("nu", real=True, non_negative=True)),
     hyperparameters=ADAM_RANGES | {"threshold": _TRACTABLE},
     options=("nesterov",),
     scalar_step=_radam_factors,

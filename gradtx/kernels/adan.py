@@ -36,7 +36,12 @@ def _adan(
 ADAN = Kernel(
     "scale_by_adan",
     _adan,
-    slots=(Slot("m"), Slot("v"), Slot("n", real=True), Slot("g", argument="g_previous")),
+    slots=(
+        Slot("m"),
+        Slot("v"),
+        Slot("n", real=True, non_negative=True),
+        Slot("g", argument="g_previous"),
+    ),
     hyperparameters=ADAM_RANGES | {"b3": DECAY},
     scalar_step=_adan_corrections,
     factors=("correction1", "correction2", "correction3"),

@@ -21,7 +21,7 @@ def _rss(g, *, sum_of_squares, eps):
 RSS = Kernel(
     "scale_by_rss",
     _rss,
-    slots=(Slot("sum_of_squares", fill="initial_accumulator_value", real=True),),
+    slots=(Slot("sum_of_squares", fill="initial_accumulator_value", real=True, non_negative=True),),
     hyperparameters={"initial_accumulator_value": NON_NEGATIVE, "eps": NON_NEGATIVE},
     state=optax.ScaleByRssState,
     degree=0,
@@ -84,7 +84,7 @@ _StddevWithCountState = state_class(optax.scale_by_stddev(bias_correction=True))
 RMS = Kernel(
     "scale_by_rms",
     _rms,
-    slots=(Slot("nu", fill="initial_scale", real=True),),
+    slots=(Slot("nu", fill="initial_scale", real=True, non_negative=True),),
     hyperparameters={"decay": DECAY, "eps": NON_NEGATIVE, "initial_scale": NON_NEGATIVE},
     options=("eps_in_sqrt",),
     state=optax.ScaleByRmsState,
@@ -163,7 +163,7 @@ def _stddev_debiased(g, *, mu, nu, t, decay, eps, eps_in_sqrt):
 STDDEV = Kernel(
     "scale_by_stddev",
     _stddev,
-    slots=(Slot("mu"), Slot("nu", fill="initial_scale", real=True)),
+    slots=(Slot("mu"), Slot("nu", fill="initial_scale", real=True, non_negative=True)),
     hyperparameters={"decay": DECAY, "eps": NON_NEGATIVE, "initial_scale": NON_NEGATIVE},
     options=("eps_in_sqrt",),
     state=optax.ScaleByRStdDevState,
@@ -233,7 +233,7 @@ def _adadelta(g, *, e_g, e_x, rho, eps):
 ADADELTA = Kernel(
     "scale_by_adadelta",
     _adadelta,
-    slots=(Slot("e_g", real=True), Slot("e_x", real=True)),
+    slots=(Slot("e_g", real=True, non_negative=True), Slot("e_x", real=True)),
     hyperparameters={"rho": DECAY, "eps": NON_NEGATIVE},
     state=optax.ScaleByAdaDeltaState,
     degree=0,

@@ -27,7 +27,7 @@ ADEMAMIX = Kernel(
     slots=(
         Slot("m1", dtype_argument="mu_dtype"),
         Slot("m2", dtype_argument="mu_dtype"),
-        Slot("nu", real=True),
+        Slot("nu", real=True, non_negative=True),
     ),
     hyperparameters=ADAM_RANGES | {"b3": DECAY, "alpha": ANY_NUMBER},
     scalar_step=bias_corrections,
@@ -108,7 +108,7 @@ def _simplified_ademamix(g, *, m, n, t, b1, b2, alpha, eps, eps_root):
 SIMPLIFIED_ADEMAMIX = Kernel(
     "scale_by_simplified_ademamix",
     _simplified_ademamix,
-    slots=(Slot("m"), Slot("n", real=True)),
+    slots=(Slot("m"), Slot("n", real=True, non_negative=True)),
     hyperparameters=ADAM_RANGES | {"alpha": ANY_NUMBER},
     state=ScaleBySimplifiedAdEMAMixState,
     counters=("t",),

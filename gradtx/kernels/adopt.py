@@ -45,7 +45,7 @@ def _adopt(g, *, mu, nu, t, b1, b2, eps, clip_value_fn, nesterov):
 ADOPT = Kernel(
     "scale_by_adopt",
     _adopt,
-    slots=(Slot("mu"), Slot("nu", real=True)),
+    slots=(Slot("mu"), Slot("nu", real=True, non_negative=True)),
     hyperparameters={
         "b1": DECAY,
         "b2": DECAY,
@@ -134,7 +134,7 @@ def _acprop(g, *, mu, nu, t, b1, b2, eps, eps_root):
 ACPROP = Kernel(
     "scale_by_acprop",
     _acprop,
-    slots=(Slot("mu"), Slot("nu", real=True)),
+    slots=(Slot("mu"), Slot("nu", real=True, non_negative=True)),
     hyperparameters=ADAM_RANGES,
     state=optax.ScaleByBeliefState,
     degree="between",

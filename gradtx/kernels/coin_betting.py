@@ -28,9 +28,9 @@ COCOB = Kernel(
     slots=(
         Slot("init_particles", fill="p"),
         Slot("cumulative_gradients"),
-        Slot("scale", fill="eps", real=True),
-        Slot("subgradients", real=True),
-        Slot("reward", real=True),
+        Slot("scale", fill="eps", real=True, non_negative=True),
+        Slot("subgradients", real=True, non_negative=True),
+        Slot("reward", real=True, non_negative=True),
     ),
     hyperparameters={"alpha": NON_NEGATIVE, "eps": NON_NEGATIVE},
     state=COCOBState,

@@ -120,7 +120,7 @@ def _dadapt(g, *, p, exp_avg, exp_avg_sq, grad_sum, rate, b1, b2, eps, weight_de
 DADAPT_ADAMW = Kernel(
     "dadapt_adamw",
     _dadapt,
-    slots=(Slot("exp_avg"), Slot("exp_avg_sq", real=True), Slot("grad_sum")),
+    slots=(Slot("exp_avg"), Slot("exp_avg_sq", real=True, non_negative=True), Slot("grad_sum")),
     scalars=(Scalar("estim_lr", fill="estim_lr0"), Scalar("numerator_weighted")),
     scalar_step=_dadapt_scalars,
     factors=("rate",),

@@ -218,8 +218,8 @@ LAYERWISE_DOG = Kernel(
     "scale_by_distance_over_gradients",
     _layer_distance,
     slots=(
-        Slot("max_dist", fill="reps_rel", real=True, shape=lambda shape: ()),
-        Slot("grad_sum_of_squares", real=True, shape=lambda shape: (1,)),
+        Slot("max_dist", fill="reps_rel", real=True, non_negative=True, shape=lambda shape: ()),
+        Slot("grad_sum_of_squares", real=True, non_negative=True, shape=lambda shape: (1,)),
         Slot("init_params", fill="p", dtype_argument="param_dtype"),
     ),
     hyperparameters={"reps_rel": POSITIVE, "eps": NON_NEGATIVE, "global_scale": ANY_NUMBER},

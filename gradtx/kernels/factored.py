@@ -117,9 +117,9 @@ FACTORED_RMS = Kernel(
     "scale_by_factored_rms",
     _factored_rms,
     slots=(
-        Slot("v_row", real=True, shape=functools.partial(_without, 1)),
-        Slot("v_col", real=True, shape=functools.partial(_without, 0)),
-        Slot("v", real=True, shape=_whole),
+        Slot("v_row", real=True, non_negative=True, shape=functools.partial(_without, 1)),
+        Slot("v_col", real=True, non_negative=True, shape=functools.partial(_without, 0)),
+        Slot("v", real=True, non_negative=True, shape=_whole),
     ),
     hyperparameters={"decay": DECAY, "epsilon": NON_NEGATIVE},
     options=("factored", "min_dim_size_to_factor"),

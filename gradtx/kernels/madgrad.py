@@ -23,7 +23,7 @@ def _madgrad(g, *, grad_sum_sq, s, x0, p, t, learning_rate, momentum, eps):
 MADGRAD = Kernel(
     "scale_by_madgrad",
     _madgrad,
-    slots=(Slot("grad_sum_sq", real=True), Slot("s"), Slot("x0", fill="p")),
+    slots=(Slot("grad_sum_sq", real=True, non_negative=True), Slot("s"), Slot("x0", fill="p")),
     hyperparameters={"learning_rate": NON_NEGATIVE, "momentum": DECAY, "eps": NON_NEGATIVE},
     state=MadgradState,
     degree="between",

@@ -46,7 +46,7 @@ MOMO_ADAM = replace(
     MOMO,
     name="momo_adam",
     step=_momo_adam,
-    slots=(Slot("exp_avg"), Slot("exp_avg_sq", real=True)),
+    slots=(Slot("exp_avg"), Slot("exp_avg_sq", real=True, non_negative=True)),
     measures={**MOMO.measures, "squares": _momo_adam_squares},
     hyperparameters={**MOMO.hyperparameters, "b2": DECAY, "eps": NON_NEGATIVE},
     state=MomoAdamState,

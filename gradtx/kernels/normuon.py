@@ -63,7 +63,10 @@ def _normuon(
 NORMUON = Kernel(
     "scale_by_normuon",
     _normuon,
-    slots=(Slot("mu"), Slot("nu", real=True, shape=lambda shape: (*shape[:-2], shape[-1]))),
+    slots=(
+        Slot("mu"),
+        Slot("nu", real=True, non_negative=True, shape=lambda shape: (*shape[:-2], shape[-1])),
+    ),
     scalars=(Scalar("ns_coeffs", fill="coefficients"),),
     hyperparameters={
         "beta": DECAY,

@@ -24,7 +24,7 @@ def _novograd(g, *, p, mu, nu, t, b1, b2, eps, eps_root, weight_decay):
 NOVOGRAD = Kernel(
     "scale_by_novograd",
     _novograd,
-    slots=(Slot("mu"), Slot("nu", real=True, shape=lambda shape: ())),
+    slots=(Slot("mu"), Slot("nu", real=True, non_negative=True, shape=lambda shape: ())),
     hyperparameters=ADAM_RANGES | {"weight_decay": NON_NEGATIVE},
     state=optax.ScaleByNovogradState,
     elementwise=False,

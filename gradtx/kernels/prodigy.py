@@ -167,7 +167,7 @@ PRODIGY = Kernel(
     _prodigy,
     slots=(
         Slot("exp_avg"),
-        Slot("exp_avg_sq", real=True),
+        Slot("exp_avg_sq", real=True, non_negative=True),
         Slot("grad_sum"),
         Slot("params0", fill="p"),
     ),

@@ -139,7 +139,10 @@ _GROWING = Range("> 1", lambda value: value > 1)
 RPROP = Kernel(
     "scale_by_rprop",
     _rprop,
-    slots=(Slot("step_sizes", fill="learning_rate", real=True), Slot("prev_updates")),
+    slots=(
+        Slot("step_sizes", fill="learning_rate", real=True, non_negative=True),
+        Slot("prev_updates"),
+    ),
     hyperparameters={
         "learning_rate": NON_NEGATIVE,
         "eta_minus": PROPER_SHARE,

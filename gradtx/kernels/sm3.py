@@ -38,7 +38,7 @@ def _sm3(g, *, mu, nu, b1, b2, eps) -> tuple[jax.Array, list[jax.Array], jax.Arr
 SM3 = Kernel(
     "scale_by_sm3",
     _sm3,
-    slots=(Slot("mu", real=True, shape=_accumulator_shapes), Slot("nu")),
+    slots=(Slot("mu", real=True, non_negative=True, shape=_accumulator_shapes), Slot("nu")),
     hyperparameters={"b1": DECAY, "b2": SHARE, "eps": NON_NEGATIVE},
     state=optax.ScaleBySM3State,
     elementwise=False,

@@ -124,7 +124,7 @@ SOAP = Kernel(
     _soap,
     slots=(
         Slot("mu"),
-        Slot("nu", real=True),
+        Slot("nu", real=True, non_negative=True),
         Slot("statistics", shape=_squares),
         Slot("basis", fill=lambda shape, dtype: jnp.eye(*shape, dtype=dtype), shape=_squares),
     ),

@@ -29,7 +29,7 @@ _NARROW = (
 
 
 def random_bits(
-    key: jax.Array,
+    key: jax.Array | np.ndarray,
     step: Any,
     leaf_number: Any,
     shape: Sequence[int],

@@ -192,7 +192,7 @@ def _check_preserved(tx: optax.GradientTransformation, elementwise: bool) -> Non
     if isinstance(update, Grouped):
         raise ValueError(f"{_OWNER}: a part of tx is in groups already")
     parts = parts_of(tx)
-    if parts and not (update.joins or isinstance(update, Injected)):
+    if parts and (update.locality == "leaf" or not (update.joins or isinstance(update, Injected))):
         owner = owner_of(tx)
         raise ValueError(
             f"{_OWNER}: {owner} does not work on groups of arrays; put {_OWNER} inside of {owner}"

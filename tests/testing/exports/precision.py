@@ -23,7 +23,18 @@ WRAPPERS = {
     "with_stochastic_rounding": lambda tx: gradtx.with_stochastic_rounding(tx, 0),
 }
 
+
+def quantized(tx):
+    # All of the kit's parameters are small.
+    return gradtx.quantize_state(tx, min_size=1)
+
+
 EXPORTS = {
+    "quantize_state": Export(lambda: quantized(gradtx.adamw(0.1))),
+    **{
+        f"quantize_state-around_{inner}": Export(lambda make=make: quantized(make()))
+        for inner, make in INSIDE.items()
+    },
     **{
         name: Export(
             lambda wrapper=wrapper: wrapper(gradtx.adamw(0.1)),

@@ -1,0 +1,224 @@
+"""Arrays kept in 8 bits per element, with a scale for each block of them.
+
+Each element is a code for its size in relation to the largest of its block. The levels lie close
+together near zero, as the numbers of a gradient do, and a code is never further from its number
+than a few per cent:
+
+    signed        x = scale * sign(c) * (|c| / 127)^4,    c = -127 ... 127
+    non-negative  x = scale * (c / 255)^8,                c = 0 ... 255
+
+A fourth power covers 28 octaves with steps of 3% at the top and 30% at a ten-thousandth of it;
+squares of such numbers need twice the octaves, and so the eighth power. A root law with 127 levels
+is better by a third where all elements of a block are alike, and many times worse where some are a
+hundred times smaller than others.
+
+Codes are rounded up or down at random, so that they are right on average. A moving average moves by
+a small part of a step between levels: to nearest, it would stand still.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from gradtx import trees
+from gradtx.precision.rounding import random_bits
+
+SIGNED, NON_NEGATIVE = "signed", "non_negative"
+# The integers that hold the codes tell the law.
+_CODES = {SIGNED: jnp.dtype(jnp.int8), NON_NEGATIVE: jnp.dtype(jnp.uint8)}
+_KEY = np.zeros(2, np.uint32)
+
+
+class _Coded(trees.Stored):
+    """What both forms of an array in blocks can do."""
+
+    __slots__ = ()
+    codes: jax.Array
+    scales: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array."""
+        return self.codes.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the array."""
+        return self.scales.dtype
+
+    def decoded(self) -> jax.Array:
+        """The array."""
+        return _decoded(self.codes, self.scales)
+
+
+class _Arrays(NamedTuple):
+    codes: jax.Array
+    scales: jax.Array
+
+
+class Quantized(_Arrays, _Coded):
+    """An array in 8 bits per element.
+
+    Attributes:
+        codes: one for each element, in the shape of the array: int8 under the signed law, uint8
+            under the non-negative one.
+        scales: the largest absolute value of each block, in the dtype of the array. The blocks are
+            equal parts of the last axes: of shape [*codes.shape[:k], number of parts].
+    """
+
+    __slots__ = ()
+
+    def encoded(self, array: jax.Array) -> "Quantized":
+        """Another array in the same form, its codes rounded to nearest."""
+        return _encoded(array, self.codes.dtype, self.scales.shape, self.dtype)
+
+
+class _SeededArrays(NamedTuple):
+    codes: jax.Array
+    scales: jax.Array
+    seed: jax.Array
+
+
+class Seeded(_SeededArrays, _Coded):
+    """A `Quantized` during a step, with what the rounding of its new codes depends on.
+
+    Attributes:
+        codes: those of `Quantized`.
+        scales: those of `Quantized`.
+        seed: the numbers of the step and of the array, uint32.
+    """
+
+    __slots__ = ()
+
+    @property
+    def unchanged(self) -> Quantized:
+        """The array without the seed, if there was no step."""
+        return Quantized(self.codes, self.scales)
+
+    def encoded(self, array: jax.Array) -> Quantized:
+        """Another array in the same form, its codes rounded at random."""
+        return _encoded(array, self.codes.dtype, self.scales.shape, self.dtype, self.seed)
+
+
+def quantized(array: jax.Array, law: str, block_size: int) -> Quantized | jax.Array:
+    """An array in 8 bits, its codes rounded to nearest.
+
+    Args:
+        array: of a floating dtype.
+        law: `SIGNED` or `NON_NEGATIVE`.
+        block_size: how many elements share a scale, at most.
+
+    Returns:
+        The codes and scales; the array itself if its blocks would lie across devices.
+    """
+    shape = scales_shape(array.shape, block_size)
+    sharding = _explicit_sharding(array)
+    merged = () if sharding is None else sharding.spec[len(shape) - 1 :]
+    is_whole = math.prod(array.shape) % math.prod(shape) == 0
+    if any(axis is not None for axis in (merged[1:] if is_whole else merged)) or (
+        len(merged) > 1 and any(axis is not None for axis in merged)
+    ):
+        return array
+    return _encoded(array, _CODES[law], shape, array.dtype)
+
+
+def scales_shape(shape: Sequence[int], block_size: int) -> tuple[int, ...]:
+    """The shape of the scales of an array of this shape.
+
+    Blocks lie within as few of the last axes as fill them, so that leading axes may be divided
+    among devices. They are equal parts of between half and all of `block_size`; only an array
+    whose size has no such divisor has shorter ones at the end.
+    """
+    for first in reversed(range(len(shape))):
+        size = math.prod(shape[first:])
+        fewest, most = -(-size // block_size), 2 * size // block_size
+        number = next((n for n in range(fewest, most + 1) if size % n == 0), None)
+        if number is not None and number > 0:
+            return (*shape[:first], number)
+    return (max(-(-math.prod(shape) // block_size), 1),)
+
+
+def _decoded(codes: jax.Array, scales: jax.Array) -> jax.Array:
+    parts = _in_blocks(codes, scales.shape).astype(jnp.float32)
+    levels = _levels(parts, codes.dtype)
+    wide = trees.compute_dtype(scales.dtype)
+    array = levels.astype(wide) * scales.astype(wide)[..., None]
+    return _out_of_blocks(array, codes.shape).astype(scales.dtype)
+
+
+def _encoded(
+    array: jax.Array,
+    codes_dtype: np.dtype,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    seed: jax.Array | None = None,
+) -> Quantized:
+    wide = trees.compute_dtype(dtype)
+    parts = _in_blocks(array.astype(wide), shape)
+    is_signed = codes_dtype == _CODES[SIGNED]
+    sizes = jnp.abs(parts) if is_signed else jnp.maximum(parts, 0)
+    scales = jnp.max(sizes, -1)
+    divisors = jnp.where(scales > 0, scales, jnp.ones_like(scales))
+    ratios = (sizes / divisors[..., None]).astype(jnp.float32)
+    top = _top(codes_dtype)
+    root = jnp.sqrt(jnp.sqrt(ratios))
+    low = jnp.floor(top * (root if is_signed else jnp.sqrt(root)))
+    below, above = _levels(low, codes_dtype), _levels(low + 1, codes_dtype)
+    threshold = 0.5 if seed is None else _in_blocks(_thresholds(seed, array), shape)
+    codes = low + (ratios - below > threshold * (above - below)).astype(jnp.float32)
+    codes = jnp.minimum(codes, top)
+    if is_signed:
+        codes = jnp.where(parts < 0, -codes, codes)
+    else:
+        # What is not zero stays so, because it may be a divisor.
+        codes = jnp.where(ratios > 0, jnp.maximum(codes, 1), 0)
+    return Quantized(_out_of_blocks(codes, array.shape).astype(codes_dtype), scales.astype(dtype))
+
+
+def _top(codes_dtype: np.dtype) -> np.float32:
+    return np.float32(127 if codes_dtype == _CODES[SIGNED] else 255)
+
+
+def _levels(codes: jax.Array, codes_dtype: np.dtype) -> jax.Array:
+    """The numbers that codes stand for, in relation to the largest."""
+    share = codes * (1 / _top(codes_dtype))
+    square = share * share
+    if codes_dtype == _CODES[SIGNED]:
+        return square * (share * jnp.abs(share))
+    return (square * square) * (square * square)
+
+
+def _thresholds(seed: jax.Array, array: jax.Array) -> jax.Array:
+    """Random numbers, uniform between 0 and 1 but not so close to these as a rounding error."""
+    bits = random_bits(_KEY, seed[0], seed[1], array.shape, out_sharding=_explicit_sharding(array))
+    return (bits >> np.uint32(16)).astype(jnp.float32) * np.float32(2**-16) + np.float32(2**-17)
+
+
+def _in_blocks(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The array with a block along the last axis, filled up with zeros."""
+    leading, number = shape[:-1], shape[-1]
+    flat = array.reshape(*leading, -1) if array.ndim != len(shape) else array
+    rest = -flat.shape[-1] % number
+    if rest:
+        flat = jnp.pad(flat, [(0, 0)] * len(leading) + [(0, rest)])
+    return flat.reshape(*shape, flat.shape[-1] // number)
+
+
+def _out_of_blocks(blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The array of this shape that `_in_blocks` put into blocks."""
+    leading = blocks.shape[:-2]
+    flat = blocks.reshape(*leading, blocks.shape[-2] * blocks.shape[-1])
+    size = math.prod(shape[len(leading) :])
+    flat = flat if flat.shape[-1] == size else lax.slice_in_dim(flat, 0, size, axis=-1)
+    return flat.reshape(shape) if flat.shape != shape else flat
+
+
+def _explicit_sharding(array: jax.Array) -> Any:
+    """The sharding of an array where mesh axes are explicit."""
+    is_explicit = jax.sharding.get_abstract_mesh().explicit_axes
+    return jax.typeof(array).sharding if is_explicit else None

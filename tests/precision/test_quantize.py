@@ -1,0 +1,249 @@
+"""States in 8 bits: the laws, the rounding, and what is kept in them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import gradtx
+from gradtx.precision.quantized import (
+    NON_NEGATIVE,
+    SIGNED,
+    Quantized,
+    Seeded,
+    quantized,
+    scales_shape,
+)
+
+LAWS = {SIGNED: (127, 4), NON_NEGATIVE: (255, 8)}
+SMALL = {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(4)}
+
+
+def levels_of(law):
+    """The numbers that the codes stand for, in float64."""
+    top, power = LAWS[law]
+    levels = (np.arange(top + 1) / top) ** power
+    return np.concatenate([-levels[:0:-1], levels]) if law == SIGNED else levels
+
+
+def numbers(law, shape, seed=0, spread=4):
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=shape) * np.exp2(generator.normal(0, spread, shape))
+    return (x if law == SIGNED else x**2).astype(np.float32)
+
+
+def seeded(stored, step):
+    return Seeded(stored.codes, stored.scales, jnp.array([step, 3], jnp.uint32))
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_nearest_level_of_each_block(law):
+    x = numbers(law, (6, 512))
+    stored = quantized(jnp.array(x), law, 256)
+    assert stored.codes.dtype == (jnp.int8 if law == SIGNED else jnp.uint8)
+    blocks = x.reshape(6, 2, 256).astype(np.float64)
+    scales = np.abs(blocks).max(-1)
+    np.testing.assert_array_equal(stored.scales, scales)
+    distances = np.abs(blocks[..., None] / scales[..., None, None] - levels_of(law))
+    nearest = levels_of(law)[distances.argmin(-1)]
+    if law == NON_NEGATIVE:
+        nearest = np.maximum(nearest, levels_of(law)[1])
+    found = np.asarray(stored.decoded(), np.float64).reshape(blocks.shape) / scales[..., None]
+    # Half-way between two levels, either is right.
+    close = np.isclose(found, nearest, rtol=1e-6, atol=0)
+    assert close.mean() > 0.999
+    exact = blocks / scales[..., None]
+    assert np.all(np.abs(found - exact) <= distances.min(-1) + 5e-6 * np.abs(found) + 1e-19)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_rounding_is_right_on_average(law):
+    x = numbers(law, 256, spread=1)
+    start = quantized(jnp.array(x), law, 256)
+    steps = 4000
+    draw = jax.jit(jax.vmap(lambda step: seeded(start, step).encoded(jnp.array(x)).decoded()))
+    drawn = np.asarray(draw(jnp.arange(steps)), np.float64)
+    levels = levels_of(law) * np.abs(x).max()
+    above = np.searchsorted(levels, x.astype(np.float64)).clip(1, len(levels) - 1)
+    gaps = levels[above] - levels[above - 1]
+    # Each draw is one of the two levels around x: its variance is at most a quarter of their gap's.
+    assert np.all(np.abs(drawn - x) <= gaps * (1 + 1e-4))
+    errors = (drawn.mean(0) - x) / (gaps / 2 / np.sqrt(steps))
+    assert np.abs(errors).max() < 5
+    assert abs(errors.mean()) < 5 / np.sqrt(errors.size)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda dtype: dtype.__name__)
+def test_what_was_decoded_is_encoded_to_the_same(law, dtype):
+    for factor in (1e-15, 1.0, 1e30):
+        x = jnp.array(numbers(law, (4, 256)) * np.float32(factor)).astype(dtype)
+        stored = quantized(x, law, 256)
+        assert stored.dtype == dtype
+        wide = stored.codes, stored.scales.astype(jnp.float32)
+        again = seeded(Quantized(*wide), 5).encoded(Quantized(*wide).decoded())
+        np.testing.assert_array_equal(again.codes, stored.codes)
+        np.testing.assert_array_equal(again.scales, wide[1])
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_zero_and_small_numbers(law):
+    x = np.zeros((3, 256), np.float32)
+    x[1, :4] = 1, 1e-12, 1e-37, 0
+    x[2] = 1e-38
+    found = np.asarray(quantized(jnp.array(x), law, 256).decoded())
+    np.testing.assert_array_equal(found[0], 0)
+    assert found[1, 0] == 1
+    assert found[1, 3] == 0
+    # What is not zero does not become zero where it may be a divisor.
+    assert (found[1, 1:3] > 0).all() == (law == NON_NEGATIVE)
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_number_that_is_not_finite_stays_in_its_block(law, bad):
+    x = np.ones((3, 256), np.float32)
+    x[1, 7] = bad
+    found = np.asarray(quantized(jnp.array(x), law, 256).decoded())
+    assert not np.isfinite(found[1]).any()
+    np.testing.assert_array_equal(found[[0, 2]], 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((2048, 256), (2048, 1)),
+        ((256, 768), (256, 3)),
+        ((784, 300), (784, 2)),
+        ((512, 8, 64), (512, 2)),
+        ((784, 100), (320,)),
+        ((5003,), (20,)),
+        ((3, 3), (1,)),
+        ((256,), (1,)),
+    ],
+)
+def test_blocks(shape, expected):
+    assert scales_shape(shape, 256) == expected
+    size, number = np.prod(shape), np.prod(expected)
+    assert number * 4 <= 0.05 * size or size < 100
+    x = numbers(SIGNED, shape)
+    stored = quantized(jnp.array(x), SIGNED, 256)
+    assert stored.codes.shape == shape
+    assert stored.scales.shape == expected
+    np.testing.assert_allclose(stored.decoded(), x, rtol=0.5, atol=1e-4 * np.abs(x).max())
+
+
+def trained(tx, params, steps=60):
+    step = jax.jit(lambda params, state, g: gradtx.update_and_apply(tx, g, state, params))
+    state = tx.init(params)
+    for i in range(steps):
+        g = jax.tree.map(
+            lambda p, i=i: jnp.array(np.random.default_rng(i).normal(0.3, 1, p.shape), p.dtype),
+            params,
+        )
+        params, state = step(params, state, g)
+    assert step._cache_size() == 1
+    return params, state
+
+
+@pytest.mark.parametrize(
+    "make",
+    [gradtx.adam, gradtx.lion, lambda rate: gradtx.sgd(rate, momentum=0.9), gradtx.muon],
+    ids=["adam", "lion", "momentum", "muon"],
+)
+def test_parameters_follow_those_of_a_full_state(make):
+    params = {"kernel": jnp.ones((16, 320)), "bias": jnp.ones(16)}
+    plain, _ = trained(make(0.01), params)
+    found, state = trained(gradtx.quantize_state(make(0.01)), params)
+    assert any(isinstance(x, Quantized) for x in jax.tree.leaves(state, is_leaf=is_quantized))
+    moved = np.asarray(plain["kernel"] - 1)
+    error = np.asarray(found["kernel"] - plain["kernel"])
+    assert 0 < np.sqrt(np.mean(error**2)) < 0.15 * np.sqrt(np.mean(moved**2))
+    np.testing.assert_array_equal(found["bias"], plain["bias"])
+
+
+def is_quantized(node):
+    return isinstance(node, Quantized)
+
+
+def paths_in_8_bits(tx, params=SMALL):
+    named, _ = jax.tree_util.tree_flatten_with_path(tx.init(params), is_leaf=is_quantized)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/").removeprefix("inner_state/"): (
+            node.codes.dtype.name
+        )
+        for path, node in named
+        if is_quantized(node)
+    }
+
+
+def test_default_choice():
+    found = paths_in_8_bits(gradtx.quantize_state(gradtx.adam(0.1), min_size=8))
+    assert found == {"0/mu/kernel": "int8", "0/nu/kernel": "uint8"}
+    # By name, of a transformation that declares nothing.
+    assert paths_in_8_bits(gradtx.quantize_state(optax.adam(0.1), min_size=8)) == found
+    # Parameters are not kept in 8 bits: madgrad's start, schedule-free's averages, master copies.
+    found = paths_in_8_bits(gradtx.quantize_state(gradtx.madgrad(0.1), min_size=8))
+    assert found == {"1/s/kernel": "int8", "1/grad_sum_sq/kernel": "uint8"}
+    tx = optax.contrib.schedule_free_adamw(0.1)
+    assert set(paths_in_8_bits(gradtx.quantize_state(tx, min_size=8))) == {
+        "base_optimizer_state/0/nu/kernel"
+    }
+    half = {"kernel": jnp.ones((4, 8), jnp.bfloat16)}
+    tx = gradtx.quantize_state(gradtx.with_master_weights(gradtx.sgd(0.1, 0.9)), min_size=8)
+    assert set(paths_in_8_bits(tx, half)) == {"inner_state/0/trace/kernel"}
+    # Nor integers, complex numbers, or arrays of another shape.
+    odd = {"c": jnp.ones((4, 8), jnp.complex64), "i": jnp.ones((4, 8), jnp.int32)}
+    assert paths_in_8_bits(gradtx.quantize_state(gradtx.adam(0.1), min_size=1), odd) == {
+        "0/nu/c": "uint8"
+    }
+    tx = gradtx.quantize_state(gradtx.scale_by_shampoo(), min_size=1)
+    assert set(paths_in_8_bits(tx)) == {"mu/kernel", "mu/bias"}
+
+
+def test_chosen_by_path():
+    def found(select):
+        return paths_in_8_bits(gradtx.quantize_state(gradtx.adam(0.1), min_size=8, select=select))
+
+    assert found("nu/") == {"0/nu/kernel": "uint8"}
+    assert found(lambda path, leaf: "mu" in path) == {"0/mu/kernel": "int8"}
+    assert found({"signed": "nu"}) == {"0/nu/kernel": "int8"}
+    assert found({"signed": "/mu/", "non_negative": "/nu/"}) == {
+        "0/mu/kernel": "int8",
+        "0/nu/kernel": "uint8",
+    }
+    with pytest.raises(ValueError, match=r"^select: 'trace' matches none"):
+        found("trace")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"bits": 4}, "bits must be 8, got 4"),
+        ({"block_size": 0}, "block_size must be a whole number >= 1, got 0"),
+        ({"min_size": -1}, "min_size must be a whole number >= 0, got -1"),
+        ({"select": {"linear": "nu"}}, "select must have the keys 'signed' and 'non_negative'"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=f"^quantize_state: {message}"):
+        gradtx.quantize_state(gradtx.adam(0.1), **arguments)
+
+
+def test_step_that_was_held_back_changes_no_code():
+    tx = gradtx.quantize_state(gradtx.apply_if_finite(gradtx.adam(0.1), 5), min_size=8)
+    g = jax.tree.map(lambda p: jnp.linspace(-1, 2, p.size).reshape(p.shape), SMALL)
+    _, state = tx.update(g, tx.init(SMALL))
+    _, held = tx.update(jax.tree.map(lambda x: x * jnp.nan, g), state)
+    before, after = state.inner_state.inner_state, held.inner_state.inner_state
+    assert any(map(is_quantized, jax.tree.leaves(before, is_leaf=is_quantized)))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_stacks_are_refused():
+    with pytest.raises(ValueError, match=r"^quantize_state: tx must not keep its arrays in stacks"):
+        gradtx.quantize_state(gradtx.chain(gradtx.grouped(gradtx.adam(0.1))))
+    with pytest.raises(ValueError, match=r"^grouped: quantize_state does not work on groups"):
+        gradtx.grouped(gradtx.quantize_state(gradtx.adam(0.1)))
