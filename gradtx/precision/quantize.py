@@ -82,8 +82,8 @@ def quantize_state(
 
     Raises:
         ValueError: if `tx` is not a transformation or contains `grouped`, whose stacks are not kept
-            in 8 bits yet, or another argument lies outside its range; in
-            `init`, if `select` matches nothing, or an array is in both choices of a dictionary.
+            in 8 bits yet, or another argument lies outside its range; in `init`, if `select`
+            matches nothing, or an array is in both choices of a dictionary.
 
     Source:
         Dettmers et al. 2022, "8-bit optimizers via block-wise quantization", for blocks; the laws
