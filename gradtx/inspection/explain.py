@@ -12,6 +12,7 @@ import optax
 
 from gradtx import trees
 from gradtx.inspection.arguments import checked_params, checked_transformation
+from gradtx.inspection.layouts import each_by_itself
 from gradtx.inspection.ownership import entries_of
 from gradtx.inspection.rates import (
     WeightDecay,
@@ -252,18 +253,24 @@ def explain(
     checked_params("explain", params)
     step = check("explain", "step", step, COUNT_OR_ZERO)
     own_bytes: dict[Any, int] = {}
-    for entry in entries_of(tx, _abstract_state(tx, params), params):
+    state, apart = _abstract_states(tx, params)
+    for entry in entries_of(tx, apart, params):
         own_bytes[entry.parameter] = own_bytes.get(entry.parameter, 0) + _bytes(entry.leaf)
+    # The padding of groups belongs to no parameter.
+    padding = sum(map(_bytes, jax.tree.leaves(state))) - sum(own_bytes.values())
     named, _ = jax.tree_util.tree_flatten_with_path(params)
     rows = tuple(
         _plan(path, leaf, route, own_bytes.get(path, 0), int(step))
         for (path, leaf), route in zip(named, routes_of(tx, params), strict=True)
     )
-    return Explanation(rows, own_bytes.get(None, 0), all_leaves)
+    return Explanation(rows, own_bytes.get(None, 0) + padding, all_leaves)
 
 
-def _abstract_state(tx: optax.GradientTransformation, params: Any) -> Any:
-    """The shapes and dtypes of the state, with None for what is not an array."""
+def _abstract_states(tx: optax.GradientTransformation, params: Any) -> tuple[Any, Any]:
+    """The shapes and dtypes of the state, and of one in which no leaves are kept together.
+
+    What is not an array is None there.
+    """
     leaves, treedef = jax.tree.flatten(params)
     is_array = [hasattr(leaf, "dtype") or trees.is_parameter(leaf) for leaf in leaves]
     arrays = [leaf for leaf, flag in zip(leaves, is_array, strict=True) if flag]
@@ -272,7 +279,8 @@ def _abstract_state(tx: optax.GradientTransformation, params: Any) -> Any:
         rest = iter(arrays)
         filled = [next(rest) if flag else x for x, flag in zip(leaves, is_array, strict=True)]
         state = tx.init(treedef.unflatten(filled))
-        return jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else None, state)
+        state = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else None, state)
+        return state, each_by_itself(state, params)
 
     return jax.eval_shape(init, arrays)
 

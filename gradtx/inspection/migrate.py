@@ -14,6 +14,7 @@ from optax.contrib import ScheduleFreeState
 
 from gradtx.inputs import check_order
 from gradtx.inspection.arguments import checked_params, checked_transformation
+from gradtx.inspection.layouts import each_by_itself, in_layout_of
 from gradtx.inspection.ownership import KeyPath, entries_of
 from gradtx.inspection.places import (
     Place,
@@ -24,6 +25,7 @@ from gradtx.inspection.places import (
 )
 from gradtx.messages import listed
 from gradtx.tables import collapsed
+from gradtx.wrappers.grouped import GroupedState
 
 _NO_MATCH = "the old state has nothing of this name and path"
 _TOGETHER = "starts afresh with"
@@ -32,6 +34,7 @@ _ARGUMENTS = {
     (optax.InjectHyperparamsState.__name__, "hyperparams"),
     (optax.InjectStatefulHyperparamsState.__name__, "hyperparams"),
     (ScheduleFreeState.__name__, "b1"),
+    (GroupedState.__name__, "places"),
 }
 # Where schedules are counted, and where the hyperparameters that may have them are.
 _COUNTS = (attrgetter("counts_for_schedule"), attrgetter("counts_for_hyperparameters"))
@@ -109,6 +112,9 @@ def migrate(state: Any, new_tx: optax.GradientTransformation, params: Any) -> tu
     has hyperparameters but no schedules, it is their count of steps. If a schedule has to start
     again, the report says so.
 
+    The arrays of parameters that `grouped` keeps together are carried one by one, from and to any
+    other layout, if the old state is for parameters of the structure of `params`.
+
     Hyperparameters in the state are those of `new_tx`. A new parameter has moments of zero beside a
     count that continues, so that its first steps are not corrected for the start at zero: Adam's
     may be three times too long.
@@ -146,7 +152,9 @@ def migrate(state: Any, new_tx: optax.GradientTransformation, params: Any) -> tu
     check_order("migrate", state, params)
     new_tx = checked_transformation("migrate", "new_tx", new_tx)
     checked_params("migrate", params)
-    new_state = new_tx.init(params)
+    state = each_by_itself(state, params, with_places=False)
+    made = new_tx.init(params)
+    new_state = each_by_itself(made, params)
     places = [place_of(new_state, entry) for entry in entries_of(new_tx, new_state, params)]
     is_plain = not has_classes(state)
     classes = classes_by_fields(new_state)
@@ -170,7 +178,8 @@ def migrate(state: Any, new_tx: optax.GradientTransformation, params: Any) -> tu
     }
     used = set(carried.values())
     dropped = tuple(dict.fromkeys(old.name for old in old_places if old.name not in used))
-    return jax.tree.structure(new_state).unflatten(leaves), Migration(carried, fresh, dropped)
+    new_state = in_layout_of(made, jax.tree.structure(new_state).unflatten(leaves), params)
+    return new_state, Migration(carried, fresh, dropped)
 
 
 def _decide(places: Sequence[Place], old_places: Sequence[Place]) -> list[Place | str]:

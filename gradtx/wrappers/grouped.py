@@ -69,8 +69,9 @@ def grouped(
     The numbers are those of `tx`: each leaf is still seen by itself, whatever depends on its shape,
     norms of the whole gradient, masks and options of single leaves, and noise are the same. Only
     leaves that are treated alike share a group, and their groups are equally long, with as little
-    padding at the end of the last one as possible. Parameters, gradients and updates remain trees;
-    `gradtx.update_and_apply` adds the updates to the parameters while these are in stacks.
+    padding at the end of the last one as possible; a leaf that would be alone stays by itself.
+    Parameters, gradients and updates remain trees; `gradtx.update_and_apply` adds the updates to
+    the parameters while these are in stacks.
 
     `tx` may be anything that is made of the optimizers of this library by `chain`, `named_chain`,
     `masked`, `partition` and `inject_hyperparams`. Other wrappers go around `grouped`.
@@ -133,7 +134,9 @@ def grouped(
                 inner_state,
                 is_leaf=lambda _: True,
             )
-        return GroupedState(inner_state, jnp.array(places))
+        # Numbers also where init is traced, so that `explain` sees the groups.
+        with jax.ensure_compile_time_eval():
+            return GroupedState(inner_state, jnp.array(places))
 
     def opened(leaves: Leaves, state: Any) -> tuple[Leaves, Finish]:
         check_state(_OWNER, state, GroupedState._fields)
@@ -229,11 +232,11 @@ def _groups_of(
             by_type.setdefault(kind, []).append(i)
     groups = []
     for places in by_type.values():
-        if len(places) > 1 and size > 1:
-            number = -(-len(places) // size)
-            length = -(-len(places) // number)
-            starts = range(0, len(places), length)
-            groups += [Group(tuple(places[i : i + length]), length) for i in starts]
+        number = -(-len(places) // size)
+        length = -(-len(places) // number)
+        chunks = [tuple(places[i : i + length]) for i in range(0, len(places), length)]
+        # A single leaf, at the end too, stays by itself.
+        groups += [Group(chunk, length) for chunk in chunks if len(chunk) > 1]
     return groups
 
 
