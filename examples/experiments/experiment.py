@@ -33,6 +33,7 @@ NAMES = (
     "adagrad",
     "amsgrad",
     "clipping",
+    "rounding",
     "batchnorm",
     "noisy-batchnorm",
     "connectivity",
