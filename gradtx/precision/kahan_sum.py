@@ -46,7 +46,7 @@ def with_kahan_sum(tx: optax.GradientTransformation) -> optax.GradientTransforma
 
     p and c together have twice the digits of p. In bfloat16, updates get lost below 2^-18 of the
     parameter instead of 2^-9; in float16 below 2^-24 instead of 2^-12, and below 3e-8, half of its
-    smallest number. Where updates are as small as that, take `with_master_weights`.
+    smallest number. Where updates are nearly as small as that, take `with_master_weights`.
 
     This is done for each parameter with a real dtype below 32 bits: `tx` sees p + c and the
     gradient in float32, and its state is that of a run in float32. Other parameters are left to
