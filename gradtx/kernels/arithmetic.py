@@ -27,7 +27,7 @@ def sum_of_weights(decay: Any, t: jax.Array) -> jax.Array:
 
 
 def bias_correction(decay: Any, t: jax.Array) -> jax.Array:
-    """1 / (1 - decay^t), the factor of `debias`; a kernel with it as a factor calculates it once."""
+    """1 / (1 - decay^t); as a factor of the kernel it is calculated once for all leaves."""
     return 1.0 / sum_of_weights(decay, t)
 
 
