@@ -81,24 +81,22 @@ def clip_factor(norm: jax.Array, max_norm: Any, room: Any = 1.0) -> jax.Array:
 def clip_room(max_norm: Any) -> Any:
     """The power of two to multiply a `clip_factor` with, so that it is not subnormal.
 
-    XLA flushes subnormal numbers to zero. Of a Python number it is one.
+    XLA flushes subnormal numbers to zero. max_norm times the room is at least 8, which max_norm /
+    norm is divided by at the largest norm, and at most 16, so that squares do not overflow. Of a
+    Python number the room is one too.
     """
     if isinstance(max_norm, float):
-        return _ROOM if max_norm < _LARGE else 1.0
-    return jnp.where(max_norm < _LARGE, _ROOM, 1.0).astype(max_norm.dtype)
+        exponent = math.frexp(max_norm)[1]
+        return 1.0 if max_norm >= 8 else 2.0 ** min(max(4 - exponent, 0), _MOST)
+    exponent = jnp.clip(4 - jnp.frexp(max_norm)[1], 0, _MOST)
+    room = jnp.ldexp(jnp.ones_like(max_norm), exponent)
+    return jnp.where(max_norm >= 8, jnp.ones_like(room), room)
 
 
-_ROOM, _LARGE = 2.0**102, 2.0**24
+_MOST = 102
 
 
 def clip_to_norm(g: jax.Array, norm: jax.Array, max_norm: Any) -> jax.Array:
     """Multiply g by min(1, max_norm / norm), even where that is too small for its dtype."""
     room = clip_room(max_norm)
-    return without_room(g * clip_factor(norm, max_norm, room), room)
-
-
-def without_room(scaled: jax.Array, room: Any) -> jax.Array:
-    """Divide what was multiplied by a `clip_factor` by its room."""
-    clipped = scaled / room
-    # Of a number XLA would square dividend and divisor apart, and both overflow.
-    return lax.optimization_barrier(clipped) if clipped.size == 1 else clipped
+    return g * clip_factor(norm, max_norm, room) / room

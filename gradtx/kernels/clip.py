@@ -16,7 +16,6 @@ from gradtx.kernels.arithmetic import (
     clip_to_norm,
     direction,
     root_mean_square,
-    without_room,
 )
 from gradtx.kernels.unitwise import as_axes, unit_axes
 from gradtx.lift import lift
@@ -88,7 +87,7 @@ def _clip_factor(*, norm, max_norm):
 
 
 def _clip_by_global_norm(g, *, factor, max_norm):
-    return without_room(g * factor, clip_room(max_norm))
+    return g * factor / clip_room(max_norm)
 
 
 CLIP_BY_GLOBAL_NORM = Kernel(

@@ -146,7 +146,7 @@ def test_norms_whose_squares_leave_the_range_of_floats(size):
         np.testing.assert_allclose(updates, np.array([0.6, 0.8]) * size, rtol=1e-6)
 
 
-@pytest.mark.parametrize("max_norm", [1e-30, 1e-3, 1.0, 1e6, 1e20, 3e38, np.inf])
+@pytest.mark.parametrize("max_norm", [0.0, 1e-30, 1e-3, 1.0, 9.0, 1e6, 1e20, 3e38, np.inf])
 @pytest.mark.parametrize("is_array", [False, True], ids=["number", "array"])
 def test_clip_by_global_norm_over_all_magnitudes(max_norm, is_array):
     tx = gradtx.clip_by_global_norm(jnp.float32(max_norm) if is_array else max_norm)
@@ -158,6 +158,15 @@ def test_clip_by_global_norm_over_all_magnitudes(max_norm, is_array):
             np.testing.assert_array_equal(update(g), g)
         else:
             np.testing.assert_allclose(update(g), g * (max_norm / norm), rtol=4e-7)
+
+
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_a_tiny_learning_rate_after_clipping_is_no_zero(shape):
+    # XLA multiplies the numbers that follow on each other in advance.
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1e-3), gradtx.sgd(1e-30))
+    g = jnp.full(shape, 4e30)
+    updates, _ = jax.jit(tx.update)(g, tx.init(g), g)
+    np.testing.assert_allclose(updates, np.full(shape, -1e-33 / np.sqrt(g.size)), rtol=1e-6)
 
 
 PIECES = np.random.default_rng(1).normal(size=(8, 3)).astype(np.float32)
@@ -235,11 +244,13 @@ def test_norms_whose_inverse_is_subnormal(size):
 @pytest.mark.parametrize(
     "clip",
     [
+        gradtx.clip_by_global_norm(jnp.float32(0.5)),
+        gradtx.clip_by_global_norm(1e-3),
         gradtx.clip_by_global_norm(0.5),
         gradtx.clip_by_block_rms(0.5),
         gradtx.adaptive_grad_clip(0.5),
     ],
-    ids=["global-norm", "block-rms", "adaptive"],
+    ids=["array", "small", "global-norm", "block-rms", "adaptive"],
 )
 def test_what_is_clipped_can_be_squared_whatever_its_size(clip, shape):
     tx = gradtx.chain(clip, gradtx.scale_by_rms(decay=0.0, eps=0.0))
