@@ -3,7 +3,6 @@
 Every case runs the same problem with several transformations, and fails if their results disagree.
 """
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +91,6 @@ def bandwidth_of_device(settings: Settings) -> float:
 
 
 def _cases(quick: bool) -> Iterator[_Case]:
-    adamw, muon = (functools.partial(_named, name) for name in ("adamw", "muon"))
     leaf = ("1 leaf of 4K", 1 << 12) if quick else ("1 leaf of 16M", 1 << 24)
     master_weights = _Way(
         "gradtx",
@@ -110,19 +108,23 @@ def _cases(quick: bool) -> Iterator[_Case]:
     yield _Case(gpt[0], programs.gpt(*gpt[1]), _both(programs.clipped_adamw))
 
     number = 4 if quick else 1000
-    yield _Case(f"{number:,} leaves of 64", programs.leaves(number, 64), _both(adamw))
+    grouped = _Way("gradtx", gradtx.grouped(programs.clipped_adamw("gradtx")), note="grouped")
+    ways = (*_both(programs.clipped_adamw), grouped)
+    yield _Case(f"{number:,} leaves of 64", programs.leaves(number, 64), ways)
 
     # On a CPU, the products of larger matrices take minutes.
     rows = 8 if quick else 256 if jax.default_backend() == "cpu" else 1024
     name = f"muon, 12 matrices of {rows:,} x {4 * rows:,}"
-    yield _Case(name, programs.matrices(12, rows, 4 * rows), _both(muon, tolerance=0.05))
+    grouped = _Way("gradtx", gradtx.grouped(_muon("gradtx")), 0.05, note="grouped")
+    ways = (*_both(_muon, tolerance=0.05), grouped)
+    yield _Case(name, programs.matrices(12, rows, 4 * rows), ways)
 
 
 _GPT = "GPT-like, 12 layers, 124M"
 
 
-def _named(name: str, library: str) -> Any:
-    return programs.named(library, name)(1e-3)
+def _muon(library: str) -> Any:
+    return programs.named(library, "muon")(1e-3)
 
 
 def _both(tx: Callable[[str], Any], tolerance: float = 1e-3) -> tuple[_Way, ...]:
