@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradtx import norms, trees
+from gradtx import norms, pieces, trees
 from gradtx.inputs import refuse_shapes_alone
 from gradtx.kernel import Scalar, Slot
 
@@ -82,6 +82,8 @@ class LeafStep:
         slots: for each slot the argument, "" if the step only writes it, and whether it is real.
         static: the options and the hyperparameters that are compiled in.
         reads_parameter: whether the equation mentions the parameter.
+        elementwise: whether each element of the results depends on that element alone.
+        gives_parameter: whether it returns the new parameter instead of an update.
     """
 
     name: str
@@ -89,6 +91,8 @@ class LeafStep:
     slots: tuple[tuple[str, bool], ...] = ()
     static: tuple[tuple[str, Any], ...] = ()
     reads_parameter: bool = False
+    elementwise: bool = False
+    gives_parameter: bool = False
 
     def __call__(
         self, g: Any, p: Any, slots: tuple[Any, ...], key: Any, t: Any, scalars: Mapping[str, Any]
@@ -161,12 +165,21 @@ def composed_step(
         with the same numbers share it.
     """
 
-    def composed(g, p, arguments):
+    def whole(g, p, arguments):
         new = []
         for step, given in zip(steps, arguments, strict=True):
             g, slots = step(g, p, *given)
             new.append(slots)
         return g, new
+
+    def composed(g, p, arguments):
+        stored = any(trees.is_stored(slot) for own, *_ in arguments for slot in own)
+        if stored and all(step.elementwise for step in steps) and pieces.are_worth_it():
+            gives_parameter = steps[-1].gives_parameter
+            found = pieces.in_pieces(whole, g, p, arguments, gives_parameter=gives_parameter)
+            if found is not None:
+                return found
+        return whole(g, p, arguments)
 
     def of_stack(g, p, arguments):
         axes = (0, 0, [(0, 0, None, None)] * len(arguments))

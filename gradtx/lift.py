@@ -405,6 +405,7 @@ class _Lifted(Link):
             tuple((slot.read_as if slot.is_read else "", slot.real) for slot in self.slots),
             tuple((name, value) for name, value in (self.static | own).items() if name in asked),
             "p" in asked,
+            self.kernel.elementwise and "key" not in asked,
         )
 
     def _measured(

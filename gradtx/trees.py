@@ -23,12 +23,29 @@ class Stored:
 
     __slots__ = ()
 
+    @property
+    def rows_shape(self) -> tuple[int, int] | None:
+        """The number of rows that it can be cut into, and the length of each; None: it cannot."""
+        raise NotImplementedError
+
     def decoded(self) -> jax.Array:
         """The array."""
         raise NotImplementedError
 
     def encoded(self, array: jax.Array) -> "Stored":
         """A node that keeps another array in the same form."""
+        raise NotImplementedError
+
+    def rows(self) -> tuple[jax.Array, ...]:
+        """The arrays that it consists of, in rows."""
+        raise NotImplementedError
+
+    def part(self, arrays: tuple[jax.Array, ...], number: jax.Array) -> "Stored":
+        """The node of some of the rows, the part of this number."""
+        raise NotImplementedError
+
+    def with_rows(self, arrays: tuple[jax.Array, ...]) -> "Stored":
+        """The node with other rows."""
         raise NotImplementedError
 
 

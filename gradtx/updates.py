@@ -213,7 +213,9 @@ class Addition(LeafStep):
         return _sum(p, g), ((jnp.asarray(g),) if self.gives_update else ())
 
 
-_ADDITION = Addition("apply_updates", _sum, reads_parameter=True)
+_ADDITION = Addition(
+    "apply_updates", _sum, reads_parameter=True, elementwise=True, gives_parameter=True
+)
 UPDATES_TOO = Addition("apply_updates", _sum, reads_parameter=True, gives_update=True)
 
 

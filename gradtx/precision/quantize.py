@@ -158,7 +158,7 @@ def _seeded(state: Any, count: jax.Array) -> Any:
     def seeded(node: Any, number: int) -> Any:
         if not isinstance(node, Quantized):
             return node
-        return Seeded(node.codes, node.scales, jnp.stack([step, jnp.uint32(number)]))
+        return Seeded(node.codes, node.scales, jnp.stack([step, jnp.uint32(number), jnp.uint32(0)]))
 
     return treedef.unflatten(map(seeded, nodes, range(len(nodes))))
 

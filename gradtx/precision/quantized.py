@@ -31,7 +31,6 @@ from gradtx.precision.rounding import random_bits
 SIGNED, NON_NEGATIVE = "signed", "non_negative"
 # The integers that hold the codes tell the law.
 _CODES = {SIGNED: jnp.dtype(jnp.int8), NON_NEGATIVE: jnp.dtype(jnp.uint8)}
-_KEY = np.zeros(2, np.uint32)
 
 
 class _Coded(trees.Stored):
@@ -51,9 +50,25 @@ class _Coded(trees.Stored):
         """The dtype of the array."""
         return self.scales.dtype
 
+    @property
+    def rows_shape(self) -> tuple[int, int] | None:
+        """The number of blocks and the length of each; None if the last ones are shorter."""
+        size, number = math.prod(self.shape), math.prod(self.scales.shape)
+        return None if size % number else (number, size // number)
+
     def decoded(self) -> jax.Array:
         """The array."""
         return _decoded(self.codes, self.scales)
+
+    def rows(self) -> tuple[jax.Array, ...]:
+        """The codes with a block in each row, and the scales."""
+        number = math.prod(self.scales.shape)
+        return self.codes.reshape(number, -1), self.scales.reshape(number, 1)
+
+    def with_rows(self, arrays: tuple[jax.Array, ...]) -> "Quantized":
+        """An array with these codes and scales."""
+        codes, scales = arrays
+        return Quantized(codes.reshape(self.shape), scales.reshape(self.scales.shape))
 
 
 class _Arrays(NamedTuple):
@@ -90,7 +105,7 @@ class Seeded(_SeededArrays, _Coded):
     Attributes:
         codes: those of `Quantized`.
         scales: those of `Quantized`.
-        seed: the numbers of the step and of the array, uint32.
+        seed: the numbers of the step, of the array and of the part of it, uint32.
     """
 
     __slots__ = ()
@@ -99,6 +114,11 @@ class Seeded(_SeededArrays, _Coded):
     def unchanged(self) -> Quantized:
         """The array without the seed, if there was no step."""
         return Quantized(self.codes, self.scales)
+
+    def part(self, arrays: tuple[jax.Array, ...], number: jax.Array) -> "Seeded":
+        """An array of some of the blocks, whose rounding is its own."""
+        codes, scales = arrays
+        return Seeded(codes, scales, self.seed.at[2].set(number.astype(jnp.uint32) + 1))
 
     def encoded(self, array: jax.Array) -> Quantized:
         """Another array in the same form, its codes rounded at random."""
@@ -195,7 +215,9 @@ def _levels(codes: jax.Array, codes_dtype: np.dtype) -> jax.Array:
 
 def _thresholds(seed: jax.Array, array: jax.Array) -> jax.Array:
     """Random numbers, uniform between 0 and 1 but not so close to these as a rounding error."""
-    bits = random_bits(_KEY, seed[0], seed[1], array.shape, out_sharding=_explicit_sharding(array))
+    step, number, part = seed
+    sharding = _explicit_sharding(array)
+    bits = random_bits(part[None], step, number, array.shape, out_sharding=sharding)
     return (bits >> np.uint32(16)).astype(jnp.float32) * np.float32(2**-16) + np.float32(2**-17)
 
 

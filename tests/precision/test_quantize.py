@@ -7,6 +7,9 @@ import optax
 import pytest
 
 import gradtx
+from gradtx import pieces
+from gradtx.bench.programs import gpt
+from gradtx.leaf import composed_step
 from gradtx.precision.quantized import (
     NON_NEGATIVE,
     SIGNED,
@@ -34,7 +37,7 @@ def numbers(law, shape, seed=0, spread=4):
 
 
 def seeded(stored, step):
-    return Seeded(stored.codes, stored.scales, jnp.array([step, 3], jnp.uint32))
+    return Seeded(stored.codes, stored.scales, jnp.array([step, 3, 0], jnp.uint32))
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -162,6 +165,50 @@ def test_parameters_follow_those_of_a_full_state(make):
     error = np.asarray(found["kernel"] - plain["kernel"])
     assert 0 < np.sqrt(np.mean(error**2)) < 0.15 * np.sqrt(np.mean(moved**2))
     np.testing.assert_array_equal(found["bias"], plain["bias"])
+
+
+@pytest.fixture
+def in_pieces(monkeypatch):
+    """As on one device; the tests have several."""
+    monkeypatch.setattr(pieces, "are_worth_it", lambda: True)
+    composed_step.cache_clear()
+    yield
+    composed_step.cache_clear()
+
+
+@pytest.mark.usefixtures("in_pieces")
+@pytest.mark.parametrize("shape", [(16, 320), (10, 16, 64), (5003,)], ids=str)
+def test_pieces_of_a_leaf_take_the_same_step(shape):
+    params = {"kernel": jnp.linspace(0.5, 1, np.prod(shape)).reshape(shape)}
+    plain, _ = trained(gradtx.adamw(0.01, weight_decay=0.1), params)
+    tx = gradtx.quantize_state(gradtx.adamw(0.01, weight_decay=0.1))
+    found, state = trained(tx, params)
+    assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, tx.init(params))
+    moved = np.asarray(plain["kernel"] - params["kernel"])
+    error = np.asarray(found["kernel"] - plain["kernel"])
+    assert 0 < np.sqrt(np.mean(error**2)) < 0.1 * np.sqrt(np.mean(moved**2))
+    # No piece is left out, and each rounds in its own way.
+    updates, _ = tx.update(params, state, params)
+    assert np.all(np.asarray(updates["kernel"]) != 0)
+    assert len(np.unique(error)) > 0.9 * error.size
+
+
+@pytest.mark.usefixtures("in_pieces")
+def test_memory_of_a_step():
+    params = gpt(3, 128, 4096)
+    largest = max(4 * leaf.size for leaf in jax.tree.leaves(params))
+
+    def temporary(tx):
+        step = jax.jit(
+            lambda params, state, g: gradtx.update_and_apply(tx, g, state, params),
+            donate_argnums=(0, 1),
+        )
+        state = jax.eval_shape(tx.init, params)
+        return step.lower(params, state, params).compile().memory_analysis().temp_size_in_bytes
+
+    tx = gradtx.quantize_state(gradtx.adamw(1e-3))
+    assert temporary(tx) < 3 * largest
+    assert gradtx.explain(tx, params).bytes_per_parameter < 2.1
 
 
 def is_quantized(node):
