@@ -153,7 +153,7 @@ def take_steps(leaves: Iterable[Leaf]) -> None:
             _take_steps_together(group)
 
 
-_TOGETHER = 32
+_TOGETHER = 64
 
 
 def _take_steps_of(leaf: Leaf) -> None:
