@@ -15,6 +15,7 @@ import optax
 import pytest
 
 import gradtx
+from gradtx.effect import Effect, declared
 from gradtx.kernel import Kernel
 from gradtx.kernels.momentum import TRACE
 from gradtx.kernels.sign import SIGN
@@ -395,3 +396,21 @@ def test_a_clause_alone_complains_as_in_the_whole():
 
 def test_the_good_one_breaks_nothing():
     check_transformation(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "is_kept"), [(jnp.float32, True), (jnp.bfloat16, True), (jnp.float16, False)]
+)
+def test_updates_may_be_wider_where_that_is_declared(dtype, is_kept):
+    @declared(Effect(widens=True))
+    def update(updates, state, params=None, **extra):
+        return jax.tree.map(lambda u: u.astype(dtype), updates), state
+
+    # Declared inside, so that what is around it may hand that on.
+    tx = gradtx.chain(ExtraArgs(GOOD.init, update))
+    check = clauses()["updates"]
+    if is_kept:
+        check(tx, {"w": jnp.ones(3, jnp.bfloat16)})
+        return
+    with pytest.raises(ConformanceError, match=r"type bfloat16\[3\], got float16\[3\]"):
+        check(tx, {"w": jnp.ones(3, jnp.bfloat16)})
