@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from optax.contrib import ScheduleFreeState
 
+from gradtx import trees
 from gradtx.inputs import check_order
 from gradtx.inspection.arguments import checked_params, checked_transformation
 from gradtx.inspection.layouts import each_by_itself, in_layout_of
@@ -24,6 +25,7 @@ from gradtx.inspection.places import (
     possible_places,
 )
 from gradtx.messages import listed
+from gradtx.precision.quantized import in_full
 from gradtx.tables import collapsed
 from gradtx.wrappers.grouped import GroupedState
 
@@ -115,6 +117,9 @@ def migrate(state: Any, new_tx: optax.GradientTransformation, params: Any) -> tu
     The arrays of parameters that `grouped` keeps together are carried one by one, from and to any
     other layout, if the old state is for parameters of the structure of `params`.
 
+    Arrays in 8 bits are carried to and from arrays in full, see `quantize_state`; what comes from
+    full ones is rounded to the nearest code.
+
     Hyperparameters in the state are those of `new_tx`. A new parameter has moments of zero beside a
     count that continues, so that its first steps are not corrected for the start at zero: Adam's
     may be three times too long.
@@ -152,9 +157,10 @@ def migrate(state: Any, new_tx: optax.GradientTransformation, params: Any) -> tu
     check_order("migrate", state, params)
     new_tx = checked_transformation("migrate", "new_tx", new_tx)
     checked_params("migrate", params)
-    state = each_by_itself(state, params, with_places=False)
+    state = in_full(each_by_itself(state, params, with_places=False))
     made = new_tx.init(params)
-    new_state = each_by_itself(made, params)
+    full = in_full(made)
+    new_state = each_by_itself(full, params)
     places = [place_of(new_state, entry) for entry in entries_of(new_tx, new_state, params)]
     is_plain = not has_classes(state)
     classes = classes_by_fields(new_state)
@@ -178,7 +184,8 @@ def migrate(state: Any, new_tx: optax.GradientTransformation, params: Any) -> tu
     }
     used = set(carried.values())
     dropped = tuple(dict.fromkeys(old.name for old in old_places if old.name not in used))
-    new_state = in_layout_of(made, jax.tree.structure(new_state).unflatten(leaves), params)
+    new_state = in_layout_of(full, jax.tree.structure(new_state).unflatten(leaves), params)
+    new_state = trees.encoded_like(made, new_state)
     return new_state, Migration(carried, fresh, dropped)
 
 

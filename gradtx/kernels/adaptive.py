@@ -233,7 +233,7 @@ def _adadelta(g, *, e_g, e_x, rho, eps):
 ADADELTA = Kernel(
     "scale_by_adadelta",
     _adadelta,
-    slots=(Slot("e_g", real=True, non_negative=True), Slot("e_x", real=True)),
+    slots=(Slot("e_g", real=True, non_negative=True), Slot("e_x", real=True, non_negative=True)),
     hyperparameters={"rho": DECAY, "eps": NON_NEGATIVE},
     state=optax.ScaleByAdaDeltaState,
     degree=0,

@@ -26,12 +26,12 @@ class QuantizedState(NamedTuple):
     """The state of `quantize_state`.
 
     Attributes:
-        count: the number of calls, int32, which the rounding of each depends on.
+        calls: the number of calls, int32, which the rounding of each depends on.
         inner_state: the state of the wrapped transformation, with a `Quantized` in place of each
             array that is kept in 8 bits.
     """
 
-    count: jax.Array
+    calls: jax.Array
     inner_state: Any
 
 
@@ -77,7 +77,7 @@ def quantize_state(
         min_size: the smallest number of elements of an array that is kept in 8 bits, >= 0.
 
     Returns:
-        A transformation with the state `QuantizedState(count, inner_state)`, in which an array in 8
+        A transformation with the state `QuantizedState(calls, inner_state)`, in which an array in 8
         bits is a `Quantized(codes, scales)`. The codes have the shape of the array.
 
     Raises:
@@ -122,9 +122,9 @@ def quantize_state(
         return QuantizedState(jnp.zeros([], jnp.int32), jax.tree.map(stored, state, laws))
 
     def joined(leaves: Leaves, state: Any) -> Finish:
-        finish = join(inner.update, leaves, _seeded(state.inner_state, state.count))
-        count = jnp.asarray(optax.safe_increment(state.count))
-        return lambda: QuantizedState(count, _unseeded(finish()))
+        finish = join(inner.update, leaves, _seeded(state.inner_state, state.calls))
+        calls = jnp.asarray(optax.safe_increment(state.calls))
+        return lambda: QuantizedState(calls, _unseeded(finish()))
 
     return composed(
         _OWNER,
@@ -150,10 +150,10 @@ def _is_real(leaf: Any) -> bool:
     return dtype is not None and trees.is_subdtype(dtype, jnp.floating)
 
 
-def _seeded(state: Any, count: jax.Array) -> Any:
+def _seeded(state: Any, calls: jax.Array) -> Any:
     """The state with what the rounding of each array depends on beside its codes."""
     nodes, treedef = jax.tree.flatten(state, is_leaf=trees.is_stored)
-    step = jnp.asarray(count).astype(jnp.uint32)
+    step = jnp.asarray(calls).astype(jnp.uint32)
 
     def seeded(node: Any, number: int) -> Any:
         if not isinstance(node, Quantized):

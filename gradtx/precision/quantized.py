@@ -17,7 +17,7 @@ a small part of a step between levels: to nearest, it would stand still.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -145,6 +145,24 @@ def quantized(array: jax.Array, law: str, block_size: int) -> Quantized | jax.Ar
     ):
         return array
     return _encoded(array, _CODES[law], shape, array.dtype)
+
+
+def in_full(state: Any) -> Any:
+    """A state with arrays in full, also one that was restored without its classes."""
+
+    def is_restored(node: Any) -> bool:
+        return isinstance(node, Mapping) and {*node} == {*Quantized._fields}
+
+    def restored(node: Any) -> Any:
+        return Quantized(*map(jnp.asarray, map(node.get, Quantized._fields)))
+
+    return trees.decoded(
+        jax.tree.map(
+            lambda node: restored(node) if is_restored(node) else node,
+            state,
+            is_leaf=lambda node: node is None or is_restored(node) or trees.is_stored(node),
+        )
+    )
 
 
 def scales_shape(shape: Sequence[int], block_size: int) -> tuple[int, ...]:

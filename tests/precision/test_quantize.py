@@ -1,13 +1,16 @@
 """States in 8 bits: the laws, the rounding, and what is kept in them."""
 
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import gradtx
-from gradtx import pieces
+from gradtx import pieces, trees
 from gradtx.bench.programs import gpt
 from gradtx.leaf import composed_step
 from gradtx.precision.quantized import (
@@ -294,3 +297,67 @@ def test_stacks_are_refused():
         gradtx.quantize_state(gradtx.chain(gradtx.grouped(gradtx.adam(0.1))))
     with pytest.raises(ValueError, match=r"^grouped: quantize_state does not work on groups"):
         gradtx.grouped(gradtx.quantize_state(gradtx.adam(0.1)))
+
+
+def test_migrate_in_both_directions():
+    plain, packed = gradtx.adam(0.1), gradtx.quantize_state(gradtx.adam(0.1), min_size=8)
+    _, full = trained(plain, SMALL, 3)
+    state, report = gradtx.migrate(full, packed, SMALL)
+    assert set(report.fresh) == {"calls"}
+    assert report.dropped == ()
+    assert jax.tree.structure(state) == jax.tree.structure(packed.init(SMALL))
+    nearest = trees.encoded_like(packed.init(SMALL).inner_state, full)
+    jax.tree.map(np.testing.assert_array_equal, state.inner_state, nearest)
+    # Back, and from a checkpoint without classes: the numbers that the codes stand for.
+    back, report = gradtx.migrate(state, plain, SMALL)
+    assert report.fresh == {}
+    jax.tree.map(np.testing.assert_array_equal, back, trees.decoded(state.inner_state))
+    dictionary = flax.serialization.to_state_dict(state)
+    for old in (state, dictionary):
+        again, report = gradtx.migrate(old, packed, SMALL)
+        assert set(report.carried) >= {"inner_state/0/mu/kernel", "inner_state/0/nu/bias"}
+        jax.tree.map(np.testing.assert_array_equal, again.inner_state, state.inner_state)
+
+
+def test_metrics_and_learning_rate():
+    schedule = optax.linear_schedule(0.1, 0.0, 4)
+    tx = gradtx.with_metrics(gradtx.quantize_state(gradtx.adam(schedule), min_size=8))
+    _, state = trained(tx, SMALL, 2)
+    assert gradtx.metrics(state)["learning_rate"] == pytest.approx(0.075)
+    assert gradtx.metrics(state)["step"] == 2
+    tx = gradtx.quantize_state(gradtx.average_params(gradtx.adam(0.1), 0.9), min_size=8)
+    params, state = trained(tx, SMALL, 2)
+    average = gradtx.eval_params(state, params)
+    assert average["kernel"].shape == params["kernel"].shape
+    assert float(jnp.abs(average["kernel"] - params["kernel"]).max()) > 0
+
+
+def test_checkpoint_resumes_to_the_same_bits(tmp_path):
+    tx = gradtx.quantize_state(gradtx.adam(0.1), min_size=8)
+    params, state = trained(tx, SMALL, 3)
+    with ocp.StandardCheckpointer() as saved:
+        saved.save(tmp_path / "run", (params, state))
+        saved.wait_until_finished()
+        restored = saved.restore(tmp_path / "run", jax.eval_shape(lambda: (params, state)))
+    step = jax.jit(lambda params, state: gradtx.update_and_apply(tx, params, state, params))
+    jax.tree.map(np.testing.assert_array_equal, step(*restored), step(params, state))
+
+
+@pytest.mark.parametrize("spec", [("x", None), (None, "y"), ("x", "y")], ids=str)
+@pytest.mark.parametrize("is_explicit", [False, True], ids=["auto", "explicit"])
+def test_layout_is_that_of_the_parameter(spec, is_explicit):
+    kind = AxisType.Explicit if is_explicit else AxisType.Auto
+    mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(kind,) * 2)
+    g = {"kernel": jnp.sin(jnp.arange(8 * 1024.0)).reshape(8, 1024)}
+    tx = gradtx.quantize_state(gradtx.adam(0.1))
+    alone = jax.jit(tx.update)(g, tx.init(g), g)
+    with jax.set_mesh(mesh):
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        sharded = jax.device_put(g, sharding)
+        state = jax.jit(tx.init)(sharded) if is_explicit else tx.init(sharded)
+        updates, state = jax.jit(tx.update)(sharded, state, sharded)
+    stored = state.inner_state[0].nu["kernel"]
+    assert stored.codes.sharding.is_equivalent_to(sharding, 2)
+    assert stored.scales.sharding.is_equivalent_to(sharding, 2)
+    np.testing.assert_array_equal(updates["kernel"], alone[0]["kernel"])
+    jax.tree.map(np.testing.assert_array_equal, state, alone[1])
