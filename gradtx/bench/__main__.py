@@ -14,6 +14,8 @@ state donated. The sections:
 - construction, import: building a transformation, and importing the library after jax.
 - normalization: forward and backward, compared with flax if it is installed.
 - methods: each optimizer that both libraries have, on 12 matrices of 256 by 256 and 24 vectors.
+- grouped: the step of the first sections on 1,000 leaves of 64 numbers, in gradtx's `grouped`.
+- grouped-matrices: Muon, SOAP and Shampoo on 48 equal matrices, in `grouped` and without it.
 
 `--device` measures what steps cost on this device in absolute numbers: their time, which share of
 the memory bandwidth they use, how many operations they launch, and the bytes of temporaries and of
@@ -42,6 +44,7 @@ import optax
 
 import gradtx
 from gradtx.bench import device, normalization, report, sections
+from gradtx.bench.groups import grouped, grouped_matrices
 from gradtx.bench.measure import Figure, Settings
 from gradtx.bench.methods import methods
 from gradtx.diagnostics import _extras
@@ -55,6 +58,8 @@ SECTIONS: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "import": sections.import_,
     "normalization": normalization.normalization,
     "methods": methods,
+    "grouped": grouped,
+    "grouped-matrices": grouped_matrices,
 }
 _REPEATS = 15
 _PICTURES = (".pdf", ".png", ".svg")

@@ -29,7 +29,10 @@ MEASURES = {
         "temporary, forward + backward",
     },
     "methods": {"compile", "step"},
+    "grouped": {"trace", "lower", "trace + lower", "compile", "temporary", "step"},
+    "grouped-matrices": {"compile", "temporary", "step"},
 }
+PEERS = {"normalization": "flax", "grouped-matrices": "ungrouped"}
 
 
 def test_a_quick_run_measures_every_section(tmp_path):
@@ -52,7 +55,7 @@ def test_a_quick_run_measures_every_section(tmp_path):
     for row in found["figures"]:
         assert row.keys() == {*Figure.__dataclass_fields__, "ratio"}
         assert row["unit"] == ("bytes" if "temporary" in row["measure"] else "seconds")
-        assert row["peer"] == ("flax" if row["section"] == "normalization" else "optax")
+        assert row["peer"] == PEERS.get(row["section"], "optax")
         if row["ours"]:
             assert row["ratio"] == row["theirs"] / row["ours"]
         measures.setdefault(row["section"], set()).add(row["measure"])
