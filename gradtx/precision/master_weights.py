@@ -51,8 +51,9 @@ def with_master_weights(
     of a run in float32. Other parameters are left to `tx` as they are.
 
     Wrap the whole optimizer, and add the updates unchanged: they lead exactly to the rounded copy,
-    and are float32 for that. They start from the parameters that `update` is given, so that
-    whatever else changed these is undone.
+    and are float32 for that. (Where a parameter shrinks by more than 2^12 times in one step, up to
+    2^-24 of the old one may be missing until the next.) They start from the parameters that
+    `update` is given, so that whatever else changed these is undone.
 
     Args:
         tx: the transformation whose updates are added to the parameters.

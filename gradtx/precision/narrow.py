@@ -4,7 +4,7 @@ A parameter is narrow if its dtype is real and has fewer than 32 bits. What is i
 float32 in its place, as in a run in float32.
 
 The updates of narrow parameters are handed out in float32, because few differences of two numbers
-fit into their narrow dtype. Those of a number and one that is more than 2^12 times smaller do not
+fit into their narrow dtype. Those of a number and one that is more than 2^12 times smaller may not
 fit into float32 either: what arrives then differs by up to 2^-24 of the larger number, as in any
 sum in float32.
 """

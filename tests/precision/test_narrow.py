@@ -65,6 +65,35 @@ def test_each_wrapper_follows_the_closed_form_of_adamw(wrap, dtype):
     assert abs(mean(params) - expected) < 1.5 * tolerance
 
 
+@EACH
+def test_eight_bits(wrap):
+    for dtype in (jnp.float8_e4m3fn, jnp.float8_e5m2):
+        start = jnp.ones(4096, dtype)
+        gradient = jnp.ones((50, 4096), jnp.bfloat16)
+        assert mean(run(gradtx.adam(0.01), start, gradient)[0]) == 1
+        params, _ = run(wrap(gradtx.adam(0.01)), start, gradient)
+        assert params.dtype == dtype
+        assert abs(mean(params) - 0.5) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("dtype", "start", "master", "gradient"),
+    [(jnp.bfloat16, -8.0, -7.9999995, -8.000003), (jnp.float16, 1.0, 0.99998254, 1.000032)],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_what_shrinks_to_almost_nothing_arrives_a_step_later(dtype, start, master, gradient):
+    tx = gradtx.with_master_weights(gradtx.sgd(1.0))
+    params = jnp.array([start], dtype)
+    state = tx.init(params)._replace(master=jnp.array([master]))
+    updates, state = tx.update(jnp.array([gradient]), state, params)
+    params = gradtx.apply_updates(params, updates)
+    rounded = state.master.astype(dtype)
+    assert params != rounded
+    assert abs(mean(params) - mean(rounded)) <= 2.0**-24 * abs(start)
+    updates, state = tx.update(jnp.zeros(1), state, params)
+    assert gradtx.apply_updates(params, updates) == rounded
+
+
 @DTYPES
 def test_the_master_is_the_run_in_float32(dtype):
     rng = np.random.default_rng(0)
