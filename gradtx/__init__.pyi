@@ -207,6 +207,9 @@ from gradtx.kernels.unitwise import unitwise_clip as unitwise_clip
 from gradtx.kernels.unitwise import unitwise_norm as unitwise_norm
 from gradtx.lift import ScheduledState as ScheduledState
 from gradtx.norms import global_norm as global_norm
+from gradtx.precision.cast import Cast as Cast
+from gradtx.precision.cast import CastState as CastState
+from gradtx.precision.cast import cast_state as cast_state
 from gradtx.precision.kahan_sum import KahanSumState as KahanSumState
 from gradtx.precision.kahan_sum import with_kahan_sum as with_kahan_sum
 from gradtx.precision.master_weights import MasterWeightsState as MasterWeightsState

@@ -401,6 +401,8 @@ class Leaves:
                 f"shape {np.shape(self.leaves[index].value)}; was init called with these "
                 "parameters, and are they inexact numbers?"
             )
+        if trees.is_stored(value):
+            value = jax.ShapeDtypeStruct(value.shape, value.dtype)
         is_leaf = isinstance(expected, list) or jax.tree_util.all_leaves([value])
         what = f"the state's {name}"
         if is_leaf and jax.tree.map(np.shape, value) == expected:

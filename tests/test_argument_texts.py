@@ -244,8 +244,8 @@ TEXTS = {
 # Names that mean something else in almost every function.
 DIFFERENT = {
     "gradtx": {
-        *("*args", "axis", "base_optimizer", "inner", "max_norm", "params", "state", "tx"),
-        *("updates", "weight_dimension_numbers"),
+        *("*args", "axis", "base_optimizer", "inner", "max_norm", "params", "select", "state"),
+        *("tx", "updates", "weight_dimension_numbers"),
     },
     "gradtx.initializers": {"scale", "shape", "stddev"},
     "gradtx.normalization": {"axis", "x"},

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from gradtx.compose.parts import parts_of
+from gradtx.compose.parts import owner_of, parts_of
 from gradtx.kernel import Slot
 from gradtx.lift import kernel_of
 from gradtx.precision.quantized import NON_NEGATIVE, SIGNED
@@ -60,6 +60,18 @@ def laws_of(
     return treedef.unflatten(
         array.law if flag else "" for array, flag in zip(arrays, chosen, strict=True)
     )
+
+
+def refuse_groups(owner: str, tx: optax.GradientTransformation) -> None:
+    """Refuse a transformation whose arrays are in stacks.
+
+    Raises:
+        ValueError: if it contains `grouped`.
+    """
+    if owner_of(tx) == "grouped":
+        raise ValueError(f"{owner}: tx must not keep its arrays in stacks, got one with grouped")
+    for part in parts_of(tx):
+        refuse_groups(owner, part.transformation)
 
 
 def _slots_of(tx: optax.GradientTransformation) -> dict[tuple[str, str], Slot]:

@@ -9,13 +9,13 @@ import numpy as np
 import optax
 
 from gradtx import trees
-from gradtx.compose.parts import Part, composed, owner_of, parts_of
+from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
 from gradtx.joined import Finish, Leaves, join
 from gradtx.kernel import COUNT, COUNT_OR_ZERO, check
 from gradtx.messages import shown
-from gradtx.precision.laws import laws_of
+from gradtx.precision.laws import laws_of, refuse_groups
 from gradtx.precision.quantized import NON_NEGATIVE, SIGNED, Quantized, Seeded, quantized
 from gradtx.select import Specification
 
@@ -101,7 +101,7 @@ def quantize_state(
         uint8
     """
     inner = as_transformation(_OWNER, "tx", tx)
-    _refuse_groups(inner)
+    refuse_groups(_OWNER, inner)
     if bits != 8:
         raise ValueError(f"{_OWNER}: bits must be 8, got {shown(bits)}")
     block_size = int(check(_OWNER, "block_size", block_size, COUNT))
@@ -136,13 +136,6 @@ def quantize_state(
         joins=True,
         effect=Effect(degree=1),
     )
-
-
-def _refuse_groups(tx: optax.GradientTransformation) -> None:
-    if owner_of(tx) == "grouped":
-        raise ValueError(f"{_OWNER}: tx must not keep its arrays in stacks, got one with grouped")
-    for part in parts_of(tx):
-        _refuse_groups(part.transformation)
 
 
 def _is_real(leaf: Any) -> bool:

@@ -137,7 +137,7 @@ def quantized(array: jax.Array, law: str, block_size: int) -> Quantized | jax.Ar
         The codes and scales; the array itself if its blocks would lie across devices.
     """
     shape = scales_shape(array.shape, block_size)
-    sharding = _explicit_sharding(array)
+    sharding = explicit_sharding(array)
     merged = () if sharding is None else sharding.spec[len(shape) - 1 :]
     is_whole = math.prod(array.shape) % math.prod(shape) == 0
     if any(axis is not None for axis in (merged[1:] if is_whole else merged)) or (
@@ -234,7 +234,7 @@ def _levels(codes: jax.Array, codes_dtype: np.dtype) -> jax.Array:
 def _thresholds(seed: jax.Array, array: jax.Array) -> jax.Array:
     """Random numbers, uniform between 0 and 1 but not so close to these as a rounding error."""
     step, number, part = seed
-    sharding = _explicit_sharding(array)
+    sharding = explicit_sharding(array)
     bits = random_bits(part[None], step, number, array.shape, out_sharding=sharding)
     return (bits >> np.uint32(16)).astype(jnp.float32) * np.float32(2**-16) + np.float32(2**-17)
 
@@ -258,7 +258,7 @@ def _out_of_blocks(blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return flat.reshape(shape) if flat.shape != shape else flat
 
 
-def _explicit_sharding(array: jax.Array) -> Any:
+def explicit_sharding(array: jax.Array) -> Any:
     """The sharding of an array where mesh axes are explicit."""
     is_explicit = jax.sharding.get_abstract_mesh().explicit_axes
     return jax.typeof(array).sharding if is_explicit else None

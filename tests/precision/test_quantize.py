@@ -21,6 +21,9 @@ from gradtx.precision.quantized import (
     quantized,
     scales_shape,
 )
+from gradtx.testing import check_transformation
+
+from ..testing.exports.precision import NARROW
 
 LAWS = {SIGNED: (127, 4), NON_NEGATIVE: (255, 8)}
 SMALL = {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(4)}
@@ -361,3 +364,16 @@ def test_layout_is_that_of_the_parameter(spec, is_explicit):
     assert stored.scales.sharding.is_equivalent_to(sharding, 2)
     np.testing.assert_array_equal(updates["kernel"], alone[0]["kernel"])
     jax.tree.map(np.testing.assert_array_equal, state, alone[1])
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [lambda tx: gradtx.quantize_state(tx, min_size=1), gradtx.cast_state],
+    ids=["quantize_state", "cast_state"],
+)
+def test_contract_around_a_transformation_of_optax(wrapper):
+    params = jax.tree.map(lambda p: p.astype(jnp.float32), NARROW)
+    # What optax's own Adam does not keep.
+    own = ("none_leaves", "non_parameters", "mismatches", "half_precision")
+    with jax.numpy_dtype_promotion("standard"):
+        check_transformation(wrapper(optax.adam(0.1)), params, skip=own)

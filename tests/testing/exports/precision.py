@@ -30,6 +30,12 @@ def quantized(tx):
 
 
 EXPORTS = {
+    "cast_state": Export(lambda: gradtx.cast_state(gradtx.adamw(0.1))),
+    "cast_state-nearest": Export(lambda: gradtx.cast_state(gradtx.adamw(0.1), stochastic=False)),
+    **{
+        f"cast_state-around_{inner}": Export(lambda make=make: gradtx.cast_state(make()))
+        for inner, make in INSIDE.items()
+    },
     "quantize_state": Export(lambda: quantized(gradtx.adamw(0.1))),
     **{
         f"quantize_state-around_{inner}": Export(lambda make=make: quantized(make()))
