@@ -1,185 +1,24 @@
-"""The steps of a chain, which wait at their leaves until their numbers are needed.
+"""The leaves of a tree on their way through a chain, whose links hand them their steps.
 
-A step of a chain is not taken when it is met. It waits at its leaf until somebody needs the
-numbers: a norm of the whole tree, a function that is not ours, the end of the chain. Then all that
-waits there is one compiled function, called once for each leaf, and traced once for each type of
-leaf.
+What a link needs of the whole tree is found here: which leaves take part, their parameters, their
+slots in its state. The steps themselves wait at the leaves, see `gradtx.waiting`.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from gradtx import trees
 from gradtx.inputs import UNKNOWN, as_gradient, check_given, is_exact, trained
-from gradtx.leaf import LeafStep, composed_step, stacked_step, steps_of_many
 from gradtx.messages import shown
+from gradtx.waiting import Leaf, take_steps
 
 # What a link of a chain returns when its steps wait at the leaves: its new state, to be asked for
 # when they have been taken.
 Finish = Callable[[], Any]
-
-
-class WaitingStep:
-    """One kernel's step on one leaf, with its arrays; after it is taken, its new slots."""
-
-    __slots__ = ("key", "new", "scalars", "slots", "step", "t")
-
-    def __init__(
-        self,
-        step: LeafStep,
-        slots: tuple[Any, ...] = (),
-        key: Any = None,
-        t: Any = None,
-        scalars: Any = (),
-    ):
-        self.step = step
-        self.slots = slots
-        self.key = key
-        self.t = t
-        self.scalars = scalars
-        self.new: tuple[Any, ...] = ()
-
-
-class Leaf:
-    """One leaf of the updates: its value, its parameter, and the steps that wait there.
-
-    Most are by themselves; of those that are kept together see `gradtx.stacks`.
-    """
-
-    __slots__ = ("parameter", "value", "waiting")
-
-    is_stack = False
-
-    def __init__(self, value: Any):
-        self.value = value
-        self.parameter: Any = None
-        self.waiting: list[WaitingStep] = []
-
-    @property
-    def whole(self) -> "Leaf":
-        """The leaf that takes its steps."""
-        return self
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape that a kernel sees."""
-        return np.shape(self.value)
-
-    @property
-    def like(self) -> Any:
-        """What has its structure, shape and dtype."""
-        return self.value
-
-    @property
-    def plain(self) -> Any:
-        """Its update."""
-        return self.value
-
-    @property
-    def plain_parameter(self) -> Any:
-        """The parameter at its place."""
-        return self.parameter
-
-    @property
-    def has_gradient(self) -> bool:
-        """Whether it takes part."""
-        return trees.is_parameter(self.value)
-
-    def row(self, array: Any) -> Any:
-        """Its part of what its steps returned."""
-        return array
-
-    def stacked(self, shape: Any) -> Any:
-        """The shape in which the state has what a kernel sees in this shape."""
-        return shape
-
-    def present(self, array: Any) -> Any:
-        """The part of an array that a measure may see."""
-        return array
-
-    def keys_from(self, keys: Any, numbers: Mapping["Leaf", int]) -> Any:
-        """Its PRNG key of those of all leaves that take part."""
-        return keys[numbers[self]]
-
-    @property
-    def steps(self) -> tuple[LeafStep, ...]:
-        """The steps that wait."""
-        return tuple(own.step for own in self.waiting)
-
-    @property
-    def read_parameter(self) -> Any:
-        """The parameter if a step that waits reads it, else None."""
-        return self.parameter if any(own.step.reads_parameter for own in self.waiting) else None
-
-    def finish(self, value: Any, slots: Sequence[tuple[Any, ...]]) -> None:
-        """Keep what the steps that waited have returned."""
-        self.value = value
-        for own, new in zip(self.waiting, slots, strict=True):
-            own.new = new
-        self.waiting = []
-
-
-def take_steps(leaves: Iterable[Leaf]) -> None:
-    """Take the steps that wait at the leaves.
-
-    Under a transformation of JAX, each leaf is one call of a compiled function, which is traced
-    once for each type of leaf. Eagerly a call costs more than the step of a small leaf; leaves of
-    one type share it, but not too many, so that trees of other sizes find the same programs.
-    """
-    waiting = [leaf for leaf in leaves if leaf.waiting]
-    if any(isinstance(leaf.value, Tracer) for leaf in waiting):
-        groups = [[leaf] for leaf in waiting]
-    else:
-        groups = [[leaf] for leaf in waiting if leaf.is_stack]
-        by_type: dict[Any, list[Leaf]] = {}
-        for leaf in waiting:
-            if not leaf.is_stack:
-                by_type.setdefault(_type_of(leaf), []).append(leaf)
-        groups += [
-            alike[start : start + _TOGETHER]
-            for alike in by_type.values()
-            for start in range(0, len(alike), _TOGETHER)
-        ]
-    for group in groups:
-        if len(group) == 1:
-            _take_steps_of(group[0])
-        else:
-            _take_steps_together(group)
-
-
-_TOGETHER = 64
-
-
-def _take_steps_of(leaf: Leaf) -> None:
-    arguments = [(step.slots, step.key, step.t, step.scalars) for step in leaf.waiting]
-    step = composed_step(leaf.steps, leaf.is_stack)
-    leaf.finish(*step(leaf.value, leaf.read_parameter, arguments))
-
-
-def _take_steps_together(leaves: Sequence[Leaf]) -> None:
-    shared = [(step.t, step.scalars) for step in leaves[0].waiting]
-    arguments = [
-        (leaf.value, leaf.read_parameter, [(step.slots, step.key) for step in leaf.waiting])
-        for leaf in leaves
-    ]
-    results = steps_of_many(leaves[0].steps)(arguments, shared)
-    for leaf, result in zip(leaves, results, strict=True):
-        leaf.finish(*result)
-
-
-def _type_of(leaf: Leaf) -> Any:
-    """What leaves have in common that are called together: all but the values of their arrays."""
-    steps = [(own.step, id(own.t), id(own.scalars)) for own in leaf.waiting]
-    arrays = jax.tree.leaves((leaf.value, leaf.parameter, [own.slots for own in leaf.waiting]))
-    # Arrays on several devices are not arguments of one call.
-    types = [(getattr(x, "dtype", type(x)), getattr(x, "sharding", None)) for x in arrays]
-    return np.shape(leaf.value), *steps, *types
 
 
 class Leaves:
@@ -420,30 +259,6 @@ class Leaves:
     def path(self, index: int) -> str:
         """Where a leaf is."""
         return trees.paths(self.shapes())[index]
-
-
-def step_together(pairs: Sequence[tuple[Leaf, WaitingStep]]) -> None:
-    """Take a step of several leaves at once: those of one type are stacked."""
-    groups: dict[Any, list[tuple[Leaf, WaitingStep]]] = {}
-    for leaf, own in pairs:
-        arrays, structure = jax.tree.flatten((leaf.value, own.slots))
-        types = tuple((np.shape(x), jnp.result_type(x)) for x in arrays)
-        groups.setdefault((own.step, structure, types), []).append((leaf, own))
-    for group in groups.values():
-        if len(group) == 1:
-            leaf, own = group[0]
-            leaf.waiting.append(own)
-            continue
-        step, first = group[0][1].step, group[0][1]
-        take_steps(leaf for leaf, _ in group)
-        arguments = [
-            (leaf.value, leaf.parameter if step.reads_parameter else None, own.slots, own.key)
-            for leaf, own in group
-        ]
-        stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *arguments)
-        updates, new = stacked_step(step)(*stacked, first.t, first.scalars)
-        for number, (leaf, own) in enumerate(group):
-            leaf.value, own.new = jax.tree.map(lambda x, i=number: x[i], (updates, new))
 
 
 class Link:

@@ -1,6 +1,6 @@
 """The leaves of several trees of one structure, checked once, for whatever works leaf by leaf.
 
-Wrappers and measures find their leaves here; the steps of kernels wait in `gradtx.joined`.
+Wrappers and measures find their leaves here; the steps of kernels wait in `gradtx.waiting`.
 """
 
 import functools

@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 
 from gradtx import norms, trees
 from gradtx.inputs import as_array, as_gradients, check_state, has_fields, trained, with_fields
-from gradtx.joined import Finish, Leaves, Link, WaitingStep, run, step_together
+from gradtx.joined import Finish, Leaves, Link, run
 from gradtx.kernel import (
     Kernel,
     PerLeaf,
@@ -38,6 +38,7 @@ from gradtx.leaf import (
     start_scalar,
     start_slot,
 )
+from gradtx.waiting import WaitingStep, step_together
 
 
 class ScheduledState(NamedTuple):
@@ -485,7 +486,7 @@ class _Lifted(Link):
             return {}, kept
         asked = inspect.signature(kernel.scalar_step).parameters
         static = tuple((name, value) for name, value in self.static.items() if name in asked)
-        step = scalar_step_of(kernel.name, kernel.scalar_step, static)
+        step: Any = scalar_step_of(kernel.name, kernel.scalar_step, static)
         given = {name: known[name] for name in asked if name in known}
         if any(isinstance(value, Tracer) for value in given.values()):
             # It happens once in the program, and a function of its own would take longer to trace.

@@ -16,7 +16,8 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gradtx import trees
-from gradtx.joined import Leaf, Leaves
+from gradtx.joined import Leaves
+from gradtx.waiting import Leaf
 
 
 class Group(NamedTuple):

@@ -139,7 +139,7 @@ def test_eagerly_leaves_of_one_type_share_a_call(monkeypatch):
             numbers.append(len(leaves)) or steps_of_many(steps)(leaves, shared)
         )
 
-    monkeypatch.setattr("gradtx.joined.steps_of_many", counted)
+    monkeypatch.setattr("gradtx.waiting.steps_of_many", counted)
     check_close(tx.update(gradients, state, params)[0], expected)
     assert sorted(numbers) == [2, 5, 64]
 

@@ -18,7 +18,7 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 LAYERS = [
     ("messages.py", "trees.py", "norms.py", "inputs.py", "effect.py", "kernel.py", "tables.py"),
     ("roles.py", "select.py"),
-    ("pieces.py", "leaf.py", "leaves.py", "joined.py", "stacks.py"),
+    ("pieces.py", "leaf.py", "leaves.py", "waiting.py", "joined.py", "stacks.py"),
     ("compose/",),
     ("lift.py", "updates.py"),
     ("kernels/",),

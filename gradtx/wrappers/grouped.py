@@ -114,22 +114,48 @@ def grouped(
     _check_preserved(inner, elementwise)
     size = int(check(_OWNER, "group_size", group_size, COUNT))
     limit = None if max_leaf_size is None else check(_OWNER, "max_leaf_size", max_leaf_size, COUNT)
-    flags_of = flag_of_each_leaf(_OWNER, select, "select").choose
+    grouping = _Grouping(inner, flag_of_each_leaf(_OWNER, select, "select").choose, size, limit)
+    whole = Grouped(
+        _OWNER,
+        (Part("", inner),),
+        grouping.join,
+        fields=GroupedState._fields,
+        only_hands_on=True,
+        joins=True,
+        effect=IN_SERIES,
+        opened=grouping.open,
+    )
+    return optax.GradientTransformationExtraArgs(grouping.init, whole)
 
-    def groups_of(tree: Any) -> list[Group]:
-        return _groups_of(inner, tree, flags_of(tree), size, limit)
 
-    def init(params: Any) -> GroupedState:
-        inner_state = inner.init(params)
+@dataclass(frozen=True)
+class _Grouping:
+    """A transformation on groups of leaves.
+
+    Attributes:
+        inner: the transformation.
+        chosen: from a tree to the tree of booleans that says which leaves may be in groups.
+        size: the greatest number of leaves in a group.
+        limit: the greatest number of elements of a leaf in a group; None: no limit.
+    """
+
+    inner: optax.GradientTransformationExtraArgs
+    chosen: Callable[[Any], Any]
+    size: int
+    limit: Any
+
+    def init(self, params: Any) -> GroupedState:
+        """The state before the first step."""
+        inner_state = self.inner.init(params)
         tree = trained(params)
         leaves, treedef = trees.flatten(tree)
-        groups = groups_of(tree) if leaves else []
+        groups = self.groups_of(tree) if leaves else []
         places = np.arange(len(leaves), dtype=np.int32)
         for group in groups:
             places[list(group.places)] = group.places[0]
         if groups:
             inner_state = optax.tree_map_params(
-                inner,
+                self.inner,
                 lambda part: regrouped(part, treedef, groups),
                 inner_state,
                 is_leaf=lambda _: True,
@@ -138,7 +164,15 @@ def grouped(
         with jax.ensure_compile_time_eval():
             return GroupedState(inner_state, jnp.array(places))
 
-    def opened(leaves: Leaves, state: Any) -> tuple[Leaves, Finish]:
+    def join(self, leaves: Leaves, state: Any) -> Finish:
+        """Take the steps of the stacks, and hand on the updates of their leaves."""
+        record, finish = self.open(leaves, state)
+        record.take_steps()
+        leaves.put([leaf.plain for leaf in record.leaves])
+        return finish
+
+    def open(self, leaves: Leaves, state: Any) -> tuple[Leaves, Finish]:
+        """See `Grouped.opened`."""
         check_state(_OWNER, state, GroupedState._fields)
         if leaves.params is None:
             tree = leaves.updates()
@@ -149,9 +183,8 @@ def grouped(
             for i, (leaf, own) in enumerate(zip(leaves.leaves, types, strict=True)):
                 if leaf.has_gradient and trees.is_parameter(own) and leaf.shape != np.shape(own):
                     trees.refuse_shape(_OWNER, "updates", leaves.shapes(), i, "params", own)
-        groups = groups_of(tree)
-        record = stacked_leaves(leaves, groups, types)
-        finish = join(inner.update, record, state.inner_state)
+        record = stacked_leaves(leaves, self.groups_of(tree), types)
+        finish = join(self.inner.update, record, state.inner_state)
         if np.shape(state.places) != (len(types),):
             raise ValueError(
                 f"{_OWNER}: the state is that of {np.size(state.places)} parameters, the updates "
@@ -159,25 +192,31 @@ def grouped(
             )
         return record, lambda: GroupedState(finish(), state.places)
 
-    def joined(leaves: Leaves, state: Any) -> Finish:
-        record, finish = opened(leaves, state)
-        record.take_steps()
-        leaves.put([leaf.plain for leaf in record.leaves])
-        return finish
+    def groups_of(self, tree: Any) -> list[Group]:
+        """The groups of a tree's leaves: of each type, if there are several, equally long ones."""
+        leaves, treedef = trees.flatten(tree)
+        chosen = trees.flatten_like(
+            _OWNER, "select", self.chosen(tree), "params", tree, subtrees=True
+        )
+        numbers = [None if leaf is None else i for i, leaf in enumerate(leaves)]
+        labels = _labels(self.inner, tree, treedef.unflatten(numbers))
+        by_type: dict[Any, list[int]] = {}
+        for i, leaf in enumerate(leaves):
+            is_array = hasattr(leaf, "dtype") and trees.is_parameter(leaf)
+            if is_array and chosen[i] and self._is_small(leaf):
+                kind = (leaf.shape, leaf.dtype, _layout_of(leaf), labels[i])
+                by_type.setdefault(kind, []).append(i)
+        groups = []
+        for places in by_type.values():
+            number = -(-len(places) // self.size)
+            length = -(-len(places) // number)
+            chunks = [tuple(places[i : i + length]) for i in range(0, len(places), length)]
+            # A single leaf, at the end too, stays by itself.
+            groups += [Group(chunk, length) for chunk in chunks if len(chunk) > 1]
+        return groups
 
-    parts = (Part("", inner),)
-    fields = GroupedState._fields
-    whole = Grouped(
-        _OWNER,
-        parts,
-        joined,
-        fields=fields,
-        only_hands_on=True,
-        joins=True,
-        effect=IN_SERIES,
-        opened=opened,
-    )
-    return optax.GradientTransformationExtraArgs(init, whole)
+    def _is_small(self, leaf: Any) -> bool:
+        return self.limit is None or math.prod(leaf.shape) <= self.limit
 
 
 def _check_preserved(tx: optax.GradientTransformation, elementwise: bool) -> None:
@@ -214,30 +253,6 @@ def _name_of(update: Any) -> str:
     package = getattr(update, "__module__", "").partition(".")[0]
     name = getattr(update, "__qualname__", type(update).__name__).partition(".")[0]
     return f"{package}.{name}"
-
-
-def _groups_of(
-    tx: optax.GradientTransformation, tree: Any, flags: Any, size: int, limit: Any
-) -> list[Group]:
-    """The groups of a tree's leaves: of each type, if there are several, equally long ones."""
-    leaves, treedef = trees.flatten(tree)
-    chosen = trees.flatten_like(_OWNER, "select", flags, "params", tree, subtrees=True)
-    numbers = [None if leaf is None else i for i, leaf in enumerate(leaves)]
-    labels = _labels(tx, tree, treedef.unflatten(numbers))
-    by_type: dict[Any, list[int]] = {}
-    for i, leaf in enumerate(leaves):
-        is_array = hasattr(leaf, "dtype") and trees.is_parameter(leaf)
-        if is_array and chosen[i] and (limit is None or math.prod(leaf.shape) <= limit):
-            kind = (leaf.shape, leaf.dtype, _layout_of(leaf), labels[i])
-            by_type.setdefault(kind, []).append(i)
-    groups = []
-    for places in by_type.values():
-        number = -(-len(places) // size)
-        length = -(-len(places) // number)
-        chunks = [tuple(places[i : i + length]) for i in range(0, len(places), length)]
-        # A single leaf, at the end too, stays by itself.
-        groups += [Group(chunk, length) for chunk in chunks if len(chunk) > 1]
-    return groups
 
 
 def _layout_of(leaf: Any) -> Any:
