@@ -4,6 +4,7 @@ What a link needs of the whole tree is found here: which leaves take part, their
 slots in its state. The steps themselves wait at the leaves, see `gradtx.waiting`.
 """
 
+import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -59,6 +60,13 @@ class Leaves:
         self._are_inexact = False
         if self._whole is not None:
             self._whole._look_again()
+
+    def twin(self) -> "Leaves":
+        """The same leaves once more, whose steps do not change these."""
+        self.take_steps()
+        other = copy.copy(self)
+        other.leaves = [leaf.twin() for leaf in self.leaves]
+        return other
 
     def restricted(
         self, owner: str, hidden: Callable[[Any], Any], params: Any, extra: Mapping[str, Any]

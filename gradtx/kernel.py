@@ -242,7 +242,8 @@ class Kernel(Effect):
         hyperparameters: name -> valid range. Values may be numbers, scalar arrays or schedules.
         options: names of static choices, such as `nesterov`; a value may be a `PerLeaf`.
         measures: name -> function of the list of gradient leaves, and by name of whatever else it
-            mentions, that returns a scalar for the whole tree.
+            mentions, that returns a scalar for the whole tree. It is a sum over elements, or made
+            of such sums, because `grouped` hands it several leaves of one shape as one array.
         scalars: what it keeps for the whole tree.
         scalar_step: the equation of the whole tree, see the module's docstring.
         factors: what the scalar step returns beside the new scalars.

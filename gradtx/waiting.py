@@ -6,6 +6,7 @@ waits there is one compiled function, called once for each leaf, and traced once
 leaf.
 """
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,12 @@ class Leaf:
         self.value = value
         self.parameter: Any = None
         self.waiting: list[WaitingStep] = []
+
+    def twin(self) -> "Leaf":
+        """The same leaf once more, without steps that wait."""
+        other = copy.copy(self)
+        other.waiting = []
+        return other
 
     @property
     def whole(self) -> "Leaf":

@@ -45,6 +45,8 @@ class Composed(Link):
         reads_state: whether the function reads its state; if not, it accepts any.
         joins: whether the steps of its parts may wait at the leaves.
         effect: what it makes of the updates; None: it does not say.
+        on_stacks: what joins its parts where leaves are in stacks, if it does not always join them;
+            None: it does not work on stacks.
     """
 
     owner: str
@@ -56,6 +58,7 @@ class Composed(Link):
     reads_state: bool = True
     joins: bool = False
     effect: Effect | None = None
+    on_stacks: Callable[[Leaves, Any], Finish] | None = None
 
     def __call__(
         self, updates: Any, state: Any, params: Any = None, **extra: Any
@@ -70,6 +73,8 @@ class Composed(Link):
 
     def join(self, leaves: Leaves, state: Any) -> Finish:
         """Put the steps of its parts to the leaves, or those of the others through the whole."""
+        if leaves.has_stacks and self.on_stacks is not None:
+            return self.on_stacks(leaves, state)
         if not self.joins:
             return leaves.through(self, state)
         check_state(self.owner, state, self.fields)
@@ -97,6 +102,7 @@ def composed(
     reads_state: bool = True,
     joins: bool = False,
     effect: Effect | None = None,
+    on_stacks: Callable[[Leaves, Any], Finish] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation of optax's type whose parts `parts_of` finds again.
 
@@ -112,10 +118,20 @@ def composed(
         reads_state: see `Composed`.
         joins: see `Composed`.
         effect: see `Composed`.
+        on_stacks: see `Composed`.
     """
     fields = getattr(state, "_fields", ())
     whole = Composed(
-        owner, parts, update, locality, fields, only_hands_on, reads_state, joins, effect
+        owner,
+        parts,
+        update,
+        locality,
+        fields,
+        only_hands_on,
+        reads_state,
+        joins,
+        effect,
+        on_stacks,
     )
     return optax.GradientTransformationExtraArgs(init, whole)
 

@@ -15,6 +15,7 @@ from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import LINEAR_WITHOUT_STATE
+from gradtx.joined import Finish, Leaves, join
 from gradtx.leaves import Aligned, map_leaves
 from gradtx.messages import shown
 from gradtx.select import is_function_of_tree
@@ -36,6 +37,12 @@ class MatrixAxes:
     stack: tuple[int, ...]
     rows: tuple[int, ...]
     columns: tuple[int, ...]
+
+    @property
+    def are_last(self) -> bool:
+        """Whether the array is the stack of matrices that it is made up of."""
+        order = self.stack + self.rows + self.columns
+        return order == tuple(range(len(order))) and len(self.rows) == len(self.columns) == 1
 
     def shape_of_matrices(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the stack of matrices of an array of this shape."""
@@ -142,7 +149,24 @@ def as_matrices(
             rests="the new updates",
         ), state
 
-    return composed(owner, (Part("", inner),), init, update, effect=LINEAR_WITHOUT_STATE)
+    def on_stacks(leaves: Leaves, state: Any) -> Finish:
+        axes = matrix_axes(owner, weight_dimension_numbers, leaves.shapes())
+        for i, own in enumerate(leaves.aligned(owner, "the axes", axes)):
+            if own is not None and not own.are_last:
+                raise ValueError(
+                    f"{owner}: the matrices of '{leaves.path(i)}' are not in its last two axes, "
+                    "where grouped keeps them; leave it to a transformation outside of grouped"
+                )
+        return join(inner.update, leaves, state)
+
+    return composed(
+        owner,
+        (Part("", inner),),
+        init,
+        update,
+        effect=LINEAR_WITHOUT_STATE,
+        on_stacks=on_stacks,
+    )
 
 
 def has_axes(own: MatrixAxes | None, *_: Any) -> bool:

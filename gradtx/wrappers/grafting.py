@@ -10,6 +10,8 @@ from gradtx import norms
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
+from gradtx.inputs import check_state
+from gradtx.joined import Finish, Leaves, join
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.leaves import equation, map_leaves
 
@@ -78,8 +80,31 @@ def graft(
         grafted = map_leaves(_grafted, owner, named)
         return grafted, GraftState(magnitude_state, direction_state)
 
-    parts = (Part("magnitude", magnitude), Part("direction", direction))
-    return composed(owner, parts, init, update, locality="leaf", state=GraftState, effect=GRAFT)
+    def on_stacks(leaves: Leaves, state: Any) -> Finish:
+        check_state(owner, state, GraftState._fields)
+        measured = leaves.twin()
+        finishes = (
+            join(magnitude.update, measured, state.magnitude),
+            join(direction.update, leaves, state.direction),
+        )
+        measured.take_steps()
+        leaves.take_steps()
+        for i in leaves.active():
+            leaf, length = leaves.leaves[i], measured.leaves[i].value
+            grafted = jax.vmap(_grafted) if leaf.is_stack else _grafted
+            leaf.value = grafted(leaf.value, length)
+        return lambda: GraftState(*(finish() for finish in finishes))
+
+    return composed(
+        owner,
+        (Part("magnitude", magnitude), Part("direction", direction)),
+        init,
+        update,
+        locality="leaf",
+        state=GraftState,
+        effect=GRAFT,
+        on_stacks=on_stacks,
+    )
 
 
 @equation()

@@ -20,7 +20,6 @@ from gradtx.kernel import COUNT, check
 from gradtx.lift import kernel_of, options_of
 from gradtx.select import Mask, flag_of_each_leaf
 from gradtx.stacks import Group, regrouped, stacked_leaves
-from gradtx.wrappers.hyperparameters import Injected
 
 _OWNER = "grouped"
 
@@ -74,7 +73,7 @@ def grouped(
     the parameters while these are in stacks.
 
     `tx` may be anything that is made of the optimizers of this library by `chain`, `named_chain`,
-    `masked`, `partition` and `inject_hyperparams`. Other wrappers go around `grouped`.
+    `masked`, `partition`, `inject_hyperparams` and `graft`. Other wrappers go around `grouped`.
 
     Args:
         tx: the transformation.
@@ -234,7 +233,8 @@ def _check_preserved(tx: optax.GradientTransformation, elementwise: bool) -> Non
     if isinstance(update, Grouped):
         raise ValueError(f"{_OWNER}: a part of tx is in groups already")
     parts = parts_of(tx)
-    if parts and (update.locality == "leaf" or not (update.joins or isinstance(update, Injected))):
+    works = update.on_stacks is not None or (update.joins and update.locality != "leaf")
+    if parts and not works:
         owner = owner_of(tx)
         raise ValueError(
             f"{_OWNER}: {owner} does not work on groups of arrays; put {_OWNER} inside of {owner}"

@@ -34,16 +34,10 @@ class Injected(Composed):
     Attributes:
         make: the function from hyperparameters by name to the transformation.
         schedules: the hyperparameters that are schedules.
-        on_stacks: from leaves, some of which are stacks, and the state to what gives the new state.
     """
 
     make: Callable[[dict[str, Any]], ExtraArgs]
     schedules: Mapping[str, StatefulSchedule]
-    on_stacks: Callable[[Leaves, Any], Finish]
-
-    def join(self, leaves: Leaves, state: Any) -> Finish:
-        """Take the steps of what it makes, on stacks of leaves as these are."""
-        return self.on_stacks(leaves, state) if leaves.has_stacks else super().join(leaves, state)
 
 
 def inject_hyperparams(
