@@ -101,7 +101,13 @@ def _cases(quick: bool) -> Iterator[_Case]:
         read=lambda params, state: state.master,
         note="bfloat16, master weights",
     )
-    ways = (*_both(programs.clipped_adamw), master_weights)
+    quantized = _Way(
+        "gradtx",
+        gradtx.quantize_state(programs.clipped_adamw("gradtx")),
+        tolerance=0.1,
+        note="8-bit state",
+    )
+    ways = (*_both(programs.clipped_adamw), master_weights, quantized)
     yield _Case(leaf[0], programs.leaves(1, leaf[1]), ways)
 
     gpt = ("GPT-like, 1 layer", (1, 8, 16)) if quick else (_GPT, (12, 768, 50257))
