@@ -151,7 +151,7 @@ leaf_step_of = functools.lru_cache(maxsize=1024)(LeafStep)
 
 @functools.lru_cache(maxsize=4096)
 def composed_step(
-    steps: tuple[LeafStep, ...], stacked: bool = False
+    steps: tuple[LeafStep, ...], stacked: bool
 ) -> Callable[..., tuple[jax.Array, list[Any]]]:
     """The compiled steps of one leaf, one after another.
 
@@ -198,7 +198,7 @@ def steps_of_many(steps: tuple[LeafStep, ...]) -> Callable[..., list[Any]]:
         A function of a list with each leaf's gradient, parameter and, for each step, its slots and
         key; and of what the leaves share, which is `t` and the scalars of each step.
     """
-    step = composed_step(steps)
+    step = composed_step(steps, False)
 
     def of_many(leaves, shared):
         return [

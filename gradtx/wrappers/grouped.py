@@ -14,7 +14,7 @@ from gradtx import trees
 from gradtx.compose.parts import Composed, Part, owner_of, parts_of
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import IN_SERIES
-from gradtx.inputs import check_state, trained
+from gradtx.inputs import as_gradients, check_state, trained
 from gradtx.joined import Finish, Leaves, join
 from gradtx.kernel import COUNT, check
 from gradtx.lift import kernel_of, options_of
@@ -174,7 +174,7 @@ class _Grouping:
         """See `Grouped.opened`."""
         check_state(_OWNER, state, GroupedState._fields)
         if leaves.params is None:
-            tree = leaves.updates()
+            tree = as_gradients(leaves.updates(), None)
             types = trees.flatten(tree)[0]
         else:
             tree = trained(leaves.params)

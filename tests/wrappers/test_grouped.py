@@ -216,6 +216,15 @@ def test_updates_alone_tell_the_groups_where_no_parameters_are_given():
     check_same(grouped.update(wide, grouped.init(params), params)[0], expected)
 
 
+def test_gradients_of_integers_are_read_as_those_of_their_group():
+    params = {name: jnp.full(2, 2.0) for name in "ab"}
+    tx = gradtx.grouped(gradtx.sgd(0.5, momentum=0.9))
+    gradient = {name: jnp.array([1, 3]) for name in "ab"}
+    for given in (params, None):
+        updates, _ = tx.update(gradient, tx.init(params), given)
+        np.testing.assert_array_equal(updates["b"], [-0.5, -1.5])
+
+
 def test_gradients_of_several_dtypes_come_back_in_their_own():
     params = {"a": jnp.ones(2), "b": jnp.ones(2)}
     gradient = {"a": jnp.ones(2), "b": jnp.ones(2, jnp.bfloat16)}
