@@ -18,7 +18,8 @@ from gradtx.inputs import as_gradients, check_state, trained
 from gradtx.joined import Finish, Leaves, join
 from gradtx.kernel import COUNT, check
 from gradtx.lift import kernel_of, options_of
-from gradtx.select import Mask, flag_of_each_leaf
+from gradtx.select import Specification
+from gradtx.select import select as selection
 from gradtx.stacks import Group, regrouped, stacked_leaves
 
 _OWNER = "grouped"
@@ -56,7 +57,7 @@ def grouped(
     *,
     max_leaf_size: int | None = None,
     group_size: int = 16,
-    select: Mask = None,
+    select: Specification | None = None,
     elementwise: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Let leaves of one shape and dtype take their steps together, with their state in stacks.
@@ -77,12 +78,11 @@ def grouped(
 
     Args:
         tx: the transformation.
-        max_leaf_size: the greatest number of elements of a leaf that is put into a group; None: no
-            limit. Stacking copies the gradients, which large leaves do not repay, except with
-            matrix methods such as Muon.
+        max_leaf_size: the greatest number of elements of a leaf that is put into a group, >= 1;
+            None: no limit. Stacking copies the gradients, which large leaves do not repay, except
+            with matrix methods such as Muon.
         group_size: the greatest number of leaves in a group, >= 1.
-        select: which leaves may be put into groups: a mask, or what `gradtx.select` takes; None:
-            all.
+        select: which leaves may be put into groups: what `gradtx.select` takes; None: all.
         elementwise: whether each element's update depends on that element alone in transformations
             that are not made by this library, such as optax's, which cannot be asked. Without it
             they are refused.
@@ -113,7 +113,8 @@ def grouped(
     _check_preserved(inner, elementwise)
     size = int(check(_OWNER, "group_size", group_size, COUNT))
     limit = None if max_leaf_size is None else check(_OWNER, "max_leaf_size", max_leaf_size, COUNT)
-    grouping = _Grouping(inner, flag_of_each_leaf(_OWNER, select, "select").choose, size, limit)
+    chosen = _all if select is None else selection(select)
+    grouping = _Grouping(inner, chosen, size, limit)
     whole = Grouped(
         _OWNER,
         (Part("", inner),),
@@ -125,6 +126,10 @@ def grouped(
         opened=grouping.open,
     )
     return optax.GradientTransformationExtraArgs(grouping.init, whole)
+
+
+def _all(tree: Any) -> Any:
+    return jax.tree.map(lambda _: True, tree)
 
 
 @dataclass(frozen=True)
