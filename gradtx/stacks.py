@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
 
 from gradtx import trees
 from gradtx.joined import Leaves
@@ -243,17 +241,7 @@ def regrouped(part: Any, treedef: Any, groups: Sequence[Group]) -> Any:
         own = [parts[i] for i in group.places]
         if jax.tree.leaves(own):
             first, *others = group.places
-            parts[first] = jax.tree.map(lambda *x, n=group.size: _laid_out(x, n), *own)
+            parts[first] = jax.tree.map(lambda *x, n=group.size: stack_arrays(x, n), *own)
             for i in others:
                 parts[i] = None
     return treedef.unflatten(parts)
-
-
-def _laid_out(arrays: Sequence[jax.Array], size: int) -> jax.Array:
-    """A stack that lies on the devices as its arrays do."""
-    stack = stack_arrays(list(arrays), size)
-    sharding = getattr(arrays[0], "sharding", None)
-    if isinstance(stack, Tracer) or not isinstance(sharding, NamedSharding):
-        return stack
-    spec = PartitionSpec(None, *sharding.spec)
-    return jax.device_put(stack, NamedSharding(sharding.mesh, spec))

@@ -34,7 +34,6 @@ NAMES = (
     "amsgrad",
     "clipping",
     "rounding",
-    "quantized",
     "batchnorm",
     "noisy-batchnorm",
     "connectivity",
