@@ -34,6 +34,7 @@ NAMES = (
     "amsgrad",
     "clipping",
     "rounding",
+    "quantized",
     "batchnorm",
     "noisy-batchnorm",
     "connectivity",

@@ -16,6 +16,7 @@ state donated. The sections:
 - methods: each optimizer that both libraries have, on 12 matrices of 256 by 256 and 24 vectors.
 - grouped: the step of the first sections on 1,000 leaves of 64 numbers, in gradtx's `grouped`.
 - grouped-matrices: Muon, SOAP and Shampoo on 48 equal matrices, in `grouped` and without it.
+- quantized: AdamW on a transformer, in `quantize_state` or `cast_state` and without.
 
 `--device` measures what steps cost on this device in absolute numbers: their time, which share of
 the memory bandwidth they use, how many operations they launch, and the bytes of temporaries and of
@@ -47,6 +48,7 @@ from gradtx.bench import device, normalization, report, sections
 from gradtx.bench.groups import grouped, grouped_matrices
 from gradtx.bench.measure import Figure, Settings
 from gradtx.bench.methods import methods
+from gradtx.bench.narrow import quantized
 from gradtx.diagnostics import _extras
 
 SECTIONS: dict[str, Callable[[Settings], Iterator[Figure]]] = {
@@ -60,6 +62,7 @@ SECTIONS: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "methods": methods,
     "grouped": grouped,
     "grouped-matrices": grouped_matrices,
+    "quantized": quantized,
 }
 _REPEATS = 15
 _PICTURES = (".pdf", ".png", ".svg")

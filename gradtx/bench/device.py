@@ -111,7 +111,14 @@ def _cases(quick: bool) -> Iterator[_Case]:
     yield _Case(leaf[0], programs.leaves(1, leaf[1]), ways)
 
     gpt = ("GPT-like, 1 layer", (1, 8, 16)) if quick else (_GPT, (12, 768, 50257))
-    yield _Case(gpt[0], programs.gpt(*gpt[1]), _both(programs.clipped_adamw))
+    in_8_bits = _Way(
+        "gradtx",
+        gradtx.quantize_state(programs.clipped_adamw("gradtx"), min_size=64 if quick else 4096),
+        tolerance=0.1,
+        note="state in 8 bits",
+    )
+    ways = (*_both(programs.clipped_adamw), in_8_bits)
+    yield _Case(gpt[0], programs.gpt(*gpt[1]), ways)
 
     number = 4 if quick else 1000
     grouped = _Way("gradtx", gradtx.grouped(programs.clipped_adamw("gradtx")), note="grouped")

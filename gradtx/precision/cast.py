@@ -25,6 +25,8 @@ from gradtx.select import Specification
 _OWNER = "cast_state"
 # The length of the rows that a step on a CPU may cut an array into.
 _ROW = 256
+# The smallest size of such an array.
+_LARGE = 1 << 15
 
 
 class CastState(NamedTuple):
@@ -62,9 +64,9 @@ class _Narrow(trees.Stored):
 
     @property
     def rows_shape(self) -> tuple[int, int] | None:
-        """The number of rows and the length of each; None if they do not come out even."""
+        """The number of rows and the length of each; None if it is small or they are not even."""
         size = math.prod(self.shape)
-        return None if size % _ROW else (size // _ROW, _ROW)
+        return None if size % _ROW or size < _LARGE else (size // _ROW, _ROW)
 
     def decoded(self) -> jax.Array:
         """The array."""

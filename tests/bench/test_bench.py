@@ -31,8 +31,9 @@ MEASURES = {
     "methods": {"compile", "step"},
     "grouped": {"trace", "lower", "trace + lower", "compile", "temporary", "step"},
     "grouped-matrices": {"compile", "temporary", "step"},
+    "quantized": {"compile", "temporary", "state", "step"},
 }
-PEERS = {"normalization": "flax", "grouped-matrices": "ungrouped"}
+PEERS = {"normalization": "flax", "grouped-matrices": "ungrouped", "quantized": "float32"}
 
 
 def test_a_quick_run_measures_every_section(tmp_path):
@@ -54,7 +55,8 @@ def test_a_quick_run_measures_every_section(tmp_path):
     measures = {}
     for row in found["figures"]:
         assert row.keys() == {*Figure.__dataclass_fields__, "ratio"}
-        assert row["unit"] == ("bytes" if "temporary" in row["measure"] else "seconds")
+        in_bytes = "temporary" in row["measure"] or row["measure"] == "state"
+        assert row["unit"] == ("bytes" if in_bytes else "seconds")
         assert row["peer"] == PEERS.get(row["section"], "optax")
         if row["ours"]:
             assert row["ratio"] == row["theirs"] / row["ours"]
