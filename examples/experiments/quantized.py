@@ -50,7 +50,7 @@ METHODS: dict[str, Callable[[Any], Any]] = {
     "adafactor": lambda rate: gradtx.adafactor(
         rate, momentum=0.9, min_dim_size_to_factor=32, multiply_by_parameter_scale=False
     ),
-    "muon": lambda rate: gradtx.muon(lambda step: 4 * rate(step), adam_learning_rate=rate),
+    "muon": lambda rate: gradtx.muon(rate, adam_learning_rate=rate),
 }
 
 
@@ -246,7 +246,7 @@ def checks(task: Task, results: Results) -> list[Check]:
         found.append(
             Check(
                 f"{task.title}, {name}, {form}: as in float32 to a standard deviation",
-                f"{own.mean():.4f}, float32 {full.mean():.4f} ± {spread:.4f}; "
+                f"{own.mean():.4g}, float32 {full.mean():.4g} ± {spread:.1g}; "
                 f"{training.memory:.1f} bytes instead of {results[name, FULL].memory:.1f}",
                 bool(abs(own.mean() - full.mean()) < spread),
             )
@@ -278,7 +278,7 @@ def _draw(tasks: list[Task], results: list[Results]) -> Any:
                 curves.plot(steps, training.loss.mean(axis=0), **line)
         describe(ends, f"{task.title}: loss at the end", "optimizer", "loss (nats)")
         ends.set_xticks(range(len(names)), names)
-        ends.set_ylim(bottom=0 if column == 0 else None)
         scale = "log" if column == 0 else "linear"
+        ends.set_yscale(scale)
         describe(curves, f"{task.title}: AdamW", "step", "loss (nats)", yscale=scale)
     return figure
