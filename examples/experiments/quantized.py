@@ -246,7 +246,7 @@ def checks(task: Task, results: Results) -> list[Check]:
         found.append(
             Check(
                 f"{task.title}, {name}, {form}: as in float32 to a standard deviation",
-                f"{own.mean():.4g}, float32 {full.mean():.4g} ± {spread:.1g}; "
+                f"{own.mean():.4g}, float32 {full.mean():.4g} ± {spread:.2g}; "
                 f"{training.memory:.1f} bytes instead of {results[name, FULL].memory:.1f}",
                 bool(abs(own.mean() - full.mean()) < spread),
             )
