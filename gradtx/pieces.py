@@ -21,6 +21,8 @@ from gradtx import trees
 
 # The number of rows in a piece, of which each has the elements that share a scale.
 _ROWS = 512
+# From so many pieces on, a copy of all of them for each costs more than buffers for one.
+_MANY = 8
 
 
 def are_worth_it() -> bool:
@@ -70,25 +72,36 @@ def in_pieces(
         for own in slots
     ]
 
-    def piece(index: Any, size: int, carry: Any) -> Any:
-        first = index * rows
-        cut = partial(lax.dynamic_slice_in_dim, start_index=first, slice_size=size)
-        kept, arrays = carry
-        own_parts = jax.tree.map(cut, arrays)
+    carry = parameter if gives_parameter else gradient, start
+    is_long = number // rows >= _MANY
+    stored = _as_integers if is_long else lambda x: x
+    dtypes = jax.tree.map(lambda x: x.dtype, carry)
+
+    def cut(arrays: Any, index: Any, size: int = rows) -> Any:
+        part = partial(lax.dynamic_slice_in_dim, start_index=index * rows, slice_size=size)
+        return jax.tree.map(part, arrays)
+
+    def put(carry: Any, parts: Any, index: Any) -> Any:
+        into = partial(lax.dynamic_update_slice_in_dim, start_index=index * rows, axis=0)
+        return jax.tree.map(into, carry, jax.tree.map(stored, parts))
+
+    def piece(carry: Any, index: Any, size: int = rows) -> Any:
+        kept, arrays = jax.tree.map(_as_numbers, cut(carry, index, size), dtypes)
         given = [
             (tuple(map(partial(_part_of, index), own, parts)), *rest)
-            for (own, *rest), parts in zip(arguments, own_parts, strict=True)
+            for (own, *rest), parts in zip(arguments, arrays, strict=True)
         ]
-        own_g, own_p = (gradient, kept) if gives_parameter else (kept, parameter)
-        result, new = step(cut(own_g), None if own_p is None else cut(own_p), given)
-        new = [tuple(_arrays_of(slot) for slot in own) for own in new]
-        put = partial(lax.dynamic_update_slice_in_dim, start_index=first, axis=0)
-        return jax.tree.map(put, (kept, arrays), (result, new))
+        own_g = cut(gradient, index, size) if gives_parameter else kept
+        own_p = kept if gives_parameter else cut(parameter, index, size)
+        result, new = step(own_g, own_p, given)
+        return result, [tuple(_arrays_of(slot) for slot in own) for own in new]
 
-    carry = parameter if gives_parameter else gradient, start
-    carry = lax.fori_loop(0, number // rows, partial(_whole_piece, piece, rows), carry)
+    loop = _long_loop if is_long else _loop
+    carry = loop(piece, put, number // rows, jax.tree.map(stored, carry))
     if number % rows:
-        carry = piece(jnp.int32(number // rows), number % rows, carry)
+        last = jnp.int32(number // rows)
+        carry = put(carry, piece(carry, last, number % rows), last)
+    carry = jax.tree.map(_as_numbers, carry, dtypes)
     result, arrays = carry
     new = [
         tuple(
@@ -100,8 +113,36 @@ def in_pieces(
     return result.reshape(np.shape(g)), new
 
 
-def _whole_piece(piece: Callable[..., Any], rows: int, index: Any, carry: Any) -> Any:
-    return piece(index, rows, carry)
+def _loop(piece: Callable[..., Any], put: Callable[..., Any], number: int, carry: Any) -> Any:
+    """Put each piece of what is carried in its place."""
+    return lax.fori_loop(0, number, lambda i, carry: put(carry, piece(carry, i), i), carry)
+
+
+def _long_loop(piece: Callable[..., Any], put: Callable[..., Any], number: int, carry: Any) -> Any:
+    """The same without copies.
+
+    XLA does not see that each piece is read before it is written, and copies all arrays in every
+    turn. So what a turn has calculated waits, and is written in the next one.
+    """
+
+    def turn(index: Any, carried: tuple[Any, Any]) -> tuple[Any, Any]:
+        carry, last = carried
+        carry = put(carry, last, index - 1)
+        return carry, piece(carry, index)
+
+    carry, last = lax.fori_loop(1, number, turn, (carry, piece(carry, jnp.int32(0))))
+    return put(carry, last, number - 1)
+
+
+def _as_integers(array: jax.Array) -> jax.Array:
+    """Narrow numbers as their bits: XLA on a CPU would convert all of them to write a few."""
+    if not trees.is_subdtype(array.dtype, jnp.floating) or array.dtype.itemsize >= 4:
+        return array
+    return lax.bitcast_convert_type(array, np.dtype(f"uint{8 * array.dtype.itemsize}"))
+
+
+def _as_numbers(array: jax.Array, dtype: Any) -> jax.Array:
+    return array if array.dtype == dtype else lax.bitcast_convert_type(array, dtype)
 
 
 def _part_of(index: Any, slot: Any, parts: tuple[jax.Array, ...]) -> Any:
