@@ -62,47 +62,26 @@ def in_pieces(
     if rows == 0:
         return None
 
-    def in_rows(array: Any) -> jax.Array:
-        array = jnp.asarray(array)
-        return array.astype(array.dtype).reshape(number, length)
-
-    gradient, parameter = in_rows(g), None if p is None else in_rows(p)
+    gradient, parameter = (None if x is None else _in_rows(x, number, length) for x in (g, p))
     start = [
-        tuple(slot.rows() if trees.is_stored(slot) else (in_rows(slot),) for slot in own)
+        tuple(
+            slot.rows() if trees.is_stored(slot) else (_in_rows(slot, number, length),)
+            for slot in own
+        )
         for own in slots
     ]
 
-    carry = parameter if gives_parameter else gradient, start
-    is_long = number // rows >= _MANY
-    stored = _as_integers if is_long else lambda x: x
-    dtypes = jax.tree.map(lambda x: x.dtype, carry)
-
-    def cut(arrays: Any, index: Any, size: int = rows) -> Any:
-        part = partial(lax.dynamic_slice_in_dim, start_index=index * rows, slice_size=size)
-        return jax.tree.map(part, arrays)
-
-    def put(carry: Any, parts: Any, index: Any) -> Any:
-        into = partial(lax.dynamic_update_slice_in_dim, start_index=index * rows, axis=0)
-        return jax.tree.map(into, carry, jax.tree.map(stored, parts))
-
-    def piece(carry: Any, index: Any, size: int = rows) -> Any:
-        kept, arrays = jax.tree.map(_as_numbers, cut(carry, index, size), dtypes)
+    def one(kept_and_slots: Any, index: Any, cut: Callable[[Any], Any]) -> Any:
+        kept, arrays = kept_and_slots
         given = [
             (tuple(map(partial(_part_of, index), own, parts)), *rest)
             for (own, *rest), parts in zip(arguments, arrays, strict=True)
         ]
-        own_g = cut(gradient, index, size) if gives_parameter else kept
-        own_p = kept if gives_parameter else cut(parameter, index, size)
+        own_g, own_p = (cut(gradient), kept) if gives_parameter else (kept, cut(parameter))
         result, new = step(own_g, own_p, given)
         return result, [tuple(_arrays_of(slot) for slot in own) for own in new]
 
-    loop = _long_loop if is_long else _loop
-    carry = loop(piece, put, number // rows, jax.tree.map(stored, carry))
-    if number % rows:
-        last = jnp.int32(number // rows)
-        carry = put(carry, piece(carry, last, number % rows), last)
-    carry = jax.tree.map(_as_numbers, carry, dtypes)
-    result, arrays = carry
+    result, arrays = _each(one, rows, (parameter if gives_parameter else gradient, start), number)
     new = [
         tuple(
             slot.with_rows(parts) if trees.is_stored(slot) else parts[0].reshape(np.shape(g))
@@ -111,6 +90,42 @@ def in_pieces(
         for own, every in zip(slots, arrays, strict=True)
     ]
     return result.reshape(np.shape(g)), new
+
+
+def _in_rows(array: Any, number: int, length: int) -> jax.Array:
+    array = jnp.asarray(array)
+    return array.astype(array.dtype).reshape(number, length)
+
+
+def _each(one: Callable[..., Any], rows: int, arrays: Any, number: int) -> Any:
+    """Replace each piece of several arrays.
+
+    Args:
+        one: from a piece of these arrays, its number, and a function that cuts the same piece out
+            of others, to the new piece.
+        rows: the number of rows in a piece.
+        arrays: the arrays.
+        number: the number of their rows.
+    """
+    is_long = number // rows >= _MANY
+    stored = _as_integers if is_long else lambda x: x
+    dtypes = jax.tree.map(lambda x: x.dtype, arrays)
+
+    def put(carry: Any, parts: Any, index: Any) -> Any:
+        into = partial(lax.dynamic_update_slice_in_dim, start_index=index * rows, axis=0)
+        return jax.tree.map(into, carry, jax.tree.map(stored, parts))
+
+    def piece(carry: Any, index: Any, size: int = rows) -> Any:
+        part = partial(lax.dynamic_slice_in_dim, start_index=index * rows, slice_size=size)
+        cut = partial(jax.tree.map, part)
+        return one(jax.tree.map(_as_numbers, cut(carry), dtypes), index, cut)
+
+    loop = _long_loop if is_long else _loop
+    carry = loop(piece, put, number // rows, jax.tree.map(stored, arrays))
+    if number % rows:
+        last = jnp.int32(number // rows)
+        carry = put(carry, piece(carry, last, number % rows), last)
+    return jax.tree.map(_as_numbers, carry, dtypes)
 
 
 def _loop(piece: Callable[..., Any], put: Callable[..., Any], number: int, carry: Any) -> Any:

@@ -159,14 +159,8 @@ def as_matrices(
                 )
         return join(inner.update, leaves, state)
 
-    return composed(
-        owner,
-        (Part("", inner),),
-        init,
-        update,
-        effect=LINEAR_WITHOUT_STATE,
-        on_stacks=on_stacks,
-    )
+    parts = (Part("", inner),)
+    return composed(owner, parts, init, update, effect=LINEAR_WITHOUT_STATE, on_stacks=on_stacks)
 
 
 def has_axes(own: MatrixAxes | None, *_: Any) -> bool:

@@ -149,14 +149,9 @@ class MultiSteps:
                 kept = [jnp.where(skip, *pair) for pair in zip(totals, kept, strict=True)]
             return zeros_like(updates), (state.inner_opt_state, aligned.tree_of(kept, _TOTAL))
 
+        old = (state.inner_opt_state, state.acc_grads)
         new_updates, (inner_state, acc_grads) = either(
-            _OWNER,
-            emit,
-            step,
-            wait,
-            updates,
-            (state.inner_opt_state, state.acc_grads),
-            wide=widens(self._opt),
+            _OWNER, emit, step, wait, updates, old, wide=widens(self._opt)
         )
         next_mini_step = jnp.where(is_last, 0, mini_step + 1)
         if skip is not None:

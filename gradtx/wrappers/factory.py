@@ -7,6 +7,7 @@ import inspect
 import types
 import typing
 from collections import OrderedDict
+from collections.abc import Iterable
 from inspect import BoundArguments, Parameter
 from typing import Any
 
@@ -54,6 +55,11 @@ class Factory:
         """All arguments by name, including those that `**keywords` caught."""
         arguments = dict(bound.arguments)
         return arguments | arguments.pop(self._keywords, {})
+
+    def hyperparameters(self, bound: BoundArguments, names: Iterable[str]) -> dict[str, Any]:
+        """The values of those of the named arguments that are hyperparameters."""
+        arguments = self.arguments(bound)
+        return {n: arguments[n] for n in names if self.is_hyperparameter(n, arguments[n])}
 
     def make(self, bound: BoundArguments, values: dict[str, Any]) -> Any:
         """Call the function with new values for some of the arguments."""

@@ -177,16 +177,9 @@ def _injected(
     names: Iterable[str],
     dtype: np.dtype | None,
 ) -> ExtraArgs:
-    arguments = factory.arguments(bound)
-    given = {
-        name: arguments[name] for name in names if factory.is_hyperparameter(name, arguments[name])
-    }
+    given = factory.hyperparameters(bound, names)
     numbers = {name: value for name, value in given.items() if not callable(value)}
-    schedules = {
-        name: value if isinstance(value, StatefulSchedule) else WrappedSchedule(value)
-        for name, value in given.items()
-        if name not in numbers
-    }
+    schedules = {name: _stateful(value) for name, value in given.items() if callable(value)}
     own = _Hyperparameters(schedules, dtype, factory.is_ours)
 
     def make(values: dict[str, Any]) -> ExtraArgs:
@@ -204,39 +197,35 @@ def _injected(
         inner = make(hyperparams)
         take_step = inner.update if factory.is_ours else _keeping_dtypes(inner)
         new, inner_state = take_step(updates, state.inner_state, params, **extra)
-        step = is_step(state.inner_state, inner_state, new)
+        return new, renewed(state, hyperparams, inner_state, new, extra)
+
+    def renewed(state: Any, hyperparams: Any, inner_state: Any, updates: Any, extra: Any) -> _State:
+        step = is_step(state.inner_state, inner_state, updates)
         old = (state.count, state.hyperparams_states)
         count, states = kept_after(owner, step, lambda: own.advanced(state, extra), old)
-        return new, _State(count, hyperparams, states, inner_state)
+        return _State(count, hyperparams, states, inner_state)
 
     def on_stacks(leaves: Leaves, state: Any) -> Finish:
         _check_state(owner, state, given)
-        finish = join(make(own.now(state, leaves.extra)).update, leaves, state.inner_state)
         hyperparams = own.now(state, leaves.extra)
+        finish = join(make(hyperparams).update, leaves, state.inner_state)
 
         def finished() -> _State:
             inner_state, updates = finish(), [leaf.value for leaf in leaves.leaves]
             if not factory.is_ours:
                 inner_state = _with_dtypes_of(state.inner_state, inner_state)
-            step = is_step(state.inner_state, inner_state, updates)
-            old = (state.count, state.hyperparams_states)
-            count, states = kept_after(owner, step, lambda: own.advanced(state, leaves.extra), old)
-            return _State(count, hyperparams, states, inner_state)
+            return renewed(state, hyperparams, inner_state, updates, leaves.extra)
 
         return finished
 
     # Made here once, so that wrong values are refused at construction.
     parts = (Part("", make(numbers | own.at_start())),)
-    whole = Injected(
-        owner,
-        parts,
-        update,
-        effect=LINEAR,
-        make=make,
-        schedules=schedules,
-        on_stacks=on_stacks,
-    )
-    return ExtraArgs(init, whole)
+    own_parts = {"make": make, "schedules": schedules, "on_stacks": on_stacks}
+    return ExtraArgs(init, Injected(owner, parts, update, effect=LINEAR, **own_parts))
+
+
+def _stateful(schedule: Any) -> StatefulSchedule:
+    return schedule if isinstance(schedule, StatefulSchedule) else WrappedSchedule(schedule)
 
 
 @dataclass(frozen=True)

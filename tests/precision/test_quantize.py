@@ -200,6 +200,50 @@ def test_pieces_of_a_leaf_take_the_same_step(shape):
 
 
 @pytest.mark.usefixtures("in_pieces")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("wrapper", [gradtx.quantize_state, gradtx.cast_state])
+@pytest.mark.parametrize("applied", [False, True], ids=["update", "apply"])
+def test_many_pieces_of_a_leaf_are_those_of_few(dtype, wrapper, applied, monkeypatch):
+    monkeypatch.setattr(pieces, "_ROWS", 16)
+    params = {"kernel": jnp.linspace(0.5, 1, 150 * 256).astype(dtype)}
+    tx = wrapper(gradtx.adamw(0.01, weight_decay=0.1))
+
+    def after_two_steps(many):
+        # A new function, because the loop is chosen when it is traced.
+        monkeypatch.setattr(pieces, "_MANY", many)
+        composed_step.cache_clear()
+
+        @jax.jit
+        def step(params, state):
+            if applied:
+                return gradtx.update_and_apply(tx, params, state, params)
+            updates, state = tx.update(params, state, params)
+            return gradtx.apply_updates(params, updates), state
+
+        return step(*step(params, tx.init(params)))
+
+    def equal(found, expected):
+        assert found.dtype == expected.dtype
+        assert (found == expected).all()
+
+    jax.tree.map(equal, after_two_steps(2), after_two_steps(1000))
+
+
+@pytest.mark.usefixtures("in_pieces")
+def test_large_leaves_are_not_copied():
+    size = 1 << 23
+    tx = gradtx.quantize_state(gradtx.adamw(1e-3))
+    params = jax.ShapeDtypeStruct((size,), jnp.float32)
+    state = jax.eval_shape(tx.init, params)
+    step = jax.jit(
+        lambda params, state, g: gradtx.update_and_apply(tx, g, state, params),
+        donate_argnums=(0, 1),
+    )
+    program = step.lower(params, state, params).compile()
+    assert program.memory_analysis().temp_size_in_bytes < size
+
+
+@pytest.mark.usefixtures("in_pieces")
 def test_memory_of_a_step():
     params = gpt(3, 128, 4096)
     largest = max(4 * leaf.size for leaf in jax.tree.leaves(params))
