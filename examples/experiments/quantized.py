@@ -257,6 +257,7 @@ def checks(task: Task, results: Results) -> list[Check]:
 def _draw(tasks: list[Task], results: list[Results]) -> Any:
     figure, panels = new_figure("Does a state in 8 bits cost anything?", rows=2, columns=2)
     colors = {FULL: BLACK, PACKED: BLUE, NARROW: VERMILION}
+    bars = {}
     for column, (task, found) in enumerate(zip(tasks, results, strict=True)):
         names = list(dict.fromkeys(name for name, _ in found))
         ends, curves = panels[:, column]
@@ -264,10 +265,9 @@ def _draw(tasks: list[Task], results: list[Results]) -> Any:
             final = training.loss[:, -1]
             place = names.index(name) + 0.25 * (list(colors).index(form) - 1)
             spread = np.linspace(-0.06, 0.06, len(final))
-            label = form if name == "adamw" else None
-            ends.plot(place + spread, final, ".", color=colors[form], alpha=0.6, label=label)
+            ends.plot(place + spread, final, ".", color=colors[form], alpha=0.6)
             bar = {"color": colors[form], "capsize": 3, "marker": "_", "ms": 12}
-            ends.errorbar(place, final.mean(), final.std(ddof=1), **bar)
+            bars[form] = ends.errorbar(place, final.mean(), final.std(ddof=1), **bar)
             if name == "adamw":
                 steps = (
                     task.steps / training.loss.shape[1] * (1 + np.arange(training.loss.shape[1]))
@@ -281,4 +281,5 @@ def _draw(tasks: list[Task], results: list[Results]) -> Any:
         scale = "log" if column == 0 else "linear"
         ends.set_yscale(scale)
         describe(curves, f"{task.title}: AdamW", "step", "loss (nats)", yscale=scale)
+    figure.legend(bars.values(), bars, loc="outside lower center", ncols=len(bars))
     return figure
