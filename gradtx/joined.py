@@ -121,12 +121,14 @@ class Leaves:
                 params = self.treedef.unflatten(
                     leaf.parameter if leaf.whole is leaf else None for leaf in self.leaves
                 )
-        updates, new_state = update(given, trees.decoded(state), params, **self.extra)
+        updates, new_state = update(
+            given, trees.decoded(state, trees.is_opened), params, **self.extra
+        )
         if not self._part_of and not self.has_stacks:
             self._restart(updates)
         else:
             self.put(self.aligned(self._part_of or "grouped", "its inner updates", updates))
-        return lambda: trees.encoded_like(state, new_state)
+        return lambda: trees.encoded_like(state, new_state, trees.is_opened)
 
     def check_rows(self, name: str, values: Sequence[Any]) -> None:
         """Refuse a state that has something of its own for a leaf in a stack.

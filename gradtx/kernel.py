@@ -134,7 +134,12 @@ def check_key(owner: str, key: Any) -> Any:
         ValueError: if it is neither.
     """
     if isinstance(key, int) and not isinstance(key, bool):
-        return jax.random.key(key)
+        try:
+            return jax.random.key(key)
+        except OverflowError:
+            raise ValueError(
+                f"{owner}: key must be a seed of at most 64 bits, got {shown(key)}"
+            ) from None
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ():
         return key

@@ -4,7 +4,7 @@
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -17,11 +17,16 @@ from gradtx.messages import shown
 class Stored:
     """A node of a state that keeps an array in another form, such as one of fewer bits.
 
-    It has the `shape` and `dtype` of the array. The steps of kernels take such nodes as slots;
-    everything else sees arrays.
+    It has the `shape` and `dtype` of the array. The wrapper that keeps it so opens it for a step:
+    then the steps of kernels take it as a slot, and everything else inside of that wrapper sees the
+    array. Around the wrapper it is a part of the state like any other.
+
+    Attributes:
+        is_open: whether it is open.
     """
 
     __slots__ = ()
+    is_open = False
 
     @property
     def rows_shape(self) -> tuple[int, int] | None:
@@ -58,23 +63,27 @@ def _is_end(node: Any) -> bool:
     return node is None or is_stored(node)
 
 
-def decoded(tree: Any) -> Any:
+def is_opened(node: Any) -> bool:
+    """Whether a node keeps an array in another form, and is open."""
+    return is_stored(node) and node.is_open
+
+
+def decoded(tree: Any, which: Callable[[Any], bool] = is_stored) -> Any:
     """The tree with the arrays themselves in place of what keeps them in another form."""
     nodes, treedef = jax.tree.flatten(tree, is_leaf=_is_end)
-    if not any(map(is_stored, nodes)):
+    if not any(map(which, nodes)):
         return tree
-    return treedef.unflatten(node.decoded() if is_stored(node) else node for node in nodes)
+    return treedef.unflatten(node.decoded() if which(node) else node for node in nodes)
 
 
-def encoded_like(old: Any, new: Any) -> Any:
+def encoded_like(old: Any, new: Any, which: Callable[[Any], bool] = is_stored) -> Any:
     """The tree `new`, with its arrays in the form that the tree `old` of its structure has."""
     nodes, treedef = jax.tree.flatten(old, is_leaf=_is_end)
-    if not any(map(is_stored, nodes)):
+    if not any(map(which, nodes)):
         return new
     parts = treedef.flatten_up_to(new)
     return treedef.unflatten(
-        node.encoded(part) if is_stored(node) else part
-        for node, part in zip(nodes, parts, strict=True)
+        node.encoded(part) if which(node) else part for node, part in zip(nodes, parts, strict=True)
     )
 
 

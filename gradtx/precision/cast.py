@@ -16,9 +16,9 @@ from gradtx.effect import LINEAR
 from gradtx.joined import Finish, Leaves, join
 from gradtx.kernel import check_dtype, check_key
 from gradtx.messages import shown
-from gradtx.precision.laws import laws_of, refuse_groups
+from gradtx.precision.laws import map_by_law, refuse_groups
 from gradtx.precision.narrow import WIDE
-from gradtx.precision.quantized import explicit_sharding
+from gradtx.precision.quantized import NON_NEGATIVE, explicit_sharding
 from gradtx.precision.rounding import random_bits, round_stochastically
 from gradtx.select import Specification
 
@@ -94,15 +94,10 @@ class Cast(_Values, _Narrow):
         """Another array in the same form, rounded to nearest."""
         return Cast(array.astype(self.values.dtype))
 
-    def part(self, arrays: tuple[jax.Array, ...], number: jax.Array) -> "Cast":
-        """Some of its rows."""
-        del number
-        return Cast(*arrays)
-
 
 class _SeededValues(NamedTuple):
     values: jax.Array
-    seed: jax.Array
+    seed: jax.Array | None
 
 
 class Seeded(_SeededValues, _Narrow):
@@ -111,12 +106,16 @@ class Seeded(_SeededValues, _Narrow):
     Attributes:
         values: those of `Cast`.
         seed: the numbers of the step and of the array, of the part of it, and the key; uint32.
+            None: it is rounded to nearest.
     """
 
     __slots__ = ()
+    is_open = True
 
     def encoded(self, array: jax.Array) -> Cast:
-        """Another array in the same form, rounded at random."""
+        """Another array in the same form."""
+        if self.seed is None:
+            return Cast(array.astype(self.values.dtype))
         step, number, *key = self.seed
         sharding = explicit_sharding(array)
         bits = random_bits(jnp.stack(key), step, number, array.shape, out_sharding=sharding)
@@ -124,6 +123,8 @@ class Seeded(_SeededValues, _Narrow):
 
     def part(self, arrays: tuple[jax.Array, ...], number: jax.Array) -> "Seeded":
         """Some of its rows, whose rounding is their own."""
+        if self.seed is None:
+            return Seeded(arrays[0], None)
         return Seeded(arrays[0], self.seed.at[2].set(number.astype(jnp.uint32) + 1))
 
     @property
@@ -149,7 +150,9 @@ def cast_state(
     an average with decay 0.999 stands still in bfloat16, which has steps of 0.4%.
 
     By default these arrays of float32 are kept in `dtype`: moments and all others in the shape of
-    their parameter, but not copies of parameters.
+    their parameter, but not copies of parameters; and in float16, which has no numbers below 6e-8,
+    or another dtype of smaller range than float32, no second moments and others that are never
+    negative.
 
     Args:
         tx: the transformation.
@@ -191,15 +194,18 @@ def cast_state(
             f"{_OWNER}: dtype must be a real dtype of fewer than 32 bits, got {shown(dtype)}"
         )
     rng_key = check_key(_OWNER, key)
+    has_small_range = jnp.finfo(narrow).minexp > jnp.finfo(WIDE).minexp
 
     def init(params: Any) -> Any:
         state = inner.init(params)
 
         def stored(leaf: Any, law: str) -> Any:
             is_kept = not law or getattr(leaf, "dtype", None) != WIDE
+            # The square of an ordinary gradient is 0 in float16.
+            is_kept |= law == NON_NEGATIVE and select is None and has_small_range
             return leaf if is_kept else Cast(leaf.astype(narrow))
 
-        inner_state = jax.tree.map(stored, state, laws_of(inner, state, params, select))
+        inner_state = map_by_law(stored, inner, state, params, select)
         own_key = jnp.copy(rng_key) if stochastic else None
         return CastState(jnp.zeros([], jnp.int32), own_key, inner_state)
 
@@ -222,16 +228,16 @@ def cast_state(
 
 def _seeded(state: Any) -> Any:
     """The inner state with what the rounding of each array depends on beside it."""
-    if state.rng_key is None:
-        return state.inner_state
     nodes, treedef = jax.tree.flatten(state.inner_state, is_leaf=trees.is_stored)
-    step = jnp.asarray(state.calls).astype(jnp.uint32)
-    is_typed = jnp.issubdtype(state.rng_key.dtype, jax.dtypes.prng_key)
-    key = jax.random.key_data(state.rng_key) if is_typed else state.rng_key
+    step, key = jnp.asarray(state.calls).astype(jnp.uint32), state.rng_key
+    if key is not None and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.key_data(key)
 
     def seeded(node: Any, number: int) -> Any:
         if not isinstance(node, Cast):
             return node
+        if key is None:
+            return Seeded(node.values, None)
         words = jnp.stack([step, jnp.uint32(number), jnp.uint32(0)])
         return Seeded(node.values, jnp.concatenate([words, key]))
 

@@ -1,12 +1,13 @@
 """Which arrays of an optimizer state are kept in few bits, and which of them are never negative."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 
+from gradtx import trees
 from gradtx.compose.parts import owner_of, parts_of
 from gradtx.kernel import Slot
 from gradtx.lift import kernel_of
@@ -27,15 +28,19 @@ _VALUES = {
 }
 
 
-def laws_of(
+def map_by_law(
+    function: Callable[[Any, str], Any],
     tx: optax.GradientTransformation,
     state: Any,
     params: Any,
     select: Specification | Mapping[str, Specification] | None,
 ) -> Any:
-    """For each leaf of a state the law by which it is kept in few bits; "" if it is not.
+    """Map a function over the arrays of a state and the laws by which they are kept in few bits.
+
+    What a wrapper inside keeps in few bits already is left as it is.
 
     Args:
+        function: from an array and its law, "" if it is to be kept in full, to what is stored.
         tx: the transformation.
         state: its state for `params`.
         params: the parameters.
@@ -44,6 +49,23 @@ def laws_of(
     Raises:
         ValueError: if `select` matches nothing, or the same twice.
     """
+    rest = jax.tree.map(
+        lambda node: None if trees.is_stored(node) else node, state, is_leaf=trees.is_stored
+    )
+    return jax.tree.map(
+        lambda node, law: node if trees.is_stored(node) else function(node, law),
+        state,
+        _laws_of(tx, rest, params, select),
+        is_leaf=trees.is_stored,
+    )
+
+
+def _laws_of(
+    tx: optax.GradientTransformation,
+    state: Any,
+    params: Any,
+    select: Specification | Mapping[str, Specification] | None,
+) -> Any:
     named, treedef = jax.tree_util.tree_flatten_with_path(state)
     if not jax.tree.leaves(params):
         # optax passes a tree without leaves to learn the layout.

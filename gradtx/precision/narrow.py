@@ -3,6 +3,9 @@
 A parameter is narrow if its dtype is real and has fewer than 32 bits. What is inside works with
 float32 in its place, as in a run in float32.
 
+Parameters stay finite as long as they are so in float32: beyond the largest number of their dtype
+they become that.
+
 The updates of narrow parameters are handed out in float32, because few differences of two numbers
 fit into their narrow dtype. Those of a number and one that is more than 2^12 times smaller may not
 fit into float32 either: what arrives then differs by up to 2^-24 of the larger number, as in any
@@ -87,10 +90,10 @@ def moves(parameter: Any, update: Any, *_: Any) -> bool:
 
 
 def nearest(x: jax.Array, dtype: Any) -> jax.Array:
-    """The nearest numbers of a narrow dtype, ties to even, in float32.
+    """The nearest finite numbers of a narrow dtype, ties to even, in float32.
 
-    The same as a cast there and back, which XLA leaves out on accelerators, as it takes the
-    additional digits for a gain.
+    Within the range of the dtype, the same as a cast there and back, which XLA leaves out on
+    accelerators, as it takes the additional digits for a gain.
     """
     info, wide = jnp.finfo(dtype), jnp.finfo(WIDE)
     rounded = lax.reduce_precision(x, wide.nexp, info.nmant)
@@ -99,9 +102,9 @@ def nearest(x: jax.Array, dtype: Any) -> jax.Array:
         scale = np.float32(2.0 ** (info.nmant - info.minexp))
         steps = lax.round(x * scale, lax.RoundingMethod.TO_NEAREST_EVEN)
         rounded = jnp.where(jnp.abs(x) < np.float32(2.0**info.minexp), steps / scale, rounded)
-    beyond = np.asarray(np.inf).astype(dtype).astype(WIDE)  # NaN where there is no infinity
-    is_inside = jnp.abs(rounded) <= np.float32(info.max)
-    return jnp.where(is_inside | jnp.isnan(x), rounded, jnp.sign(x) * beyond)
+    largest = np.float32(info.max)
+    # A parameter that has become infinite would stay so, whatever is added to it.
+    return jnp.where(jnp.isfinite(x), jnp.clip(rounded, -largest, largest), x)
 
 
 def kept_unless(step: jax.Array | None, new: jax.Array, old: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from gradtx.effect import Effect
 from gradtx.joined import Finish, Leaves, join
 from gradtx.kernel import COUNT, COUNT_OR_ZERO, check
 from gradtx.messages import shown
-from gradtx.precision.laws import laws_of, refuse_groups
+from gradtx.precision.laws import map_by_law, refuse_groups
 from gradtx.precision.quantized import NON_NEGATIVE, SIGNED, Quantized, Seeded, quantized
 from gradtx.select import Specification
 
@@ -61,20 +61,21 @@ def quantize_state(
 
     Which arrays are never negative is declared by the methods of this library, and known of others
     by their names, such as "nu". Their small elements stay above zero, so that nothing is divided
-    by zero. An infinity or a NaN makes its whole block NaN, and no other.
+    by zero. An infinity or a NaN makes its whole block NaN, and no other; `apply_if_finite` around
+    the optimizer keeps gradients with such numbers out.
 
     Of transformations of this library, one leaf after another is decoded. Put wrappers that are no
     chain, group or mask around it: inside, they see the whole state in full.
 
     Args:
         tx: the transformation.
-        bits: the number of bits per element, in [8, 8]: other widths may come.
+        bits: the number of bits per element; only 8 so far.
         block_size: how many elements share a scale, at most; a whole number >= 1. Blocks lie within
             the last axes of an array. Each has 4 more bytes in float32.
         select: which arrays of the state, instead of those above: what `gradtx.select` takes, on
             their paths in the state of `tx`, such as "nu/"; or a dictionary from "signed" and
-            "non_negative" to such choices, which says the law too. Other kinds of arrays are left
-            out all the same.
+            "non_negative" to such choices, which says the law too; under "non_negative", negative
+            numbers become 0. Other kinds of arrays are left out all the same.
         min_size: the smallest number of elements of an array that is kept in 8 bits, >= 0.
 
     Returns:
@@ -114,13 +115,13 @@ def quantize_state(
 
     def init(params: Any) -> QuantizedState:
         state = inner.init(params)
-        laws = laws_of(inner, state, params, select)
 
         def stored(leaf: Any, law: str) -> Any:
-            is_kept = not law or not _is_real(leaf) or np.size(leaf) < min_size
+            is_kept = not law or not _is_real(leaf) or np.size(leaf) < max(min_size, 1)
             return leaf if is_kept else quantized(leaf, law, block_size)
 
-        return QuantizedState(jnp.zeros([], jnp.int32), jax.tree.map(stored, state, laws))
+        inner_state = map_by_law(stored, inner, state, params, select)
+        return QuantizedState(jnp.zeros([], jnp.int32), inner_state)
 
     def joined(leaves: Leaves, state: Any) -> Finish:
         finish = join(inner.update, leaves, _seeded(state.inner_state, state.calls))

@@ -26,6 +26,7 @@ import numpy as np
 from jax import lax
 
 from gradtx import trees
+from gradtx.precision.narrow import is_narrow
 from gradtx.precision.rounding import random_bits
 
 SIGNED, NON_NEGATIVE = "signed", "non_negative"
@@ -54,7 +55,7 @@ class _Coded(trees.Stored):
     def rows_shape(self) -> tuple[int, int] | None:
         """The number of blocks and the length of each; None if the last ones are shorter."""
         size, number = math.prod(self.shape), math.prod(self.scales.shape)
-        return None if size % number else (number, size // number)
+        return None if not size or size % number else (number, size // number)
 
     def decoded(self) -> jax.Array:
         """The array."""
@@ -109,6 +110,7 @@ class Seeded(_SeededArrays, _Coded):
     """
 
     __slots__ = ()
+    is_open = True
 
     @property
     def unchanged(self) -> Quantized:
@@ -151,9 +153,15 @@ def in_full(state: Any) -> Any:
     """A state with arrays in full, also one that was restored without its classes."""
 
     def is_restored(node: Any) -> bool:
-        return isinstance(node, Mapping) and {*node} == {*Quantized._fields}
+        if not isinstance(node, Mapping):
+            return False
+        # A parameter may be called "values", but its moments are not narrow.
+        is_cast = {*node} == {"values"} and is_narrow(node["values"])
+        return is_cast or {*node} == {*Quantized._fields}
 
     def restored(node: Any) -> Any:
+        if "values" in node:
+            return jnp.asarray(node["values"]).astype(jnp.float32)
         return Quantized(*map(jnp.asarray, map(node.get, Quantized._fields)))
 
     return trees.decoded(

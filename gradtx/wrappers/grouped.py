@@ -70,6 +70,9 @@ def grouped(
     norms of the whole gradient, masks and options of single leaves, and noise are the same. Only
     leaves that are treated alike share a group, and their groups are equally long, with as little
     padding at the end of the last one as possible; a leaf that would be alone stays by itself.
+    On a mesh with automatic axes, XLA lays out the leaves of a group alike; where parameters of one
+    shape have different layouts, fix them with `out_shardings`, or choose leaves with `select`.
+
     Parameters, gradients and updates remain trees; `gradtx.update_and_apply` adds the updates to
     the parameters while these are in stacks.
 
@@ -242,7 +245,8 @@ def _check_preserved(tx: optax.GradientTransformation, elementwise: bool) -> Non
     if parts and not works:
         owner = owner_of(tx)
         raise ValueError(
-            f"{_OWNER}: {owner} does not work on groups of arrays; put {_OWNER} inside of {owner}"
+            f"{_OWNER}: {owner} does not work on groups of arrays; put {_OWNER} inside of {owner}, "
+            "if that takes it"
         )
     for part in parts:
         _check_preserved(part.transformation, elementwise)

@@ -119,3 +119,90 @@ def test_migrate_in_both_directions():
 def test_wrong_dtype(dtype):
     with pytest.raises(ValueError, match=r"^cast_state: dtype must be"):
         gradtx.cast_state(gradtx.adam(0.1), dtype)
+
+
+AROUND = {
+    "with_metrics": gradtx.with_metrics,
+    "with_stochastic_rounding": lambda tx: gradtx.with_stochastic_rounding(tx, 0),
+    "apply_if_finite": lambda tx: gradtx.apply_if_finite(tx, 3),
+    "optax.chain": optax.chain,
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+@pytest.mark.parametrize("kept", [gradtx.cast_state, gradtx.quantize_state])
+def test_wrappers_around_leave_the_rounding_alone(name, kept):
+    params = {"kernel": jnp.linspace(0.5, 1, 4096)}
+    inner = kept(gradtx.ema(0.99, debias=False))
+
+    def after(tx, *, applied):
+        @jax.jit
+        def step(state):
+            if applied:
+                return gradtx.update_and_apply(tx, params, state, params)[1]
+            return tx.update(params, state, params)[1]
+
+        state = tx.init(params)
+        for _ in range(5):
+            state = step(state)
+        return optax.tree.get(state, "ema")
+
+    expected = after(inner, applied=False)
+    for applied in (False, True):
+        found = after(AROUND[name](inner), applied=applied)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda tx: gradtx.quantize_state(gradtx.cast_state(tx, select="mu/"), min_size=1),
+        lambda tx: gradtx.cast_state(gradtx.quantize_state(tx, min_size=1, select="nu/")),
+    ],
+    ids=["cast-inside", "quantized-inside"],
+)
+def test_moments_of_both_kinds(make):
+    params = {"kernel": jnp.linspace(0.5, 1, 1024).reshape(4, 256), "empty": jnp.ones((0, 3))}
+    exact, tx = gradtx.adam(0.01), make(gradtx.adam(0.01))
+    state, right = tx.init(params), exact.init(params)
+    for _ in range(3):
+        updates, new = tx.update(params, state, params)
+        assert jax.tree.structure(new) == jax.tree.structure(state)
+        expected, right = exact.update(params, right, params)
+        np.testing.assert_allclose(updates["kernel"], expected["kernel"], rtol=0.2)
+        state = new
+    assert optax.tree.get(state, "mu")["kernel"].values.dtype == jnp.bfloat16
+    assert optax.tree.get(state, "nu")["kernel"].codes.dtype == jnp.uint8
+    plain, report = gradtx.migrate(state, exact, params)
+    assert report.fresh == {}
+    np.testing.assert_allclose(plain[0].nu["kernel"], right[0].nu["kernel"], rtol=0.2)
+
+
+def test_second_moments_stay_where_float16_would_lose_them():
+    params = {"kernel": jnp.ones((16, 256))}
+    tx = gradtx.cast_state(gradtx.adam(1e-3), jnp.float16)
+    state = tx.init(params)
+    assert state.inner_state[0].mu["kernel"].values.dtype == jnp.float16
+    assert state.inner_state[0].nu["kernel"].dtype == jnp.float32
+    updates, _ = tx.update(jax.tree.map(lambda p: 1e-5 * p, params), state, params)
+    np.testing.assert_allclose(updates["kernel"], -1e-3, rtol=1e-2)
+    chosen = gradtx.cast_state(gradtx.adam(1e-3), jnp.float16, select="nu/").init(params)
+    assert chosen.inner_state[0].nu["kernel"].values.dtype == jnp.float16
+
+
+def test_migration_of_a_state_that_was_restored_without_its_classes():
+    params = {"kernel": jnp.ones((16, 256))}
+    tx = gradtx.cast_state(gradtx.adam(1e-3))
+    _, state = tx.update(params, tx.init(params), params)
+
+    def as_plain(node):
+        if hasattr(node, "_asdict"):
+            return {name: as_plain(part) for name, part in node._asdict().items()}
+        if isinstance(node, tuple):
+            return [as_plain(part) for part in node]
+        return {k: as_plain(v) for k, v in node.items()} if isinstance(node, dict) else node
+
+    new, report = gradtx.migrate(as_plain(state), gradtx.adam(1e-3), params)
+    assert report.fresh == {}
+    expected = state.inner_state[0].mu["kernel"].values.astype(jnp.float32)
+    np.testing.assert_array_equal(new[0].mu["kernel"], expected)

@@ -211,7 +211,7 @@ def test_stochastic_rounding_draws_anew_for_each_step_leaf_and_key():
     jax.tree.map(np.testing.assert_array_equal, draws[:4], list(ends(jax.random.PRNGKey(0))))
 
 
-def test_nearest_is_a_cast_and_back():
+def test_nearest_is_a_cast_and_back_within_the_range():
     rng = np.random.default_rng(3)
     for dtype in (*NARROW, jnp.float8_e4m3fn, jnp.float8_e5m2):
         dtype = np.dtype(dtype)
@@ -225,4 +225,28 @@ def test_nearest_is_a_cast_and_back():
         x = x[~(np.abs(x) < np.finfo(np.float32).tiny)]
         with np.errstate(over="ignore"):
             expected = x.astype(dtype).astype(np.float32)
+        largest = float(jnp.finfo(dtype).max)
+        expected = np.where(np.abs(expected) <= largest, expected, np.sign(x) * largest)
+        expected = np.where(np.isfinite(x), expected, x)
         np.testing.assert_array_equal(jax.jit(nearest, static_argnums=1)(x, dtype), expected)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        gradtx.with_kahan_sum,
+        gradtx.with_master_weights,
+        lambda tx: gradtx.with_stochastic_rounding(tx, 0),
+    ],
+    ids=["kahan", "master", "stochastic"],
+)
+def test_parameters_beyond_the_largest_number_come_back(wrap):
+    tx = wrap(gradtx.sgd(1.0))
+    params = jnp.full(2, 65_504.0, jnp.float16)
+    state = tx.init(params)
+    for gradient in (-100.0, -100.0, 700.0, 0.0):
+        g = jnp.full(2, gradient, jnp.float16)
+        params, state = gradtx.update_and_apply(tx, g, state, params)
+        assert np.all(np.isfinite(params))
+    # What went beyond may be forgotten, and float16 numbers lie 32 apart there.
+    np.testing.assert_allclose(params.astype(jnp.float32), 65_504 - 600, atol=150)
