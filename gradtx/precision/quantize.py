@@ -69,7 +69,7 @@ def quantize_state(
 
     Args:
         tx: the transformation.
-        bits: the number of bits per element; only 8 so far.
+        bits: the number of bits per element, in [8, 8]; others may follow.
         block_size: how many elements share a scale, at most; a whole number >= 1. Blocks lie within
             the last axes of an array. Each has 4 more bytes in float32.
         select: which arrays of the state, instead of those above: what `gradtx.select` takes, on
