@@ -71,6 +71,7 @@ def test_a_quick_run_on_the_device_compares_all_results(tmp_path):
     file = tmp_path / "device.json"
     done = subprocess.run(
         [sys.executable, "-m", "gradtx.bench", "--device", "--quick", "--json", str(file)],
+        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         capture_output=True,
         text=True,
         check=True,
