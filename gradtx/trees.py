@@ -4,7 +4,7 @@
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -85,6 +85,21 @@ def encoded_like(old: Any, new: Any, which: Callable[[Any], bool] = is_stored) -
     return treedef.unflatten(
         node.encoded(part) if which(node) else part for node, part in zip(nodes, parts, strict=True)
     )
+
+
+def child_of(node: Any, key: Any) -> Any:
+    """The part of a node that a key of a path leads to.
+
+    None inside another kind of container, which is not part of an optimizer.
+    """
+    match key:
+        case jax.tree_util.GetAttrKey(name=name):
+            return getattr(node, name, None)
+        case jax.tree_util.SequenceKey(idx=index) if isinstance(node, list | tuple):
+            return node[index]
+        case jax.tree_util.DictKey(key=name) if isinstance(node, Mapping):
+            return node[name]
+    return None
 
 
 def is_parameter(leaf: Any) -> bool:

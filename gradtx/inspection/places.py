@@ -91,7 +91,7 @@ def possible_places(
     places = [Place(path, leaf, (), "", frozenset(), ("", trees.path_name(path)), ())]
     node = state
     for depth, key in enumerate(path):
-        node = _child(node, path[depth - 1]) if depth else state
+        node = trees.child_of(node, path[depth - 1]) if depth else state
         if isinstance(key, jax.tree_util.GetAttrKey):
             field, name = key.name, type(node).__name__
             fields = frozenset(getattr(node, "_fields", ()))
@@ -129,14 +129,3 @@ def has_classes(state: Any) -> bool:
     """Whether the state has any records, whose fields tell what its arrays are."""
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
     return any(isinstance(key, jax.tree_util.GetAttrKey) for path in paths for key in path)
-
-
-def _child(node: Any, key: Any) -> Any:
-    match key:
-        case jax.tree_util.GetAttrKey(name=name):
-            return getattr(node, name, None)
-        case jax.tree_util.SequenceKey(idx=index) if isinstance(node, list | tuple):
-            return node[index]
-        case jax.tree_util.DictKey(key=name) if isinstance(node, Mapping):
-            return node[name]
-    return None  # inside another kind of container, which is not part of an optimizer

@@ -135,18 +135,6 @@ def _array_at(
             if slot is not None:
                 is_moment = slot.fill != "p" and (slot.shape is None or end is not None)
                 return _Array(NON_NEGATIVE if slot.non_negative else SIGNED, is_moment)
-        node = _below(node, key)
+        node = trees.child_of(node, key)
     law = NON_NEGATIVE if names & _NON_NEGATIVE_FIELDS else SIGNED
     return _Array(law, end is not None and not names & _VALUES)
-
-
-def _below(node: Any, key: Any) -> Any:
-    """The part of a node that a key leads to; None in a container that no state class is in."""
-    match key:
-        case jax.tree_util.GetAttrKey(name=name):
-            return getattr(node, name, None)
-        case jax.tree_util.SequenceKey(idx=index) if isinstance(node, list | tuple):
-            return node[index]
-        case jax.tree_util.DictKey(key=name) if isinstance(node, Mapping):
-            return node[name]
-    return None
