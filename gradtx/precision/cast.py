@@ -147,7 +147,8 @@ def cast_state(
 
     where down and up are the numbers of `dtype` around s. A step calculates in float32 as ever, and
     only the new state is rounded: at random, so that it is right on average. Rounded to nearest,
-    an average with decay 0.999 stands still in bfloat16, which has steps of 0.4%.
+    an average with decay 0.999 stands still in bfloat16, which has steps of 0.4%. The random bits
+    are the same on every layout of devices; in `shard_map` each shard counts its own elements.
 
     By default these arrays of float32 are kept in `dtype`: moments and all others in the shape of
     their parameter, but not copies of parameters; and in float16, which has no numbers below 6e-8,

@@ -53,7 +53,8 @@ def quantize_state(
     new state; the codes are rounded up or down at random, so that they are right on average. To
     nearest, a second moment with b2 = 0.999, whose changes are a small part of the distance of two
     levels, would stand still: after 3,000 steps its root was 18% too large on average, in place of
-    0.3% too small.
+    0.3% too small. The random bits are the same on every layout of devices; in `shard_map` each
+    shard counts its own elements.
 
     By default these arrays are kept in 8 bits: moments and all others in the shape of their
     parameter, but not copies of parameters. Always left as they are: arrays of fewer than
