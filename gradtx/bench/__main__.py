@@ -2,7 +2,7 @@
 
     python -m gradtx.bench [--only SECTION ...] [--repeats N] [--cpu-time] [--quick]
                            [--json FILE] [--plot FILE]
-    python -m gradtx.bench --device [--repeats N] [--quick] [--json FILE]
+    python -m gradtx.bench --device [--cases NAME ...] [--repeats N] [--quick] [--json FILE]
 
 Every figure is a median of interleaved measurements of the libraries, and every ratio is
 theirs / ours: larger is better for gradtx. The programs are compiled, with the parameters and the
@@ -109,11 +109,12 @@ def _measure_device(options: argparse.Namespace, settings: Settings, about: Any)
         SystemExit: if results do not agree.
     """
     bandwidth = device.bandwidth_of_device(settings)
-    print(f"\nreads and writes {bandwidth / 1e9:.3g} GB/s\n", flush=True)
+    print(f"\nreads and writes {bandwidth / 1e9:.4g} GB/s\n", flush=True)
+    print("  case: time of a step, share of the bandwidth, operations, time to compile", flush=True)
     runs = []
-    for run in device.runs(settings, bandwidth):
+    for run in device.runs(settings, bandwidth, options.cases):
         runs.append(run)
-        print(f"  measured: {run.case}, {run.name}", flush=True)
+        print(f"  {report.brief(run)}", flush=True)
     print("", *(f"  {line}" for line in report.device_table(runs)), sep="\n")
     rows = [dataclasses.asdict(run) for run in runs]
     _write(options.json, {**about, "bandwidth": bandwidth, "runs": rows})
@@ -186,6 +187,13 @@ def _parser() -> argparse.ArgumentParser:
         "--device",
         action="store_true",
         help="measure instead what steps cost on this device, in absolute numbers",
+    )
+    add(
+        "--cases",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="with --device, measure only the cases whose names contain one of these",
     )
     add("--cpu-time", action="store_true", help="measure CPU time, for a busy machine")
     add("--quick", action="store_true", help="run with tiny sizes, once, as a smoke test")

@@ -181,6 +181,13 @@ class Subject:
         """The operations that the compiled program launches; what a loop repeats counts once."""
         return launched(self._compiled.as_text())
 
+    def waits(self) -> int:
+        """The conditions and loops of unknown length, at which a GPU waits for the host."""
+        return sum(
+            bool(_BRANCH.search(line)) and "known_trip_count" not in line
+            for line in self._compiled.as_text().splitlines()
+        )
+
 
 def launched(program: str) -> int:
     """The operations that a program in XLA's text form launches.
@@ -201,6 +208,7 @@ def launched(program: str) -> int:
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \([^\n]*\{\n(.*?)\n\}", re.MULTILINE | re.DOTALL)
 _NAME = re.compile(r"[\w.-]+")
 _CALL = re.compile(r" (?:while|conditional|call)\(")
+_BRANCH = re.compile(r" (?:while|conditional)\(")
 _NO_KERNEL = re.compile(r" (?:parameter|constant|tuple|get-tuple-element|bitcast)\(")
 
 

@@ -29,25 +29,38 @@ def missing() -> str | None:
 def normalization(settings: Settings) -> Iterator[Figure]:
     """The time and the temporary memory of each normalization and of its derivative."""
     dtypes = (jnp.float32,) if settings.quick else (jnp.float32, jnp.bfloat16)
-    rows, image = ((4, 16), (2, 4, 4, 16)) if settings.quick else ((2048, 1024), (32, 32, 32, 64))
     kinds = ("layer_norm", "rms_norm", "group_norm", "batch_norm")
     for kind in kinds[1::2] if settings.quick else kinds:
-        shape = rows if kind in ("layer_norm", "rms_norm") else image
-        for dtype in dtypes:
-            case = f"{kind}, {jnp.dtype(dtype).name}"
-            struct = jax.ShapeDtypeStruct(shape, dtype)
-            x, direction = (programs.drawn(struct, seed) for seed in (0, 1))
-            scale, bias = jnp.ones(shape[-1]), jnp.zeros(shape[-1])
-            functions = {"flax": _flax(kind, dtype), "gradtx": _ours(kind, shape[-1])}
-            for measure, program, arguments in (
-                ("forward", _forward, (x, scale, bias)),
-                ("forward + backward", _backward, (x, scale, bias, direction)),
-            ):
-                subjects = {
-                    name: Subject(settings, program(function), arguments)
-                    for name, function in functions.items()
-                }
-                yield from _measured(settings, case, measure, subjects)
+        for shape in _shapes(kind, settings.quick):
+            for dtype in dtypes:
+                yield from _case(settings, kind, jax.ShapeDtypeStruct(shape, dtype))
+
+
+def _shapes(kind: str, quick: bool) -> tuple[tuple[int, ...], ...]:
+    """The shapes of x: one for each kind, and on accelerators three of rows."""
+    if kind in ("group_norm", "batch_norm"):
+        return ((2, 4, 4, 16),) if quick else ((32, 32, 32, 64),)
+    if jax.default_backend() == "cpu":
+        return ((4, 16),) if quick else ((2048, 1024),)
+    return ((4, 16),) if quick else ((4096, 512), (16384, 1024), (8192, 4096))
+
+
+def _case(settings: Settings, kind: str, struct: jax.ShapeDtypeStruct) -> Iterator[Figure]:
+    """One normalization of one type of array."""
+    case = f"{kind}, {' x '.join(map(str, struct.shape))}, {struct.dtype.name}"
+    x, direction = (programs.drawn(struct, seed) for seed in (0, 1))
+    features = struct.shape[-1]
+    scale, bias = jnp.ones(features), jnp.zeros(features)
+    functions = {"flax": _flax(kind, struct.dtype), "gradtx": _ours(kind, features)}
+    for measure, program, arguments in (
+        ("forward", _forward, (x, scale, bias)),
+        ("forward + backward", _backward, (x, scale, bias, direction)),
+    ):
+        subjects = {
+            name: Subject(settings, program(function), arguments)
+            for name, function in functions.items()
+        }
+        yield from _measured(settings, case, measure, subjects)
 
 
 def _measured(

@@ -106,6 +106,35 @@ def gpt(layers: int, width: int, vocabulary: int) -> Any:
     }
 
 
+def loss_of_transformer(params: Any, tokens: jax.Array) -> jax.Array:
+    """The mean cross-entropy of the next token, for parameters of `gpt` and tokens (batch, time).
+
+    Heads have 64 features, or as many as there are.
+    """
+
+    def dense(x: jax.Array, layer: Any) -> jax.Array:
+        return x @ layer["kernel"] + layer["bias"]
+
+    def norm(x: jax.Array, layer: Any) -> jax.Array:
+        return jax.nn.standardize(x) * layer["scale"] + layer["bias"]
+
+    batch, time = tokens.shape
+    x = params["tokens"][tokens] + params["positions"][:time]
+    width = x.shape[-1]
+    head = min(64, width)
+    for name in sorted(key for key in params if key.startswith("layer")):
+        layer = params[name]
+        qkv = dense(norm(x, layer["attention_norm"]), layer["attention"]["qkv"])
+        q, k, v = jnp.split(qkv.reshape(batch, time, -1, head), 3, axis=2)
+        mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        x = x + dense(mixed.reshape(batch, time, width), layer["attention"]["out"])
+        hidden = jax.nn.gelu(dense(norm(x, layer["mlp_norm"]), layer["mlp"]["up"]))
+        x = x + dense(hidden, layer["mlp"]["down"])
+    logits = norm(x, params["norm"]) @ params["tokens"].T
+    each = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:])
+    return jnp.mean(each)
+
+
 def drawn(shapes: Any, seed: int) -> Any:
     """Normally distributed numbers."""
     # From NumPy, because jax would compile a program per shape whenever its caches are cleared.

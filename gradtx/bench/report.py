@@ -39,7 +39,7 @@ def table(figures: Sequence[Figure]) -> list[str]:
 
 def device_table(runs: Sequence[Run]) -> list[str]:
     """The lines of the table of `--device`."""
-    headings = ["", "", "step", "of bandwidth", "kernels", "temporary", "state"]
+    headings = ["", "", "step", "of bandwidth", "kernels", "waits", "temporary", "state"]
     headings += ["trace + lower", "compile", "difference"]
     rows, last = [], None
     for run in runs:
@@ -50,6 +50,7 @@ def device_table(runs: Sequence[Run]) -> list[str]:
             _amount(run.seconds, "seconds"),
             f"{run.share:.0%}",
             f"{run.kernels:,}",
+            str(run.waits),
             "" if run.temporary is None else _amount(run.temporary, "bytes"),
             _amount(run.state, "bytes"),
             *times,
@@ -58,6 +59,12 @@ def device_table(runs: Sequence[Run]) -> list[str]:
         rows.append(row)
         last = run.case
     return text_table(headings, rows, numeric=range(2, len(headings)))
+
+
+def brief(run: Run) -> str:
+    """A run in one line."""
+    time, compiling = (_amount(seconds, "seconds") for seconds in (run.seconds, run.compile))
+    return f"{run.case}, {run.name}: {time}, {run.share:.0%}, {run.kernels:,}, {compiling}"
 
 
 def losses(figures: Sequence[Figure]) -> Iterator[str]:
