@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from gradtx import trees
-from gradtx.kernel import COUNT, check
+from gradtx.kernel import COUNT, COUNT_OR_ZERO, check
 from gradtx.messages import shown
 
 
@@ -18,6 +18,7 @@ def minibatches(
     *,
     epochs: int | None = 1,
     drop_remainder: bool = False,
+    start: int = 0,
 ) -> Iterator[Any]:
     """Split data into shuffled batches, each sample once per epoch.
 
@@ -33,15 +34,17 @@ def minibatches(
         epochs: the number of passes over the data, >= 1; None: forever.
         drop_remainder: whether to leave out the last n mod batch_size samples of each epoch's
             order. False: they form a smaller last batch, for which a step is compiled again.
+        start: the number of batches to leave out, >= 0, counted through all epochs: those of the
+            steps that a run has already taken. What follows is the same, and comes at once.
 
     Returns:
         An iterator over batches: trees of the structure of `data`, of arrays of shape
         (batch_size, ...).
 
     Raises:
-        ValueError: if `batch_size` or `epochs` is not a whole number >= 1, `data` has no arrays,
-            an array without a first axis, or arrays with different n, or `drop_remainder` would
-            drop everything.
+        ValueError: if `batch_size` or `epochs` is not a whole number >= 1, or `start` not one
+            >= 0, `data` has no arrays, an array without a first axis, or arrays with different n,
+            or `drop_remainder` would drop everything.
 
     Source:
         Goodfellow, Bengio & Courville 2016, "Deep learning", section 8.1.3.
@@ -61,6 +64,7 @@ def minibatches(
     batch_size = check(owner, "batch_size", batch_size, COUNT)
     if epochs is not None:
         epochs = check(owner, "epochs", epochs, COUNT)
+    start = int(check(owner, "start", start, COUNT_OR_ZERO))
     number = _number_of_samples(owner, data)
     if drop_remainder and batch_size > number:
         raise ValueError(
@@ -68,7 +72,7 @@ def minibatches(
             f"drop_remainder, got {batch_size}"
         )
     # A separate function, because a generator checks nothing before its first batch.
-    return _batches(key, data, number, int(batch_size), epochs, drop_remainder)
+    return _batches(key, data, number, int(batch_size), epochs, drop_remainder, start)
 
 
 def _batches(
@@ -78,15 +82,17 @@ def _batches(
     batch_size: int,
     epochs: int | None,
     drop_remainder: bool,
+    start: int,
 ) -> Iterator[Any]:
     end = number - number % batch_size if drop_remainder else number
-    epoch = 0
+    places = range(0, end, batch_size)
+    epoch, first = divmod(start, len(places))
     while epochs is None or epoch < epochs:
         order = np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), number))
-        for start in range(0, end, batch_size):
-            chosen = order[start : min(start + batch_size, end)]
+        for place in places[first:]:
+            chosen = order[place : min(place + batch_size, end)]
             yield jax.tree.map(lambda array, chosen=chosen: array[chosen], data)
-        epoch += 1
+        epoch, first = epoch + 1, 0
 
 
 def _number_of_samples(owner: str, data: Any) -> int:

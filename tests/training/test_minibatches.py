@@ -57,6 +57,25 @@ def test_without_a_number_of_epochs_there_is_no_end():
     np.testing.assert_array_equal(np.bincount(np.concatenate(list(batches))), [5, 5, 5, 5])
 
 
+@pytest.mark.parametrize("drop_remainder", [False, True])
+@pytest.mark.parametrize("start", [0, 1, 3, 4, 7, 11, 12, 100])
+def test_a_later_start_gives_what_an_earlier_one_would_go_on_with(start, drop_remainder):
+    def batches(**options):
+        data = {"x": np.arange(11), "y": np.random.default_rng(0).normal(size=(11, 2))}
+        return list(minibatches(KEY, data, 3, epochs=3, drop_remainder=drop_remainder, **options))
+
+    expected, found = batches()[start:], batches(start=start)
+    assert len(found) == len(expected) == max(0, 3 * (3 if drop_remainder else 4) - start)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_what_is_left_out_is_not_run_through():
+    # At one batch a microsecond, it would take an hour.
+    late = next(minibatches(KEY, np.arange(10), 4, epochs=None, start=3 * 10**9 + 1))
+    expected = jax.random.permutation(jax.random.fold_in(KEY, 10**9), 10)[4:8]
+    np.testing.assert_array_equal(late, expected)
+
+
 def test_orders_are_uniform():
     # 24 orders of 4 samples, 2,400 times: chi-squared with 23 degrees of freedom, whose 0.999
     # quantile is 49.7.
@@ -89,6 +108,7 @@ def test_batches_are_of_the_kind_and_dtype_of_the_data(make):
         (np.arange(4), {"batch_size": 0}, "batch_size must be a whole number >= 1, got 0"),
         (np.arange(4), {"batch_size": 1.5}, "batch_size must be a whole number >= 1, got 1.5"),
         (np.arange(4), {"batch_size": 2, "epochs": 0}, "epochs must be a whole number >= 1, got 0"),
+        (np.arange(4), {"batch_size": 2, "start": -1}, "start must be a whole number >= 0, got -1"),
         (
             np.arange(4),
             {"batch_size": 5, "drop_remainder": True},
@@ -107,6 +127,7 @@ def test_batches_are_of_the_kind_and_dtype_of_the_data(make):
         "no batch",
         "half a sample",
         "no epoch",
+        "no start",
         "all dropped",
         "no array",
         "no axis",
