@@ -110,7 +110,6 @@ def _measure_device(options: argparse.Namespace, settings: Settings, about: Any)
     """
     bandwidth = device.bandwidth_of_device(settings)
     print(f"\nreads and writes {bandwidth / 1e9:.4g} GB/s\n", flush=True)
-    print("  case: time of a step, share of the bandwidth, operations, time to compile", flush=True)
     runs = []
     for run in device.runs(settings, bandwidth, options.cases):
         runs.append(run)

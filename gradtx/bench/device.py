@@ -14,6 +14,9 @@ import gradtx
 from gradtx.bench.device_cases import Case, cases
 from gradtx.bench.measure import Settings, Subject, in_turn
 
+# Steps in a row, as in training: the host prepares the next one while the device works.
+_STEPS = 10
+
 
 @dataclass(frozen=True)
 class Run:
@@ -22,7 +25,7 @@ class Run:
     Attributes:
         case: the parameters.
         name: the library and what it does.
-        seconds: the median time of a step.
+        seconds: the median time of a step, of several in a row.
         share: the time that the device would need to read the gradient, and to read and write
             parameters and state once, divided by that median.
         kernels: the number of operations that the compiled step launches, those of loops once.
@@ -88,7 +91,7 @@ def _runs(settings: Settings, case: Case, bandwidth: float) -> Iterator[Run]:
         costs[name] = subject.trace() | subject.compile()
         subject.run(3)
         movements.append(jax.tree.map(_minus, way.read(*subject.carried), own))
-        subject.warm_up()
+        subject.warm_up(1 if settings.quick else _STEPS)
     medians = in_turn({name: subject.step for name, subject in subjects.items()}, settings.repeats)
     size = float(gradtx.global_norm(movements[0]))
     for (name, subject), way, movement in zip(subjects.items(), case.ways, movements, strict=True):

@@ -63,8 +63,12 @@ def device_table(runs: Sequence[Run]) -> list[str]:
 
 def brief(run: Run) -> str:
     """A run in one line."""
-    time, compiling = (_amount(seconds, "seconds") for seconds in (run.seconds, run.compile))
-    return f"{run.case}, {run.name}: {time}, {run.share:.0%}, {run.kernels:,}, {compiling}"
+    times = (_amount(seconds, "seconds") for seconds in (run.seconds, run.trace, run.compile))
+    time, tracing, compiling = times
+    return (
+        f"{run.case}, {run.name}: {time}, {run.share:.0%} of the bandwidth, {run.kernels:,} "
+        f"operations; traced in {tracing}, compiled in {compiling}"
+    )
 
 
 def losses(figures: Sequence[Figure]) -> Iterator[str]:
