@@ -17,6 +17,7 @@ import numpy as np
 from gradtx import norms, pieces, trees
 from gradtx.inputs import refuse_shapes_alone
 from gradtx.kernel import Scalar, Slot
+from gradtx.stored import to_store
 
 
 def start_slot(
@@ -123,7 +124,7 @@ class LeafStep:
         new = tuple(
             jax.tree.map(_stored_as, value, slot) for value, slot in zip(new, slots, strict=True)
         )
-        return update.astype(g.dtype), new
+        return to_store(update, g.dtype), new
 
     def _check_shapes(self, g: Any, slots: Any, update: Any, new: list[Any]) -> None:
         """Refuse what a kernel returned if it does not fit what it was given."""
@@ -240,7 +241,7 @@ def scalar_step_of(
 
 
 def _stored_as(value: jax.Array, slot: Any) -> Any:
-    return slot.encoded(value) if trees.is_stored(slot) else value.astype(slot.dtype)
+    return slot.encoded(value) if trees.is_stored(slot) else to_store(value, slot.dtype)
 
 
 def to_compute(slot: Any, dtype: np.dtype) -> jax.Array:

@@ -13,6 +13,7 @@ import numpy as np
 
 from gradtx import trees
 from gradtx.inputs import as_array
+from gradtx.stored import to_store
 
 
 class Aligned:
@@ -166,8 +167,8 @@ def equation(*stored_as: int) -> Callable[[Callable[..., Any]], Callable[..., An
 
             new = function(*map(wide, arrays), **jax.tree.map(wide, numbers))
             if not stored_as:
-                return new.astype(own[0])
-            return tuple(x.astype(own[i]) for x, i in zip(new, stored_as, strict=True))
+                return to_store(new, own[0])
+            return tuple(to_store(x, own[i]) for x, i in zip(new, stored_as, strict=True))
 
         return step
 

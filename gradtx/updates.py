@@ -18,6 +18,7 @@ from gradtx.joined import Leaves, join_openly
 from gradtx.kernel import COUNT, SHARE, check
 from gradtx.leaf import LeafStep
 from gradtx.leaves import equation, map_leaves
+from gradtx.stored import to_store
 from gradtx.waiting import Leaf, WaitingStep
 
 
@@ -190,7 +191,7 @@ def _sum(parameter: Any, change: Any) -> jax.Array:
     parameter, change = jnp.asarray(parameter), jnp.asarray(change)
     is_inexact = jnp.issubdtype(parameter.dtype, jnp.inexact)
     dtype = trees.compute_dtype(parameter.dtype) if is_inexact else parameter.dtype
-    return (parameter.astype(dtype) + change.astype(dtype)).astype(parameter.dtype)
+    return to_store(parameter.astype(dtype) + change.astype(dtype), parameter.dtype)
 
 
 _add = jax.jit(_sum)

@@ -245,6 +245,8 @@ def test_clipping_makes_no_copy_of_the_gradient():
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary_bytes(tx) < 4096
+    if jax.default_backend() != "cpu":
+        return  # elsewhere XLA computes the gradient's share again
     # The measure can tell: optax's clipping keeps a copy.
     theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     with jax.numpy_dtype_promotion("standard"):

@@ -31,6 +31,7 @@ from gradtx.kernels.noise import noise_key
 from gradtx.leaves import Aligned
 from gradtx.lift import ScheduledState, evaluate
 from gradtx.messages import one_of_each, shown
+from gradtx.stored import to_store
 
 _CLIPPING = Effect(degree="between", decay="limits", moves=True)
 _FINITE = Range("finite and >= 0", lambda value: 0 <= value < math.inf)
@@ -72,7 +73,7 @@ def per_example_global_norm_clip(grads: Any, l2_norm_clip: ArrayLike) -> tuple[A
     _number_of_examples(aligned)
     examples = [_inexact(leaf) for leaf in aligned.parts()]
     sums, number_clipped = _clipped_sums(examples, l2_norm_clip)
-    new = [total.astype(own.dtype) for own, total in zip(examples, sums, strict=True)]
+    new = [to_store(total, own.dtype) for own, total in zip(examples, sums, strict=True)]
     return aligned.tree_of(new), number_clipped
 
 
@@ -123,7 +124,7 @@ def per_example_layer_norm_clip(
         share = 1 / len(sizes) if uniform else size / max(sum(sizes), 1)
         example = _inexact(leaf)
         [total], count = _clipped_sums([example], global_l2_norm_clip * math.sqrt(share))
-        new.append(total.astype(example.dtype))
+        new.append(to_store(total, example.dtype))
         counts.append(count)
     return aligned.tree_of(new), aligned.tree_of(counts)
 
@@ -211,7 +212,7 @@ def differentially_private_aggregate(
         new_key, *keys = jax.random.split(inner.rng_key, len(examples) + 1)
         size = number if lot_size is None else lot_size
         means = [
-            _noisy_mean(total, leaf_key, clip, multiplier, size).astype(leaf.dtype)
+            to_store(_noisy_mean(total, leaf_key, clip, multiplier, size), leaf.dtype)
             for leaf, total, leaf_key in zip(examples, sums, keys, strict=True)
         ]
         new = DifferentiallyPrivateAggregateState(new_key)

@@ -21,6 +21,7 @@ from gradtx.precision.narrow import WIDE
 from gradtx.precision.quantized import NON_NEGATIVE, explicit_sharding
 from gradtx.precision.rounding import random_bits, round_stochastically
 from gradtx.select import Specification
+from gradtx.stored import to_store
 
 _OWNER = "cast_state"
 # The length of the rows that a step on a CPU may cut an array into.
@@ -92,7 +93,7 @@ class Cast(_Values, _Narrow):
 
     def encoded(self, array: jax.Array) -> "Cast":
         """Another array in the same form, rounded to nearest."""
-        return Cast(array.astype(self.values.dtype))
+        return Cast(to_store(array, self.values.dtype))
 
 
 class _SeededValues(NamedTuple):
@@ -115,7 +116,7 @@ class Seeded(_SeededValues, _Narrow):
     def encoded(self, array: jax.Array) -> Cast:
         """Another array in the same form."""
         if self.seed is None:
-            return Cast(array.astype(self.values.dtype))
+            return Cast(to_store(array, self.values.dtype))
         step, number, *key = self.seed
         sharding = explicit_sharding(array)
         bits = random_bits(jnp.stack(key), step, number, array.shape, out_sharding=sharding)

@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from gradtx import trees
 from gradtx.effect import Effect
 from gradtx.inputs import check_given, trained
 from gradtx.leaves import map_leaves
+from gradtx.stored import rounded
 from gradtx.wrappers.steps import is_move
 
 WIDE = jnp.dtype(jnp.float32)
@@ -95,16 +95,9 @@ def nearest(x: jax.Array, dtype: Any) -> jax.Array:
     Within the range of the dtype, the same as a cast there and back, which XLA leaves out on
     accelerators, as it takes the additional digits for a gain.
     """
-    info, wide = jnp.finfo(dtype), jnp.finfo(WIDE)
-    rounded = lax.reduce_precision(x, wide.nexp, info.nmant)
-    if info.minexp > wide.minexp:
-        # Below the smallest normal number the neighbours keep their distance.
-        scale = np.float32(2.0 ** (info.nmant - info.minexp))
-        steps = lax.round(x * scale, lax.RoundingMethod.TO_NEAREST_EVEN)
-        rounded = jnp.where(jnp.abs(x) < np.float32(2.0**info.minexp), steps / scale, rounded)
-    largest = np.float32(info.max)
+    largest = np.float32(jnp.finfo(dtype).max)
     # A parameter that has become infinite would stay so, whatever is added to it.
-    return jnp.where(jnp.isfinite(x), jnp.clip(rounded, -largest, largest), x)
+    return jnp.where(jnp.isfinite(x), jnp.clip(rounded(x, dtype), -largest, largest), x)
 
 
 def kept_unless(step: jax.Array | None, new: jax.Array, old: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from jax import lax
 from gradtx import trees
 from gradtx.kernel import COUNT, check
 from gradtx.messages import shown
+from gradtx.stored import to_store
 
 _OWNER = "accumulate_grads"
 
@@ -80,7 +81,7 @@ def accumulate_grads(
         totals, values = lax.scan(one, zeros, jnp.arange(number))
         gradients: list[Any] = [None] * len(leaves)
         for i, total in zip(active, totals, strict=True):
-            gradients[i] = (total / number).astype(jnp.result_type(leaves[i]))
+            gradients[i] = to_store(total / number, jnp.result_type(leaves[i]))
         losses, aux = values if has_aux else (values, None)
         loss = jnp.mean(losses, dtype=_wide(losses)).astype(losses.dtype)
         return ((loss, aux) if has_aux else loss), treedef.unflatten(gradients)

@@ -17,6 +17,7 @@ from gradtx.kernel import COUNT, check_dtype, check_hyperparameter
 from gradtx.leaves import Aligned, equation, map_parameters
 from gradtx.lift import evaluate
 from gradtx.messages import shown
+from gradtx.stored import to_store
 from gradtx.wrappers.branches import either, zeros_like
 
 _OWNER = "MultiSteps"
@@ -137,7 +138,7 @@ class MultiSteps:
             return [accumulated(a, g, n=mini_step) for a, g in zip(totals, gradients, strict=True)]
 
         def step() -> Any:
-            means = [a.astype(g.dtype) for a, g in zip(with_this(), gradients, strict=True)]
+            means = [to_store(a, g.dtype) for a, g in zip(with_this(), gradients, strict=True)]
             new, inner_state = self._opt.update(
                 aligned.tree_of(means), state.inner_opt_state, params, **extra
             )

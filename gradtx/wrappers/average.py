@@ -14,6 +14,7 @@ from gradtx.inputs import check_given, check_order
 from gradtx.kernel import DECAY, check_hyperparameter
 from gradtx.kernels.momentum import ema
 from gradtx.leaves import map_leaves
+from gradtx.stored import to_store
 from gradtx.updates import apply_updates
 from gradtx.wrappers.steps import is_step, kept_after
 
@@ -153,7 +154,7 @@ def averaged_params(state: Any, params: Any = None) -> Any:
 
 def averaged_leaf(p: Any, average: jax.Array, weight: jax.Array | None) -> jax.Array:
     """The average of one parameter in its dtype; the parameter itself before the first update."""
-    mean = _debiased(average, weight).astype(jnp.result_type(p))
+    mean = to_store(_debiased(average, weight), jnp.result_type(p))
     return mean if weight is None else jnp.where(weight == 0, p, mean)
 
 

@@ -16,6 +16,7 @@ from gradtx.effect import LINEAR, LINEAR_WITHOUT_STATE
 from gradtx.leaves import Aligned, parameters_of
 from gradtx.lift import kernel_of
 from gradtx.messages import shown
+from gradtx.stored import to_store
 
 
 def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -120,7 +121,7 @@ def _piece(vector: jax.Array, gradient: Any, end: int) -> jax.Array:
     """The elements up to `end`, as many as the gradient has, in its shape and dtype."""
     like = jnp.asarray(gradient)
     part = lax.slice_in_dim(vector, end - like.size, end)
-    return part.reshape(like.shape).astype(like.dtype)
+    return to_store(part.reshape(like.shape), like.dtype)
 
 
 def _aligned(updates: Any, params: Any) -> Aligned:

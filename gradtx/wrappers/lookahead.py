@@ -13,6 +13,7 @@ from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
 from gradtx.kernel import COUNT, NON_NEGATIVE, check
 from gradtx.leaves import map_leaves
+from gradtx.stored import to_store
 from gradtx.updates import apply_updates
 from gradtx.wrappers.branches import either
 from gradtx.wrappers.steps import is_step
@@ -135,7 +136,7 @@ def _pulled_back_leaf(
     ahead = wide(fast) + wide(update)
     # Rounded to what can be stored, so that both weights get exactly there.
     share = jnp.asarray(step_size).astype(dtype)
-    meeting_point = wide((wide(slow) + share * (ahead - wide(slow))).astype(slow.dtype))
-    step = (meeting_point - wide(slow)).astype(slow.dtype)
-    back = (meeting_point - wide(fast)).astype(update.dtype)
+    meeting_point = wide(to_store(wide(slow) + share * (ahead - wide(slow)), slow.dtype))
+    step = to_store(meeting_point - wide(slow), slow.dtype)
+    back = to_store(meeting_point - wide(fast), update.dtype)
     return jnp.where(is_sync, back, update), jnp.where(is_sync, step, jnp.zeros_like(step))
