@@ -107,6 +107,7 @@ from gradtx import diagnostics as diagnostics
 from gradtx import initializers as initializers
 from gradtx import normalization as normalization
 from gradtx import schedules as schedules
+from gradtx import sharding as sharding
 from gradtx import testing as testing
 from gradtx import training as training
 from gradtx.compose import chain as chain

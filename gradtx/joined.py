@@ -37,12 +37,21 @@ class Leaves:
         self.extra = {} if extra is None else extra
         self._part_of = ""
         self._whole: Leaves | None = None
-        self.has_stacks = False
+        self.stacked_by = ""
         self._restart(updates)
 
-    def holds_stacks(self) -> None:
-        """Prepare for leaves that are stacks, or rows of them."""
-        self.has_stacks = True
+    @property
+    def has_stacks(self) -> bool:
+        """Whether some of the leaves are stacks, or rows of them."""
+        return bool(self.stacked_by)
+
+    def holds_stacks(self, owner: str) -> None:
+        """Prepare for leaves that are stacks, or rows of them.
+
+        Args:
+            owner: the function that put them into stacks, which opens the messages.
+        """
+        self.stacked_by = owner
         self._values = None
         self._look_again()
 
@@ -84,7 +93,7 @@ class Leaves:
         part = Leaves((), params, extra)
         part.treedef = treedef
         part._values = None
-        part.has_stacks = self.has_stacks
+        part.stacked_by = self.stacked_by
         part.leaves = [Leaf(None) if i is None else self.leaves[i] for i in chosen]
         part._part_of = owner
         part._look_again()
@@ -127,7 +136,7 @@ class Leaves:
         if not self._part_of and not self.has_stacks:
             self._restart(updates)
         else:
-            self.put(self.aligned(self._part_of or "grouped", "its inner updates", updates))
+            self.put(self.aligned(self._part_of or self.stacked_by, "its inner updates", updates))
         return lambda: trees.encoded_like(state, new_state, trees.is_opened)
 
     def check_rows(self, name: str, values: Sequence[Any]) -> None:
@@ -139,9 +148,9 @@ class Leaves:
         for i, leaf in enumerate(self.leaves):
             if leaf.whole is not leaf and jax.tree.leaves(values[i]):
                 raise ValueError(
-                    f"grouped: the state's {name} has an array of its own at '{self.path(i)}', "
-                    "which is in a group of these updates; if they lack the dtypes of the "
-                    "parameters, call update(updates, state, params)"
+                    f"{self.stacked_by}: the state's {name} has an array of its own at "
+                    f"'{self.path(i)}', which is in a group of these updates; if they lack the "
+                    "dtypes of the parameters, call update(updates, state, params)"
                 )
 
     def _refuse_missing(self, state: Any) -> None:
@@ -149,8 +158,8 @@ class Leaves:
         for i, leaf in enumerate(self.leaves):
             if leaf.whole.is_stack and not leaf.has_gradient and jax.tree.leaves(state):
                 raise ValueError(
-                    f"grouped: updates has no gradient at '{self.path(i)}', and a transformation "
-                    "that is not made by this library would change its state"
+                    f"{self.stacked_by}: updates has no gradient at '{self.path(i)}', and a "
+                    "transformation that is not made by this library would change its state"
                 )
 
     def put(self, values: Sequence[Any]) -> None:
@@ -258,7 +267,7 @@ class Leaves:
             return
         if self.leaves[index].is_stack:
             raise ValueError(
-                f"grouped: {what} at '{self.path(index)}' has shape "
+                f"{self.stacked_by}: {what} at '{self.path(index)}' has shape "
                 f"{shown(jax.tree.map(np.shape, value))}, expected {expected} for the group of "
                 f"this leaf of shape {self.leaves[index].shape}; was it made by the init of this "
                 "transformation for these parameters? gradtx.migrate carries over a state that "

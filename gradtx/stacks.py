@@ -5,7 +5,7 @@ that whoever aligns trees, chooses leaves or hands steps to them need not know o
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -98,7 +98,7 @@ class Stack(Leaf):
         given = [row.given if row.has_gradient else None for row in rows]
         present = [jnp.asarray(g) for g in given if g is not None]
         self.dtype = functools.reduce(np.promote_types, [g.dtype for g in present], np.bool_)
-        super().__init__(_stacked(given, size, shape, self.dtype) if present else None)
+        super().__init__(self.assembled(given, self.dtype) if present else None)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -111,7 +111,7 @@ class Stack(Leaf):
         if self._parameters is None and trees.is_parameter(self.rows[0].parameter):
             parameters = [row.parameter for row in self.rows]
             dtype = jnp.result_type(parameters[0])
-            self._parameters = _stacked(parameters, self.size, self.shape, dtype)
+            self._parameters = self.assembled(parameters, dtype)
         return self._parameters
 
     @parameter.setter
@@ -150,8 +150,18 @@ class Stack(Leaf):
             return [None] * len(self.rows)
         # With the array itself, so that its id belongs to no other one.
         if id(array) not in self._parts:
-            self._parts[id(array)] = array, _rows_of(array, len(self.rows))
+            self._parts[id(array)] = array, self.disassembled(array)
         return self._parts[id(array)][1]
+
+    def assembled(self, parts: Sequence[Any], dtype: Any) -> jax.Array:
+        """Arrays along a new first axis, with zeros where one is missing and for padding."""
+        like = next(jnp.asarray(x, dtype) for x in parts if x is not None)
+        arrays = [jnp.zeros_like(like) if x is None else jnp.asarray(x, dtype) for x in parts]
+        return stack_arrays(arrays, self.size)
+
+    def disassembled(self, array: jax.Array) -> list[jax.Array]:
+        """The rows of a stack."""
+        return rows_of(array, len(self.rows))
 
     def stacked(self, shape: Any) -> Any:
         """The shape of a stack of arrays of this shape, or of each of several."""
@@ -187,47 +197,56 @@ class Stack(Leaf):
         return jnp.where(has_gradient.reshape(shape), new, old)
 
 
-def _stacked(parts: Sequence[Any], size: int, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Arrays along a new first axis, with zeros where one is missing and for padding."""
-    arrays = [jnp.zeros(shape, dtype) if x is None else jnp.asarray(x, dtype) for x in parts]
-    return stack_arrays(arrays, size)
-
-
 @functools.partial(jax.jit, static_argnums=1)
 def stack_arrays(arrays: Sequence[jax.Array], size: int) -> jax.Array:
     """Arrays of one type along a new first axis, with zeros as padding."""
     rows = [lax.expand_dims(x, (0,)) for x in arrays]
     if size > len(rows):
-        rows.append(jnp.zeros((size - len(rows), *arrays[0].shape), arrays[0].dtype))
+        # Of the type that the others have on an explicit mesh.
+        rows.append(lax.broadcast(jnp.zeros_like(arrays[0]), (size - len(rows),)))
     return lax.concatenate(rows, 0)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _rows_of(stack: jax.Array, number: int) -> list[jax.Array]:
+def rows_of(stack: jax.Array, number: int) -> list[jax.Array]:
+    """The first rows of a stack."""
     return [lax.index_in_dim(stack, i, keepdims=False) for i in range(number)]
 
 
-def stacked_leaves(leaves: Leaves, groups: Sequence[Group], types: Sequence[Any]) -> Leaves:
+def stacked_leaves(
+    owner: str,
+    leaves: Leaves,
+    groups: Sequence[Group],
+    types: Sequence[Any],
+    stack: Callable[[Sequence[Row], int, tuple[int, ...]], Stack] = Stack,
+) -> Leaves:
     """A record of the same tree in which each group is one leaf.
 
     Args:
+        owner: the function that the user called, which opens the messages.
         leaves: the leaves, whose waiting steps are taken.
         groups: the groups.
         types: for each leaf what has its shape, if it is in a group.
+        stack: from the rows of a group, its length and the shape of its leaves to the stack.
     """
     record = Leaves(leaves.updates(), leaves.params, leaves.extra)
     record.promote(())
-    record.holds_stacks()
+    record.holds_stacks(owner)
     for group in groups:
         shape = np.shape(types[group.places[0]])
         rows = [Row(record.leaves[i].value, number) for number, i in enumerate(group.places)]
         for i, row in zip(group.places, rows, strict=True):
             record.leaves[i] = row
-        record.leaves[group.places[0]] = Stack(rows, group.size, shape)
+        record.leaves[group.places[0]] = stack(rows, group.size, shape)
     return record
 
 
-def regrouped(part: Any, treedef: Any, groups: Sequence[Group]) -> Any:
+def regrouped(
+    part: Any,
+    treedef: Any,
+    groups: Sequence[Group],
+    placed: Callable[[jax.Array], jax.Array] = lambda stack: stack,
+) -> Any:
     """What a state has for each parameter, with the arrays of each group stacked.
 
     Args:
@@ -235,13 +254,15 @@ def regrouped(part: Any, treedef: Any, groups: Sequence[Group]) -> Any:
             several, or nothing.
         treedef: the structure of the parameters, in which None is a leaf.
         groups: the groups.
+        placed: what is done to each stack.
     """
     parts = treedef.flatten_up_to(part)
     for group in groups:
         own = [parts[i] for i in group.places]
         if jax.tree.leaves(own):
             first, *others = group.places
-            parts[first] = jax.tree.map(lambda *x, n=group.size: stack_arrays(x, n), *own)
+            stack = jax.tree.map(lambda *x, n=group.size: stack_arrays(x, n), *own)
+            parts[first] = jax.tree.map(placed, stack)
             for i in others:
                 parts[i] = None
     return treedef.unflatten(parts)

@@ -7,7 +7,7 @@ leaf.
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -103,6 +103,10 @@ class Leaf:
         """The part of an array that a measure may see."""
         return array
 
+    def compiled(self) -> Callable[..., tuple[jax.Array, list[Any]]]:
+        """The compiled steps that wait, see `composed_step`."""
+        return composed_step(self.steps, self.is_stack)
+
     def keys_from(self, keys: Any, numbers: Mapping["Leaf", int]) -> Any:
         """Its PRNG key of those of all leaves that take part."""
         return keys[numbers[self]]
@@ -158,8 +162,7 @@ _TOGETHER = 64
 
 def _take_steps_of(leaf: Leaf) -> None:
     arguments = [(step.slots, step.key, step.t, step.scalars) for step in leaf.waiting]
-    step = composed_step(leaf.steps, leaf.is_stack)
-    leaf.finish(*step(leaf.value, leaf.read_parameter, arguments))
+    leaf.finish(*leaf.compiled()(leaf.value, leaf.read_parameter, arguments))
 
 
 def _take_steps_together(leaves: Sequence[Leaf]) -> None:

@@ -19,13 +19,14 @@ LAYERS = [
     ("messages.py", "trees.py", "norms.py", "inputs.py", "effect.py", "kernel.py", "tables.py"),
     ("stored.py",),
     ("roles.py", "select.py"),
-    ("pieces.py", "leaf.py", "leaves.py", "waiting.py", "joined.py", "stacks.py"),
+    ("pieces.py", "leaf.py", "leaves.py", "waiting.py", "joined.py", "stacks.py", "spread.py"),
     ("compose/",),
     ("lift.py", "updates.py"),
     ("kernels/",),
     ("wrappers/", "precision/", "schedules.py"),
     ("recipes/",),
     ("inspection/",),
+    ("sharding/",),
 ]
 ALONE = ("initializers/", "normalization/")
 
@@ -97,7 +98,8 @@ def test_public_names_are_found_after_all_modules_were_imported():
         "print([name for name in gradtx.__all__ if name != 'tree'\n"
         "       and isinstance(getattr(gradtx, name), types.ModuleType)])"
     )
-    modules = ["diagnostics", "initializers", "normalization", "schedules", "testing", "training"]
+    modules = ["diagnostics", "initializers", "normalization", "schedules", "sharding"]
+    modules += ["testing", "training"]
     assert printed_by(program) == str(modules)
 
 
@@ -112,7 +114,7 @@ def test_importing_gradtx_imports_no_room_before_it_is_asked_for():
     before, after = printed_by(program).split("] [")
     rooms = ("bench", "catalogue", "diagnostics", "differences", "inspection", "testing")
     rooms += ("initializers", "kernels", "normalization", "precision", "recipes")
-    rooms += ("training", "wrappers")
+    rooms += ("sharding", "training", "wrappers")
     assert [room for room in rooms if room in before] == []
     assert "inspection" in after
     assert "testing" in after

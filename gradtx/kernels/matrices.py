@@ -155,7 +155,8 @@ def as_matrices(
             if own is not None and not own.are_last:
                 raise ValueError(
                     f"{owner}: the matrices of '{leaves.path(i)}' are not in its last two axes, "
-                    "where grouped keeps them; leave it to a transformation outside of grouped"
+                    f"where {leaves.stacked_by} keeps them; leave it to a transformation outside "
+                    f"of {leaves.stacked_by}"
                 )
         return join(inner.update, leaves, state)
 

@@ -2,6 +2,7 @@
 
 `check_transformation(tx)` runs all clauses; each of them is also a function by itself. They raise
 `ConformanceError`, which names the clause, the leaf, what was expected and what was found.
+`collectives(program)` counts what a compiled step sends between devices.
 Strategies for property-based tests are in `gradtx.testing.strategies`, which needs hypothesis.
 """
 
@@ -25,6 +26,7 @@ from gradtx.testing.clauses_tracing import (
     check_scan,
     check_vmap,
 )
+from gradtx.testing.collectives import Sent, collectives
 from gradtx.testing.conformance import check_transformation, clauses
 from gradtx.testing.references import check_reference
 from gradtx.testing.trees import (
@@ -37,6 +39,7 @@ from gradtx.testing.trees import (
 __all__ = [
     "Clause",
     "ConformanceError",
+    "Sent",
     "cast_parameters",
     "check_degree",
     "check_donation",
@@ -59,6 +62,7 @@ __all__ = [
     "check_updates",
     "check_vmap",
     "clauses",
+    "collectives",
     "gradients_like",
     "hostile_parameters",
     "hostile_trees",

@@ -1,7 +1,7 @@
 """Small leaves kept in stacks, which take one step together."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from gradtx.kernel import COUNT, check
 from gradtx.lift import kernel_of, options_of
 from gradtx.select import Specification
 from gradtx.select import select as selection
-from gradtx.stacks import Group, regrouped, stacked_leaves
+from gradtx.stacks import Group, Row, Stack, regrouped, stacked_leaves
 
 _OWNER = "grouped"
 
@@ -113,43 +113,67 @@ def grouped(
         [3.9 3.9 3.9]
     """
     inner = as_transformation(_OWNER, "tx", tx)
-    _check_preserved(inner, elementwise)
+    check_preserved(_OWNER, inner, elementwise)
     size = int(check(_OWNER, "group_size", group_size, COUNT))
     limit = None if max_leaf_size is None else check(_OWNER, "max_leaf_size", max_leaf_size, COUNT)
-    chosen = _all if select is None else selection(select)
-    grouping = _Grouping(inner, chosen, size, limit)
-    whole = Grouped(
-        _OWNER,
-        (Part("", inner),),
-        grouping.join,
-        fields=GroupedState._fields,
-        only_hands_on=True,
-        joins=True,
-        effect=IN_SERIES,
-        opened=grouping.open,
-    )
-    return optax.GradientTransformationExtraArgs(grouping.init, whole)
+    chosen = all_leaves if select is None else selection(select)
+    return _Grouping(_OWNER, inner, chosen, size, limit).transformation()
 
 
-def _all(tree: Any) -> Any:
+def all_leaves(tree: Any) -> Any:
+    """The choice of all leaves."""
     return jax.tree.map(lambda _: True, tree)
 
 
 @dataclass(frozen=True)
-class _Grouping:
+class Grouping:
     """A transformation on groups of leaves.
 
     Attributes:
+        owner: the function that the user called, which opens the messages.
         inner: the transformation.
         chosen: from a tree to the tree of booleans that says which leaves may be in groups.
-        size: the greatest number of leaves in a group.
-        limit: the greatest number of elements of a leaf in a group; None: no limit.
     """
 
+    owner: str
     inner: optax.GradientTransformationExtraArgs
     chosen: Callable[[Any], Any]
-    size: int
-    limit: Any
+
+    def divided(self, places: list[int]) -> list[Group]:
+        """The groups of leaves of one type."""
+        raise NotImplementedError
+
+    def is_fit(self, leaf: Any) -> bool:
+        """Whether an array of this shape may be in a group."""
+        raise NotImplementedError
+
+    def may_be_in_groups(self, tree: Any) -> list[bool]:
+        """For each leaf of a tree whether it may be in a group."""
+        return trees.flatten_like(
+            self.owner, "select", self.chosen(tree), "params", tree, subtrees=True
+        )
+
+    def placed(self, stack: jax.Array) -> jax.Array:
+        """An array of the first state that is a stack, where it belongs."""
+        return stack
+
+    def stack(self, rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> Stack:
+        """The leaves of a group as one."""
+        return Stack(rows, size, shape)
+
+    def transformation(self) -> optax.GradientTransformationExtraArgs:
+        """The whole."""
+        whole = Grouped(
+            self.owner,
+            (Part("", self.inner),),
+            self.join,
+            fields=GroupedState._fields,
+            only_hands_on=True,
+            joins=True,
+            effect=IN_SERIES,
+            opened=self.open,
+        )
+        return optax.GradientTransformationExtraArgs(self.init, whole)
 
     def init(self, params: Any) -> GroupedState:
         """The state before the first step."""
@@ -163,7 +187,7 @@ class _Grouping:
         if groups:
             inner_state = optax.tree_map_params(
                 self.inner,
-                lambda part: regrouped(part, treedef, groups),
+                lambda part: regrouped(part, treedef, groups, self.placed),
                 inner_state,
                 is_leaf=lambda _: True,
             )
@@ -180,53 +204,65 @@ class _Grouping:
 
     def open(self, leaves: Leaves, state: Any) -> tuple[Leaves, Finish]:
         """See `Grouped.opened`."""
-        check_state(_OWNER, state, GroupedState._fields)
+        check_state(self.owner, state, GroupedState._fields)
         if leaves.params is None:
             tree = as_gradients(leaves.updates(), None)
             types = trees.flatten(tree)[0]
         else:
             tree = trained(leaves.params)
-            types = leaves.aligned(_OWNER, "params", tree)
+            types = leaves.aligned(self.owner, "params", tree)
             for i, (leaf, own) in enumerate(zip(leaves.leaves, types, strict=True)):
                 if leaf.has_gradient and trees.is_parameter(own) and leaf.shape != np.shape(own):
-                    trees.refuse_shape(_OWNER, "updates", leaves.shapes(), i, "params", own)
-        record = stacked_leaves(leaves, self.groups_of(tree), types)
+                    trees.refuse_shape(self.owner, "updates", leaves.shapes(), i, "params", own)
+        record = stacked_leaves(self.owner, leaves, self.groups_of(tree), types, self.stack)
         finish = join(self.inner.update, record, state.inner_state)
         if np.shape(state.places) != (len(types),):
             raise ValueError(
-                f"{_OWNER}: the state is that of {np.size(state.places)} parameters, the updates "
-                f"have {len(types)}; was it made by the init of this transformation?"
+                f"{self.owner}: the state is that of {np.size(state.places)} parameters, the "
+                f"updates have {len(types)}; was it made by the init of this transformation?"
             )
         return record, lambda: GroupedState(finish(), state.places)
 
     def groups_of(self, tree: Any) -> list[Group]:
         """The groups of a tree's leaves: of each type, if there are several, equally long ones."""
         leaves, treedef = trees.flatten(tree)
-        chosen = trees.flatten_like(
-            _OWNER, "select", self.chosen(tree), "params", tree, subtrees=True
-        )
+        chosen = self.may_be_in_groups(tree)
         numbers = [None if leaf is None else i for i, leaf in enumerate(leaves)]
         labels = _labels(self.inner, tree, treedef.unflatten(numbers))
         by_type: dict[Any, list[int]] = {}
         for i, leaf in enumerate(leaves):
             is_array = hasattr(leaf, "dtype") and trees.is_parameter(leaf)
-            if is_array and chosen[i] and self._is_small(leaf):
+            if is_array and chosen[i] and self.is_fit(leaf):
                 kind = (leaf.shape, leaf.dtype, _layout_of(leaf), labels[i])
                 by_type.setdefault(kind, []).append(i)
-        groups = []
-        for places in by_type.values():
-            number = -(-len(places) // self.size)
-            length = -(-len(places) // number)
-            chunks = [tuple(places[i : i + length]) for i in range(0, len(places), length)]
-            # A single leaf, at the end too, stays by itself.
-            groups += [Group(chunk, length) for chunk in chunks if len(chunk) > 1]
-        return groups
+        return [group for places in by_type.values() for group in self.divided(places)]
 
-    def _is_small(self, leaf: Any) -> bool:
+
+@dataclass(frozen=True)
+class _Grouping(Grouping):
+    """Groups that are not too long, of leaves that are not too large.
+
+    Attributes:
+        size: the greatest number of leaves in a group.
+        limit: the greatest number of elements of a leaf in a group; None: no limit.
+    """
+
+    size: int
+    limit: Any
+
+    def divided(self, places: list[int]) -> list[Group]:
+        number = -(-len(places) // self.size)
+        length = -(-len(places) // number)
+        chunks = [tuple(places[i : i + length]) for i in range(0, len(places), length)]
+        # A single leaf, at the end too, stays by itself.
+        return [Group(chunk, length) for chunk in chunks if len(chunk) > 1]
+
+    def is_fit(self, leaf: Any) -> bool:
         return self.limit is None or math.prod(leaf.shape) <= self.limit
 
 
-def _check_preserved(tx: optax.GradientTransformation, elementwise: bool) -> None:
+def check_preserved(owner: str, tx: optax.GradientTransformation, elementwise: bool) -> None:
+    """Refuse a transformation whose numbers groups would not preserve, by name."""
     if kernel_of(tx) is not None:
         return
     update = tx.update
@@ -234,22 +270,22 @@ def _check_preserved(tx: optax.GradientTransformation, elementwise: bool) -> Non
         if elementwise:
             return
         raise ValueError(
-            f"{_OWNER}: it is not known whether {_name_of(update)} depends on the shape of each "
+            f"{owner}: it is not known whether {_name_of(update)} depends on the shape of each "
             "array; if each element's update depends on that element alone, pass elementwise=True, "
-            f"else chain it outside of {_OWNER}"
+            f"else chain it outside of {owner}"
         )
     if isinstance(update, Grouped):
-        raise ValueError(f"{_OWNER}: a part of tx is in groups already")
+        raise ValueError(f"{owner}: a part of tx is in groups already")
     parts = parts_of(tx)
     works = update.on_stacks is not None or (update.joins and update.locality != "leaf")
     if parts and not works:
-        owner = owner_of(tx)
+        name = owner_of(tx)
         raise ValueError(
-            f"{_OWNER}: {owner} does not work on groups of arrays; put {_OWNER} inside of {owner}, "
+            f"{owner}: {name} does not work on groups of arrays; put {owner} inside of {name}, "
             "if that takes it"
         )
     for part in parts:
-        _check_preserved(part.transformation, elementwise)
+        check_preserved(owner, part.transformation, elementwise)
 
 
 def _name_of(update: Any) -> str:
@@ -284,11 +320,11 @@ def _labels(tx: optax.GradientTransformation, tree: Any, numbers: Any) -> dict[i
         seen, seen_numbers = tree, numbers
         if part.choose is not None:
             flags = part.choose(tree)
-            seen, seen_numbers = _hidden(tree, flags), _hidden(numbers, flags)
+            seen, seen_numbers = hidden(tree, flags), hidden(numbers, flags)
         own = _labels(part.transformation, seen, seen_numbers)
         labels = {i: (*label, own.get(i)) for i, label in labels.items()}
     return labels
 
 
-def _hidden(tree: Any, flags: Any) -> Any:
+def hidden(tree: Any, flags: Any) -> Any:
     return jax.tree.map(lambda flag, part: part if flag else optax.MaskedNode(), flags, tree)

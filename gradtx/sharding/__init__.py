@@ -1,0 +1,8 @@
+"""Optimizers on several devices: where states lie, and who does the work of a step.
+
+`distributed` lets each device of a mesh step whole matrices of Muon, Shampoo and their relatives.
+"""
+
+from gradtx.sharding.distributed import distributed
+
+__all__ = ["distributed"]

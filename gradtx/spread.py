@@ -1,0 +1,149 @@
+"""Stacks of leaves that are spread over the devices of a mesh, each of which has whole leaves.
+
+The gradients and parameters keep the layouts that they come in. The rows of a stack go to their
+devices in one exchange before the steps, and in one come back to where they were.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax import lax
+from jax.core import Tracer
+from jax.experimental.shard_alike import shard_alike
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gradtx.leaf import LeafStep, composed_step
+from gradtx.stacks import Stack, rows_of
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The axes of a mesh over which stacks are spread.
+
+    Attributes:
+        mesh: the mesh.
+        axes: the names of the axes.
+    """
+
+    mesh: Mesh
+    axes: tuple[str, ...]
+
+    @property
+    def number(self) -> int:
+        """How many devices share a stack."""
+        return math.prod(self.mesh.shape[axis] for axis in self.axes)
+
+    @property
+    def spec(self) -> PartitionSpec:
+        """How the axes of a stack are sharded."""
+        return PartitionSpec(self.axes)
+
+    @property
+    def is_explicit(self) -> bool:
+        """Whether the layout of an array is part of its type."""
+        types = dict(zip(self.mesh.axis_names, self.mesh.axis_types, strict=True))
+        return all(types[axis] is AxisType.Explicit for axis in self.axes)
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether this is traced for one device alone, as inside `jax.shard_map`."""
+        return bool(jax.sharding.get_abstract_mesh().manual_axes)
+
+    def placed(self, stack: jax.Array) -> jax.Array:
+        """A stack whose rows are on their devices."""
+        if self.is_inside:
+            return stack
+        spec = PartitionSpec(self.axes, *[None] * (stack.ndim - 1))
+        return self._laid_out(stack, spec)
+
+    def opened(self, stack: jax.Array, like: Any) -> jax.Array:
+        """A stack whose rows are laid out as an array of one row is.
+
+        On a mesh with automatic axes XLA finds that layout, from the arrays that the stack was made
+        of or that are made of it; all that is said is that its first axis is not sharded.
+        """
+        if self.is_inside:
+            return stack
+        if self.is_explicit:
+            spec = getattr(getattr(jax.typeof(like), "sharding", None), "spec", ())
+            own = (*spec, *[None] * (stack.ndim - 1 - len(spec)))
+        elif isinstance(stack, Tracer):
+            own = (PartitionSpec.UNCONSTRAINED,) * (stack.ndim - 1)
+        else:
+            own = (None,) * (stack.ndim - 1)
+        return self._laid_out(stack, PartitionSpec(None, *own))
+
+    def like(self, row: jax.Array, array: Any) -> jax.Array:
+        """A row of an opened stack, laid out as an array."""
+        if self.is_inside or self.is_explicit:
+            return row
+        if isinstance(row, Tracer):
+            return shard_alike(row, array)[0] if isinstance(array, Tracer) else row
+        if getattr(array, "committed", False):
+            return jax.device_put(row, array.sharding)
+        return row
+
+    def _laid_out(self, array: jax.Array, spec: PartitionSpec) -> jax.Array:
+        sharding = NamedSharding(self.mesh, spec)
+        if self.is_explicit:
+            return jax.reshard(array, sharding)
+        return lax.with_sharding_constraint(array, sharding)
+
+    def compiled(self, steps: tuple[LeafStep, ...]) -> Callable[..., Any]:
+        """The compiled steps of a stack, each device taking those of its rows."""
+        return composed_step(steps, True) if self.is_inside else _spread_step(self, steps)
+
+
+@functools.lru_cache(maxsize=1024)
+def _spread_step(spread: Spread, steps: tuple[LeafStep, ...]) -> Callable[..., Any]:
+    step, everywhere = composed_step(steps, True), PartitionSpec()
+    return jax.jit(
+        jax.shard_map(
+            step,
+            mesh=spread.mesh,
+            in_specs=(
+                spread.spec,
+                spread.spec,
+                [(spread.spec, spread.spec, everywhere, everywhere)] * len(steps),
+            ),
+            out_specs=spread.spec,
+            check_vma=False,
+        )
+    )
+
+
+class SpreadStack(Stack):
+    """A stack whose rows take their steps on different devices."""
+
+    __slots__ = ("spread",)
+
+    def __init__(self, spread: Spread, *arguments: Any):
+        self.spread = spread
+        super().__init__(*arguments)
+
+    def assembled(self, parts: Any, dtype: Any) -> jax.Array:
+        """The arrays of the rows as one."""
+        stack = super().assembled(parts, dtype)
+        return self.spread.opened(stack, next(x for x in parts if x is not None))
+
+    def disassembled(self, array: jax.Array) -> list[jax.Array]:
+        """The rows of a stack."""
+        likes = [row.given if row.parameter is None else row.parameter for row in self.rows]
+        rows = rows_of(self.spread.opened(array, likes[0]), len(self.rows))
+        return list(map(self.spread.like, rows, likes))
+
+    def compiled(self) -> Callable[..., tuple[jax.Array, list[Any]]]:
+        """The compiled steps that wait."""
+        placed = self.spread.compiled(self.steps)
+
+        def step(g, p, arguments):
+            arrays = (g, p, [own[:2] for own in arguments])
+            g, p, own = jax.tree.map(self.spread.placed, arrays)
+            rest = [both[2:] for both in arguments]
+            return placed(g, p, [(*a, *b) for a, b in zip(own, rest, strict=True)])
+
+        return step

@@ -1,0 +1,148 @@
+"""Matrices that take their steps on different devices: the numbers, what is sent, who works."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import gradtx
+from gradtx.sharding import distributed
+from gradtx.testing import collectives
+
+from ..trajectory import check_refused
+
+P = PartitionSpec
+NUMBER, SHAPE = 8, (16, 32)
+ELEMENTS = NUMBER * 16 * 32
+METHODS = {
+    "muon": lambda: gradtx.muon(0.1, weight_decay=0.1),
+    "normuon": lambda: gradtx.normuon(0.1),
+}
+LAYOUTS = {
+    "replicated": ((8,), P(), {"all-gather": (1, ELEMENTS)}),
+    "fsdp": ((8,), P("data"), {"all-to-all": (3, 3 * ELEMENTS // 8)}),
+    "columns": ((8,), P(None, "data"), {"all-to-all": (3, 3 * ELEMENTS // 8)}),
+    "two-axes": ((4, 2), P("data", "model"), None),
+}
+AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
+CASES = [
+    *(("muon", layout, kind) for layout in LAYOUTS for kind in (AUTO, EXPLICIT)),
+    *((method, "fsdp", AUTO) for method in METHODS if method != "muon"),
+]
+
+
+def tree(seed, number=NUMBER):
+    random = np.random.default_rng(seed)
+
+    def drawn(*shape):
+        return jnp.asarray(random.standard_normal(shape), jnp.float32)
+
+    return {f"layer{i}": {"kernel": drawn(*SHAPE), "bias": drawn(32)} for i in range(number)}
+
+
+def mesh_of(shape, kind):
+    names = ("data", "model")[: len(shape)]
+    return jax.make_mesh(shape, names, axis_types=(kind,) * len(names))
+
+
+def laid_out(tree, mesh, spec):
+    return jax.tree.map(
+        lambda x: jax.device_put(x, NamedSharding(mesh, spec if x.ndim > 1 else P())), tree
+    )
+
+
+def three_steps(tx, params, gradients):
+    """The compiled step, the parameters after three, and the states before and after them."""
+    state = jax.jit(tx.init)(params)
+    step = jax.jit(lambda p, s, g: gradtx.update_and_apply(tx, g, s, p))
+    step = step.lower(params, state, gradients[0]).compile()
+    first = state
+    for gradient in gradients:
+        params, state = jax.block_until_ready(step(params, state, gradient))
+    return step, params, first, state
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    """Of each method the compiled step and the parameters after three, made once."""
+    known = {}
+
+    def made(method):
+        if method not in known:
+            gradients = [tree(seed) for seed in (1, 2, 3)]
+            known[method] = three_steps(METHODS[method](), tree(0), gradients)[:2]
+        return known[method]
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("method", "layout", "kind"), CASES, ids=lambda own: getattr(own, "name", own)
+)
+def test_steps_are_those_of_one_device_with_one_exchange_each_way(
+    method, layout, kind, on_one_device
+):
+    alone, expected = on_one_device(method)
+    shape, spec, sends = LAYOUTS[layout]
+    mesh = mesh_of(shape, kind)
+    params, *gradients = (laid_out(tree(seed), mesh, spec) for seed in range(4))
+    with jax.set_mesh(mesh) if kind is EXPLICIT else contextlib.nullcontext():
+        tx = distributed(METHODS[method](), mesh)
+        step, found, first, last = three_steps(tx, params, gradients)
+    for own, other, before in zip(*map(jax.tree.leaves, (found, expected, params)), strict=True):
+        np.testing.assert_allclose(np.asarray(own), np.asarray(other), rtol=1e-5, atol=1e-5)
+        assert own.sharding.is_equivalent_to(before.sharding, own.ndim)
+        assert jax.typeof(own) == jax.typeof(before)
+    sent = collectives(step)
+    assert sum(own.elements for own in sent.values()) <= 2 * ELEMENTS
+    assert sends is None or {k: own for k, own in sent.items() if own.number} == sends
+    assert step.cost_analysis()["flops"] <= 0.3 * alone.cost_analysis()["flops"]
+    stacked = NamedSharding(mesh, P("data"))
+    stacks = [own for own in jax.tree.leaves(last) if own.ndim == 3]
+    assert stacks
+    assert all(own.sharding.is_equivalent_to(stacked, 3) for own in stacks)
+    for own, before in zip(jax.tree.leaves(last), jax.tree.leaves(first), strict=True):
+        assert jax.typeof(own) == jax.typeof(before)
+
+
+def test_a_number_of_matrices_that_devices_do_not_divide():
+    mesh = mesh_of((8,), EXPLICIT)
+    params, gradient = (laid_out(tree(seed, 3), mesh, P("data")) for seed in (0, 1))
+    gradient["layer1"]["kernel"] = None
+    tx = gradtx.muon(0.1)
+    expected, _ = tx.update(
+        jax.tree.map(np.asarray, gradient), tx.init(tree(0, 3)), jax.tree.map(np.asarray, params)
+    )
+    spread = distributed(tx, mesh)
+    found, state = spread.update(gradient, spread.init(params), params)
+    assert found["layer1"]["kernel"] is None
+    for own, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(np.asarray(own), np.asarray(other), rtol=1e-5, atol=1e-5)
+    mu = gradtx.tree.get(state, "mu", filtering=lambda path, _: "muon" in str(path))
+    assert mu["layer0"]["kernel"].shape == (8, *SHAPE)
+
+
+def test_only_matrices_that_are_chosen_are_stacked():
+    mesh = mesh_of((8,), AUTO)
+    tx = distributed(gradtx.muon(0.1), mesh, select="layer[0-3]")
+    state = jax.eval_shape(tx.init, tree(0))
+    shapes = {x.shape for x in jax.tree.leaves(state.inner_state.inner_states["muon"])}
+    assert shapes == {(), (3,), SHAPE, (8, *SHAPE)}
+
+
+@pytest.mark.parametrize("axis", ["model", (), ("data", "batch")], ids=str)
+def test_an_axis_that_the_mesh_does_not_have(axis):
+    check_refused(
+        lambda axis: distributed(gradtx.muon(0.1), mesh_of((8,), AUTO), axis),
+        {"axis": axis},
+        "axis",
+        axis,
+    )
+
+
+def test_what_stacks_would_not_preserve_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"^distributed: cautious .* put distributed inside"):
+        distributed(gradtx.cautious(gradtx.muon(0.1)), mesh_of((8,), AUTO))
