@@ -174,7 +174,10 @@ class Slot:
             the slot with `_dtype`.
         real: whether a complex parameter's slot is real, as that of a squared modulus is.
         shape: the slot's shape from its parameter's, and from the options that it asks for by
-            name; a list of shapes makes the slot a list of arrays; None: the same.
+            name; a list of shapes makes the slot a list of arrays; None: the same. On several
+            devices the slot lies as its parameter does: an axis whose length is taken from the
+            parameter's shape is sharded as that axis is; one whose length is calculated, or comes
+            a second time, is not, see `gradtx.placement`.
         argument: the argument of the step; "": the name.
         is_read: whether an equation reads what the slot held. One that is only written, such as a
             report about the last gradient, need not be in the state that `update` is given.

@@ -17,6 +17,7 @@ import numpy as np
 from gradtx import norms, pieces, trees
 from gradtx.inputs import refuse_shapes_alone
 from gradtx.kernel import Scalar, Slot
+from gradtx.placement import full_beside, lengths
 from gradtx.stored import to_store
 
 
@@ -48,14 +49,11 @@ def start_slot(
         refuse_shapes_alone(owner, slot.name, parameter)
         # A copy, because the caller may donate both.
         return jnp.array(parameter, dtype)
-    shapes = slot.shape_for(np.shape(parameter), options)
-    fill = slot.fill
+    shapes = slot.shape_for(lengths(parameter), options)
+    fill = slot.fill if callable(slot.fill) else number(slot.fill)
 
     def make(shape: tuple[int, ...]) -> jax.Array:
-        if shape == np.shape(parameter) and not callable(fill):
-            # Like the parameter in sharding too.
-            return jnp.full_like(parameter, number(fill), dtype=dtype)
-        return fill(shape, dtype) if callable(fill) else jnp.full(shape, number(fill), dtype)
+        return full_beside(parameter, shape, fill, dtype)
 
     return [make(shape) for shape in shapes] if isinstance(shapes, list) else make(shapes)
 

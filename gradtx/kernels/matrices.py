@@ -46,7 +46,11 @@ class MatrixAxes:
 
     def shape_of_matrices(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the stack of matrices of an array of this shape."""
-        sides = [math.prod(shape[axis] for axis in axes) for axes in (self.rows, self.columns)]
+        # The product of one length would not know its axis, see `gradtx.placement`.
+        sides = [
+            shape[axes[0]] if len(axes) == 1 else math.prod(shape[axis] for axis in axes)
+            for axes in (self.rows, self.columns)
+        ]
         return (*(shape[axis] for axis in self.stack), *sides)
 
     def to_matrices(self, x: jax.Array) -> jax.Array:

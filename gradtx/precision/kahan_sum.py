@@ -9,6 +9,7 @@ import optax
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.leaves import map_leaves
+from gradtx.placement import zeros_beside
 from gradtx.precision.narrow import (
     EFFECT,
     WIDE,
@@ -85,7 +86,7 @@ def with_kahan_sum(tx: optax.GradientTransformation) -> optax.GradientTransforma
     inner = as_transformation(_OWNER, "tx", tx)
 
     def init(params: Any) -> KahanSumState:
-        start = jax.tree.map(lambda p: jnp.zeros_like(p) if is_narrow(p) else None, params)
+        start = jax.tree.map(lambda p: zeros_beside(p) if is_narrow(p) else None, params)
         return KahanSumState(start, inner.init(widened(params)))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:

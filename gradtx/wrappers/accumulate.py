@@ -17,6 +17,7 @@ from gradtx.kernel import COUNT, check_dtype, check_hyperparameter
 from gradtx.leaves import Aligned, equation, map_parameters
 from gradtx.lift import evaluate
 from gradtx.messages import shown
+from gradtx.placement import zeros_beside
 from gradtx.stored import to_store
 from gradtx.wrappers.branches import either, zeros_like
 
@@ -194,7 +195,7 @@ class MultiSteps:
             raise ValueError(
                 f"{_OWNER}: acc_grads of a complex parameter does not fit into {dtype}"
             )
-        return jnp.zeros_like(parameter, dtype=dtype)
+        return zeros_beside(parameter, dtype)
 
     def _should_skip(
         self, updates: Any, gradient_step: ArrayLike, params: Any

@@ -28,6 +28,7 @@ from gradtx.kernels.products import adjoint, product
 from gradtx.leaves import Aligned, map_leaves
 from gradtx.lift import evaluate
 from gradtx.messages import shown
+from gradtx.placement import full_beside, lengths, zeros_beside
 from gradtx.wrappers.steps import counted, is_collecting, is_step
 
 
@@ -155,11 +156,13 @@ def _start(
     """The first projector of an array, and zeros like its gradient in the subspace."""
     dtype = trees.compute_dtype(jnp.result_type(leaf))
     if axes is None:
-        return jnp.zeros((0, 0), dtype), jnp.zeros_like(leaf)
-    shape = axes.shape_of_matrices(np.shape(leaf))
-    projector = jnp.zeros(_projector_shape(shape, pick(shape[-2:]), rank), dtype)
-    proxy = jax.eval_shape(_project, jax.ShapeDtypeStruct(shape, dtype), projector)
-    return projector, jnp.zeros(proxy.shape, proxy.dtype)
+        return jnp.zeros((0, 0), dtype), zeros_beside(leaf)
+    *stack, rows, columns = axes.shape_of_matrices(lengths(leaf))
+    side = pick(rows, columns)
+    projector = _projector_shape((*stack, rows, columns), side, rank)
+    kept = projector[-1]
+    proxy = (*stack, kept, columns) if side == rows else (*stack, rows, kept)
+    return full_beside(leaf, projector, 0, dtype), full_beside(leaf, proxy, 0, dtype)
 
 
 def _entered(
