@@ -1,10 +1,12 @@
 """How the examples report a run: a progress bar, a table and a picture."""
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from examples import extras
@@ -53,6 +55,56 @@ class Run:
     def curve(self, quantity: str) -> np.ndarray:
         """One quantity over the epochs."""
         return np.array([getattr(epoch, quantity) for epoch in self.epochs])
+
+
+class Log:
+    """What a run has recorded so far, of which its checkpoints keep a copy.
+
+    Attributes:
+        run: the run up to the last whole epoch.
+    """
+
+    def __init__(self, run: Run, on_epoch: Callable[[Epoch], None]) -> None:
+        self.run = run
+        self._on_epoch = on_epoch
+        self._metrics: list[dict[str, Any]] = []
+        self._start = time.perf_counter()
+
+    def step(self, metrics: dict[str, Any]) -> int:
+        """Record a step; returns the number of steps in this epoch."""
+        self._metrics.append(metrics)
+        return len(self._metrics)
+
+    def end_epoch(self, **accuracies: Any) -> None:
+        """Record the end of an epoch, with the arguments of `Epoch.from_metrics`."""
+        self._add(Epoch.from_metrics(jax.device_get(self._metrics), **accuracies))
+        self._metrics.clear()
+
+    def _add(self, epoch: Epoch) -> None:
+        self.run.epochs.append(epoch)
+        self._on_epoch(epoch)
+
+    def finished(self) -> Run:
+        """The run, with the time that it took."""
+        now = time.perf_counter()
+        self.run.seconds += now - self._start
+        self._start = now
+        return self.run
+
+    def saved(self) -> dict[str, Any]:
+        """The record for a checkpoint."""
+        return {
+            "epochs": [asdict(epoch) for epoch in self.run.epochs],
+            "metrics": jax.device_get(self._metrics),
+            "seconds": self.finished().seconds,
+        }
+
+    def go_on_from(self, saved: dict[str, Any]) -> None:
+        """Take over the record of a checkpoint."""
+        for epoch in saved["epochs"]:
+            self._add(Epoch(**epoch))
+        self._metrics = saved["metrics"]
+        self.run.seconds = saved["seconds"]
 
 
 def progress_bar() -> Any:

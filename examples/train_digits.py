@@ -3,15 +3,20 @@
     python -m examples.train_digits
     python -m examples.train_digits --optimizer lion
     python -m examples.train_digits --compare sgd momentum rmsprop adam
+    python -m examples.train_digits --checkpoint outputs/digits
 
 The optimizer is a chain: the gradient is clipped by its global norm, the recipe (AdamW unless
 another is named) turns it into an update with a learning rate that warms up and then follows a
 cosine decay, and an average of the parameters is kept alongside. At the end a table shows the
 accuracy of the raw and of the averaged parameters on test images, and a picture shows the training.
+
+With --checkpoint, a run that was interrupted goes on when the same command is given again, and ends
+with the same numbers as if it had not been.
 """
 
+import contextlib
 import functools
-import time
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +26,7 @@ import optax
 
 import gradtx
 from examples import commands, digits, recipes, report
-from gradtx.training import TrainState, make_train_step, minibatches
+from gradtx.training import Checkpoints, TrainState, make_train_step, minibatches
 
 MAX_GRADIENT_NORM = 1.0
 BATCH_SIZE = 64
@@ -57,8 +62,9 @@ def train(
     learning_rate: float | None,
     seed: int,
     on_epoch: Callable[[report.Epoch], None],
+    checkpoints: Checkpoints | None = None,
 ) -> report.Run:
-    """Train one network from scratch.
+    """Train one network from scratch, or from its last checkpoint.
 
     Args:
         name: the recipe.
@@ -68,8 +74,8 @@ def train(
         learning_rate: the peak learning rate; None: the default of the recipe.
         seed: the seed of the initial parameters and of the order of the samples.
         on_epoch: called after each epoch.
+        checkpoints: the checkpoints of this run; None: it has none.
     """
-    start = time.perf_counter()
     settings = recipes.settings_of(name)
     samples = len(data.train["label"])
     batch_size = batch_size or (samples if settings.full_batch else BATCH_SIZE)
@@ -85,24 +91,54 @@ def train(
     train_step = make_train_step(
         loss_fn, tx, has_model_state=True, has_aux=True, learning_rate=schedule
     )
-    run = report.Run(name, rate, batch_size)
-    metrics: list[dict[str, Any]] = []
-    for batch in minibatches(order_key, data.train, batch_size, epochs=epochs, drop_remainder=True):
-        state, step_metrics = train_step(state, batch)
-        metrics.append(step_metrics)
-        if len(metrics) == steps_per_epoch:
+    log = report.Log(report.Run(name, rate, batch_size), on_epoch)
+    if checkpoints is not None:
+        state = last_state(checkpoints, state, log)
+    start = int(state.step)
+    batches = minibatches(
+        order_key, data.train, batch_size, epochs=epochs, drop_remainder=True, start=start
+    )
+    for step, batch in enumerate(batches, start + 1):
+        state, metrics = train_step(state, batch)
+        if log.step(metrics) == steps_per_epoch:
             averaged = gradtx.averaged_params(state.opt_state, state.params)
-            run.epochs.append(
-                report.Epoch.from_metrics(
-                    jax.device_get(metrics),
-                    test_accuracy=digits.accuracy_of(state.params, state.model_state, data.test),
-                    averaged_accuracy=digits.accuracy_of(averaged, state.model_state, data.test),
-                )
+            log.end_epoch(
+                test_accuracy=digits.accuracy_of(state.params, state.model_state, data.test),
+                averaged_accuracy=digits.accuracy_of(averaged, state.model_state, data.test),
             )
-            on_epoch(run.epochs[-1])
-            metrics.clear()
-    run.seconds = time.perf_counter() - start
-    return run
+        is_last = step == epochs * steps_per_epoch
+        if checkpoints is not None and (is_last or checkpoints.should_save(step)):
+            checkpoints.save(state, log.saved(), step=step, force=True)
+    return log.finished()
+
+
+def last_state(checkpoints: Checkpoints, state: TrainState, log: report.Log) -> TrainState:
+    """The state of the last checkpoint and its record, if there is one, and the given ones if not.
+
+    Exits if the checkpoint is that of a run with other settings.
+    """
+    if checkpoints.latest_step() is None:
+        return state
+    try:
+        state, record, _ = checkpoints.restore(state)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    print(f"Going on after step {state.step} of {checkpoints.directory}", file=sys.stderr)
+    log.go_on_from(record)
+    return state
+
+
+def checkpoints_of(name: str, arguments: Any) -> Any:
+    """The context of the checkpoints of a run; None in it if none were asked for."""
+    if arguments.checkpoint is None:
+        return contextlib.nullcontext()
+    names = ("epochs", "batch_size", "learning_rate", "seed")
+    return Checkpoints(
+        arguments.checkpoint / name,
+        every=arguments.checkpoint_every,
+        keep=2,
+        settings={setting: getattr(arguments, setting) for setting in names},
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,25 +146,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     names = arguments.compare or [arguments.optimizer]
-    epochs = arguments.epochs or (2 if arguments.quick else 20)
+    arguments.epochs = arguments.epochs or (2 if arguments.quick else 20)
     data = digits.load_digits()
     _check_batch_size(parser, arguments.batch_size, names, len(data.train["label"]))
     commands.announce_overwriting([arguments.out])
     runs = []
     with report.progress_bar() as bar:
         for name in names:
-            on_epoch = report.follow(bar, name, epochs)
-            runs.append(
-                train(
+            with checkpoints_of(name, arguments) as checkpoints:
+                run = train(
                     name,
                     data,
-                    epochs=epochs,
+                    epochs=arguments.epochs,
                     batch_size=arguments.batch_size,
                     learning_rate=arguments.learning_rate,
                     seed=arguments.seed,
-                    on_epoch=on_epoch,
+                    on_epoch=report.follow(bar, name, arguments.epochs),
+                    checkpoints=checkpoints,
                 )
-            )
+            runs.append(run)
     report.print_table(runs, len(data.test["label"]))
     report.draw(runs, arguments.out)
     print(f"Picture: {arguments.out}")
@@ -176,6 +212,15 @@ def _parser() -> commands.Parser:
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the network and the order of the images"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        type=commands.folder,
+        help="where to save the run, and to go on from if it is there",
+    )
+    parser.add_argument(
+        "--checkpoint-every", metavar="STEPS", type=count, default=20, help="how often to save it"
     )
     parser.add_argument("--quick", action="store_true", help="2 epochs, as a smoke test")
     parser.add_argument(

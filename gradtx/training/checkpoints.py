@@ -126,7 +126,7 @@ class Checkpoints:
         """
         owner = f"{_OWNER}.save"
         number = _step_of(owner, state, step)
-        if number == self._last or not (force or self._is_due(number)):
+        if number == self._last or not (force or self.should_save(number)):
             self._seen = number
             return False
         run = {
@@ -150,6 +150,12 @@ class Checkpoints:
         )
         self._seen = self._last = number
         return True
+
+    def should_save(self, step: int) -> bool:
+        """Whether it is time to write a checkpoint at a step, as `save` decides it."""
+        if self._seen is None:
+            return step % self._every == 0
+        return step // self._every > self._seen // self._every
 
     def restore(
         self, target: Any, step: int | None = None, *, check_settings: bool = True
@@ -235,11 +241,6 @@ class Checkpoints:
     ) -> None:
         """Close it."""
         self.close()
-
-    def _is_due(self, number: int) -> bool:
-        if self._seen is None:
-            return number % self._every == 0
-        return number // self._every > self._seen // self._every
 
     def _new_manager(self, owner: str) -> Any:
         """What writes; it also removes what an interrupted save has left."""

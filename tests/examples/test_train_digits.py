@@ -10,8 +10,9 @@ import pytest
 from matplotlib import image
 
 import gradtx
-from examples import digits, extras, recipes, train_digits
+from examples import digits, extras, recipes, report, train_digits
 from gradtx.catalogue import methods
+from gradtx.training import make_train_step
 
 
 def table_rows(output):
@@ -49,6 +50,38 @@ def test_a_comparison_trains_each_and_draws_one_picture(run):
     assert min(rows["momentum"]) > 90
     assert min(rows["lion"]) > 75
     assert picture.std() > 0.05
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_numbers(tmp_path, monkeypatch, capsys):
+    runs = []
+    monkeypatch.setattr(report, "draw", lambda found, _: runs.extend(found))
+
+    def interrupt_after(steps):
+        def make(*arguments, **options):
+            step, numbers = make_train_step(*arguments, **options), iter(range(steps))
+            return lambda *x: step(*x) if next(numbers, None) is not None else stop()
+
+        def stop():
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(train_digits, "make_train_step", make)
+
+    saved = ["--quick", "--checkpoint", str(tmp_path), "--checkpoint-every", "7"]
+    assert train_digits.main(["--quick"]) == 0
+    for steps in (30, 5):
+        interrupt_after(steps)
+        with pytest.raises(KeyboardInterrupt):
+            train_digits.main(saved)
+    interrupt_after(16)  # 44 steps less the 28 before the last checkpoint
+    assert train_digits.main(saved) == 0
+    assert "Going on after step 28 of" in capsys.readouterr().err
+    assert train_digits.main(saved) == 0
+    assert "Going on after step 44 of" in capsys.readouterr().err
+    uninterrupted, resumed, again = runs
+    assert uninterrupted.epochs == resumed.epochs == again.epochs
+    assert len(resumed.epochs) == 2
+    with pytest.raises(SystemExit, match="'seed': 0 in the checkpoint, 1 now"):
+        train_digits.main([*saved, "--seed", "1"])
 
 
 def test_every_recipe_of_the_library_has_a_name_here():
