@@ -163,7 +163,8 @@ TEXTS = {
         ),
         "ns_dtype": (
             "a narrower dtype for the factors of the products in the iteration, such as bfloat16; "
-            "None: that of the gradient, at least float32",
+            "None: that of the gradient, at least float32, and products are as precise as "
+            "`jax_default_matmul_precision` says",
         ),
         "ns_steps": ("the number of iterations, >= 1",),
         "preconditioning": (

@@ -98,7 +98,8 @@ def scale_by_muon(
         bias_correction: whether to correct the bias of averages that start at zero. Without it, and
             with nesterov, M_hat = beta * M + (1 - beta) * G as in Jordan's own code.
         ns_dtype: a narrower dtype for the factors of the products in the iteration, such as
-            bfloat16; None: that of the gradient, at least float32.
+            bfloat16; None: that of the gradient, at least float32, and products are as precise as
+            `jax_default_matmul_precision` says.
 
     Returns:
         The transformation, with the state `MuonState(count, mu, ns_coeffs)`.

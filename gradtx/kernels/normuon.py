@@ -128,7 +128,8 @@ def scale_by_normuon(
         consistent_rms: the root mean square of the elements of an update, >= 0, before the learning
             rate. None: the length of O.
         ns_dtype: a narrower dtype for the factors of the products in the iteration, such as
-            bfloat16; None: that of the gradient, at least float32.
+            bfloat16; None: that of the gradient, at least float32, and products are as precise as
+            `jax_default_matmul_precision` says.
 
     Returns:
         The transformation, with the state `NorMuonState(count, mu, nu, ns_coeffs)`, whose `mu`

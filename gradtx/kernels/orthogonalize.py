@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from gradtx import norms
 from gradtx.kernel import check_dtype
 from gradtx.kernels.arithmetic import safe_divide
-from gradtx.kernels.products import adjoint, product
+from gradtx.kernels.products import adjoint
 from gradtx.messages import shown
 
 NS_COEFFS = (3.4445, -4.7750, 2.0315)
@@ -101,7 +101,7 @@ def newton_schulz(
             1: "frobenius" not at all; "spectral" by that value; "schatten" by sqrt(||A||_F) >= that
             value; "aol" row i by sqrt(sum_j |A_ij|).
         ns_dtype: dtype of the factors of the products, whose sums stay in that of `x`; None, or
-            a complex `x`: that of `x`.
+            a complex `x`: that of `x`, in the precision of `jax.default_matmul_precision`.
 
     Returns:
         Shape (..., m, n).
@@ -121,14 +121,21 @@ def newton_schulz(
     if coefficients.ndim == 1:
         coefficients = jnp.broadcast_to(coefficients, (ns_steps, 3))
     for k in range(coefficients.shape[0]):
-        gram = product(x, adjoint(x), ns_dtype)
+        gram = _product(x, adjoint(x), ns_dtype)
         if k == 0 and preconditioning != "frobenius":
             unit = _unit(gram, preconditioning)
             unit = jnp.where(unit > 0, unit, 1.0)
             x, gram = x / unit, gram / (unit * jnp.swapaxes(unit, -1, -2))
         a, b, c = coefficients[k]
-        x = a * x + product(b * gram + c * product(gram, gram, ns_dtype), x, ns_dtype)
+        x = a * x + _product(b * gram + c * _product(gram, gram, ns_dtype), x, ns_dtype)
     return x
+
+
+def _product(a: jax.Array, b: jax.Array, dtype: DTypeLike | None) -> jax.Array:
+    """A product of matrices, in JAX's own precision: the iteration corrects what it rounds."""
+    if dtype is None or jnp.iscomplexobj(a):
+        return jnp.matmul(a, b)
+    return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=a.dtype)
 
 
 def _unit(gram: jax.Array, preconditioning: str) -> jax.Array:

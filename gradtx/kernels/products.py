@@ -3,20 +3,11 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
 
 
-def product(a: jax.Array, b: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
-    """Multiply matrices in the last two axes, in full precision also on accelerators.
-
-    Args:
-        a: matrices.
-        b: matrices of the same dtype.
-        dtype: narrower dtype to multiply in, while sums keep that of `a`; None: that of `a`.
-    """
-    if dtype is None or jnp.iscomplexobj(a):
-        return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
-    return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=a.dtype)
+def product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Multiply matrices in the last two axes, in full precision also on accelerators."""
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
 def adjoint(x: jax.Array) -> jax.Array:

@@ -89,7 +89,8 @@ def muon(
             rate. 0.2 suits AdamW's learning rates and weight decay. None: the factor above.
         bias_correction: whether to correct the bias of averages that start at zero.
         ns_dtype: a narrower dtype for the factors of the products in the iteration, such as
-            bfloat16; None: that of the gradient, at least float32.
+            bfloat16; None: that of the gradient, at least float32, and products are as precise as
+            `jax_default_matmul_precision` says.
         decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
             `select.matrices`. It also applies to AdamW, which has no mask.
 
@@ -247,7 +248,8 @@ def normuon(
         consistent_rms: the root mean square of the elements of an update, >= 0, before the learning
             rate. None: the length of a step of Muon, which suits Muon's learning rates.
         ns_dtype: a narrower dtype for the factors of the products in the iteration, such as
-            bfloat16; None: that of the gradient, at least float32.
+            bfloat16; None: that of the gradient, at least float32, and products are as precise as
+            `jax_default_matmul_precision` says.
         decay: the leaves to decay if there is no mask: "all", or "matrices" for those of
             `select.matrices`. It also applies to AdamW, which has no mask.
 
