@@ -16,6 +16,7 @@ import numpy as np
 from jax.core import Tracer
 
 from gradtx import trees
+from gradtx.explicit import layout_of
 from gradtx.leaf import LeafStep, composed_step, stacked_step, steps_of_many
 
 
@@ -190,7 +191,7 @@ def step_together(pairs: Sequence[tuple[Leaf, WaitingStep]]) -> None:
     groups: dict[Any, list[tuple[Leaf, WaitingStep]]] = {}
     for leaf, own in pairs:
         arrays, structure = jax.tree.flatten((leaf.value, own.slots))
-        types = tuple((np.shape(x), jnp.result_type(x)) for x in arrays)
+        types = tuple((np.shape(x), jnp.result_type(x), layout_of(x)) for x in arrays)
         groups.setdefault((own.step, structure, types), []).append((leaf, own))
     for group in groups.values():
         if len(group) == 1:

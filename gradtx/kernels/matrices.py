@@ -15,6 +15,7 @@ from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import LINEAR_WITHOUT_STATE
+from gradtx.explicit import gathered, laid_out_as
 from gradtx.joined import Finish, Leaves, join
 from gradtx.leaves import Aligned, map_leaves
 from gradtx.messages import shown
@@ -56,6 +57,8 @@ class MatrixAxes:
     def to_matrices(self, x: jax.Array) -> jax.Array:
         """The array as a stack of matrices, in the last two axes."""
         order = self.stack + self.rows + self.columns
+        merged = [axis for axes in (self.rows, self.columns) if len(axes) > 1 for axis in axes]
+        x = gathered(x, merged)
         return x.transpose(order).reshape(self.shape_of_matrices(x.shape))
 
     def from_matrices(self, matrices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -145,7 +148,7 @@ def as_matrices(
             matrices = seen(params, axes)
         new, state = inner.update(seen(updates, axes), state, matrices, **extra)
         return map_leaves(
-            lambda own, leaf, result: own.from_matrices(result, np.shape(leaf)),
+            lambda own, leaf, result: laid_out_as(own.from_matrices(result, np.shape(leaf)), leaf),
             owner,
             {"the axes": axes, "updates": updates, "the new updates": new},
             takes_part=has_axes,

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 from optax.contrib import MuonState
 
+from gradtx.explicit import laid_out_as
 from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, PerLeaf, Scalar, Slot
 from gradtx.kernels import arithmetic
 from gradtx.kernels.adam import first_moment
@@ -32,7 +33,7 @@ def _muon(g, *, mu, t, ns_coeffs, beta, eps, axes, nesterov, bias_correction, ad
     u = newton_schulz(m_hat, ns_coeffs, eps, **iteration._asdict())
     if adaptive:
         u = jnp.sum(jnp.real(jnp.conj(m_hat) * u), axis=(-2, -1), keepdims=True) * u
-    return axes.from_matrices(u, g.shape), mu
+    return laid_out_as(axes.from_matrices(u, g.shape), g), mu
 
 
 MUON = Kernel(

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
 from gradtx import norms
+from gradtx.explicit import laid_out_as
 from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Scalar, Slot
 from gradtx.kernels.adam import first_moment
 from gradtx.kernels.arithmetic import safe_divide
@@ -49,8 +50,9 @@ def _normuon(
     mu = beta * mu + (1 - beta) * g
     ahead = first_moment(g, mu, None, beta, None, nesterov, bias_correction=False)
     o = newton_schulz(ahead, ns_coeffs, eps, **iteration._asdict())
-    nu = b2 * nu + (1 - b2) * jnp.sum(norms.abs_squared(o), axis=-2) / max(rows, 1)
-    denominator = lax.sqrt(nu)[..., None, :] + eps
+    squares = jnp.sum(norms.abs_squared(o), axis=-2)
+    nu = b2 * nu + (1 - b2) * laid_out_as(squares, nu) / max(rows, 1)
+    denominator = laid_out_as(lax.sqrt(nu), squares)[..., None, :] + eps
     n = safe_divide(o, jnp.broadcast_to(denominator, o.shape))
     unit = safe_divide(n, jnp.broadcast_to(norms.norm(n, axis=(-2, -1)), n.shape))
     if as_long_as_muon:

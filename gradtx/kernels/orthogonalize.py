@@ -9,6 +9,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from gradtx import norms
+from gradtx.explicit import gathered, laid_out_as
 from gradtx.kernel import check_dtype
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.kernels.products import adjoint
@@ -113,6 +114,10 @@ def newton_schulz(
     """
     if not x.size:
         return x
+    whole = gathered(x, (-2, -1))
+    if whole is not x:
+        options = {"ns_steps": ns_steps, "preconditioning": preconditioning, "ns_dtype": ns_dtype}
+        return laid_out_as(newton_schulz(whole, coefficients, eps, **options), x)
     if x.shape[-2] > x.shape[-1]:
         # f(X^H) = f(X)^H: the smaller of X X^H and X^H X is enough.
         options = {"ns_steps": ns_steps, "preconditioning": preconditioning, "ns_dtype": ns_dtype}

@@ -9,6 +9,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
+from gradtx.explicit import each_laid_out_as, gathered, laid_out_as
 from gradtx.kernel import COUNT, DECAY, NON_NEGATIVE, SHARE, Kernel, Slot, check
 from gradtx.kernels.arithmetic import debias, sum_of_weights
 from gradtx.kernels.products import (
@@ -48,9 +49,11 @@ def _shampoo(g, *, mu, statistics, roots, t, b1, b2, eps, averages, update_inter
     if not g.size:
         return g, statistics, roots, mu
     matrices = matrix_axes_up_to(g.shape, max_dimension)
+    whole, u, old_statistics, old_roots = gathered(g), gathered(u), statistics, roots
+    statistics, roots = list(map(gathered, statistics)), list(map(gathered, roots))
     share = jnp.where(b2 == 1, 1.0, 1 - b2)
     statistics = [
-        b2 * old + share * (gram_along if axis in matrices else squares_along)(g, axis)
+        b2 * old + share * (gram_along if axis in matrices else squares_along)(whole, axis)
         for axis, old in enumerate(statistics)
     ]
     exponent = -1 / (2 * len(statistics))
@@ -71,7 +74,8 @@ def _shampoo(g, *, mu, statistics, roots, t, b1, b2, eps, averages, update_inter
         if axis not in matrices:
             factors = _power(jnp.real(squares) / weight, exponent, eps)
             u = u * jnp.expand_dims(factors, [other for other in range(g.ndim) if other != axis])
-    return u, statistics, roots, mu
+    statistics = each_laid_out_as(statistics, old_statistics)
+    return laid_out_as(u, g), statistics, each_laid_out_as(roots, old_roots), mu
 
 
 def _power(values: jax.Array, exponent: float, eps: Any) -> jax.Array:

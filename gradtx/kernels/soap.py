@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
 from gradtx import norms
+from gradtx.explicit import each_laid_out_as, gathered, laid_out_as
 from gradtx.kernel import COUNT, DECAY, NON_NEGATIVE, Kernel, Slot, check
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.kernels.products import (
@@ -65,11 +66,14 @@ def _soap(
     if not g.size:
         return g, mu, nu, statistics, basis
     axes = matrix_axes_up_to(g.shape, max_precond_dim)
+    old_statistics, old_basis = statistics, basis
+    statistics, basis = list(map(gathered, statistics)), list(map(gathered, basis))
 
     def into_basis(x: jax.Array) -> jax.Array:
+        whole = gathered(x, axes)
         for axis, q in zip(axes, basis, strict=True):
-            x = multiply_along(adjoint(q), x, axis)
-        return x
+            whole = multiply_along(adjoint(q), whole, axis)
+        return laid_out_as(whole, x)
 
     # The first step only initializes the basis, which must not depend on the gradient it rotates.
     is_first = t == 1
@@ -81,11 +85,13 @@ def _soap(
     rounding = _ROUNDINGS * jnp.finfo(g.dtype).eps * norms.norm(root) / math.sqrt(g.size)
     rounding = rounding if axes else 0.0
     u = safe_divide(into_basis(debias(mu, b1, adam_t)), root + (eps + rounding))
+    u = gathered(u, axes)
     for axis, q in zip(axes, basis, strict=True):
         u = multiply_along(q, u, axis)
 
+    whole = gathered(g)
     statistics = [
-        shampoo_beta * old + (1 - shampoo_beta) * gram_along(g, axis)
+        shampoo_beta * old + (1 - shampoo_beta) * gram_along(whole, axis)
         for axis, old in zip(axes, statistics, strict=True)
     ]
     if axes:
@@ -98,21 +104,23 @@ def _soap(
                 lambda: (nu, basis),
             ),
         )
-    return u, mu, nu, statistics, basis
+    statistics = each_laid_out_as(statistics, old_statistics)
+    return laid_out_as(u, g), mu, nu, statistics, each_laid_out_as(basis, old_basis)
 
 
 def _improved(
     nu: jax.Array, axes: list[int], statistics: list[jax.Array], basis: list[jax.Array]
 ) -> tuple[jax.Array, list[jax.Array]]:
     """One power iteration of the basis, sorted by decreasing eigenvalues first."""
-    improved = []
+    improved, old_nu = [], nu
+    nu = gathered(nu, axes)
     for axis, statistic, q in zip(axes, statistics, basis, strict=True):
         powers = product(statistic, q)
         eigenvalues = jnp.sum(jnp.real(jnp.conj(q) * powers), axis=0)
         order = jnp.argsort(eigenvalues, descending=True)
         nu = jnp.take(nu, order, axis=axis)
         improved.append(jnp.linalg.qr(jnp.take(powers, order, axis=1))[0])
-    return nu, improved
+    return laid_out_as(nu, old_nu), improved
 
 
 def _squares(shape: tuple[int, ...], max_precond_dim: int) -> list[tuple[int, ...]]:

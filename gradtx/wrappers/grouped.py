@@ -14,6 +14,7 @@ from gradtx import trees
 from gradtx.compose.parts import Composed, Part, owner_of, parts_of
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import IN_SERIES
+from gradtx.explicit import layout_of
 from gradtx.inputs import as_gradients, check_state, trained
 from gradtx.joined import Finish, Leaves, join
 from gradtx.kernel import COUNT, check
@@ -233,7 +234,7 @@ class Grouping:
         for i, leaf in enumerate(leaves):
             is_array = hasattr(leaf, "dtype") and trees.is_parameter(leaf)
             if is_array and chosen[i] and self.is_fit(leaf):
-                kind = (leaf.shape, leaf.dtype, _layout_of(leaf), labels[i])
+                kind = (leaf.shape, leaf.dtype, layout_of(leaf), labels[i])
                 by_type.setdefault(kind, []).append(i)
         return [group for places in by_type.values() for group in self.divided(places)]
 
@@ -298,13 +299,6 @@ def _name_of(update: Any) -> str:
     package = getattr(update, "__module__", "").partition(".")[0]
     name = getattr(update, "__qualname__", type(update).__name__).partition(".")[0]
     return f"{package}.{name}"
-
-
-def _layout_of(leaf: Any) -> Any:
-    """How an explicit mesh shards an array, which is part of its type."""
-    sharding = getattr(getattr(leaf, "aval", None), "sharding", None)
-    spec = tuple(getattr(sharding, "spec", ()))
-    return spec if any(axis is not None for axis in spec) else ()
 
 
 def _labels(tx: optax.GradientTransformation, tree: Any, numbers: Any) -> dict[int, Any]:

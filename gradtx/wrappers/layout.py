@@ -13,6 +13,7 @@ from gradtx import trees
 from gradtx.compose.parts import Part, composed, locality_of, owner_of, parts_of
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import LINEAR, LINEAR_WITHOUT_STATE
+from gradtx.explicit import gathered, laid_out_as
 from gradtx.leaves import Aligned, parameters_of
 from gradtx.lift import kernel_of
 from gradtx.messages import shown
@@ -114,14 +115,14 @@ def _vector(leaves: list[Any]) -> jax.Array:
         )
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(*dtypes)
-    return jnp.concatenate([jnp.ravel(jnp.asarray(leaf, dtype)) for leaf in leaves])
+    return jnp.concatenate([jnp.ravel(gathered(jnp.asarray(leaf, dtype))) for leaf in leaves])
 
 
 def _piece(vector: jax.Array, gradient: Any, end: int) -> jax.Array:
     """The elements up to `end`, as many as the gradient has, in its shape and dtype."""
     like = jnp.asarray(gradient)
     part = lax.slice_in_dim(vector, end - like.size, end)
-    return to_store(part.reshape(like.shape), like.dtype)
+    return laid_out_as(to_store(part.reshape(like.shape), like.dtype), like)
 
 
 def _aligned(updates: Any, params: Any) -> Aligned:

@@ -16,6 +16,7 @@ from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
+from gradtx.explicit import gathered, laid_out_as
 from gradtx.kernel import ANY_NUMBER, COUNT, check, check_hyperparameter
 from gradtx.kernels.adam import scale_by_adam
 from gradtx.kernels.matrices import (
@@ -217,16 +218,17 @@ def _is_left(matrices: jax.Array, projector: jax.Array) -> bool:
 
 
 def _project(matrices: jax.Array, projector: jax.Array) -> jax.Array:
+    projector = gathered(projector, (-2, -1))
     if _is_left(matrices, projector):
-        return product(adjoint(projector), matrices)
-    return product(matrices, projector)
+        return product(adjoint(projector), gathered(matrices, (-2,)))
+    return product(gathered(matrices, (-1,)), projector)
 
 
 def _subspace(matrices: jax.Array, projector: jax.Array) -> jax.Array:
     """As many leading singular vectors as the projector has."""
-    left, _, right = jnp.linalg.svd(matrices, full_matrices=False)
+    left, _, right = jnp.linalg.svd(gathered(matrices), full_matrices=False)
     vectors = left if _is_left(matrices, projector) else adjoint(right)
-    return vectors[..., : projector.shape[-1]].astype(projector.dtype)
+    return laid_out_as(vectors[..., : projector.shape[-1]].astype(projector.dtype), projector)
 
 
 @functools.partial(jax.jit, static_argnames="axes")
@@ -244,10 +246,10 @@ def _leave(
     low_rank: jax.Array, projector: jax.Array, scale: jax.Array, like: jax.Array, axes: MatrixAxes
 ) -> jax.Array:
     """The update of the array, from that in the subspace."""
-    projector = projector.astype(low_rank.dtype)
+    projector = gathered(projector.astype(low_rank.dtype), (-2, -1))
     if projector.shape[-2] == axes.shape_of_matrices(like.shape)[-2]:
         matrices = product(projector, low_rank)
     else:
         matrices = product(low_rank, adjoint(projector))
     scaled = scale.astype(matrices.dtype) * matrices
-    return axes.from_matrices(scaled, like.shape).astype(like.dtype)
+    return laid_out_as(axes.from_matrices(scaled, like.shape).astype(like.dtype), like)

@@ -1,0 +1,50 @@
+"""Arrays on a mesh with explicit axes, where the layout of an array is part of its type.
+
+There whoever multiplies, reshapes or factors a sharded array has to say how. On any other mesh, on
+one device and inside of `jax.shard_map` these functions do nothing.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+def layout_of(x: Any) -> tuple[Any, ...]:
+    """For each axis of an array by which axes of the mesh it is sharded; () if by none."""
+    sharding = _type_of(x)
+    if sharding is None:
+        return ()
+    spec = (*sharding.spec, *[None] * (len(jax.typeof(x).shape) - len(sharding.spec)))
+    return spec if any(axis is not None for axis in spec) else ()
+
+
+def gathered(x: jax.Array, axes: Iterable[int] | None = None) -> jax.Array:
+    """An array of which each device has all along these axes; None: along all."""
+    spec = layout_of(x)
+    whole = range(x.ndim) if axes is None else {axis % x.ndim for axis in axes}
+    own = tuple(None if i in whole else axis for i, axis in enumerate(spec))
+    if own == spec:
+        return x
+    return jax.reshard(x, NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec(*own)))
+
+
+def laid_out_as(x: jax.Array, like: jax.Array) -> jax.Array:
+    """An array with the layout of another one of its shape."""
+    own, other = layout_of(x), layout_of(like)
+    if own == other:
+        return x
+    mesh = jax.typeof(like if other else x).sharding.mesh
+    return jax.reshard(x, NamedSharding(mesh, PartitionSpec(*(other or [None] * x.ndim))))
+
+
+def each_laid_out_as(own: Sequence[jax.Array], likes: Sequence[jax.Array]) -> list[jax.Array]:
+    """`laid_out_as` of several arrays."""
+    return list(map(laid_out_as, own, likes))
+
+
+def _type_of(x: Any) -> Any:
+    """The sharding in the type of an array; None if there is none."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    return None if sharding is None or not sharding.mesh.explicit_axes else sharding
