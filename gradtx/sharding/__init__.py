@@ -4,5 +4,6 @@
 """
 
 from gradtx.sharding.distributed import distributed
+from gradtx.sharding.zero import zero
 
-__all__ = ["distributed"]
+__all__ = ["distributed", "zero"]

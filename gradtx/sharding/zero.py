@@ -1,0 +1,327 @@
+"""ZeRO: each device of the data axis keeps and updates a part of every array."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax import lax
+from jax.core import Tracer
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gradtx import trees
+from gradtx.compose.parts import Composed, Part, locality_of, owner_of, parts_of
+from gradtx.compose.sequence import as_transformation
+from gradtx.effect import IN_SERIES
+from gradtx.inputs import trained
+from gradtx.joined import Finish, Leaves, join
+from gradtx.lift import kernel_of
+from gradtx.messages import shown
+from gradtx.waiting import Leaf
+
+_OWNER = "zero"
+_FREE = PartitionSpec.UNCONSTRAINED
+
+
+def zero(
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    axis: str | Sequence[str] = "data",
+    *,
+    stage: int = 1,
+    shardings: Any = None,
+    elementwise: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Split the optimizer's state and work over the devices that have the same parameters.
+
+    Where a model is trained with data parallelism, all devices have all parameters, and without
+    `zero` each of them keeps the whole state and does the whole update. Here each keeps and updates
+    a part of every array, along its longest axis that the number of devices divides; the new
+    parameters are gathered. Arrays without such an axis stay as they are. The numbers are those of
+    `tx`.
+
+    Under `jax.jit`, eagerly and on explicit meshes, the gradients are those of the whole batch, and
+    norms are those of the whole tree. The compiler takes only the part of the sum over devices that
+    each of them needs where it can (a reduce-scatter), so that both stages are the same.
+
+    Inside of `jax.shard_map` over `axis`, parameters and gradients are whole arrays and the state is
+    the device's part. In stage 1 gradients are the same on all devices, after `jax.lax.pmean`; in
+    stage 2 they are those of each device's own part of the batch, and are averaged here, each
+    device receiving its part (`jax.lax.psum_scatter`). Only elementwise transformations work there:
+    a norm would be that of the part.
+
+    `tx` may be any transformation. Matrix methods need whole matrices: put
+    `gradtx.sharding.distributed` around them.
+
+    Args:
+        tx: the transformation.
+        mesh: the mesh on which the parameters are.
+        axis: the name of the axis of the mesh over which the data are split, or several.
+        stage: 1, or 2 to average gradients inside of `jax.shard_map`.
+        shardings: the layouts of the parameters, a tree of `NamedSharding`, if they are sharded
+            along other axes of a mesh whose axes are automatic, where tracing does not show it;
+            None: they are known from the arrays, or do not matter.
+        elementwise: whether each element's update depends on that element alone in transformations
+            that are not made by this library, such as optax's, which cannot be asked. Without it
+            they are refused inside of `jax.shard_map`.
+
+    Returns:
+        A transformation with the state of `tx`.
+
+    Raises:
+        ValueError: if `axis` names no axis of the mesh, or `stage` is neither 1 nor 2; in `update`,
+            inside of `jax.shard_map`, if `tx` is not elementwise.
+
+    Source:
+        Rajbhandari et al. 2020, "ZeRO: memory optimizations toward training trillion parameter
+        models", section 5.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> from gradtx.sharding import zero
+        >>> mesh = jax.make_mesh((jax.device_count(),), ("data",))
+        >>> tx = zero(gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adam(0.5)), mesh)
+        >>> params = {"w": jnp.ones((8, 2))}
+        >>> state = jax.jit(tx.init)(params)
+        >>> params, state = jax.jit(gradtx.update_and_apply, static_argnums=0)(
+        ...     tx, params, state, params
+        ... )
+        >>> print(params["w"][0], params["w"].sharding.is_fully_replicated)
+        [0.5 0.5] True
+    """
+    inner = as_transformation(_OWNER, "tx", tx)
+    axes = (axis,) if isinstance(axis, str) else tuple(axis)
+    if not axes or not set(axes) <= set(mesh.axis_names):
+        raise ValueError(
+            f"{_OWNER}: axis must name axes of the mesh, which has {mesh.axis_names}, got "
+            f"{shown(axis)}"
+        )
+    if isinstance(stage, bool) or stage not in (1, 2):
+        raise ValueError(f"{_OWNER}: stage must be 1 or 2, got {shown(stage)}")
+    known = _Split(mesh, axes, int(stage))
+
+    def of_leaves(tree: Any) -> list["_Part | None"]:
+        leaves = trees.flatten(tree)[0]
+        given: Sequence[Any] = [None] * len(leaves)
+        if shardings is not None:
+            given = trees.flatten_like(_OWNER, "shardings", shardings, "params", tree)
+        return [known.part_of(x, own) for x, own in zip(leaves, given, strict=True)]
+
+    def split(tree: Any, parts: Sequence["_Part | None"], move: Callable[..., Any]) -> Any:
+        leaves, treedef = trees.flatten(tree)
+        return treedef.unflatten(
+            x if part is None or not trees.is_parameter(x) else move(part, x)
+            for x, part in zip(leaves, parts, strict=True)
+        )
+
+    def init(params: Any) -> Any:
+        if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params)):
+            return inner.init(params)
+        return inner.init(split(params, of_leaves(trained(params)), _Part.taken))
+
+    def opened(leaves: Leaves, state: Any) -> tuple[Leaves, Finish]:
+        updates, params = leaves.updates(), leaves.params
+        if known.is_inside:
+            _check_elementwise(inner, elementwise)
+        parts = of_leaves(updates if params is None else trained(params))
+        if len(parts) != len(leaves.leaves):
+            leaves.align_parameters(_OWNER)  # says which structure differs
+        if params is not None:
+            params = split(params, parts, _Part.taken)
+        record = _Parts(split(updates, parts, _Part.reduced), params, leaves.extra, parts)
+        return record, join(inner.update, record, state)
+
+    def update(leaves: Leaves, state: Any) -> Finish:
+        record, finish = opened(leaves, state)
+        record.take_steps()
+        leaves.put([leaf.row(leaf.plain) for leaf in record.leaves])
+        return finish
+
+    whole = _Zero(
+        _OWNER,
+        (Part("", inner),),
+        update,
+        only_hands_on=True,
+        joins=True,
+        effect=IN_SERIES,
+        opened=opened,
+    )
+    return optax.GradientTransformationExtraArgs(init, whole)
+
+
+@dataclass(eq=False, kw_only=True)
+class _Zero(Composed):
+    """An update function whose steps wait at parts of leaves."""
+
+    opened: Callable[[Leaves, Any], tuple[Leaves, Finish]]
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Over which devices arrays are split.
+
+    Attributes:
+        mesh: the mesh.
+        axes: the names of its axes.
+        stage: the stage.
+    """
+
+    mesh: Mesh
+    axes: tuple[str, ...]
+    stage: int
+
+    @property
+    def number(self) -> int:
+        """The number of parts."""
+        return math.prod(self.mesh.shape[axis] for axis in self.axes)
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether this is traced for one device of the axes, as inside of `jax.shard_map`."""
+        return bool(set(self.axes) & set(jax.sharding.get_abstract_mesh().manual_axes))
+
+    @property
+    def is_explicit(self) -> bool:
+        """Whether types tell layouts."""
+        types = dict(zip(self.mesh.axis_names, self.mesh.axis_types, strict=True))
+        return all(types[axis] is AxisType.Explicit for axis in self.axes)
+
+    def part_of(self, leaf: Any, sharding: Any) -> "_Part | None":
+        """How a leaf is split; None: it is not."""
+        if not trees.is_parameter(leaf):
+            return None
+        spec = self._spec_of(leaf, sharding)
+        names = {name for own in spec for name in (own if isinstance(own, tuple) else (own,))}
+        if names & set(self.axes):
+            return None  # it is sharded along this axis already
+        free = [
+            (length, -i)
+            for i, length in enumerate(np.shape(leaf))
+            if length and length % self.number == 0 and spec[i] in (None, _FREE)
+        ]
+        if self.number == 1 or not free:
+            return _Part(self, None, spec)
+        return _Part(self, -max(free)[1], spec)
+
+    def _spec_of(self, leaf: Any, sharding: Any) -> tuple[Any, ...]:
+        """How a leaf lies on the mesh, as far as that is known."""
+        if sharding is None and (self.is_explicit or not isinstance(leaf, Tracer)):
+            sharding = jax.typeof(leaf).sharding if self.is_explicit else leaf.sharding
+        if isinstance(sharding, NamedSharding) and not self.is_inside:
+            spec = tuple(sharding.spec)
+        else:
+            is_free = isinstance(leaf, Tracer) and set(self.mesh.axis_names) != set(self.axes)
+            return (_FREE if is_free else None,) * np.ndim(leaf)
+        return spec + (None,) * (np.ndim(leaf) - len(spec))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """How one leaf is split.
+
+    Attributes:
+        split: over which devices.
+        axis: along which of its axes; None: it is whole on each device.
+        spec: how it lies apart from that.
+    """
+
+    split: _Split
+    axis: int | None
+    spec: tuple[Any, ...]
+
+    def taken(self, x: Any) -> Any:
+        """The device's part of an array that all devices have."""
+        if self.axis is None:
+            return x
+        if not self.split.is_inside:
+            own = list(self.spec)
+            own[self.axis] = self.split.axes
+            return self._laid_out(x, PartitionSpec(*own))
+        size = np.shape(x)[self.axis] // self.split.number
+        start = lax.axis_index(self.split.axes) * size
+        return lax.dynamic_slice_in_dim(x, start, size, self.axis)
+
+    def reduced(self, gradient: Any) -> Any:
+        """The device's part of a gradient; of the average in stage 2 where each has its own."""
+        if not self.split.is_inside or self.split.stage == 1:
+            return self.taken(gradient)
+        if self.axis is None:
+            return lax.pmean(gradient, self.split.axes)
+        whole = lax.psum_scatter(
+            gradient, self.split.axes, scatter_dimension=self.axis, tiled=True
+        )
+        return whole / self.split.number
+
+    def gathered(self, x: Any) -> Any:
+        """The whole array."""
+        if self.axis is None:
+            return x
+        if not self.split.is_inside:
+            return self._laid_out(x, PartitionSpec(*self.spec))
+        return lax.all_gather(x, self.split.axes, axis=self.axis, tiled=True, to="invarying")
+
+    def _laid_out(self, x: Any, spec: PartitionSpec) -> Any:
+        sharding = NamedSharding(self.split.mesh, spec)
+        if self.split.is_explicit:
+            return jax.reshard(x, sharding)
+        if isinstance(x, Tracer):
+            return lax.with_sharding_constraint(x, sharding)
+        return jax.device_put(x, sharding)
+
+
+class _Parts(Leaves):
+    """The parts of leaves, whose results are gathered."""
+
+    def __init__(self, updates: Any, params: Any, extra: Any, parts: Sequence[_Part | None]):
+        self._parts = parts
+        super().__init__(updates, params, extra)
+
+    def _restart(self, updates: Any) -> None:
+        super()._restart(updates)
+        self.leaves = [
+            _PartOfLeaf(leaf.value, part)
+            for leaf, part in zip(self.leaves, self._parts, strict=True)
+        ]
+
+
+class _PartOfLeaf(Leaf):
+    """A part of a leaf."""
+
+    __slots__ = ("part",)
+
+    def __init__(self, value: Any, part: _Part | None):
+        super().__init__(value)
+        self.part = part
+
+    def row(self, array: Any) -> Any:
+        """The whole of what its steps returned."""
+        is_array = self.part is not None and trees.is_parameter(array)
+        return self.part.gathered(array) if is_array else array
+
+
+def _check_elementwise(tx: optax.GradientTransformation, foreign: bool) -> None:
+    """Refuse what would see the part of an array for the whole."""
+    kernel = kernel_of(tx)
+    if kernel is None and not isinstance(tx.update, Composed):
+        if foreign:
+            return
+        raise ValueError(
+            f"{_OWNER}: it is not known whether {owner_of(tx)} is elementwise; if each element's "
+            "update depends on that element alone, pass elementwise=True"
+        )
+    is_elementwise = locality_of(tx) in (None, "element")
+    if kernel is not None:
+        is_elementwise = kernel.elementwise and not kernel.measures
+    if not is_elementwise:
+        name = owner_of(tx) if kernel is None else kernel.name
+        raise ValueError(
+            f"{_OWNER}: {name} depends on whole arrays, of which each device has a part inside of "
+            "shard_map; use jax.jit on a mesh instead, where it works"
+        )
+    for part in parts_of(tx):
+        _check_elementwise(part.transformation, foreign)
