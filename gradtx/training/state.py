@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -100,5 +101,15 @@ def _on_one_mesh(state: TrainState) -> TrainState:
         return state
     replicated = NamedSharding(meshes.pop(), PartitionSpec())
     return jax.tree.map(
-        lambda leaf: leaf if mesh_of(leaf) is not None else jax.device_put(leaf, replicated), state
+        lambda leaf: leaf if mesh_of(leaf) is not None else _put(leaf, replicated), state
     )
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    # Onto devices of other processes too, jax puts neither keys nor arrays bound to a device.
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = jax.device_put(np.asarray(jax.random.key_data(leaf)), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    return jax.device_put(np.asarray(leaf), sharding)
