@@ -28,7 +28,12 @@ def start(tmp_path):
             stderr=subprocess.STDOUT,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "TMPDIR": str(tmp_path), "JAX_PLATFORMS": "cpu"},
+            env={
+                **os.environ,
+                "TMPDIR": str(tmp_path),
+                "JAX_PLATFORMS": "cpu",
+                "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling takes most of the time
+            },
         )
         running.append(process)
         return process
