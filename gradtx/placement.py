@@ -83,9 +83,7 @@ def full_beside(parameter: Any, shape: Sequence[int], fill: Fill, dtype: Any) ->
         constrain = jax.reshard if sharding.mesh.explicit_axes else lax.with_sharding_constraint
         return constrain(array, own) if isinstance(array, Tracer) else array
     array = made(out_sharding=own) if sharding.mesh.explicit_axes else made()
-    if not sharding.mesh.auto_axes or sharding.mesh.size == 1 or 0 in np.shape(parameter):
-        return array
-    return _follow(array, parameter, axes)
+    return following(array, parameter, axes)
 
 
 def _axes_of(shape: Sequence[int]) -> list[int | None]:
@@ -112,16 +110,36 @@ def _along(sharding: NamedSharding, axes: Sequence[int | None]) -> NamedSharding
     return NamedSharding(sharding.mesh, PartitionSpec(*own), memory_kind=sharding.memory_kind)
 
 
-def _follow(array: jax.Array, parameter: jax.Array, axes: Sequence[int | None]) -> jax.Array:
-    """The array, which seems to depend on the parameter along these axes."""
+def following(
+    array: jax.Array, parameter: jax.Array, axes: Sequence[int | None] | None = None
+) -> jax.Array:
+    """An array that the compiler shards as it does a parameter, along axes that are automatic.
+
+    Args:
+        array: an array in a traced function.
+        parameter: another one.
+        axes: for each axis of the array the one of the parameter that it follows, if any; None: it
+            has the same axes.
+    """
+    mesh = jax.typeof(parameter).sharding.mesh
+    axes = range(array.ndim) if axes is None else axes
+    if mesh.empty or not mesh.auto_axes or mesh.size == 1 or not parameter.size:
+        return array
     if all(axis is None for axis in axes):
         return array
     like = lax.stop_gradient(parameter)
-    kept = [axis for axis in axes if axis is not None]
-    like = like.sum([axis for axis in range(like.ndim) if axis not in kept])
-    like = like.transpose(np.argsort(np.argsort(kept)))
-    places = [i for i, axis in enumerate(axes) if axis is not None]
-    like = lax.broadcast_in_dim(like, array.shape, places)
     like = like.real if jnp.isrealobj(array) else like
-    never = lax.optimization_barrier(jnp.array(False))
+    if [*axes] != [*range(like.ndim)]:
+        like = _with_axes(like, axes, array.shape)
+    never = lax.optimization_barrier(np.False_)
     return lax.select(never, like.astype(array.dtype), array)
+
+
+def _with_axes(array: jax.Array, axes: Sequence[int | None], shape: tuple[int, ...]) -> jax.Array:
+    """Something of this shape whose numbers come from an array, along these of its axes."""
+    kept = [axis for axis in axes if axis is not None]
+    array = array.sum([axis for axis in range(array.ndim) if axis not in kept])
+    array = array.transpose(np.argsort(np.argsort(kept)))
+    return lax.broadcast_in_dim(
+        array, shape, [i for i, axis in enumerate(axes) if axis is not None]
+    )

@@ -13,10 +13,10 @@ from typing import Any
 import jax
 from jax import lax
 from jax.core import Tracer
-from jax.experimental.shard_alike import shard_alike
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gradtx.leaf import LeafStep, composed_step
+from gradtx.placement import following
 from gradtx.stacks import Stack, rows_of
 
 
@@ -82,7 +82,7 @@ class Spread:
         if self.is_inside or self.is_explicit:
             return row
         if isinstance(row, Tracer):
-            return shard_alike(row, array)[0] if isinstance(array, Tracer) else row
+            return following(row, array) if isinstance(array, Tracer) else row
         if getattr(array, "committed", False):
             return jax.device_put(row, array.sharding)
         return row

@@ -44,13 +44,14 @@ def test_axes_follow_those_that_their_lengths_are_from(kind, compiled):
     def make(parameter):
         rows, columns = lengths(parameter)
         shapes = [(rows,), (columns,), (3, rows, columns), (1, columns), (rows, rows), (rows // 2,)]
+        shapes.append((columns, rows))
         eye = full_beside(parameter, (columns, columns), lambda n, t: jnp.eye(*n, dtype=t), "f4")
         return [full_beside(parameter, shape, 1.5, jnp.float32) for shape in shapes], eye
 
     with within(parameter):
         arrays, eye = (jax.jit(make) if compiled else make)(parameter)
     assert [sharded_along(array) for array in arrays] == [
-        *(["a"], ["b"], [None, "a", "b"], [None, "b"], ["a"], [])
+        *(["a"], ["b"], [None, "a", "b"], [None, "b"], ["a"], [], ["b", "a"])
     ]
     assert all(np.all(array == 1.5) for array in arrays)
     assert sharded_along(eye) == ["b"]
