@@ -17,7 +17,7 @@ import numpy as np
 from gradtx import norms, pieces, trees
 from gradtx.inputs import refuse_shapes_alone
 from gradtx.kernel import Scalar, Slot
-from gradtx.placement import full_beside, lengths
+from gradtx.placement import full_beside, lengths, typed_alike, typed_as
 from gradtx.stored import to_store
 
 
@@ -109,6 +109,7 @@ class LeafStep:
                 given[name] = jax.tree.map(widen, slot, is_leaf=trees.is_stored)
         if self.reads_parameter:
             given["p"] = jnp.asarray(p).astype(dtype)
+        given |= _laid_out_alike({**given, "g": g.astype(dtype)})
         if t is not None:
             given["t"] = t.astype(real)
         if key is not None:
@@ -116,7 +117,7 @@ class LeafStep:
         # A complex gradient meets real slots and numbers, which strict promotion would refuse.
         mixes = is_complex(dtype)
         with jax.numpy_dtype_promotion("standard") if mixes else contextlib.nullcontext():
-            result = self.function(g.astype(dtype), **given)
+            result = self.function(**given)
         update, *new = result if isinstance(result, tuple) else (result,)
         self._check_shapes(g, slots, update, new)
         new = tuple(
@@ -238,8 +239,21 @@ def scalar_step_of(
     return jax.jit(scalar_step)
 
 
+def _laid_out_alike(given: dict[str, Any]) -> dict[str, Any]:
+    """The gradient and what else is given in its shape, in one layout where that is a type.
+
+    With replicated gradients and a sharded state, each device steps its part of the state.
+    """
+    shape = given["g"].shape
+    names = [name for name, value in given.items() if getattr(value, "shape", None) == shape]
+    return dict(zip(names, typed_alike([given[name] for name in names]), strict=True))
+
+
 def _stored_as(value: jax.Array, slot: Any) -> Any:
-    return slot.encoded(value) if trees.is_stored(slot) else to_store(value, slot.dtype)
+    if not trees.is_stored(slot):
+        return typed_as(to_store(value, slot.dtype), slot)
+    like = next(array for array in jax.tree.leaves(slot) if array.shape == value.shape)
+    return slot.encoded(typed_as(value, like))
 
 
 def to_compute(slot: Any, dtype: np.dtype) -> jax.Array:

@@ -13,6 +13,7 @@ import numpy as np
 
 from gradtx import trees
 from gradtx.inputs import as_array
+from gradtx.placement import typed_alike, typed_as
 from gradtx.stored import to_store
 
 
@@ -147,11 +148,11 @@ def equation(*stored_as: int) -> Callable[[Callable[..., Any]], Callable[..., An
     """Compile an equation on one leaf, which calculates in at least float32.
 
     Its arrays come in the widest of their dtypes, and so do its arguments by keyword, except for
-    booleans.
+    booleans. Where layouts are part of types, arrays of one shape come in one layout.
 
     Args:
-        *stored_as: for each result the number of the array whose dtype it is stored in; none of
-            them: there is one result, stored as the first array.
+        *stored_as: for each result the number of the array in whose dtype and layout it is stored;
+            none of them: there is one result, stored as the first array.
     """
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -165,10 +166,17 @@ def equation(*stored_as: int) -> Callable[[Callable[..., Any]], Callable[..., An
                 value = jnp.asarray(value)
                 return value if value.dtype == np.bool_ else value.astype(dtype)
 
-            new = function(*map(wide, arrays), **jax.tree.map(wide, numbers))
+            def stored(value: jax.Array, i: int) -> jax.Array:
+                return typed_as(to_store(value, own[i]), arrays[i])
+
+            given = [*map(wide, arrays)]
+            is_alike = all(array.shape == given[0].shape for array in given)
+            new = function(
+                *(typed_alike(given) if is_alike else given), **jax.tree.map(wide, numbers)
+            )
             if not stored_as:
-                return to_store(new, own[0])
-            return tuple(to_store(x, own[i]) for x, i in zip(new, stored_as, strict=True))
+                return stored(new, 0)
+            return tuple(stored(x, i) for x, i in zip(new, stored_as, strict=True))
 
         return step
 

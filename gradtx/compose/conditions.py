@@ -14,6 +14,7 @@ from gradtx.compose.sequence import ExtraArgs, Transformation, as_transformation
 from gradtx.effect import Effect
 from gradtx.leaves import Aligned
 from gradtx.messages import shown
+from gradtx.placement import typed_as
 
 
 def conditionally_transform(
@@ -122,7 +123,8 @@ def _conditional(
             numbers = aligned.parts("the inner updates")
             if widens(inner):  # the other branch does not
                 numbers = [_widened(number) for number in numbers]
-            return numbers, inner_state
+            pairs = zip(numbers, aligned.parts(), strict=True)
+            return [typed_as(number, update) for number, update in pairs], inner_state
 
         numbers, inner_state = lax.cond(
             condition,

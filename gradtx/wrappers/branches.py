@@ -10,6 +10,7 @@ from jax.core import Tracer
 
 from gradtx import trees
 from gradtx.leaves import Aligned, map_leaves
+from gradtx.placement import typed_as
 
 Branch = Callable[[], tuple[Any, Any]]
 
@@ -34,9 +35,9 @@ def either(
         condition: a boolean scalar.
         on_true: returns updates and a state; it runs only if the condition holds.
         on_false: the same for the other case.
-        updates: the gradients. The updates get their dtypes, and where their leaves are not inexact
-            arrays, these are returned.
-        state: the old state. The new one gets its dtypes.
+        updates: the gradients. The updates get their dtypes and, on a mesh with explicit axes,
+            their layouts; where their leaves are not inexact arrays, these are returned.
+        state: the old state. The new one gets its dtypes and layouts.
         wide: whether the updates are in at least float32 instead, as those of a transformation that
             `widens` may be.
 
@@ -52,8 +53,8 @@ def either(
         # Inside a chain the shapes may still differ from those of the updates.
         aligned = Aligned(owner, {"updates": updates, "the inner updates": new}, same_shapes=False)
         pairs = zip(aligned.arrays(), aligned.arrays("the inner updates"), strict=True)
-        arrays = [part.astype(dtype_of(gradient)) for gradient, part in pairs]
-        return arrays, jax.tree.map(_in_dtype_of, state, new_state)
+        arrays = [typed_as(part.astype(dtype_of(gradient)), gradient) for gradient, part in pairs]
+        return arrays, jax.tree.map(_in_type_of, state, new_state)
 
     if isinstance(condition, Tracer):
         arrays, new_state = lax.cond(condition, lambda: typed(on_true), lambda: typed(on_false))
@@ -65,7 +66,11 @@ def either(
 
 def zeros_like(updates: Any) -> Any:
     """Zero updates; leaves that are not inexact arrays stay as they are."""
-    return map_leaves(jnp.zeros_like, "zeros_like", {"updates": updates})
+
+    def zeros(update: Any) -> jax.Array:
+        return typed_as(jnp.zeros_like(update), update)
+
+    return map_leaves(zeros, "zeros_like", {"updates": updates})
 
 
 def copied(parameter: Any, dtype: Any = None) -> jax.Array:
@@ -80,6 +85,6 @@ def widened_copy(parameter: Any) -> jax.Array:
     return copied(parameter, trees.compute_dtype(jnp.result_type(parameter)))
 
 
-def _in_dtype_of(old: Any, new: Any) -> Any:
+def _in_type_of(old: Any, new: Any) -> Any:
     dtype = jnp.result_type(old)
-    return new if jnp.result_type(new) == dtype else new.astype(dtype)
+    return typed_as(new if jnp.result_type(new) == dtype else new.astype(dtype), old)
