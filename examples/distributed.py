@@ -8,8 +8,9 @@ Here the processes run on this machine, each with CPU devices of its own, and ta
 interface. The same network is trained once in a single process and on all devices in each of these
 layouts, which differ in what a device keeps:
 
-    data parallel   all parameters and their state, and a part of each batch
-    FSDP            a part of everything
+    data parallel   all parameters and their state; each device sees a part of the batch
+    ZeRO-1          all parameters, and a part of their state
+    FSDP            a part of the parameters and of their state
 
 Halfway, the processes save the run together. A single process then goes on from what they saved,
 and has to arrive where it would have arrived alone.
@@ -27,7 +28,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -36,6 +38,7 @@ from jax.sharding import PartitionSpec as P
 
 import gradtx
 from examples import commands, digits, extras
+from gradtx.sharding import zero
 from gradtx.training import Checkpoints, TrainState, make_train_step, minibatches
 
 STEPS, BATCH_SIZE = 20, 64
@@ -55,11 +58,22 @@ def divided(leaf: Any, mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(*[None] * axes[0], "data") if axes else P())
 
 
-# Where a parameter lies, and its state with it. A layout that places the state elsewhere, such as
-# ZeRO-1, has its own row here, with the transformation that does so.
-LAYOUTS: dict[str, Callable[[Any, Mesh], NamedSharding]] = {
-    "data parallel": replicated,
-    "FSDP": divided,
+class Layout(NamedTuple):
+    """What is divided between the devices.
+
+    Attributes:
+        place: where a parameter lies, and its state with it.
+        wrap: what is put around the transformation.
+    """
+
+    place: Callable[[Any, Mesh], NamedSharding]
+    wrap: Callable[[Any, Mesh], Any] = lambda tx, mesh: tx
+
+
+LAYOUTS = {
+    "data parallel": Layout(replicated),
+    "ZeRO-1": Layout(replicated, zero),
+    "FSDP": Layout(divided),
 }
 
 
@@ -92,7 +106,8 @@ class Training:
     def __init__(self, layout: str, mesh: Mesh) -> None:
         self.mesh = mesh
         self._layout = LAYOUTS[layout]
-        self._tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(1e-3))
+        tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(1e-3))
+        self._tx = self._layout.wrap(tx, mesh)
         self._step = make_train_step(
             loss_fn, self._tx, has_model_state=True, has_aux=True, has_key=True
         )
@@ -102,14 +117,14 @@ class Training:
         """The state before the first step."""
         params, stats = jax.jit(digits.init_network)(jax.random.key(0))
         return TrainState.create(
-            on_mesh(params, self._layout, self.mesh),
+            on_mesh(params, self._layout.place, self.mesh),
             self._tx,
             model_state=on_mesh(stats, replicated, self.mesh),
             key=jax.random.key(2),
         )
 
     def run(self, state: TrainState, checkpoints: Checkpoints | None = None) -> dict[str, Any]:
-        """Train to the end; returns the last loss and the parameters, in full."""
+        """Train to the end; returns the last loss, the state's bytes and the parameters in full."""
         start, metrics = int(state.step), {}
         batches = minibatches(jax.random.key(1), self._data, BATCH_SIZE, epochs=None, start=start)
         for step, batch in zip(range(start + 1, STEPS + 1), batches, strict=False):
@@ -119,8 +134,10 @@ class Training:
         in_full = jax.jit(lambda x: x, out_shardings=NamedSharding(self.mesh, P()))
         params, loss = in_full((state.params, metrics["loss"]))
         named, _ = jax.tree_util.tree_flatten_with_path(params)
+        parts = [leaf.addressable_shards[0].data for leaf in jax.tree.leaves(state.opt_state)]
         return {
             "loss": np.asarray(loss),
+            "bytes": np.asarray(sum(part.nbytes for part in parts)),
             **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in named},
         }
 
@@ -174,17 +191,17 @@ def processes_of(works: Sequence[dict[str, Any]], log: Path) -> Iterator[list[su
             process.wait()
 
 
-def finish(works: Sequence[dict[str, Any]], folder: str, end: float) -> None:
+def finish(works: Sequence[dict[str, Any]], folder: str, end: float, stop: Event) -> None:
     """Run processes to their end.
 
     Raises:
-        SystemExit: if one of them fails, or they have not finished at the time `end`; the others
-            are killed.
+        SystemExit: if one of them fails, they have not finished at the time `end`, or `stop` is
+            set; all of them have been killed then.
     """
     log = Path(folder, "log")
     works = [{**arguments, "limit": end - time.monotonic()} for arguments in works]
     with processes_of(works, log) as running:
-        while True:
+        while not stop.is_set():
             states = [process.poll() for process in running]
             failed = [status for status in states if status]
             if failed or time.monotonic() > end:
@@ -193,7 +210,8 @@ def finish(works: Sequence[dict[str, Any]], folder: str, end: float) -> None:
                 raise SystemExit(f"A process {reason}. The last lines of its output:\n{last}")
             if None not in states:
                 return
-            time.sleep(0.05)
+            stop.wait(0.05)
+    raise SystemExit("Interrupted")
 
 
 def free_port() -> int:
@@ -203,13 +221,15 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def train_everywhere(processes: int, devices: int, limit: float) -> dict[str, dict[str, Any]]:
+def train_everywhere(
+    processes: int, devices: int, limit: float, stop: Event
+) -> dict[str, dict[str, Any]]:
     """The results of all runs, by their names: those of several processes, then those of one."""
     end, port = time.monotonic() + limit, free_port()
     with tempfile.TemporaryDirectory(prefix="distributed-") as folder:
         shared = {"folder": folder, "processes": processes, "devices": devices, "port": port}
-        finish([{**shared, "process": i} for i in range(processes)], folder, end)
-        finish([{"folder": folder}], folder, end)
+        finish([{**shared, "process": i} for i in range(processes)], folder, end, stop)
+        finish([{"folder": folder}], folder, end, stop)
         names = [ALONE, *LAYOUTS, *(f"{layout}, then alone" for layout in LAYOUTS)]
         return {name: dict(np.load(Path(folder, f"{name}.npz"))) for name in names}
 
@@ -235,9 +255,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if BATCH_SIZE % (arguments.processes * arguments.devices):
         parser.error(f"the number of all devices must divide the batch size, {BATCH_SIZE}")
-    # Unless it is turned into an exception, it ends this process and not those that it has started.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    results = train_everywhere(arguments.processes, arguments.devices, arguments.limit)
+    # An exception could come between the start of a process and the note that it has started.
+    stop = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    results = train_everywhere(arguments.processes, arguments.devices, arguments.limit, stop)
     return print_table(results, f"{arguments.processes} x {arguments.devices}")
 
 
@@ -245,16 +267,23 @@ def print_table(results: dict[str, dict[str, Any]], several: str) -> int:
     """Print how far the runs are from that of one process; returns 1 if one is too far."""
     table = extras.load("rich.table").Table(title=f"{STEPS} steps on handwritten digits")
     table.add_column("\nrun")
-    for heading in ("processes\nx devices", "\nlast loss", "largest\ndifference"):
+    for heading in (
+        "processes\nx devices",
+        "KB of state\nper device",
+        "\nlast loss",
+        "largest\ndifference",
+    ):
         table.add_column(heading, justify="right")
     alone, worst = results[ALONE], np.float64(0)
+    names = alone.keys() - {"bytes"}
     for name, found in results.items():
         # Unlike those of Python, these maxima do not lose a NaN.
-        difference = np.max([np.abs(found[key] - alone[key]).max() for key in alone])
+        difference = np.max([np.abs(found[key] - alone[key]).max() for key in names])
         worst = np.maximum(worst, difference)
         table.add_row(
             name,
             several if name in LAYOUTS else "1 x 1",
+            f"{found['bytes'] / 1000:.0f}",
             f"{found['loss']:.6f}",
             "" if name == ALONE else f"{difference:.1e}",
         )

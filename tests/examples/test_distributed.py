@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -61,26 +62,32 @@ def test_two_processes_train_as_one_does(start, tmp_path):
     process = start()
     output, _ = process.communicate(timeout=180)
     assert process.returncode == 0, output
-    rows = re.findall(r"│ (\S.*?) +│ +(\d x \d) │ +(\S+) │ +(\S*) │", output)
-    names = ["data parallel", "FSDP", "data parallel, then alone", "FSDP, then alone"]
-    assert [row[0] for row in rows] == ["one process", *names]
-    assert [row[1] for row in rows] == ["1 x 1", "2 x 2", "2 x 2", "1 x 1", "1 x 1"]
-    assert [float(row[2]) for row in rows] == pytest.approx([float(rows[0][2])] * 5, abs=2e-6)
-    assert all(float(row[3]) < 1e-5 for row in rows[1:])
+    rows = re.findall(r"│ (\S.*?) +│ +(\d x \d) │ +(\d+) │ +(\S+) │ +(\S*) │", output)
+    layouts = ["data parallel", "ZeRO-1", "FSDP"]
+    resumed = [f"{layout}, then alone" for layout in layouts]
+    assert [row[0] for row in rows] == ["one process", *layouts, *resumed]
+    assert [row[1] for row in rows] == ["1 x 1", *["2 x 2"] * 3, *["1 x 1"] * 3]
+    # Adam's two moments of 85,000 parameters in float32.
+    expected = [1, 1, 1 / 4, 1 / 4, 1, 1, 1]
+    assert [float(row[2]) for row in rows] == pytest.approx([688 * x for x in expected], rel=0.01)
+    assert [float(row[3]) for row in rows] == pytest.approx([float(rows[0][3])] * 7, abs=2e-6)
+    assert all(float(row[4]) < 1e-5 for row in rows[1:])
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no list of processes")
+@pytest.mark.parametrize("started", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_signal_ends_all_processes(start, tmp_path, number):
+def test_a_signal_ends_all_processes(start, tmp_path, number, started):
     process = start()
     end = time.monotonic() + 60
-    while len(workers(tmp_path)) < 2:
+    while len(workers(tmp_path)) < started:
         assert time.monotonic() < end
-        time.sleep(0.05)
+        time.sleep(0.001)
     process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert output == "Interrupted\n"
     assert workers(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
@@ -98,12 +105,12 @@ def test_a_process_that_fails_ends_the_others(tmp_path):
     end = time.monotonic() + 60
     works = [{"folder": str(tmp_path)}, {"folder": str(tmp_path / "none"), "wrong": 1}]
     with pytest.raises(SystemExit, match=r"(?s)A process ended with status 1.*'wrong'"):
-        distributed.finish(works, str(tmp_path), end)
+        distributed.finish(works, str(tmp_path), end, threading.Event())
     assert workers(tmp_path) == []
 
 
 def test_a_run_that_differs_is_reported(capsys):
-    alone = {"loss": np.float32(1.0), "w": np.zeros(3)}
+    alone = {"loss": np.float32(1.0), "bytes": np.array(24), "w": np.zeros(3)}
     for difference, status in ((1e-6, 0), (1e-4, 1), (np.nan, 1)):
         results = {distributed.ALONE: alone, "FSDP": {**alone, "w": np.float64([0, difference, 0])}}
         assert distributed.print_table(results, "2 x 2") == status
