@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gradtx import trees
 from gradtx.compose.parts import Composed, Part, locality_of, owner_of, parts_of
@@ -47,9 +47,9 @@ def zero(
     norms are those of the whole tree. The compiler takes only the part of the sum over devices that
     each of them needs where it can (a reduce-scatter), so that both stages are the same.
 
-    Inside of `jax.shard_map` over `axis`, parameters and gradients are whole arrays and the state is
-    the device's part. In stage 1 gradients are the same on all devices, after `jax.lax.pmean`; in
-    stage 2 they are those of each device's own part of the batch, and are averaged here, each
+    Inside of `jax.shard_map` over `axis`, parameters and gradients are whole arrays and the state
+    is the device's part. In stage 1 gradients are the same on all devices, after `jax.lax.pmean`.
+    In stage 2 they are those of each device's own part of the batch, and are averaged here, each
     device receiving its part (`jax.lax.psum_scatter`). Only elementwise transformations work there:
     a norm would be that of the part.
 
@@ -185,11 +185,10 @@ class _Split:
         """Whether this is traced for one device of the axes, as inside of `jax.shard_map`."""
         return bool(set(self.axes) & set(jax.sharding.get_abstract_mesh().manual_axes))
 
-    @property
-    def is_explicit(self) -> bool:
-        """Whether types tell layouts."""
-        types = dict(zip(self.mesh.axis_names, self.mesh.axis_types, strict=True))
-        return all(types[axis] is AxisType.Explicit for axis in self.axes)
+    def explicit_mesh(self, x: Any) -> Any:
+        """The mesh of an array whose type tells how it lies along the axes; else None."""
+        own = jax.typeof(x).sharding.mesh
+        return own if set(self.axes) <= set(own.explicit_axes) else None
 
     def part_of(self, leaf: Any, sharding: Any) -> "_Part | None":
         """How a leaf is split; None: it is not."""
@@ -210,8 +209,9 @@ class _Split:
 
     def _spec_of(self, leaf: Any, sharding: Any) -> tuple[Any, ...]:
         """How a leaf lies on the mesh, as far as that is known."""
-        if sharding is None and (self.is_explicit or not isinstance(leaf, Tracer)):
-            sharding = jax.typeof(leaf).sharding if self.is_explicit else leaf.sharding
+        is_typed = self.explicit_mesh(leaf) is not None
+        if sharding is None and (is_typed or not isinstance(leaf, Tracer)):
+            sharding = jax.typeof(leaf).sharding if is_typed else getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and not self.is_inside:
             spec = tuple(sharding.spec)
         else:
@@ -252,9 +252,7 @@ class _Part:
             return self.taken(gradient)
         if self.axis is None:
             return lax.pmean(gradient, self.split.axes)
-        whole = lax.psum_scatter(
-            gradient, self.split.axes, scatter_dimension=self.axis, tiled=True
-        )
+        whole = lax.psum_scatter(gradient, self.split.axes, scatter_dimension=self.axis, tiled=True)
         return whole / self.split.number
 
     def gathered(self, x: Any) -> Any:
@@ -266,9 +264,10 @@ class _Part:
         return lax.all_gather(x, self.split.axes, axis=self.axis, tiled=True, to="invarying")
 
     def _laid_out(self, x: Any, spec: PartitionSpec) -> Any:
+        explicit = self.split.explicit_mesh(x)
+        if explicit is not None:
+            return jax.reshard(x, NamedSharding(explicit, spec))
         sharding = NamedSharding(self.split.mesh, spec)
-        if self.split.is_explicit:
-            return jax.reshard(x, sharding)
         if isinstance(x, Tracer):
             return lax.with_sharding_constraint(x, sharding)
         return jax.device_put(x, sharding)
@@ -300,8 +299,9 @@ class _PartOfLeaf(Leaf):
 
     def row(self, array: Any) -> Any:
         """The whole of what its steps returned."""
-        is_array = self.part is not None and trees.is_parameter(array)
-        return self.part.gathered(array) if is_array else array
+        if self.part is None or not trees.is_parameter(array):
+            return array
+        return self.part.gathered(array)
 
 
 def _check_elementwise(tx: optax.GradientTransformation, foreign: bool) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from gradtx.kernel import ANY_NUMBER, check_hyperparameter
 from gradtx.leaves import Aligned
 from gradtx.lift import evaluate
 from gradtx.messages import listed, shown
+from gradtx.training.layouts import KeptLayouts
 from gradtx.training.state import TrainState
 from gradtx.updates import UPDATES_TOO, advance
 from gradtx.wrappers.rates import scheduled_rates_of
@@ -35,6 +36,7 @@ def make_train_step(
     has_key: bool = False,
     learning_rate: optax.ScalarOrSchedule | None = None,
     donate: bool = True,
+    shardings: Literal["as given"] | None = "as given",
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Build the compiled function that advances a training run by one step.
 
@@ -70,6 +72,9 @@ def make_train_step(
             there is none, or more than one, no learning rate is reported.
         donate: whether a step may reuse the memory of the state that it is given. The arrays of
             that state are then deleted: continue with the returned state.
+        shardings: "as given": on a mesh, each array of the returned state lies as that of the given
+            state does, such as replicated parameters beside the sharded state of
+            `gradtx.sharding.zero`; None: the compiler decides.
 
     Returns:
         A function `train_step(state, batch) -> (state, metrics)`, compiled once for each type of
@@ -85,17 +90,17 @@ def make_train_step(
         - and the entries of `aux`.
 
         A complex parameter's gradient is conjugated, so that it points uphill. Parameters that are
-        not inexact arrays are left alone. A state sharded over a mesh stays sharded. If the batches
-        lie on a mesh, put the state there too before the first step (`jax.device_put`): otherwise
-        that step moves it, and the second step is compiled again.
+        not inexact arrays are left alone. If the batches lie on a mesh, put the state there too
+        before the first step (`jax.device_put`): otherwise that step moves it, and the second step
+        is compiled again.
 
     Raises:
-        ValueError: if `loss_fn` is not callable, `tx` is not a gradient transformation, or
-            `learning_rate` is neither a number nor a schedule; in the step, if the loss is
-            not a real scalar or `loss_fn` does not return what the flags say, if `aux` uses the
-            name of another metric, if the model state changes its structure, shapes or dtypes, if
-            the state lacks the key or the model state that the flags ask for, or if `tx` can skip
-            steps and has no count for the schedule.
+        ValueError: if `loss_fn` is not callable, `tx` is not a gradient transformation,
+            `learning_rate` is neither a number nor a schedule, or `shardings` is something else; in
+            the step, if the loss is not a real scalar or `loss_fn` does not return what the flags
+            say, if `aux` uses the name of another metric, if the model state changes its structure,
+            shapes or dtypes, if the state lacks the key or the model state that the flags ask for,
+            or if `tx` can skip steps and has no count for the schedule.
 
     Source:
         Goodfellow, Bengio & Courville 2016, "Deep learning", Algorithm 8.1.
@@ -118,6 +123,9 @@ def make_train_step(
     transformation = as_transformation(_OWNER, "tx", tx)
     if learning_rate is not None:
         learning_rate = check_hyperparameter(_OWNER, "learning_rate", learning_rate, ANY_NUMBER)
+
+    if shardings not in ("as given", None):
+        raise ValueError(f'{_OWNER}: shardings must be "as given" or None, got {shown(shardings)}')
 
     loss = _Loss(loss_fn, has_model_state, has_aux, has_key)
     value_and_grad = jax.value_and_grad(loss, has_aux=True, allow_int=True)
@@ -152,7 +160,9 @@ def make_train_step(
             metrics |= _constant_rate(learning_rate, opt_state)
         return jax.tree.map(_strongly_typed, new_state), _merged(metrics, aux)
 
-    return jax.jit(train_step, donate_argnums=0 if donate else ())
+    if shardings is None:
+        return jax.jit(train_step, donate_argnums=0 if donate else ())
+    return KeptLayouts(train_step, donate=donate)
 
 
 @dataclass(frozen=True)
