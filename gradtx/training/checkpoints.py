@@ -134,6 +134,7 @@ class Checkpoints:
             "settings": self._settings,
             "state": saved.leaves_of(owner, "state", state),
         }
+        _check_dtypes(owner, run["state"])
         self.wait()
         self._check_free(owner, number)
         arguments = self._orbax.args
@@ -317,6 +318,15 @@ def _step_of(owner: str, state: Any, step: Any) -> int:
         if step is None:
             raise ValueError(f"{owner}: state must be a TrainState, or step must be given")
     return int(check(owner, "step", step, COUNT_OR_ZERO))
+
+
+def _check_dtypes(owner: str, leaves: saved.Leaves) -> None:
+    dtype_of = _load("tensorstore").dtype  # what orbax stores arrays with
+    for path, leaf in leaves.items():
+        try:
+            dtype_of("uint32" if leaf.generator else leaf.dtype)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{owner}: state has {leaf} at '{path}': {error}") from error
 
 
 def _load(module: str) -> ModuleType:

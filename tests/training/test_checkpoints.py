@@ -74,6 +74,14 @@ def assert_same(found, expected):
     jax.tree.map(np.testing.assert_array_equal, raw(found), raw(expected))
 
 
+def test_narrow_dtypes_come_back(tmp_path):
+    dtypes = (jnp.int4, jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.float16, jnp.bool_, jnp.uint8)
+    tree = {dtype.__name__: jnp.asarray(np.array([0, 1, 1]), dtype) for dtype in dtypes}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(tree, step=0)
+        assert_same(checkpoints.restore(tree).state, tree)
+
+
 @pytest.mark.parametrize("kind", ["arrays", "shapes"])
 def test_a_run_goes_on_as_if_never_interrupted(tmp_path, kind, compilations):
     tx = everything()
@@ -329,6 +337,10 @@ def test_what_cannot_be_written_is_named(tmp_path):
     for arguments, message in (
         (({"a": {"b": jax.nn.relu}},), "state must consist of arrays, got <.*> at 'a/b'"),
         (({"a": {"b": 1.0}, "a.b": 2.0},), "state must not have two arrays of one name, got 'a/b'"),
+        (
+            ({"a": jnp.ones(2, jnp.uint4)},),
+            r"state has uint4\[2\] at 'a': No TensorStore data type",
+        ),
         ((small(), {"a": [1, {2}]}), "position must .* arrays and PRNG keys, got .2. at 'a/1'"),
         ((small(), {"a": {1: 2}}), "position must consist of .* at 'a'"),
     ):
