@@ -30,10 +30,10 @@ def gathered(x: jax.Array, axes: Iterable[int] | None = None) -> jax.Array:
     return jax.reshard(x, NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec(*own)))
 
 
-def laid_out_as(x: jax.Array, like: jax.Array) -> jax.Array:
-    """An array with the layout of another one of its shape."""
+def laid_out_as(x: Any, like: Any) -> Any:
+    """An array with the layout of another one of its shape; as it is if that has another shape."""
     own, other = layout_of(x), layout_of(like)
-    if own == other:
+    if own == other or jax.typeof(x).shape != jax.typeof(like).shape:
         return x
     mesh = jax.typeof(like if other else x).sharding.mesh
     return jax.reshard(x, NamedSharding(mesh, PartitionSpec(*(other or [None] * x.ndim))))
@@ -42,6 +42,16 @@ def laid_out_as(x: jax.Array, like: jax.Array) -> jax.Array:
 def each_laid_out_as(own: Sequence[jax.Array], likes: Sequence[jax.Array]) -> list[jax.Array]:
     """`laid_out_as` of several arrays."""
     return list(map(laid_out_as, own, likes))
+
+
+def laid_out_alike(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """Arrays of one shape with the layout of the first that is sharded.
+
+    Sums and products take a replicated array beside a sharded one, but choices between them, and
+    most else, do not.
+    """
+    like = next((array for array in arrays if layout_of(array)), None)
+    return [array if like is None else laid_out_as(array, like) for array in arrays]
 
 
 def _type_of(x: Any) -> Any:

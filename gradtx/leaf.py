@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradtx import norms, pieces, trees
+from gradtx.explicit import laid_out_alike, laid_out_as
 from gradtx.inputs import refuse_shapes_alone
 from gradtx.kernel import Scalar, Slot
-from gradtx.placement import full_beside, lengths, typed_alike, typed_as
+from gradtx.placement import full_beside, lengths
 from gradtx.stored import to_store
 
 
@@ -109,7 +110,7 @@ class LeafStep:
                 given[name] = jax.tree.map(widen, slot, is_leaf=trees.is_stored)
         if self.reads_parameter:
             given["p"] = jnp.asarray(p).astype(dtype)
-        given |= _laid_out_alike({**given, "g": g.astype(dtype)})
+        given |= _in_one_layout({**given, "g": g.astype(dtype)})
         if t is not None:
             given["t"] = t.astype(real)
         if key is not None:
@@ -239,21 +240,21 @@ def scalar_step_of(
     return jax.jit(scalar_step)
 
 
-def _laid_out_alike(given: dict[str, Any]) -> dict[str, Any]:
+def _in_one_layout(given: dict[str, Any]) -> dict[str, Any]:
     """The gradient and what else is given in its shape, in one layout where that is a type.
 
     With replicated gradients and a sharded state, each device steps its part of the state.
     """
     shape = given["g"].shape
     names = [name for name, value in given.items() if getattr(value, "shape", None) == shape]
-    return dict(zip(names, typed_alike([given[name] for name in names]), strict=True))
+    return dict(zip(names, laid_out_alike([given[name] for name in names]), strict=True))
 
 
 def _stored_as(value: jax.Array, slot: Any) -> Any:
     if not trees.is_stored(slot):
-        return typed_as(to_store(value, slot.dtype), slot)
+        return laid_out_as(to_store(value, slot.dtype), slot)
     like = next(array for array in jax.tree.leaves(slot) if array.shape == value.shape)
-    return slot.encoded(typed_as(value, like))
+    return slot.encoded(laid_out_as(value, like))
 
 
 def to_compute(slot: Any, dtype: np.dtype) -> jax.Array:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradtx import trees
+from gradtx.explicit import laid_out_alike, laid_out_as
 from gradtx.inputs import as_array
-from gradtx.placement import typed_alike, typed_as
 from gradtx.stored import to_store
 
 
@@ -167,12 +167,12 @@ def equation(*stored_as: int) -> Callable[[Callable[..., Any]], Callable[..., An
                 return value if value.dtype == np.bool_ else value.astype(dtype)
 
             def stored(value: jax.Array, i: int) -> jax.Array:
-                return typed_as(to_store(value, own[i]), arrays[i])
+                return laid_out_as(to_store(value, own[i]), arrays[i])
 
             given = [*map(wide, arrays)]
             is_alike = all(array.shape == given[0].shape for array in given)
             new = function(
-                *(typed_alike(given) if is_alike else given), **jax.tree.map(wide, numbers)
+                *(laid_out_alike(given) if is_alike else given), **jax.tree.map(wide, numbers)
             )
             if not stored_as:
                 return stored(new, 0)

@@ -86,27 +86,6 @@ def full_beside(parameter: Any, shape: Sequence[int], fill: Fill, dtype: Any) ->
     return following(array, parameter, axes)
 
 
-def typed_as(array: Any, like: Any) -> Any:
-    """An array, laid out as another one where that is part of a type and the shape is the same."""
-    wanted = jax.typeof(like).sharding
-    if not wanted.mesh.explicit_axes or wanted == jax.typeof(array).sharding:
-        return array
-    if np.shape(array) != np.shape(like):
-        return array
-    return jax.reshard(array, wanted)
-
-
-def typed_alike(arrays: Sequence[jax.Array]) -> list[jax.Array]:
-    """Arrays of one shape, all laid out as the first that is sharded, where that is part of a type.
-
-    Sums and products take a replicated array beside a sharded one, but choices between them, and
-    most else, do not.
-    """
-    types = [jax.typeof(array).sharding for array in arrays]
-    sharded = [i for i, own in enumerate(types) if any(axis is not None for axis in own.spec)]
-    return [typed_as(array, arrays[sharded[0]]) for array in arrays] if sharded else [*arrays]
-
-
 def _axes_of(shape: Sequence[int]) -> list[int | None]:
     """For each axis of an array the one of its parameter that it follows."""
     axes: list[int | None] = []

@@ -12,9 +12,9 @@ from gradtx import trees
 from gradtx.compose.parts import Part, composed, widens
 from gradtx.compose.sequence import ExtraArgs, Transformation, as_transformation, set_to_zero
 from gradtx.effect import Effect
+from gradtx.explicit import laid_out_as
 from gradtx.leaves import Aligned
 from gradtx.messages import shown
-from gradtx.placement import typed_as
 
 
 def conditionally_transform(
@@ -124,7 +124,7 @@ def _conditional(
             if widens(inner):  # the other branch does not
                 numbers = [_widened(number) for number in numbers]
             pairs = zip(numbers, aligned.parts(), strict=True)
-            return [typed_as(number, update) for number, update in pairs], inner_state
+            return [laid_out_as(number, update) for number, update in pairs], inner_state
 
         numbers, inner_state = lax.cond(
             condition,

@@ -8,10 +8,10 @@ import optax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
+from gradtx.explicit import laid_out_as
 from gradtx.kernel import COUNT, DECAY, KEPT, Kernel, Slot, check
 from gradtx.kernels.arithmetic import debias as debiased
 from gradtx.lift import lift
-from gradtx.placement import typed_as
 
 
 def _trace(g, *, trace, decay, dampening, nesterov):
@@ -156,7 +156,7 @@ class SimpleMovingAverageState(NamedTuple):
 
 
 def _simple_moving_average(g, *, history, t, window):
-    history = jnp.concatenate([history[1:], typed_as(g[None], history[:1])])
+    history = jnp.concatenate([history[1:], laid_out_as(g[None], history[:1])])
     return jnp.sum(history, axis=0) / jnp.minimum(t, window), history
 
 

@@ -8,8 +8,9 @@ import optax
 
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
+from gradtx.explicit import laid_out_as
 from gradtx.leaves import map_leaves
-from gradtx.placement import typed_as, zeros_beside
+from gradtx.placement import zeros_beside
 from gradtx.precision.narrow import (
     EFFECT,
     WIDE,
@@ -127,4 +128,4 @@ def _add(
     whole = own + (jnp.asarray(u).astype(WIDE) + left)
     target = nearest(whole, p.dtype)
     over = kept_unless(step, whole - target, left)
-    return kept_unless(step, target, own) - own, typed_as(over, c).astype(c.dtype)
+    return kept_unless(step, target, own) - own, laid_out_as(over, c).astype(c.dtype)

@@ -8,9 +8,9 @@ import optax
 
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
+from gradtx.explicit import laid_out_as
 from gradtx.inputs import refuse_shapes_alone
 from gradtx.leaves import map_leaves
-from gradtx.placement import typed_as
 from gradtx.precision.narrow import (
     EFFECT,
     WIDE,
@@ -131,6 +131,6 @@ def _follow(
     """The update of a parameter, and its new master."""
     own = jnp.asarray(p).astype(WIDE)
     new = (jnp.asarray(m).astype(WIDE) + jnp.asarray(u).astype(WIDE)).astype(m.dtype)
-    new = typed_as(new, m)
+    new = laid_out_as(new, m)
     target = nearest(new.astype(WIDE), p.dtype)
     return kept_unless(step, target, own) - own, new

@@ -22,9 +22,9 @@ import optax
 
 from gradtx import trees
 from gradtx.effect import Effect
+from gradtx.explicit import laid_out_alike
 from gradtx.inputs import check_given, trained
 from gradtx.leaves import map_leaves
-from gradtx.placement import typed_alike
 from gradtx.stored import rounded
 from gradtx.wrappers.steps import is_move
 
@@ -103,4 +103,4 @@ def nearest(x: jax.Array, dtype: Any) -> jax.Array:
 
 def kept_unless(step: jax.Array | None, new: jax.Array, old: jax.Array) -> jax.Array:
     """The new value, or the old one if there was no step; None: there was one."""
-    return new if step is None else jnp.where(step, *typed_alike([new, old]))
+    return new if step is None else jnp.where(step, *laid_out_alike([new, old]))

@@ -268,5 +268,5 @@ def _out_of_blocks(blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def explicit_sharding(array: jax.Array) -> Any:
     """The sharding of an array where mesh axes are explicit."""
-    is_explicit = jax.sharding.get_abstract_mesh().explicit_axes
-    return jax.typeof(array).sharding if is_explicit else None
+    sharding = jax.typeof(array).sharding
+    return sharding if sharding.mesh.explicit_axes else None

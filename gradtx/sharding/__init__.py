@@ -4,6 +4,7 @@
 """
 
 from gradtx.sharding.distributed import distributed
+from gradtx.sharding.states import state_shardings
 from gradtx.sharding.zero import zero
 
-__all__ = ["distributed", "zero"]
+__all__ = ["distributed", "state_shardings", "zero"]

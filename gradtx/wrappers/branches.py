@@ -9,8 +9,8 @@ from jax import lax
 from jax.core import Tracer
 
 from gradtx import trees
+from gradtx.explicit import laid_out_as
 from gradtx.leaves import Aligned, map_leaves
-from gradtx.placement import typed_as
 
 Branch = Callable[[], tuple[Any, Any]]
 
@@ -53,7 +53,7 @@ def either(
         # Inside a chain the shapes may still differ from those of the updates.
         aligned = Aligned(owner, {"updates": updates, "the inner updates": new}, same_shapes=False)
         pairs = zip(aligned.arrays(), aligned.arrays("the inner updates"), strict=True)
-        arrays = [typed_as(part.astype(dtype_of(gradient)), gradient) for gradient, part in pairs]
+        arrays = [laid_out_as(part.astype(dtype_of(g)), g) for g, part in pairs]
         return arrays, jax.tree.map(_in_type_of, state, new_state)
 
     if isinstance(condition, Tracer):
@@ -68,7 +68,7 @@ def zeros_like(updates: Any) -> Any:
     """Zero updates; leaves that are not inexact arrays stay as they are."""
 
     def zeros(update: Any) -> jax.Array:
-        return typed_as(jnp.zeros_like(update), update)
+        return laid_out_as(jnp.zeros_like(update), update)
 
     return map_leaves(zeros, "zeros_like", {"updates": updates})
 
@@ -87,4 +87,4 @@ def widened_copy(parameter: Any) -> jax.Array:
 
 def _in_type_of(old: Any, new: Any) -> Any:
     dtype = jnp.result_type(old)
-    return typed_as(new if jnp.result_type(new) == dtype else new.astype(dtype), old)
+    return laid_out_as(new if jnp.result_type(new) == dtype else new.astype(dtype), old)

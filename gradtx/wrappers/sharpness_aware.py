@@ -12,10 +12,10 @@ from optax.contrib import SAMState
 from gradtx.compose.parts import Part, composed, widens
 from gradtx.compose.sequence import ExtraArgs, as_transformation
 from gradtx.effect import Effect
+from gradtx.explicit import laid_out_as
 from gradtx.inputs import check_given
 from gradtx.kernel import COUNT, check
 from gradtx.leaves import Aligned, equation, map_leaves, map_parameters
-from gradtx.placement import typed_as
 from gradtx.updates import apply_updates
 from gradtx.wrappers.branches import copied, either
 
@@ -123,7 +123,7 @@ def _transparent(
         number = state.steps_since_sync + 1
         is_first = state.steps_since_sync == 0
         start = map_leaves(
-            lambda p, kept: jnp.where(is_first, typed_as(p, kept), kept),
+            lambda p, kept: jnp.where(is_first, laid_out_as(p, kept), kept),
             _OWNER,
             {"params": params, "the state's cache": state.cache},
         )
