@@ -20,6 +20,13 @@ def layout_of(x: Any) -> tuple[Any, ...]:
     return spec if any(axis is not None for axis in spec) else ()
 
 
+def explicit_mesh(x: Any, axes: Iterable[str]) -> Any:
+    """The mesh of an array whose type tells how it lies along these axes of it; else None."""
+    sharding = _type_of(x)
+    own = None if sharding is None else sharding.mesh
+    return own if own is not None and {*axes} <= {*own.explicit_axes} else None
+
+
 def gathered(x: jax.Array, axes: Iterable[int] | None = None) -> jax.Array:
     """An array of which each device has all along these axes; None: along all."""
     spec = layout_of(x)

@@ -13,8 +13,9 @@ from typing import Any
 import jax
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gradtx.explicit import explicit_mesh, layout_of
 from gradtx.leaf import LeafStep, composed_step
 from gradtx.placement import following
 from gradtx.stacks import Stack, rows_of
@@ -43,12 +44,6 @@ class Spread:
         return PartitionSpec(self.axes)
 
     @property
-    def is_explicit(self) -> bool:
-        """Whether the layout of an array is part of its type."""
-        types = dict(zip(self.mesh.axis_names, self.mesh.axis_types, strict=True))
-        return all(types[axis] is AxisType.Explicit for axis in self.axes)
-
-    @property
     def is_inside(self) -> bool:
         """Whether this is traced for one device alone, as inside `jax.shard_map`."""
         return bool(jax.sharding.get_abstract_mesh().manual_axes)
@@ -68,9 +63,8 @@ class Spread:
         """
         if self.is_inside:
             return stack
-        if self.is_explicit:
-            spec = getattr(getattr(jax.typeof(like), "sharding", None), "spec", ())
-            own = (*spec, *[None] * (stack.ndim - 1 - len(spec)))
+        if explicit_mesh(stack, self.axes) is not None:
+            own = layout_of(like) or (None,) * (stack.ndim - 1)
         elif isinstance(stack, Tracer):
             own = (PartitionSpec.UNCONSTRAINED,) * (stack.ndim - 1)
         else:
@@ -79,7 +73,7 @@ class Spread:
 
     def like(self, row: jax.Array, array: Any) -> jax.Array:
         """A row of an opened stack, laid out as an array."""
-        if self.is_inside or self.is_explicit:
+        if self.is_inside or explicit_mesh(row, self.axes) is not None:
             return row
         if isinstance(row, Tracer):
             return following(row, array) if isinstance(array, Tracer) else row
@@ -88,10 +82,10 @@ class Spread:
         return row
 
     def _laid_out(self, array: jax.Array, spec: PartitionSpec) -> jax.Array:
-        sharding = NamedSharding(self.mesh, spec)
-        if self.is_explicit:
-            return jax.reshard(array, sharding)
-        return lax.with_sharding_constraint(array, sharding)
+        explicit = explicit_mesh(array, self.axes)
+        if explicit is not None:
+            return jax.reshard(array, NamedSharding(explicit, spec))
+        return lax.with_sharding_constraint(array, NamedSharding(self.mesh, spec))
 
     def compiled(self, steps: tuple[LeafStep, ...]) -> Callable[..., Any]:
         """The compiled steps of a stack, each device taking those of its rows."""

@@ -16,6 +16,7 @@ from gradtx import trees
 from gradtx.compose.parts import Composed, Part, locality_of, owner_of, parts_of
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import IN_SERIES
+from gradtx.explicit import explicit_mesh
 from gradtx.inputs import trained
 from gradtx.joined import Finish, Leaves, join
 from gradtx.lift import kernel_of
@@ -185,11 +186,6 @@ class _Split:
         """Whether this is traced for one device of the axes, as inside of `jax.shard_map`."""
         return bool(set(self.axes) & set(jax.sharding.get_abstract_mesh().manual_axes))
 
-    def explicit_mesh(self, x: Any) -> Any:
-        """The mesh of an array whose type tells how it lies along the axes; else None."""
-        own = jax.typeof(x).sharding.mesh
-        return own if set(self.axes) <= set(own.explicit_axes) else None
-
     def part_of(self, leaf: Any, sharding: Any) -> "_Part | None":
         """How a leaf is split; None: it is not."""
         if not trees.is_parameter(leaf):
@@ -209,7 +205,7 @@ class _Split:
 
     def _spec_of(self, leaf: Any, sharding: Any) -> tuple[Any, ...]:
         """How a leaf lies on the mesh, as far as that is known."""
-        is_typed = self.explicit_mesh(leaf) is not None
+        is_typed = explicit_mesh(leaf, self.axes) is not None
         if sharding is None and (is_typed or not isinstance(leaf, Tracer)):
             sharding = jax.typeof(leaf).sharding if is_typed else getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and not self.is_inside:
@@ -264,7 +260,7 @@ class _Part:
         return lax.all_gather(x, self.split.axes, axis=self.axis, tiled=True, to="invarying")
 
     def _laid_out(self, x: Any, spec: PartitionSpec) -> Any:
-        explicit = self.split.explicit_mesh(x)
+        explicit = explicit_mesh(x, self.split.axes)
         if explicit is not None:
             return jax.reshard(x, NamedSharding(explicit, spec))
         sharding = NamedSharding(self.split.mesh, spec)
