@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import re
 from collections.abc import Mapping
 from types import ModuleType, TracebackType
 from typing import Any, NamedTuple, Self
@@ -18,7 +17,6 @@ _OWNER = "Checkpoints"
 _STATE, _RUN = "state", "run"
 # Where a checkpoint that is no longer kept is moved to at once, and deleted from.
 _DELETED = ".deleted"
-_NUMBER = re.compile(r"0|[1-9]\d*")
 
 
 class Checkpoint(NamedTuple):
@@ -203,7 +201,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints in the folder, in ascending order."""
-        return sorted(int(path.name) for path in self._numbered() if _is_checkpoint(path))
+        return sorted(found.step for found in self._found() if _is_checkpoint(found.path))
 
     def latest_step(self) -> int | None:
         """The step of the last complete checkpoint; None: there is none."""
@@ -245,11 +243,11 @@ class Checkpoints:
 
     def _new_manager(self, owner: str) -> Any:
         """What writes; it also removes what an interrupted save has left."""
-        for path in self._numbered():
-            if not _is_checkpoint(path):
+        for found in self._found():
+            if not _is_checkpoint(found.path):
                 raise ValueError(
                     f"{owner}: directory must be a folder for these checkpoints alone, but "
-                    f"'{path.name}' in {self.directory} is none"
+                    f"'{found.path.name}' in {self.directory} is none"
                 )
         self._sweep()
         policies = self._orbax.checkpoint_managers
@@ -262,11 +260,9 @@ class Checkpoints:
             ),
         )
 
-    def _numbered(self) -> list[Any]:
-        """What is called as a checkpoint is."""
-        if not self.directory.exists():
-            return []
-        return [path for path in self.directory.iterdir() if _NUMBER.fullmatch(path.name)]
+    def _found(self) -> list[Any]:
+        """What orbax takes for complete checkpoints."""
+        return list(self._orbax.step.standard_name_format().find_all(self.directory))
 
     def _sweep(self) -> None:
         """Delete the checkpoints that are not kept.
