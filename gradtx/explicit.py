@@ -20,11 +20,17 @@ def layout_of(x: Any) -> tuple[Any, ...]:
     return spec if any(axis is not None for axis in spec) else ()
 
 
-def explicit_mesh(x: Any, axes: Iterable[str]) -> Any:
-    """The mesh of an array whose type tells how it lies along these axes of it; else None."""
+def explicit_mesh(x: Any, mesh: Any, axes: Iterable[str]) -> Any:
+    """The mesh on which the type of an array tells how it lies along these axes; else None.
+
+    Args:
+        x: the array.
+        mesh: the mesh for an array that is on none.
+        axes: names of axes of the mesh.
+    """
     sharding = _type_of(x)
-    own = None if sharding is None else sharding.mesh
-    return own if own is not None and {*axes} <= {*own.explicit_axes} else None
+    own = mesh if sharding is None else sharding.mesh
+    return own if {*axes} <= {*own.explicit_axes} else None
 
 
 def gathered(x: jax.Array, axes: Iterable[int] | None = None) -> jax.Array:

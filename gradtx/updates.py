@@ -120,10 +120,10 @@ def advance(
     Returns:
         The new parameters, the updates or None, and the new state.
     """
-    leaves, finish = join_openly(tx.update, Leaves(updates, params, extra), state)
     if isinstance(params, optax.LookaheadParams):
-        changes = leaves.updates()
-        return apply_updates(params, changes), changes, finish()
+        changes, new_state = tx.update(updates, state, params, **extra)
+        return apply_updates(params, changes), changes, new_state
+    leaves, finish = join_openly(tx.update, Leaves(updates, params, extra), state)
     leaves.align_parameters("update_and_apply")
     steps = {leaf: WaitingStep(addition) for leaf in leaves.leaves if _is_addable(leaf)}
     for leaf, own in steps.items():

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
 
 from gradtx import trees
 from gradtx.inspection.arguments import checked_params, checked_transformation
@@ -22,6 +23,7 @@ from gradtx.inspection.rates import (
     weight_decay,
 )
 from gradtx.inspection.routes import Rule, routes_of
+from gradtx.inspection.shardings import state_shardings
 from gradtx.inspection.values import Value
 from gradtx.kernel import COUNT_OR_ZERO, check
 from gradtx.tables import collapsed, html_table, text_table
@@ -102,11 +104,14 @@ class Explanation:
         shared_bytes: the memory of what does not belong to a single leaf, such as counts.
         all_leaves: whether the text and the table have a line for each leaf, or one line for all
             layers that are treated alike.
+        bytes_per_device: the memory of the state on each device of the mesh that the parameters are
+            on; None if they are on none.
     """
 
     rows: tuple[LeafPlan, ...]
     shared_bytes: int
     all_leaves: bool = False
+    bytes_per_device: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -129,10 +134,12 @@ class Explanation:
         frozen = [row for row in self.rows if row.kind == "frozen"]
         number = sum(row.size for row in frozen)
         wasted = sum(row.state_bytes for row in frozen)
+        own = self.bytes_per_device
         return (
             f"{self.parameters:,} parameters{f' ({number:,} frozen)' if frozen else ''}, "
             f"{self.state_bytes:,} bytes of state ({self.shared_bytes:,} shared), "
             f"{self.bytes_per_parameter:.2f} bytes per parameter"
+            + ("" if own is None else f", {own:,} bytes on each device")
             + (f"; {wasted:,} for frozen ones, see selective_transform" if wasted else "")
         )
 
@@ -205,7 +212,8 @@ def explain(
     Transformations of other libraries are shown by the name of the function that made them. What
     optax's chains, masks, groups, clippings and `set_to_zero` do is known, and what is inside them
     is shown; of others, such as a whole `optax.adamw`, neither the learning rate nor the decay is
-    known. The memory is always exact.
+    known. The memory is always exact. Of parameters on a mesh, the last line also says how much of
+    it each device holds, if the state lies as `gradtx.sharding.state_shardings` says.
 
     Args:
         tx: the transformation.
@@ -263,7 +271,8 @@ def explain(
         _plan(path, leaf, route, own_bytes.get(path, 0), int(step))
         for (path, leaf), route in zip(named, routes_of(tx, params), strict=True)
     )
-    return Explanation(rows, own_bytes.get(None, 0) + padding, all_leaves)
+    shared = own_bytes.get(None, 0) + padding
+    return Explanation(rows, shared, all_leaves, _bytes_per_device(tx, params, state))
 
 
 def _abstract_states(tx: optax.GradientTransformation, params: Any) -> tuple[Any, Any]:
@@ -283,6 +292,19 @@ def _abstract_states(tx: optax.GradientTransformation, params: Any) -> tuple[Any
         return state, each_by_itself(state, params)
 
     return jax.eval_shape(init, arrays)
+
+
+def _bytes_per_device(tx: optax.GradientTransformation, params: Any, state: Any) -> int | None:
+    """The memory of the state on one device of a mesh; None if the parameters are on no mesh."""
+    parameters = [leaf for leaf in jax.tree.leaves(params) if trees.is_parameter(leaf)]
+    where = [getattr(leaf, "sharding", None) for leaf in parameters]
+    if not where or not all(isinstance(own, NamedSharding) for own in where):
+        return None
+    shardings = jax.tree.leaves(state_shardings(tx, params))
+    return sum(
+        math.prod(own.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, own in zip(jax.tree.leaves(state), shardings, strict=True)
+    )
 
 
 def _bytes(leaf: Any) -> int:

@@ -3,8 +3,8 @@
 `distributed` lets each device of a mesh step whole matrices of Muon, Shampoo and their relatives.
 """
 
+from gradtx.inspection.shardings import state_shardings
 from gradtx.sharding.distributed import distributed
-from gradtx.sharding.states import state_shardings
 from gradtx.sharding.zero import zero
 
 __all__ = ["distributed", "state_shardings", "zero"]

@@ -18,6 +18,7 @@ from gradtx.compose.sequence import as_transformation
 from gradtx.effect import IN_SERIES
 from gradtx.explicit import explicit_mesh
 from gradtx.inputs import trained
+from gradtx.inspection.shardings import state_shardings
 from gradtx.joined import Finish, Leaves, join
 from gradtx.lift import kernel_of
 from gradtx.messages import shown
@@ -87,8 +88,8 @@ def zero(
         >>> from gradtx.sharding import zero
         >>> mesh = jax.make_mesh((jax.device_count(),), ("data",))
         >>> tx = zero(gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adam(0.5)), mesh)
-        >>> params = {"w": jnp.ones((8, 2))}
-        >>> state = jax.jit(tx.init)(params)
+        >>> params = jax.device_put({"w": jnp.ones((8, 2))}, jax.NamedSharding(mesh, jax.P()))
+        >>> state = tx.init(params)
         >>> params, state = jax.jit(gradtx.update_and_apply, static_argnums=0)(
         ...     tx, params, state, params
         ... )
@@ -123,7 +124,9 @@ def zero(
     def init(params: Any) -> Any:
         if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params)):
             return inner.init(params)
-        return inner.init(split(params, of_leaves(trained(params)), _Part.taken))
+        parts = of_leaves(params)
+        state = inner.init(split(params, parts, _Part.taken))
+        return known.laid_out(inner, params, parts, state)
 
     def opened(leaves: Leaves, state: Any) -> tuple[Leaves, Finish]:
         updates, params = leaves.updates(), leaves.params
@@ -133,7 +136,7 @@ def zero(
         if len(parts) != len(leaves.leaves):
             leaves.align_parameters(_OWNER)  # says which structure differs
         if params is not None:
-            params = split(params, parts, _Part.taken)
+            params = split(params, of_leaves(params), _Part.taken)
         record = _Parts(split(updates, parts, _Part.reduced), params, leaves.extra, parts)
         return record, join(inner.update, record, state)
 
@@ -186,26 +189,41 @@ class _Split:
         """Whether this is traced for one device of the axes, as inside of `jax.shard_map`."""
         return bool(set(self.axes) & set(jax.sharding.get_abstract_mesh().manual_axes))
 
+    def laid_out(self, tx: Any, params: Any, parts: Sequence["_Part | None"], state: Any) -> Any:
+        """The state beside the parts of its parameters, which other libraries do not see to."""
+        leaves, treedef = trees.flatten(params)
+        is_decided = any(
+            not isinstance(leaf, Tracer) or explicit_mesh(leaf, self.mesh, self.axes) is not None
+            for leaf, part in zip(leaves, parts, strict=True)
+            if part is not None
+        )
+        is_unknown = any(_FREE in part.spec for part in parts if part is not None)
+        if self.is_inside or is_decided or is_unknown:
+            return state
+        shardings = treedef.unflatten(
+            None if part is None else NamedSharding(self.mesh, part.own_spec) for part in parts
+        )
+        return lax.with_sharding_constraint(state, state_shardings(tx, params, shardings))
+
     def part_of(self, leaf: Any, sharding: Any) -> "_Part | None":
         """How a leaf is split; None: it is not."""
         if not trees.is_parameter(leaf):
             return None
         spec = self._spec_of(leaf, sharding)
         names = {name for own in spec for name in (own if isinstance(own, tuple) else (own,))}
-        if names & set(self.axes):
-            return None  # it is sharded along this axis already
         free = [
             (length, -i)
             for i, length in enumerate(np.shape(leaf))
             if length and length % self.number == 0 and spec[i] in (None, _FREE)
         ]
-        if self.number == 1 or not free:
+        is_split = bool(names & set(self.axes))
+        if self.number == 1 or is_split or not free:
             return _Part(self, None, spec)
         return _Part(self, -max(free)[1], spec)
 
     def _spec_of(self, leaf: Any, sharding: Any) -> tuple[Any, ...]:
         """How a leaf lies on the mesh, as far as that is known."""
-        is_typed = explicit_mesh(leaf, self.axes) is not None
+        is_typed = explicit_mesh(leaf, self.mesh, self.axes) is not None
         if sharding is None and (is_typed or not isinstance(leaf, Tracer)):
             sharding = jax.typeof(leaf).sharding if is_typed else getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and not self.is_inside:
@@ -230,14 +248,18 @@ class _Part:
     axis: int | None
     spec: tuple[Any, ...]
 
+    @property
+    def own_spec(self) -> PartitionSpec:
+        """How it lies when it is split."""
+        axes = [self.split.axes if i == self.axis else own for i, own in enumerate(self.spec)]
+        return PartitionSpec(*axes)
+
     def taken(self, x: Any) -> Any:
         """The device's part of an array that all devices have."""
         if self.axis is None:
             return x
         if not self.split.is_inside:
-            own = list(self.spec)
-            own[self.axis] = self.split.axes
-            return self._laid_out(x, PartitionSpec(*own))
+            return self._laid_out(x, self.own_spec)
         size = np.shape(x)[self.axis] // self.split.number
         start = lax.axis_index(self.split.axes) * size
         return lax.dynamic_slice_in_dim(x, start, size, self.axis)
@@ -260,7 +282,7 @@ class _Part:
         return lax.all_gather(x, self.split.axes, axis=self.axis, tiled=True, to="invarying")
 
     def _laid_out(self, x: Any, spec: PartitionSpec) -> Any:
-        explicit = explicit_mesh(x, self.split.axes)
+        explicit = explicit_mesh(x, self.split.mesh, self.split.axes)
         if explicit is not None:
             return jax.reshard(x, NamedSharding(explicit, spec))
         sharding = NamedSharding(self.split.mesh, spec)
@@ -278,9 +300,10 @@ class _Parts(Leaves):
 
     def _restart(self, updates: Any) -> None:
         super()._restart(updates)
+        # Lookahead's updates are those of two trees of parameters.
+        parts = [*self._parts] * (len(self.leaves) // max(len(self._parts), 1))
         self.leaves = [
-            _PartOfLeaf(leaf.value, part)
-            for leaf, part in zip(self.leaves, self._parts, strict=True)
+            _PartOfLeaf(leaf.value, part) for leaf, part in zip(self.leaves, parts, strict=True)
         ]
 
 

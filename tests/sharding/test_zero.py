@@ -27,6 +27,7 @@ TRANSFORMATIONS = {
     "lamb": lambda: gradtx.lamb(0.1),
     "collects": lambda: gradtx.MultiSteps(gradtx.adam(0.1), 2).gradient_transformation(),
     "averages": lambda: gradtx.average_params(gradtx.lion(0.1), 0.9),
+    "optax": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1)),
     "grouped": lambda: gradtx.grouped(gradtx.adam(0.1)),
 }
 
@@ -216,3 +217,32 @@ def test_names_what_shardings_lack(use):
     tx = zero(gradtx.adam(0.1), mesh, shardings={"v": NamedSharding(mesh, PartitionSpec())})
     with pytest.raises(ValueError, match="zero: params and shardings differ at 'w'"):
         tx.init({"v": jnp.ones(8), "w": jnp.ones(8)})
+
+
+def test_explain_shows_the_bytes_on_each_device(use):
+    mesh = use()
+    params = jax.device_put(PARAMS, NamedSharding(mesh, PartitionSpec()))
+    size = {name: leaf.nbytes for name, leaf in PARAMS.items()}
+    split = sum(size[name] for name, spec in SPLIT.items() if spec)
+    for tx, share in ((gradtx.adam(0.1), 1), (zero(gradtx.adam(0.1), mesh), 8)):
+        found = gradtx.explain(tx, params)
+        own = 4 + 2 * (sum(size.values()) - split) + 2 * split // share
+        assert found.bytes_per_device == own
+        assert str(found).endswith(f", {own:,} bytes on each device")
+        # Equal to what is there.
+        first, _ = bytes_of(tx.init(params))
+        assert first == own
+    assert gradtx.explain(gradtx.adam(0.1), PARAMS).bytes_per_device is None
+    assert "on each device" not in str(gradtx.explain(gradtx.adam(0.1), PARAMS))
+
+
+def test_lookahead_has_two_trees_of_parameters(use):
+    mesh = use()
+    tx = gradtx.lookahead(gradtx.adam(0.1), sync_period=2, slow_step_size=0.5)
+    start = gradtx.LookaheadParams.init_synced({"w": jnp.asarray(PARAMS["w"])})
+    gradients = [{"w": gradient["w"]} for gradient in GRADIENTS]
+    expected, _ = trained(tx, start, gradients)
+    on_mesh = jax.device_put((start, gradients), NamedSharding(mesh, PartitionSpec()))
+    found, _ = trained(zero(tx, mesh), *on_mesh)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), found, expected)
+    assert found.fast["w"].sharding.is_fully_replicated
