@@ -38,7 +38,7 @@ class Leaves:
         self._part_of = ""
         self._whole: Leaves | None = None
         self.stacked_by = ""
-        self._restart(updates)
+        self.restart(updates)
 
     @property
     def has_stacks(self) -> bool:
@@ -55,7 +55,8 @@ class Leaves:
         self._values = None
         self._look_again()
 
-    def _restart(self, updates: Any) -> None:
+    def restart(self, updates: Any) -> None:
+        """Go on with other updates, of any structure."""
         values, self.treedef = trees.flatten(updates)
         self.leaves = [Leaf(value) for value in values]
         self._given: Any = updates
@@ -134,7 +135,7 @@ class Leaves:
             given, trees.decoded(state, trees.is_opened), params, **self.extra
         )
         if not self._part_of and not self.has_stacks:
-            self._restart(updates)
+            self.restart(updates)
         else:
             self.put(self.aligned(self._part_of or self.stacked_by, "its inner updates", updates))
         return lambda: trees.encoded_like(state, new_state, trees.is_opened)

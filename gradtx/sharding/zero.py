@@ -143,7 +143,11 @@ def zero(
     def update(leaves: Leaves, state: Any) -> Finish:
         record, finish = opened(leaves, state)
         record.take_steps()
-        leaves.put([leaf.row(leaf.plain) for leaf in record.leaves])
+        whole = [leaf.row(leaf.plain) for leaf in record.leaves]
+        if len(whole) == len(leaves.leaves):
+            leaves.put(whole)
+        else:
+            leaves.restart(record.treedef.unflatten(whole))
         return finish
 
     whole = _Zero(
@@ -298,8 +302,9 @@ class _Parts(Leaves):
         self._parts = parts
         super().__init__(updates, params, extra)
 
-    def _restart(self, updates: Any) -> None:
-        super()._restart(updates)
+    def restart(self, updates: Any) -> None:
+        """Go on with other updates, of any structure."""
+        super().restart(updates)
         # Lookahead's updates are those of two trees of parameters.
         parts = [*self._parts] * (len(self.leaves) // max(len(self._parts), 1))
         self.leaves = [
