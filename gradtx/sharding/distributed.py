@@ -117,7 +117,8 @@ class _Distribution(Grouping):
         return [Group(tuple(places), -(-len(places) // number) * number)]
 
     def is_fit(self, leaf: Any) -> bool:
-        return len(leaf.shape) > 1
+        # There is nothing to do for an empty one, which JAX cannot spread.
+        return len(leaf.shape) > 1 and 0 not in leaf.shape
 
     def placed(self, stack: jax.Array) -> jax.Array:
         return self.spread.placed(stack)

@@ -105,43 +105,50 @@ def zero(
         )
     if isinstance(stage, bool) or stage not in (1, 2):
         raise ValueError(f"{_OWNER}: stage must be 1 or 2, got {shown(stage)}")
-    known = _Split(mesh, axes, int(stage))
+    split = _Split(mesh, axes, int(stage))
+    return _Zero(inner, split, shardings, elementwise).transformation()
 
-    def of_leaves(tree: Any) -> list["_Part | None"]:
-        leaves = trees.flatten(tree)[0]
-        given: Sequence[Any] = [None] * len(leaves)
-        if shardings is not None:
-            given = trees.flatten_like(_OWNER, "shardings", shardings, "params", tree)
-        return [known.part_of(x, own) for x, own in zip(leaves, given, strict=True)]
 
-    def split(tree: Any, parts: Sequence["_Part | None"], move: Callable[..., Any]) -> Any:
-        leaves, treedef = trees.flatten(tree)
-        return treedef.unflatten(
-            x if part is None or not trees.is_parameter(x) else move(part, x)
-            for x, part in zip(leaves, parts, strict=True)
+@dataclass(frozen=True)
+class _Zero:
+    """A transformation whose arrays are split.
+
+    Attributes:
+        inner: the transformation.
+        split: over which devices.
+        shardings: the layouts of the parameters, if the user gave them.
+        elementwise: whether transformations of other libraries are elementwise.
+    """
+
+    inner: optax.GradientTransformationExtraArgs
+    split: "_Split"
+    shardings: Any
+    elementwise: bool
+
+    def transformation(self) -> optax.GradientTransformationExtraArgs:
+        """The whole."""
+        update = _Update(
+            _OWNER,
+            (Part("", self.inner),),
+            self.join,
+            only_hands_on=True,
+            joins=True,
+            effect=IN_SERIES,
+            opened=self.open,
         )
+        return optax.GradientTransformationExtraArgs(self.init, update)
 
-    def init(params: Any) -> Any:
+    def init(self, params: Any) -> Any:
+        """The state before the first step."""
         if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params)):
-            return inner.init(params)
-        parts = of_leaves(params)
-        state = inner.init(split(params, parts, _Part.taken))
-        return known.laid_out(inner, params, parts, state)
+            return self.inner.init(params)
+        parts = self.parts_of(params)
+        state = self.inner.init(_moved(params, parts, _Part.taken))
+        return self.laid_out(params, parts, state)
 
-    def opened(leaves: Leaves, state: Any) -> tuple[Leaves, Finish]:
-        updates, params = leaves.updates(), leaves.params
-        if known.is_inside:
-            _check_elementwise(inner, elementwise)
-        parts = of_leaves(updates if params is None else trained(params))
-        if len(parts) != len(leaves.leaves):
-            leaves.align_parameters(_OWNER)  # says which structure differs
-        if params is not None:
-            params = split(params, of_leaves(params), _Part.taken)
-        record = _Parts(split(updates, parts, _Part.reduced), params, leaves.extra, parts)
-        return record, join(inner.update, record, state)
-
-    def update(leaves: Leaves, state: Any) -> Finish:
-        record, finish = opened(leaves, state)
+    def join(self, leaves: Leaves, state: Any) -> Finish:
+        """Take the steps of the parts, and hand on the whole updates."""
+        record, finish = self.open(leaves, state)
         record.take_steps()
         whole = [leaf.row(leaf.plain) for leaf in record.leaves]
         if len(whole) == len(leaves.leaves):
@@ -150,20 +157,48 @@ def zero(
             leaves.restart(record.treedef.unflatten(whole))
         return finish
 
-    whole = _Zero(
-        _OWNER,
-        (Part("", inner),),
-        update,
-        only_hands_on=True,
-        joins=True,
-        effect=IN_SERIES,
-        opened=opened,
-    )
-    return optax.GradientTransformationExtraArgs(init, whole)
+    def open(self, leaves: Leaves, state: Any) -> tuple[Leaves, Finish]:
+        """The parts of the leaves, where the steps wait, and what gives the new state."""
+        updates, params = leaves.updates(), leaves.params
+        if self.split.is_inside:
+            _check_elementwise(self.inner, self.elementwise)
+        parts = self.parts_of(updates if params is None else trained(params))
+        if len(parts) != len(leaves.leaves):
+            leaves.align_parameters(_OWNER)  # says which structure differs
+        if params is not None:
+            params = _moved(params, self.parts_of(params), _Part.taken)
+        record = _Parts(_moved(updates, parts, _Part.reduced), params, leaves.extra, parts)
+        return record, join(self.inner.update, record, state)
+
+    def parts_of(self, tree: Any) -> list["_Part | None"]:
+        """How each leaf of a tree is split."""
+        leaves = trees.flatten(tree)[0]
+        given: Sequence[Any] = [None] * len(leaves)
+        if self.shardings is not None:
+            given = trees.flatten_like(_OWNER, "shardings", self.shardings, "params", tree)
+        return [self.split.part_of(x, own) for x, own in zip(leaves, given, strict=True)]
+
+    def laid_out(self, params: Any, parts: Sequence["_Part | None"], state: Any) -> Any:
+        """The state beside the parts of its parameters, which other libraries do not see to."""
+        leaves, treedef = trees.flatten(params)
+        known = [part for part in parts if part is not None and _FREE not in part.spec]
+        is_open = all(
+            isinstance(leaf, Tracer) and self.split.explicit_mesh(leaf) is None
+            for leaf in leaves
+            if trees.is_parameter(leaf)
+        )
+        is_known = bool(known) and len(known) == sum(part is not None for part in parts)
+        if self.split.is_inside or not is_open or not is_known:
+            return state
+        shardings = treedef.unflatten(
+            None if part is None else NamedSharding(self.split.mesh, part.own_spec)
+            for part in parts
+        )
+        return lax.with_sharding_constraint(state, state_shardings(self.inner, params, shardings))
 
 
 @dataclass(eq=False, kw_only=True)
-class _Zero(Composed):
+class _Update(Composed):
     """An update function whose steps wait at parts of leaves."""
 
     opened: Callable[[Leaves, Any], tuple[Leaves, Finish]]
@@ -193,25 +228,15 @@ class _Split:
         """Whether this is traced for one device of the axes, as inside of `jax.shard_map`."""
         return bool(set(self.axes) & set(jax.sharding.get_abstract_mesh().manual_axes))
 
-    def laid_out(self, tx: Any, params: Any, parts: Sequence["_Part | None"], state: Any) -> Any:
-        """The state beside the parts of its parameters, which other libraries do not see to."""
-        leaves, treedef = trees.flatten(params)
-        is_decided = any(
-            not isinstance(leaf, Tracer) or explicit_mesh(leaf, self.mesh, self.axes) is not None
-            for leaf, part in zip(leaves, parts, strict=True)
-            if part is not None
-        )
-        is_unknown = any(_FREE in part.spec for part in parts if part is not None)
-        if self.is_inside or is_decided or is_unknown:
-            return state
-        shardings = treedef.unflatten(
-            None if part is None else NamedSharding(self.mesh, part.own_spec) for part in parts
-        )
-        return lax.with_sharding_constraint(state, state_shardings(tx, params, shardings))
+    def explicit_mesh(self, x: Any) -> Any:
+        """The mesh on which the type of an array tells how it is split; else None."""
+        return explicit_mesh(x, self.mesh, self.axes)
 
     def part_of(self, leaf: Any, sharding: Any) -> "_Part | None":
         """How a leaf is split; None: it is not."""
-        if not trees.is_parameter(leaf):
+        here = jax.sharding.get_abstract_mesh()
+        is_elsewhere = bool(here.manual_axes) and not {*self.axes} <= {*here.axis_names}
+        if not trees.is_parameter(leaf) or is_elsewhere:
             return None
         spec = self._spec_of(leaf, sharding)
         names = {name for own in spec for name in (own if isinstance(own, tuple) else (own,))}
@@ -227,7 +252,7 @@ class _Split:
 
     def _spec_of(self, leaf: Any, sharding: Any) -> tuple[Any, ...]:
         """How a leaf lies on the mesh, as far as that is known."""
-        is_typed = explicit_mesh(leaf, self.mesh, self.axes) is not None
+        is_typed = self.explicit_mesh(leaf) is not None
         if sharding is None and (is_typed or not isinstance(leaf, Tracer)):
             sharding = jax.typeof(leaf).sharding if is_typed else getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and not self.is_inside:
@@ -286,13 +311,22 @@ class _Part:
         return lax.all_gather(x, self.split.axes, axis=self.axis, tiled=True, to="invarying")
 
     def _laid_out(self, x: Any, spec: PartitionSpec) -> Any:
-        explicit = explicit_mesh(x, self.split.mesh, self.split.axes)
+        explicit = self.split.explicit_mesh(x)
         if explicit is not None:
             return jax.reshard(x, NamedSharding(explicit, spec))
         sharding = NamedSharding(self.split.mesh, spec)
         if isinstance(x, Tracer):
             return lax.with_sharding_constraint(x, sharding)
         return jax.device_put(x, sharding)
+
+
+def _moved(tree: Any, parts: Sequence[_Part | None], move: Callable[[_Part, Any], Any]) -> Any:
+    """A tree whose arrays are moved, as whoever knows how they are split does it."""
+    leaves, treedef = trees.flatten(tree)
+    return treedef.unflatten(
+        x if part is None or not trees.is_parameter(x) else move(part, x)
+        for x, part in zip(leaves, parts, strict=True)
+    )
 
 
 class _Parts(Leaves):

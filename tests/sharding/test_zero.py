@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import gradtx
 from gradtx.sharding import zero
+from gradtx.testing import check_transformation
 
 RNG = np.random.default_rng(0)
 # The last two have no axis that eight devices divide, or are too small to be worth it.
@@ -246,3 +247,8 @@ def test_lookahead_has_two_trees_of_parameters(use):
     found, _ = trained(zero(tx, mesh), *on_mesh)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), found, expected)
     assert found.fast["w"].sharding.is_fully_replicated
+
+
+def test_contract(use):
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adam(0.1))
+    check_transformation(zero(tx, use()))
