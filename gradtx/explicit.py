@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 
@@ -50,6 +51,37 @@ def laid_out_as(x: Any, like: Any) -> Any:
         return x
     mesh = jax.typeof(like if other else x).sharding.mesh
     return jax.reshard(x, NamedSharding(mesh, PartitionSpec(*(other or [None] * x.ndim))))
+
+
+def sum_over(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The sum along axes, as `lax.reduce_sum`.
+
+    Where it is that of all elements and the mesh has several axes, it is added up over all devices
+    of the mesh, whichever axes `x` is sharded by. XLA puts sums over the same devices together, so
+    that the norms of all leaves of a tree cross the devices at once.
+    """
+    spec = layout_of(x)
+    if not spec or len(axes) < x.ndim or len(jax.typeof(x).sharding.mesh.explicit_axes) < 2:
+        return lax.reduce_sum(x, axes)
+    mesh = jax.typeof(x).sharding.mesh
+    names = mesh.explicit_axes
+    used = {name for own in spec for name in (own if isinstance(own, tuple) else (own,))}
+
+    def summed(part: jax.Array) -> jax.Array:
+        own = lax.reduce_sum(part, axes)
+        for name in names:
+            if name not in used:  # each of these devices has the same
+                own = lax.select(lax.axis_index(name) == 0, own, lax.full_like(own, 0))
+        return lax.psum(own, names)
+
+    return jax.shard_map(
+        summed,
+        mesh=mesh,
+        in_specs=PartitionSpec(*spec),
+        out_specs=PartitionSpec(),
+        axis_names={*names},
+        check_vma=False,
+    )(x)
 
 
 def each_laid_out_as(own: Sequence[jax.Array], likes: Sequence[jax.Array]) -> list[jax.Array]:

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
+from gradtx.explicit import sum_over
 from gradtx.messages import shown
 from gradtx.trees import compute_dtype, is_parameter, real_dtype
 
@@ -46,11 +47,11 @@ def norm(x: jax.Array, axis: Axes = None) -> jax.Array:
     axes = tuple(axis % x.ndim for axis in axes)
     if sums_in_float64(real_dtype(x.dtype)):
         with jax.enable_x64(True):
-            root = lax.sqrt(lax.reduce_sum(abs_squared(_doubled(x)), axes))
+            root = lax.sqrt(sum_over(abs_squared(_doubled(x)), axes))
             return lax.convert_element_type(lax.expand_dims(root, axes), np.float32)
     # One pass says by which power of two to scale, the second one does: for single leaves that
     # costs less than the loop of `_root_of_sum`.
-    first = lax.expand_dims(lax.reduce_sum(abs_squared(x), axes), axes)
+    first = lax.expand_dims(sum_over(abs_squared(x), axes), axes)
     factor = _factor_for(lax.sqrt(first))
     # If it knows x, XLA would multiply its squares by the square of the factor, which overflows.
     hidden = lax.optimization_barrier(x)
@@ -104,7 +105,7 @@ def _norm_jvp(axis: Any, primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any
 def _squares(x: jax.Array, factor: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """The sum of the squares of x times a factor."""
     factor = jnp.broadcast_to(lax.convert_element_type(factor, x.dtype), x.shape)
-    return lax.reduce_sum(abs_squared(lax.mul(x, factor)), axes)
+    return sum_over(abs_squared(lax.mul(x, factor)), axes)
 
 
 def _factor_for(size: jax.Array) -> jax.Array:
@@ -256,7 +257,7 @@ def _norm_of_leaves(leaves: Sequence[jax.Array], axis_name: AxisName | None) -> 
 def _root_of_sum_in_float64(leaves: Sequence[jax.Array], axis_name: AxisName | None) -> jax.Array:
     with jax.enable_x64(True):
         squares = [abs_squared(_doubled(leaf)) for leaf in leaves]
-        rows = [lax.reduce_sum(x, tuple(range(x.ndim))) for x in squares]
+        rows = [sum_over(x, tuple(range(x.ndim))) for x in squares]
         whole = lax.reduce_sum(
             lax.concatenate([lax.expand_dims(row, (0,)) for row in rows], 0), (0,)
         )

@@ -16,11 +16,19 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 
 # Each part may import the parts before it. The rest of the library uses public names only.
 LAYERS = [
-    ("messages.py", "trees.py", "norms.py", "inputs.py", "effect.py", "kernel.py", "tables.py"),
+    (
+        "explicit.py",
+        "messages.py",
+        "trees.py",
+        "norms.py",
+        "inputs.py",
+        "effect.py",
+        "kernel.py",
+        "tables.py",
+    ),
     ("stored.py", "placement.py"),
     ("roles.py", "select.py"),
     (
-        "explicit.py",
         "pieces.py",
         "leaf.py",
         "leaves.py",
