@@ -173,6 +173,12 @@ def scale_by_soap(
     has k bases. A vector or a scalar gets Adam's steps, as does an array along axes that are longer
     than `max_precond_dim`.
 
+    Of a matrix that is not square, the first gradient leaves L or R a null space, of which any
+    orthonormal basis consists of eigenvectors. Rounding decides which one the first step finds, and
+    the next updates depend on it, because Adam's scaling is another one in another basis: runs on
+    other devices, or with other layouts, part there by as much as a step. The updates agree to
+    rounding where the first L and R have full rank.
+
     In a basis, eps is increased by 1024 machine epsilons of the root mean square of sqrt(V_hat): a
     gradient of low rank has elements there that are zero except for rounding.
 
