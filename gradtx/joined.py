@@ -78,6 +78,11 @@ class Leaves:
         other.leaves = [leaf.twin() for leaf in self.leaves]
         return other
 
+    def forget_parameters(self) -> None:
+        """Look for parameters, and for which leaves take part, again."""
+        self._values, self._has_parameters = None, False
+        self._look_again()
+
     def restricted(
         self, owner: str, hidden: Callable[[Any], Any], params: Any, extra: Mapping[str, Any]
     ) -> "Leaves":

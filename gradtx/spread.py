@@ -50,7 +50,8 @@ class Spread:
 
     def placed(self, stack: jax.Array) -> jax.Array:
         """A stack whose rows are on their devices."""
-        if self.is_inside:
+        # What has no elements lies nowhere, and JAX could not read it.
+        if self.is_inside or not stack.size:
             return stack
         spec = PartitionSpec(self.axes, *[None] * (stack.ndim - 1))
         return self._laid_out(stack, spec)
@@ -110,6 +111,26 @@ def _spread_step(spread: Spread, steps: tuple[LeafStep, ...]) -> Callable[..., A
     )
 
 
+@functools.lru_cache(maxsize=1024)
+def _spread_call(
+    spread: Spread,
+    function: Callable[..., Any],
+    own: int,
+    shared: int,
+    static: tuple[tuple[str, Any], ...],
+) -> Callable[..., Any]:
+    step = jax.vmap(functools.partial(function, **dict(static)), (0,) * own + (None,) * shared)
+    return jax.jit(
+        jax.shard_map(
+            step,
+            mesh=spread.mesh,
+            in_specs=(spread.spec,) * own + (PartitionSpec(),) * shared,
+            out_specs=spread.spec,
+            check_vma=False,
+        )
+    )
+
+
 class SpreadStack(Stack):
     """A stack whose rows take their steps on different devices."""
 
@@ -129,6 +150,14 @@ class SpreadStack(Stack):
         likes = [row.given if row.parameter is None else row.parameter for row in self.rows]
         rows = rows_of(self.spread.opened(array, likes[0]), len(self.rows))
         return list(map(self.spread.like, rows, likes))
+
+    def call(self, function: Callable[..., Any], own: Any, shared: Any, **static: Any) -> Any:
+        """A function of the arrays of each row, and of others that they share."""
+        if self.spread.is_inside:
+            return super().call(function, own, shared, **static)
+        options = tuple(sorted(static.items()))
+        called = _spread_call(self.spread, function, len(own), len(shared), options)
+        return called(*map(self.spread.placed, own), *shared)
 
     def compiled(self) -> Callable[..., tuple[jax.Array, list[Any]]]:
         """The compiled steps that wait."""

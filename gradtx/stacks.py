@@ -4,6 +4,7 @@ The array stands at the place of the first of them; at the places of the others 
 that whoever aligns trees, chooses leaves or hands steps to them need not know of stacks.
 """
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -185,10 +186,29 @@ class Stack(Leaf):
 
     def finish(self, value: Any, slots: Sequence[tuple[Any, ...]]) -> None:
         """Keep what the steps have returned, but the old slots of rows without a gradient."""
-        if not all(row.has_gradient for row in self.rows):
-            old = [own.slots for own in self.waiting]
-            slots = jax.tree.map(self._kept, old, list(slots))
-        super().finish(value, slots)
+        super().finish(value, self.kept([own.slots for own in self.waiting], list(slots)))
+
+    def call(self, function: Callable[..., Any], own: Any, shared: Any, **static: Any) -> Any:
+        """A function of the arrays of each row, and of others that they share."""
+        step = functools.partial(function, **static)
+        return jax.vmap(step, (0,) * len(own) + (None,) * len(shared))(*own, *shared)
+
+    def kept(self, old: Any, new: Any) -> Any:
+        """New numbers of the state, but the old ones of rows without a gradient."""
+        if all(row.has_gradient for row in self.rows):
+            return new
+        return jax.tree.map(self._kept, old, new)
+
+    def changed(self, value: Any) -> "Stack":
+        """The same leaves with another value, without parameters and steps that wait."""
+        other = copy.copy(self)
+        other.rows = [copy.copy(row) for row in self.rows]
+        for row in other.rows:
+            row.stack, row.parameter = other, None
+        other.value, other.waiting = value, []
+        other._shape = value.shape[1:]
+        other._parts, other._parameters = {}, None
+        return other
 
     def _kept(self, old: Any, new: Any) -> Any:
         has_gradient = np.ones(self.size, bool)
@@ -238,6 +258,28 @@ def stacked_leaves(
         for i, row in zip(group.places, rows, strict=True):
             record.leaves[i] = row
         record.leaves[group.places[0]] = stack(rows, group.size, shape)
+    return record
+
+
+def with_values(leaves: Leaves, values: Sequence[Any]) -> Leaves:
+    """A record of the same leaves with other values, and without parameters.
+
+    Args:
+        leaves: the leaves, none of which have steps that wait.
+        values: for each leaf its value, which may have another shape; of a stack that of the whole,
+            and None of its other rows.
+    """
+    record = copy.copy(leaves)
+    record.params = None
+    record.leaves = list(leaves.leaves)
+    for i, (leaf, value) in enumerate(zip(leaves.leaves, values, strict=True)):
+        if not isinstance(leaf, Stack):
+            record.leaves[i] = record.leaves[i] if leaf.whole is not leaf else Leaf(value)
+        elif value is not None:
+            record.leaves[i] = new = leaf.changed(value)
+            rows: dict[Leaf, Leaf] = dict(zip(leaf.rows, new.rows, strict=True))
+            record.leaves = [rows.get(own, own) for own in record.leaves]
+    record.forget_parameters()
     return record
 
 

@@ -122,6 +122,15 @@ class Leaf:
         """The parameter if a step that waits reads it, else None."""
         return self.parameter if any(own.step.reads_parameter for own in self.waiting) else None
 
+    def call(self, function: Callable[..., Any], own: Any, shared: Any, **static: Any) -> Any:
+        """A function of its arrays, and of others that all leaves share."""
+        return function(*own, *shared, **static)
+
+    def kept(self, old: Any, new: Any) -> Any:
+        """New numbers of the state, but the old ones where there is no gradient."""
+        del old
+        return new
+
     def finish(self, value: Any, slots: Sequence[tuple[Any, ...]]) -> None:
         """Keep what the steps that waited have returned."""
         self.value = value

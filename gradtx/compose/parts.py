@@ -47,6 +47,7 @@ class Composed(Link):
         effect: what it makes of the updates; None: it does not say.
         on_stacks: what joins its parts where leaves are in stacks, if it does not always join them;
             None: it does not work on stacks.
+        of_matrices: whether it multiplies or factors matrices, which several devices can share.
     """
 
     owner: str
@@ -59,6 +60,7 @@ class Composed(Link):
     joins: bool = False
     effect: Effect | None = None
     on_stacks: Callable[[Leaves, Any], Finish] | None = None
+    of_matrices: bool = False
 
     def __call__(
         self, updates: Any, state: Any, params: Any = None, **extra: Any
@@ -103,6 +105,7 @@ def composed(
     joins: bool = False,
     effect: Effect | None = None,
     on_stacks: Callable[[Leaves, Any], Finish] | None = None,
+    of_matrices: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation of optax's type whose parts `parts_of` finds again.
 
@@ -119,6 +122,7 @@ def composed(
         joins: see `Composed`.
         effect: see `Composed`.
         on_stacks: see `Composed`.
+        of_matrices: see `Composed`.
     """
     fields = getattr(state, "_fields", ())
     whole = Composed(
@@ -132,6 +136,7 @@ def composed(
         joins,
         effect,
         on_stacks,
+        of_matrices,
     )
     return optax.GradientTransformationExtraArgs(init, whole)
 

@@ -32,11 +32,11 @@ def distributed(
 ) -> optax.GradientTransformationExtraArgs:
     """Let each device of a mesh take the steps of whole matrices, a share of them each.
 
-    The steps of Muon, NorMuon, Shampoo and SOAP multiply and factor matrices. If a matrix is
-    sharded, each of these products needs the other devices; if it is replicated, all devices do the
-    same work. Here matrices of one shape are put together in a stack, which is sharded along its
-    first axis: gradients travel to the devices of their matrices in one exchange, an all-to-all for
-    sharded gradients and none for replicated ones, and the updates, or with
+    The steps of Muon, NorMuon, Shampoo, SOAP and GaLore multiply and factor matrices. If a matrix
+    is sharded, each of these products needs the other devices; if it is replicated, all devices do
+    the same work. Here matrices of one shape are put together in a stack, which is sharded along
+    its first axis: gradients travel to the devices of their matrices in one exchange, an all-to-all
+    for sharded gradients and none for replicated ones, and the updates, or with
     `gradtx.update_and_apply` the new parameters, come back in one, an all-to-all or an all-gather.
     The state stays where the matrices take their steps, in stacks, so that each device has a share
     of it.
@@ -136,6 +136,8 @@ def _seen_by_matrix_methods(tx: optax.GradientTransformation, tree: Any) -> set[
         kernel = kernel_of(tx)
         if kernel is not None:
             return {*jax.tree.leaves(numbers)} if kernel.stacked else set()
+        if getattr(tx.update, "of_matrices", False):
+            return {*jax.tree.leaves(numbers)}
         reached: set[int] = set()
         for part in parts_of(tx):
             given = tree, numbers

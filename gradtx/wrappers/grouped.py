@@ -78,7 +78,8 @@ def grouped(
     the parameters while these are in stacks.
 
     `tx` may be anything that is made of the optimizers of this library by `chain`, `named_chain`,
-    `masked`, `partition`, `inject_hyperparams` and `graft`. Other wrappers go around `grouped`.
+    `masked`, `partition`, `inject_hyperparams`, `graft` and `scale_by_galore`. Other wrappers go
+    around `grouped`.
 
     Args:
         tx: the transformation.

@@ -17,6 +17,8 @@ from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
 from gradtx.explicit import gathered, laid_out_as
+from gradtx.inputs import check_state
+from gradtx.joined import Finish, Leaves, join
 from gradtx.kernel import ANY_NUMBER, COUNT, check, check_hyperparameter
 from gradtx.kernels.adam import scale_by_adam
 from gradtx.kernels.matrices import (
@@ -30,6 +32,7 @@ from gradtx.leaves import Aligned, map_leaves
 from gradtx.lift import evaluate
 from gradtx.messages import shown
 from gradtx.placement import full_beside, lengths, zeros_beside
+from gradtx.stacks import with_values
 from gradtx.wrappers.steps import counted, is_collecting, is_step
 
 
@@ -128,6 +131,20 @@ def scale_by_galore(
         count = counted(is_step(state.base_optimizer_state, base_state, new), state.count)
         return left, GaLoreState(count, base_state, projectors)
 
+    def on_stacks(leaves: Leaves, state: Any) -> Finish:
+        check_state(owner, state, GaLoreState._fields)
+        leaves.take_steps()
+        axes = _projected_axes(owner, weight_dimension_numbers, leaves.shapes())
+        is_time = state.count % update_proj_gap == 0
+        factor = evaluate(scale, state.count) if callable(scale) else jnp.asarray(scale)
+        low, projectors = _entered_stacks(owner, leaves, axes, state.projector, is_time, rank)
+        finish = join(base.update, low, state.base_optimizer_state)
+        low.take_steps()
+        _leave_stacks(owner, leaves, low, axes, projectors, factor)
+        count = optax.safe_increment(state.count)
+        tree = leaves.treedef.unflatten(projectors)
+        return lambda: GaLoreState(count, finish(), tree)
+
     return composed(
         owner,
         (Part("", base),),
@@ -135,6 +152,8 @@ def scale_by_galore(
         update,
         locality="leaf",
         state=GaLoreState,
+        on_stacks=on_stacks,
+        of_matrices=True,
         effect=Effect(degree=1, gain=True, states=("base_optimizer_state",)),
     )
 
@@ -186,13 +205,45 @@ def _entered(
 def _left(owner: str, updates: Any, axes: Any, projectors: Any, new: Any, factor: jax.Array) -> Any:
     """The updates of the arrays from those in the subspaces."""
     return map_leaves(
-        lambda g, own, projector, u: _leave(u, projector, factor, jnp.asarray(g), own),
+        lambda g, own, projector, u: _leave(u, projector, jnp.asarray(g), factor, own),
         owner,
         {"updates": updates, _AXES: axes, _PROJECTOR: projectors, _NEW: new},
         takes_part=_is_projected,
         same_shapes=False,
         rests=_NEW,
     )
+
+
+def _entered_stacks(
+    owner: str, leaves: Leaves, axes: Any, projectors: Any, is_time: jax.Array, rank: int
+) -> tuple[Leaves, list[Any]]:
+    """The leaves in their subspaces, and the projectors, some of them in stacks."""
+    new = leaves.aligned(owner, _PROJECTOR, projectors)
+    values = [leaf.value for leaf in leaves.leaves]
+    for i, own in enumerate(leaves.aligned(owner, _AXES, axes)):
+        leaf, old = leaves.leaves[i], new[i]
+        if own is None or not trees.is_parameter(leaf.value):
+            continue
+        shape = own.shape_of_matrices(leaf.shape)
+        expected = [leaf.stacked(_projector_shape(shape, side, rank)) for side in shape[-2:]]
+        if np.shape(old) not in expected:
+            leaves.check_slot(owner, i, "projector", old, expected[0])
+        values[i], projector = leaf.call(_enter, (leaf.value, old), (is_time,), axes=own)
+        new[i] = leaf.kept(old, projector)
+    return with_values(leaves, values), new
+
+
+def _leave_stacks(
+    owner: str, leaves: Leaves, low: Leaves, axes: Any, projectors: list[Any], factor: jax.Array
+) -> None:
+    """Put the updates of the leaves, from those in the subspaces, in their place."""
+    values = [leaf.value for leaf in low.leaves]
+    for i, own in enumerate(leaves.aligned(owner, _AXES, axes)):
+        leaf = leaves.leaves[i]
+        if own is not None and trees.is_parameter(leaf.value):
+            arrays = values[i], projectors[i], leaf.value
+            values[i] = leaf.call(_leave, arrays, (factor,), axes=own)
+    leaves.put(values)
 
 
 def _projected_axes(owner: str, choice: WeightDimensionNumbers, tree: Any) -> Any:
@@ -243,7 +294,7 @@ def _enter(
 
 @functools.partial(jax.jit, static_argnames="axes")
 def _leave(
-    low_rank: jax.Array, projector: jax.Array, scale: jax.Array, like: jax.Array, axes: MatrixAxes
+    low_rank: jax.Array, projector: jax.Array, like: jax.Array, scale: jax.Array, axes: MatrixAxes
 ) -> jax.Array:
     """The update of the array, from that in the subspace."""
     projector = gathered(projector.astype(low_rank.dtype), (-2, -1))

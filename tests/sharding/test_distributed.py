@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import gradtx
+from gradtx import testing
 from gradtx.sharding import distributed
 from gradtx.testing import collectives
 
@@ -22,6 +23,7 @@ ELEMENTS = NUMBER * 16 * 32
 METHODS = {
     "muon": lambda: gradtx.muon(0.1, weight_decay=0.1),
     "normuon": lambda: gradtx.normuon(0.1),
+    "galore": lambda: gradtx.galore(0.1, 8, update_proj_gap=2, weight_decay=0.1),
     "shampoo": lambda: gradtx.shampoo(0.1),
     "soap": lambda: gradtx.soap(0.1, precondition_frequency=1),
 }
@@ -134,6 +136,20 @@ def test_a_number_of_matrices_that_devices_do_not_divide():
         np.testing.assert_allclose(np.asarray(own), np.asarray(other), rtol=1e-5, atol=1e-5)
     mu = gradtx.tree.get(state, "mu", filtering=lambda path, _: "muon" in str(path))
     assert mu["layer0"]["kernel"].shape == (8, *SHAPE)
+
+
+@pytest.mark.parametrize(
+    "clause",
+    [
+        *(testing.check_donation, testing.check_masked_leaves, testing.check_scan),
+        *(testing.check_sharding, testing.check_vmap),
+    ],
+    ids=lambda clause: clause.__name__,
+)
+def test_the_contract_of_a_transformation(clause, quick_compilation):
+    # Of a quickly compiled one; Muon and Shampoo pass all clauses too, which take long.
+    tx = gradtx.galore(0.1, 1, base_optimizer=gradtx.trace(0.9))
+    clause(distributed(tx, mesh_of((8,), AUTO)))
 
 
 def test_only_matrices_that_are_chosen_are_stacked():

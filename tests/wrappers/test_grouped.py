@@ -38,7 +38,7 @@ MATRICES = {"kernel": SHAPES["kernel"]}
 ONLY_MATRICES = {"scale_by_muon", "scale_by_normuon"}
 # Optimizers and pieces that groups would not preserve; other wrappers go around `grouped`.
 REFUSED = {
-    *("apply_every", "differentially_private_aggregate", "dpsgd", "galore", "lbfgs", "newton"),
+    *("apply_every", "differentially_private_aggregate", "dpsgd", "lbfgs", "newton"),
     *("hutchinson_estimator_diag_hessian", "polyak_sgd", "scale_by_backtracking_linesearch"),
     *("scale_by_lbfgs", "scale_by_newton", "scale_by_sophia", "scale_by_zoom_linesearch"),
     *("schedule_free_adamw", "schedule_free_sgd", "sophia"),
@@ -364,6 +364,24 @@ def test_grafted_steps_have_the_lengths_of_single_leaves():
     tx = gradtx.chain(gradtx.graft(gradtx.trace(0.9), gradtx.adam(0.1)), gradtx.ema(0.5))
     found, _ = trajectory(gradtx.grouped(tx), [gradients[0], missing], params)
     check_same(found, trajectory(tx, [gradients[0], missing], params)[0])
+
+
+def test_projected_gradients_are_those_of_single_leaves():
+    params, gradients = tree(0, MATRICES), [tree(seed, MATRICES) for seed in (1, 2, 3)]
+    gradients[1]["layer1"]["kernel"] = None
+    numbers = gradtx.GaLoreDimensionNumbers(-2, -1)
+    scale = gradtx.schedules.linear_schedule(1.0, 0.5, 3)
+    tx = gradtx.galore(0.1, 1, 2, scale, gradtx.scale_by_muon(), weight_dimension_numbers=numbers)
+    found, state = trajectory(gradtx.grouped(tx), gradients, params)
+    expected, plain = trajectory(tx, gradients, params)
+    check_same(found, expected, 1e-5)
+    own, other = (gradtx.tree.get(x, "projector") for x in (state, plain))
+    for i in range(3):
+        np.testing.assert_allclose(
+            own["layer0"]["kernel"][i], other[f"layer{i}"]["kernel"], rtol=1e-5, atol=1e-6
+        )
+    with pytest.raises(ValueError, match=r"grouped: the state's projector at 'layer0/kernel'"):
+        gradtx.grouped(tx).update(gradients[0], state._replace(inner_state=plain), params)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
