@@ -58,7 +58,8 @@ def sum_over(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
     Where it is that of all elements and the mesh has several axes, it is added up over all devices
     of the mesh, whichever axes `x` is sharded by. XLA puts sums over the same devices together, so
-    that the norms of all leaves of a tree cross the devices at once.
+    that the norms of all leaves of a tree cross the devices at once. With automatic axes nobody
+    knows here how `x` is sharded: there they cross once for each set of axes that shard a leaf.
     """
     spec = layout_of(x)
     if not spec or len(axes) < x.ndim or len(jax.typeof(x).sharding.mesh.explicit_axes) < 2:

@@ -160,6 +160,17 @@ def test_only_matrices_that_are_chosen_are_stacked():
     assert shapes == {(), (3,), SHAPE, (8, *SHAPE)}
 
 
+def test_states_are_carried_there_and_back():
+    params = [tree(0)[f"layer{i}"]["kernel"] for i in range(3)]
+    tx = gradtx.scale_by_muon()
+    plain = tx.init(params)._replace(mu=params)
+    spread, _ = gradtx.migrate(plain, distributed(tx, mesh_of((8,), AUTO)), params)
+    np.testing.assert_array_equal(spread.inner_state.mu[0], [*params, *[np.zeros(SHAPE)] * 5])
+    back, _ = gradtx.migrate(spread, tx, params)
+    for own, other in zip(back.mu, params, strict=True):
+        np.testing.assert_array_equal(own, other)
+
+
 @pytest.mark.parametrize("axis", ["model", (), ("data", "batch")], ids=str)
 def test_an_axis_that_the_mesh_does_not_have(axis):
     check_refused(
