@@ -25,7 +25,9 @@ METHODS = {
     "normuon": lambda: gradtx.normuon(0.1),
     "galore": lambda: gradtx.galore(0.1, 8, update_proj_gap=2, weight_decay=0.1),
     "shampoo": lambda: gradtx.shampoo(0.1),
-    "soap": lambda: gradtx.soap(0.1, precondition_frequency=1),
+    # A basis of the 32 columns would be that of a null space, which rounding decides. At a usual
+    # rate, because the first steps of Adam turn roundings of small elements into 1e-3 of a step.
+    "soap": lambda: gradtx.soap(0.01, precondition_frequency=1, max_precond_dim=16),
 }
 LAYOUTS = {
     "replicated": ((8,), P(), {"all-gather": (1, ELEMENTS)}),
@@ -43,10 +45,14 @@ CASES = [
 def tree(seed, number=NUMBER):
     random = np.random.default_rng(seed)
 
-    def drawn(*shape):
-        return jnp.asarray(random.standard_normal(shape), jnp.float32)
+    def drawn():
+        left, right = (np.linalg.qr(random.standard_normal((n, n)))[0] for n in SHAPE)
+        # Far from equal singular values, whose vectors would be a matter of rounding.
+        kernel = left * np.geomspace(1, 8, SHAPE[0]) @ right[: SHAPE[0]]
+        tree = {"kernel": kernel, "bias": random.standard_normal(32)}
+        return jax.tree.map(jnp.float32, tree)
 
-    return {f"layer{i}": {"kernel": drawn(*SHAPE), "bias": drawn(32)} for i in range(number)}
+    return {f"layer{i}": drawn() for i in range(number)}
 
 
 def mesh_of(shape, kind):
