@@ -38,6 +38,7 @@ from gradtx.leaf import (
     start_scalar,
     start_slot,
 )
+from gradtx.placement import numbers_placed
 from gradtx.waiting import WaitingStep, step_together
 
 
@@ -218,7 +219,8 @@ class _Lifted(Link):
         if "rng_key" in kernel.state._fields:
             # A copy, because the caller may donate the state.
             fields["rng_key"] = jnp.copy(self.key)
-        return self._pack(jnp.zeros([], jnp.int32), kernel.state(**fields))
+        state = self._pack(jnp.zeros([], jnp.int32), kernel.state(**fields))
+        return numbers_placed(state, params)
 
     def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         """One step: the new updates and the new state."""

@@ -11,6 +11,7 @@ the lengths of its axes, makes it here:
   condition that is never true, which the compiler cannot know.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
+
+from gradtx import trees
 
 Fill = float | jax.Array | Callable[[tuple[int, ...], np.dtype], jax.Array]
 
@@ -84,6 +87,44 @@ def full_beside(parameter: Any, shape: Sequence[int], fill: Fill, dtype: Any) ->
         return constrain(array, own) if isinstance(array, Tracer) else array
     array = made(out_sharding=own) if sharding.mesh.explicit_axes else made()
     return following(array, parameter, axes)
+
+
+def with_numbers_placed(init: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """An init function that puts numbers of the whole tree where the parameters are.
+
+    A count that is on one device before the first step is on all of them after it, and the step is
+    compiled twice.
+    """
+
+    @functools.wraps(init)
+    def placed(params: Any) -> Any:
+        return numbers_placed(init(params), params)
+
+    return placed
+
+
+def numbers_placed(state: Any, params: Any) -> Any:
+    """A state whose numbers of the whole tree are on all devices on which the parameters are."""
+    first = next((leaf for leaf in jax.tree.leaves(params) if trees.is_parameter(leaf)), None)
+    sharding = _sharding_of(first)
+    if sharding is None or sharding.mesh.empty or sharding.mesh.size == 1:
+        return state
+    if not isinstance(first, Tracer):
+        everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+        return jax.tree.map(
+            lambda leaf: leaf if _is_settled(leaf) else jax.device_put(leaf, everywhere), state
+        )
+    leaves = jax.tree.leaves(state)
+    has_slots = any(np.ndim(leaf) and trees.is_parameter(leaf) for leaf in leaves)
+    if not sharding.mesh.auto_axes or not leaves or has_slots:
+        return state
+    # If nothing in a program depends on the parameters, it does not see them and has one device.
+    return lax.optimization_barrier((state, first))[0]
+
+
+def _is_settled(leaf: Any) -> bool:
+    """Whether it is known where an array is."""
+    return isinstance(leaf, Tracer) or getattr(leaf, "committed", True)
 
 
 def _axes_of(shape: Sequence[int]) -> list[int | None]:

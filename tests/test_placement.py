@@ -130,3 +130,23 @@ def test_one_device_pays_nothing():
     text = str(jax.make_jaxpr(gradtx.adafactor(0.1).init)(jnp.ones((256, 256))))
     assert "select" not in text
     assert "barrier" not in text
+
+
+@KINDS
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.adam(0.1),
+        gradtx.scale_by_schedule(lambda count: 1.0 / (1 + count)),
+        gradtx.apply_if_finite(gradtx.scale(-1.0), 3),
+        gradtx.hutchinson_estimator_diag_hessian(),
+    ],
+    ids=["moments", "a count", "a wrapper's count", "a key"],
+)
+def test_numbers_of_the_whole_tree_are_on_all_devices(tx, kind, compiled):
+    parameter = on_mesh(kind, (8, 8), "a", "b")
+    with within(parameter):
+        state = (jax.jit(tx.init) if compiled else tx.init)(parameter)
+    for leaf in jax.tree.leaves(state):
+        assert leaf.sharding.device_set == parameter.sharding.device_set

@@ -10,6 +10,7 @@ import optax
 from gradtx.effect import Effect
 from gradtx.inputs import as_gradients, check_state, has_fields
 from gradtx.joined import Finish, Leaves, Link, run
+from gradtx.placement import with_numbers_placed
 
 Locality: TypeAlias = Literal["element", "leaf", "tree"]
 
@@ -138,7 +139,7 @@ def composed(
         on_stacks,
         of_matrices,
     )
-    return optax.GradientTransformationExtraArgs(init, whole)
+    return optax.GradientTransformationExtraArgs(with_numbers_placed(init), whole)
 
 
 def would_lose(tx: optax.GradientTransformation, state: Any) -> bool:

@@ -13,6 +13,7 @@ from gradtx.effect import Effect, declared
 from gradtx.inputs import as_gradients, check_state
 from gradtx.kernels.objective import Loss, loss_of_moving
 from gradtx.messages import shown
+from gradtx.placement import with_numbers_placed
 
 _REPLACING = Effect(hidden="replaces the gradient", decay="hides")
 
@@ -67,6 +68,7 @@ def hutchinson_estimator_diag_hessian(
     draw = jax.random.rademacher if distribution == "rademacher" else jax.random.normal
     key = _key(owner, random_seed)
 
+    @with_numbers_placed
     def init(params: Any) -> HutchinsonState:
         del params
         # A copy, because the caller may donate the state.

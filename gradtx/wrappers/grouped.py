@@ -19,6 +19,7 @@ from gradtx.inputs import as_gradients, check_state, trained
 from gradtx.joined import Finish, Leaves, join
 from gradtx.kernel import COUNT, check
 from gradtx.lift import kernel_of, options_of
+from gradtx.placement import with_numbers_placed
 from gradtx.select import Specification
 from gradtx.select import select as selection
 from gradtx.stacks import Group, Row, Stack, regrouped, stacked_leaves
@@ -175,7 +176,7 @@ class Grouping:
             effect=IN_SERIES,
             opened=self.open,
         )
-        return optax.GradientTransformationExtraArgs(self.init, whole)
+        return optax.GradientTransformationExtraArgs(with_numbers_placed(self.init), whole)
 
     def init(self, params: Any) -> GroupedState:
         """The state before the first step."""

@@ -21,6 +21,7 @@ from gradtx.inputs import check_state
 from gradtx.joined import Finish, Leaves, join
 from gradtx.kernel import check_dtype
 from gradtx.messages import listed
+from gradtx.placement import with_numbers_placed
 from gradtx.wrappers.factory import Factory
 from gradtx.wrappers.steps import is_step, kept_after
 
@@ -185,6 +186,7 @@ def _injected(
     def make(values: dict[str, Any]) -> ExtraArgs:
         return as_transformation(owner, "the factory's result", factory.make(bound, values))
 
+    @with_numbers_placed
     def init(params: Any) -> _State:
         states = {name: schedule.init() for name, schedule in schedules.items()}
         hyperparams = own.at_start() | {k: own.stored(value) for k, value in numbers.items()}

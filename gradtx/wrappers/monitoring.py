@@ -17,6 +17,7 @@ from gradtx.inputs import check_state
 from gradtx.kernels.momentum import ema
 from gradtx.leaves import map_leaves, map_parameters
 from gradtx.messages import listed, shown
+from gradtx.placement import with_numbers_placed
 
 Measure = Callable[[Any], Any]
 _MEASURING = Effect(hidden="measures the updates", decay="hides")
@@ -55,6 +56,7 @@ def snapshot(measure_name: str, measure: Measure) -> optax.GradientTransformatio
     owner = "snapshot"
     _check_measure(owner, measure_name, measure)
 
+    @with_numbers_placed
     def init(params: Any) -> SnapshotState:
         return SnapshotState({measure_name: _zeros(jax.eval_shape(measure, _parameters(params)))})
 
@@ -119,6 +121,7 @@ def monitor(
         else:
             transformations[name] = as_transformation(owner, f"measures[{name!r}]", measure)
 
+    @with_numbers_placed
     def init(params: Any) -> MonitorState:
         visible, measurements, states = _parameters(params), {}, []
         for name, tx in transformations.items():
@@ -195,6 +198,7 @@ def measure_with_ema(
     def numbers(updates: Any) -> Any:
         return jax.tree.map(number, measure(updates))
 
+    @with_numbers_placed
     def init(params: Any) -> Any:
         return optax.EmptyState(), average.init(_zeros(jax.eval_shape(numbers, params)))
 

@@ -16,6 +16,7 @@ from gradtx.inputs import as_gradients, check_state
 from gradtx.kernel import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, PROPER_SHARE, SHARE, check, squeezed
 from gradtx.kernels.scale import scale
 from gradtx.leaves import parameters_of
+from gradtx.placement import with_numbers_placed
 
 _OWNER = "reduce_on_plateau"
 _CHANGING = Effect(degree=1, hidden="has a factor that depends on the loss", hidden_later=True)
@@ -96,6 +97,7 @@ def reduce_on_plateau(
     if not isinstance(rtol, jax.Array) and not isinstance(atol, jax.Array) and rtol == atol == 0:
         raise ValueError(f"{_OWNER}: rtol or atol must be positive, got {rtol} and {atol}")
 
+    @with_numbers_placed
     def init(params: Any) -> ReduceLROnPlateauState:
         dtype = norms.widest(parameters_of(params))
         return ReduceLROnPlateauState(
