@@ -12,6 +12,7 @@ from optax import ScalarOrSchedule
 
 from gradtx import trees
 from gradtx.effect import LINEAR, declared
+from gradtx.explicit import each_laid_out_as, gathered
 from gradtx.inputs import as_gradients, check_state, with_fields
 from gradtx.kernel import COUNT, NON_NEGATIVE, check, check_hyperparameter
 from gradtx.kernels.objective import Loss, loss_of_moving
@@ -88,14 +89,14 @@ def scale_by_newton(
         shift, state = _damping_now(damping, state)
         if not gradients:
             return updates, state
-        at = _in_one_dtype(parameters)
-        right = _in_one_dtype(gradients)
+        # Each device solves the whole system.
+        at, right = (list(map(gathered, _in_one_dtype(own))) for own in (parameters, gradients))
         if solver == "dense":
             directions = _solve_dense(value, at, right, shift)
         else:
             directions = _solve_cg(value, at, right, shift, tolerance, max_iterations)
         new = [d.astype(g.dtype) for d, g in zip(directions, gradients, strict=True)]
-        return moving.tree_of(new), state
+        return moving.tree_of(each_laid_out_as(new, gradients)), state
 
     def init(params: Any) -> Any:
         del params

@@ -1,14 +1,62 @@
-"""The clause about several devices."""
+"""Clauses about several devices."""
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gradtx.testing.clause import Case, clause
 from gradtx.testing.clauses_structure import parts_like
 from gradtx.testing.comparison import Violation, expect_same, flatten
+
+
+class _Run(NamedTuple):
+    """A compiled init and two compiled steps on several devices, on a mesh with automatic axes.
+
+    Attributes:
+        mesh: the mesh.
+        params: the parameters, each sharded along its first axis that the devices divide.
+        states: the state before the first step and after each.
+        first: the result of the first step.
+    """
+
+    mesh: Mesh
+    params: Any
+    states: list[Any]
+    first: Any
+
+
+# Two clauses look at the same run.
+@functools.lru_cache(maxsize=1)
+def _run(case: Case) -> _Run:
+    mesh = _mesh(AxisType.Auto)
+    params, *gradients = (
+        jax.tree.map(jax.device_put, tree, _shardings(mesh, tree))
+        for tree in (case.params, case.gradients(1), case.gradients(2))
+    )
+    state = jax.jit(case.tx.init)(params)
+    step = jax.jit(case.update)
+    first = step(gradients[0], state, params)
+    _, last = step(gradients[1], first[1], params)
+    return _Run(mesh, params, [state, first[1], last], first)
+
+
+def _mesh(kind: AxisType) -> Mesh:
+    return Mesh(np.array(jax.devices()), ("devices",), axis_types=(kind,))
+
+
+def _shardings(mesh: Mesh, tree: Any) -> Any:
+    """For each array the sharding along its first axis that the number of devices divides."""
+
+    def sharding(leaf: Any) -> NamedSharding:
+        sizes = [size and size % mesh.size == 0 for size in leaf.shape]
+        axis = sizes.index(True) if True in sizes else len(sizes)
+        spec = PartitionSpec(*[None] * axis, *["devices"] * (axis < len(sizes)))
+        return NamedSharding(mesh, spec)
+
+    return jax.tree.map(sharding, tree)
 
 
 @clause("sharding")
@@ -25,28 +73,73 @@ def check_sharding(case: Case) -> None:
         >>> from gradtx.testing import check_sharding
         >>> check_sharding(gradtx.sgd(0.1), jnp.ones(8))
     """
-    devices = jax.devices()
-    if len(devices) < 2:
+    if jax.device_count() < 2:
         return
-    mesh = Mesh(np.array(devices), ("devices",))
-
-    def spread(leaf: Any) -> Any:
-        sizes = [size and size % len(devices) == 0 for size in leaf.shape]
-        axis = sizes.index(True) if True in sizes else len(sizes)
-        spec = PartitionSpec(*[None] * axis, *["devices"] * (axis < len(sizes)))
-        return jax.device_put(leaf, NamedSharding(mesh, spec))
-
-    params, gradients = (jax.tree.map(spread, tree) for tree in (case.params, case.gradients(1)))
-    state = case.tx.init(params)
-    _expect_beside("the state of init", state, params)
-    result = jax.jit(case.update)(gradients, state, params)
-    expect_same("the result on sharded inputs", case.steps[0], result, case.ulps)
-    _expect_beside("the state of update", result[1], params)
+    run = _run(case)
+    _expect_beside("the state of init", case.tx.init(run.params), run.params)
+    expect_same("the result on sharded inputs", case.steps[0], run.first, case.ulps)
+    _expect_beside("the state of update", run.states[1], run.params)
 
     everywhere = PartitionSpec()
-    mapped = jax.shard_map(case.update, mesh=mesh, in_specs=everywhere, out_specs=everywhere)
+    mapped = jax.shard_map(case.update, mesh=run.mesh, in_specs=everywhere, out_specs=everywhere)
     result = jax.jit(mapped)(case.gradients(1), case.state, case.params)
     expect_same("the result under shard_map", case.steps[0], result, case.ulps)
+
+
+@clause("layouts")
+def check_layouts(case: Case) -> None:
+    """A compiled init puts the state where the parameters lie, and it stays there.
+
+    Nothing in the state changes its layout in two compiled steps, nor its type in a step on a mesh
+    with explicit axes, where layouts are parts of types. The parameters are sharded as for
+    `check_sharding`. On one device there is nothing to check.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> from gradtx.testing import check_layouts
+        >>> check_layouts(gradtx.adam(0.1), jnp.ones(8))
+    """
+    if jax.device_count() < 2:
+        return
+    run = _run(case)
+    _expect_beside("the state of the compiled init", run.states[0], run.params)
+    for number, (old, new) in enumerate(zip(run.states, run.states[1:], strict=False), 1):
+        _expect_same_layouts(f"the state after step {number}", old, new)
+
+    mesh = _mesh(AxisType.Explicit)
+    params, gradients = (
+        jax.tree.map(
+            lambda x, own: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own),
+            tree,
+            _shardings(mesh, tree),
+        )
+        for tree in (case.params, case.gradients(1))
+    )
+    with jax.set_mesh(mesh):
+        state = jax.eval_shape(case.tx.init, params)
+        _, new = jax.eval_shape(case.update, gradients, state, params)
+    for (path, old), (_, leaf) in zip(flatten(state)[0], flatten(new)[0], strict=True):
+        if _spec(old) != _spec(leaf):
+            raise Violation(
+                path,
+                f"the state after a step on a mesh with explicit axes to be sharded {_spec(old)}",
+                f"{_spec(leaf)}",
+            )
+
+
+def _expect_same_layouts(what: str, expected: Any, got: Any) -> None:
+    for (path, old), (_, new) in zip(flatten(expected)[0], flatten(got)[0], strict=True):
+        if isinstance(old, jax.Array) and not old.sharding.is_equivalent_to(new.sharding, old.ndim):
+            raise Violation(path, f"{what} to lie as {old.sharding}", f"{new.sharding}")
+
+
+def _spec(leaf: Any) -> tuple[Any, ...]:
+    """How an array in the abstract is sharded."""
+    spec = [*getattr(getattr(leaf, "sharding", None), "spec", ())]
+    while spec and spec[-1] is None:
+        spec.pop()
+    return tuple(spec)
 
 
 def _expect_beside(what: str, state: Any, params: Any) -> None:

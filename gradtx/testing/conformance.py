@@ -10,7 +10,7 @@ from gradtx.testing.clause import ULPS, Case, Clause, ConformanceError, ExtraArg
 from gradtx.testing.clauses_calling import check_purity, check_type
 from gradtx.testing.clauses_mismatch import check_mismatches
 from gradtx.testing.clauses_numerics import check_degree, check_half_precision, check_locality
-from gradtx.testing.clauses_sharding import check_sharding
+from gradtx.testing.clauses_sharding import check_layouts, check_sharding
 from gradtx.testing.clauses_structure import (
     check_empty_trees,
     check_masked_leaves,
@@ -46,6 +46,7 @@ _CLAUSES = {
         check_eval_shape,
         check_donation,
         check_sharding,
+        check_layouts,
         check_half_precision,
         check_locality,
         check_degree,

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import gradtx
 from gradtx.effect import Effect, declared
@@ -315,12 +317,67 @@ def giving_away_its_own_buffer():
     return passenger(lambda params: weight)
 
 
-@breaks("sharding", says="at 'dense/kernel': expected the state of init to lie as NamedSharding")
+@breaks(
+    "sharding",
+    "layouts",
+    says="at 'dense/kernel': expected the state of init to lie as NamedSharding",
+)
 def starting_on_one_device():
     def init(params):
         return jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), GOOD.init(params))
 
     return changed(init)
+
+
+@breaks("layouts", says="expected the state of the compiled init to lie as NamedSharding")
+def starting_on_one_device_when_traced():
+    def init(params):
+        state = GOOD.init(params)
+        if not is_traced(params):
+            return state
+        return jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), state)
+
+    return changed(init)
+
+
+@breaks("layouts", says="at '0': expected the state after step 1 to lie as SingleDeviceSharding")
+def counting_on_one_device_at_first():
+    # Without slots, nothing in a compiled init depends on the parameters.
+    def update(updates, state, params=None, **extra):
+        return gradtx.scale(-1.0).update(updates, None, params)[0], (state[0] + 1,)
+
+    return ExtraArgs(lambda params: (jnp.zeros([], jnp.int32),), update)
+
+
+@breaks("layouts", says="on a mesh with explicit axes to be sharded ('devices',), got ()")
+def gathering_its_state_where_layouts_are_types():
+    def gathered(v):
+        own = jax.typeof(v).sharding
+        return jax.reshard(v, PartitionSpec(*[None] * v.ndim)) if own.mesh.explicit_axes else v
+
+    def result(updates, state, new_updates, new_state):
+        return new_updates, jax.tree.map(gathered, new_state)
+
+    return changed(result=result)
+
+
+@breaks(
+    "sharding",
+    "layouts",
+    says="at 'dense/kernel': expected the state of update to lie as NamedSharding",
+)
+def gathering_its_state():
+    def gathered(v):
+        mesh = jax.typeof(v).sharding.mesh
+        if mesh.empty or not mesh.auto_axes or not isinstance(v, jax.core.Tracer):
+            return v
+        mesh = Mesh(np.array(jax.devices()), mesh.axis_names)
+        return jax.lax.with_sharding_constraint(v, NamedSharding(mesh, PartitionSpec()))
+
+    def result(updates, state, new_updates, new_state):
+        return new_updates, jax.tree.map(gathered, new_state)
+
+    return changed(result=result)
 
 
 @breaks("sharding", says="raised ValueError")

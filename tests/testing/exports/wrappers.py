@@ -64,7 +64,8 @@ EXPORTS = {
         params=EQUAL,
         skip=STACKED
         | {"non_parameters": "optax multiplies whatever it is given"}
-        | {"mismatches": "optax's messages"},
+        | {"mismatches": "optax's messages"}
+        | {"layouts": "optax's state is on one device where init is compiled"},
     ),
     "lookahead": Export(lambda: of_fast_weights(gradtx.lookahead(gradtx.adam(0.1), 2, 0.5))),
     "reduce_on_plateau": Export(

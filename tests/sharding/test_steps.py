@@ -1,0 +1,197 @@
+"""Every optimizer on several devices: its state stays where its parameters are."""
+
+import contextlib
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import gradtx
+
+from ..testing.exports.export import Export
+from ..testing.test_exports import EXPORTS
+
+AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
+SHAPES = {"bias": (16,), "kernel": (8, 16)}
+# By name the shape of the mesh, and how the parameters are sharded on it.
+LAYOUTS = {
+    "replicated": ((8,), {"bias": P(None), "kernel": P(None, None)}),
+    "fsdp": ((8,), {"bias": P("a"), "kernel": P("a", None)}),
+    "2d": ((4, 2), {"bias": P("b"), "kernel": P("a", "b")}),
+}
+
+
+def is_ours(name):
+    """Whether it is a whole optimizer, and not one of optax that is exported as it is."""
+    takes_rate = "learning_rate" in inspect.signature(getattr(gradtx, name)).parameters
+    return takes_rate and not name.startswith(("scale_by", "lbfgs"))
+
+
+OPTIMIZERS: dict[str, Export] = {
+    name: export for name, export in EXPORTS.items() if "-" not in name and is_ours(name)
+} | {
+    "sgd-momentum": EXPORTS["sgd-momentum"],
+    "simple_moving_average": EXPORTS["simple_moving_average"],
+    "average_params": EXPORTS["average_params"],
+    "MultiSteps": Export(lambda: gradtx.MultiSteps(gradtx.adam(0.1), 2).gradient_transformation()),
+}
+# How far three steps may be from those on one device. Products of matrices are summed in another
+# order; how SOAP differs, and why, is tested with its equations.
+TOLERANCES = dict.fromkeys(("galore", "muon", "normuon", "shampoo"), 1e-5) | {"soap": 1.0}
+# Newton's method has no state, and a Hessian takes long to compile.
+COMPILED = [name for name in OPTIMIZERS if name != "newton"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly(quick_compilation):
+    """Programs that run three times are compiled quickly."""
+
+
+@pytest.fixture(scope="module")
+def compilations():
+    """A list that grows by one with every program that is compiled."""
+    compiled = []
+
+    def listen(event, duration, **details):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield compiled
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def numbers(seed):
+    generator = np.random.default_rng(seed)
+    return {n: np.float32(generator.standard_normal(shape)) for n, shape in SHAPES.items()}
+
+
+def sharded(kind, layout):
+    shape, specs = LAYOUTS[layout]
+    mesh = jax.make_mesh(shape, ("a", "b")[: len(shape)], axis_types=(kind,) * len(shape))
+    if kind == AUTO:  # as the compiler writes it
+        specs = {
+            name: P(*[axis for axis in spec if axis is not None]) for name, spec in specs.items()
+        }
+    return mesh, {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+
+
+def update_of(name):
+    """The transformation, and its update with the extra arguments that it needs."""
+    tx, extra_args = OPTIMIZERS[name].make(), OPTIMIZERS[name].extra_args or (lambda params: {})
+    return tx, lambda g, state, p: tx.update(g, state, p, **extra_args(p))
+
+
+def three_steps(name, place, compilations):
+    """The parameters and the state before and after each step; one program takes all of them."""
+    tx, update = update_of(name)
+
+    @jax.jit
+    def step(gradients, state, params):
+        updates, state = update(gradients, state, params)
+        return gradtx.apply_updates(params, updates), state
+
+    params = place(numbers(0))
+    run = [(params, jax.jit(tx.init)(params))]
+    for seed in (1, 2, 3):
+        gradients = place(numbers(seed))
+        before = len(compilations)
+        run.append(step(gradients, run[-1][1], run[-1][0]))
+        assert seed == 1 or len(compilations) == before, f"step {seed} was compiled again"
+    return run
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_steps_on_several_devices(name, compilations):
+    params, _ = three_steps(name, lambda tree: jax.tree.map(jnp.asarray, tree), compilations)[-1]
+    for kind, layout in ((AUTO, "fsdp"), (AUTO, "2d"), (EXPLICIT, "2d")):
+        mesh, shardings = sharded(kind, layout)
+        with jax.set_mesh(mesh) if kind == EXPLICIT else contextlib.nullcontext():
+            run = three_steps(
+                name, lambda tree, own=shardings: jax.device_put(tree, own), compilations
+            )
+        check_layouts(run)
+        if layout == "fsdp":
+            check_bytes(run[0][1])
+        tolerance = TOLERANCES.get(name, 1e-6)
+        for path, found in run[-1][0].items():
+            np.testing.assert_allclose(found, params[path], rtol=0, atol=tolerance, err_msg=path)
+
+
+def check_layouts(run):
+    """Parameters and states lie where they did before the first step."""
+    for after in run[1:]:
+        for (path, old), new in zip(
+            jax.tree_util.tree_flatten_with_path(run[0])[0], jax.tree.leaves(after), strict=True
+        ):
+            assert new.sharding.is_equivalent_to(old.sharding, old.ndim), (path, old, new)
+
+
+def check_bytes(state):
+    """Each of eight devices has its part of a state in the shape of the parameters."""
+    leaves = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
+    if {leaf.shape for leaf in leaves} <= {*SHAPES.values()}:
+        held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+        assert held <= 1.2 / 8 * sum(leaf.nbytes for leaf in leaves)
+
+
+def types(tree, shardings):
+    return {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
+        for name, leaf in tree.items()
+    }
+
+
+def layouts_in(tree):
+    """By path the types of arrays, with their layouts."""
+
+    def spec(leaf):
+        spec = [*getattr(leaf.sharding, "spec", ())]
+        while spec and spec[-1] is None:
+            spec.pop()
+        return leaf.shape, leaf.dtype, spec
+
+    named, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): spec(leaf) for path, leaf in named}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_types_stay_on_explicit_meshes(name, layout):
+    tx, update = update_of(name)
+    mesh, shardings = sharded(EXPLICIT, layout)
+    params = types(numbers(0), shardings)
+    everywhere = types(numbers(0), dict.fromkeys(shardings, NamedSharding(mesh, P())))
+    with jax.set_mesh(mesh):
+        state = jax.eval_shape(tx.init, params)
+        updates, new = jax.eval_shape(update, params, state, params)
+        # ZeRO-1: replicated gradients and parameters, and a sharded state.
+        _, of_part = jax.eval_shape(update, everywhere, state, everywhere)
+    assert layouts_in(new) == layouts_in(of_part) == layouts_in(state)
+    assert layouts_in(updates) == layouts_in(params)
+
+
+@pytest.mark.parametrize("name", ["adam", "adafactor", "sm3", "adopt", "MultiSteps"])
+def test_a_scan_takes_steps_on_an_explicit_mesh(name, compilations):
+    tx, update = update_of(name)
+    expected, _ = three_steps(name, lambda tree: jax.tree.map(jnp.asarray, tree), compilations)[-1]
+    mesh, shardings = sharded(EXPLICIT, "2d")
+    gradients = jax.tree.map(lambda *leaves: np.stack(leaves), *map(numbers, (1, 2, 3)))
+    params = jax.device_put(numbers(0), shardings)
+
+    def step(carry, g):
+        params, state = carry
+        updates, state = update(g, state, params)
+        return (gradtx.apply_updates(params, updates), state), None
+
+    with jax.set_mesh(mesh):
+        stacked = {name: NamedSharding(mesh, P(None, *own.spec)) for name, own in shardings.items()}
+        gradients = jax.device_put(gradients, stacked)
+        (params, _), _ = jax.jit(lambda *carry: jax.lax.scan(step, carry, gradients))(
+            params, tx.init(params)
+        )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), params, expected)
