@@ -251,4 +251,5 @@ def test_lookahead_has_two_trees_of_parameters(use):
 
 def test_contract(use):
     tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adam(0.1))
-    check_transformation(zero(tx, use()))
+    # That clause has a mesh of its own, and this transformation belongs to one.
+    check_transformation(zero(tx, use()), skip=["layouts"])
