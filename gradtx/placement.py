@@ -115,7 +115,7 @@ def numbers_placed(state: Any, params: Any) -> Any:
             lambda leaf: leaf if _is_settled(leaf) else jax.device_put(leaf, everywhere), state
         )
     leaves = jax.tree.leaves(state)
-    has_slots = any(np.ndim(leaf) and trees.is_parameter(leaf) for leaf in leaves)
+    has_slots = any(np.ndim(leaf) and np.size(leaf) and trees.is_parameter(leaf) for leaf in leaves)
     if not sharding.mesh.auto_axes or not leaves or has_slots:
         return state
     # If nothing in a program depends on the parameters, it does not see them and has one device.
