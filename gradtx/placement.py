@@ -89,7 +89,7 @@ def full_beside(parameter: Any, shape: Sequence[int], fill: Fill, dtype: Any) ->
     return following(array, parameter, axes)
 
 
-def with_numbers_placed(init: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def with_numbers_placed(init: Callable[..., Any]) -> Callable[..., Any]:
     """An init function that puts numbers of the whole tree where the parameters are.
 
     A count that is on one device before the first step is on all of them after it, and the step is
