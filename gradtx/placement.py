@@ -73,9 +73,7 @@ def full_beside(parameter: Any, shape: Sequence[int], fill: Fill, dtype: Any) ->
                 return jnp.full_like(parameter, fill, dtype=dtype)
             return jnp.full(shape, fill, dtype, **where)
         array = fill(shape, dtype)
-        if "device" in where:
-            return jax.device_put(array, where["device"])
-        return jax.reshard(array, where["out_sharding"]) if where else array
+        return jax.device_put(array, where["device"]) if where else array
 
     if sharding is None or sharding.mesh.empty:
         return made()
@@ -85,7 +83,8 @@ def full_beside(parameter: Any, shape: Sequence[int], fill: Fill, dtype: Any) ->
         # A parameter may be a constant of what is traced.
         constrain = jax.reshard if sharding.mesh.explicit_axes else lax.with_sharding_constraint
         return constrain(array, own) if isinstance(array, Tracer) else array
-    array = made(out_sharding=own) if sharding.mesh.explicit_axes else made()
+    # `out_sharding` would do nothing outside of the context of a mesh.
+    array = jax.reshard(made(), own) if sharding.mesh.explicit_axes else made()
     return following(array, parameter, axes)
 
 
