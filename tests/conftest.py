@@ -7,14 +7,17 @@ read once, when the backend starts.
 import atexit
 import contextlib
 import ctypes
+import functools
 import gc
 import itertools
 import math
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 # The tests spend most of their time compiling. The older code generator takes half of that, and a
 # quarter less if it does not split such small programs among threads. jaxlib 0.12 no longer has it,
@@ -41,9 +44,33 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import hypothesis
 import jax
 import pytest
+from jax._src.interpreters import mlir
 
 # Tracing makes many objects that stay alive; searching them for garbage takes 5% of the time.
 gc.set_threshold(100_000, 50, 1000)
+
+# jax makes an MLIR context for each program, which takes longer than lowering a small one in it. A
+# context keeps all types and constants that it has seen, therefore it serves only some programs.
+# The function is private; where jax has none of that name, the tests only take longer.
+_PROGRAMS_IN_A_CONTEXT = 50
+
+
+def _shared_contexts(make: Callable[[], Any]) -> Callable[[], Any]:
+    """Make a context only for every so many programs."""
+    context, lowered = None, itertools.count()
+
+    @functools.wraps(make)
+    def shared() -> Any:
+        nonlocal context
+        if next(lowered) % _PROGRAMS_IN_A_CONTEXT == 0:
+            context = make()
+        return context
+
+    return shared
+
+
+if hasattr(mlir, "make_ir_context"):
+    mlir.make_ir_context = _shared_contexts(mlir.make_ir_context)
 
 # Tests never time anything, and the first example of a test compiles.
 hypothesis.settings.register_profile("untimed", deadline=None)
