@@ -21,16 +21,25 @@ def layout_of(x: Any) -> tuple[Any, ...]:
     return spec if any(axis is not None for axis in spec) else ()
 
 
-def explicit_mesh(x: Any, mesh: Any, axes: Iterable[str]) -> Any:
+def explicit_mesh(owner: str, x: Any, mesh: Any, axes: Iterable[str]) -> Any:
     """The mesh on which the type of an array tells how it lies along these axes; else None.
 
     Args:
+        owner: the function that the user called, which opens the message.
         x: the array.
         mesh: the mesh for an array that is on none.
         axes: names of axes of the mesh.
+
+    Raises:
+        ValueError: if the array is on another mesh, which lacks these axes.
     """
     sharding = _type_of(x)
     own = mesh if sharding is None else sharding.mesh
+    if not {*axes} <= {*own.axis_names}:
+        raise ValueError(
+            f"{owner}: an array of shape {jax.typeof(x).shape} is on a mesh with the axes "
+            f"{own.axis_names}, not on the mesh given, with {mesh.axis_names}"
+        )
     return own if {*axes} <= {*own.explicit_axes} else None
 
 

@@ -20,6 +20,9 @@ from gradtx.leaf import LeafStep, composed_step
 from gradtx.placement import following
 from gradtx.stacks import Stack, rows_of
 
+# Whose stacks these are.
+_OWNER = "distributed"
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -64,7 +67,7 @@ class Spread:
         """
         if self.is_inside:
             return stack
-        if explicit_mesh(stack, self.mesh, self.axes) is not None:
+        if explicit_mesh(_OWNER, stack, self.mesh, self.axes) is not None:
             own = layout_of(like) or (None,) * (stack.ndim - 1)
         elif isinstance(stack, Tracer):
             own = (PartitionSpec.UNCONSTRAINED,) * (stack.ndim - 1)
@@ -74,7 +77,7 @@ class Spread:
 
     def like(self, row: jax.Array, array: Any) -> jax.Array:
         """A row of an opened stack, laid out as an array."""
-        if self.is_inside or explicit_mesh(row, self.mesh, self.axes) is not None:
+        if self.is_inside or explicit_mesh(_OWNER, row, self.mesh, self.axes) is not None:
             return row
         if isinstance(row, Tracer):
             return following(row, array) if isinstance(array, Tracer) else row
@@ -83,7 +86,7 @@ class Spread:
         return row
 
     def _laid_out(self, array: jax.Array, spec: PartitionSpec) -> jax.Array:
-        explicit = explicit_mesh(array, self.mesh, self.axes)
+        explicit = explicit_mesh(_OWNER, array, self.mesh, self.axes)
         if explicit is not None:
             return jax.reshard(array, NamedSharding(explicit, spec))
         return lax.with_sharding_constraint(array, NamedSharding(self.mesh, spec))

@@ -230,7 +230,7 @@ class _Split:
 
     def explicit_mesh(self, x: Any) -> Any:
         """The mesh on which the type of an array tells how it is split; else None."""
-        return explicit_mesh(x, self.mesh, self.axes)
+        return explicit_mesh(_OWNER, x, self.mesh, self.axes)
 
     def part_of(self, leaf: Any, sharding: Any) -> "_Part | None":
         """How a leaf is split; None: it is not."""
@@ -255,6 +255,8 @@ class _Split:
         is_typed = self.explicit_mesh(leaf) is not None
         if sharding is None and (is_typed or not isinstance(leaf, Tracer)):
             sharding = jax.typeof(leaf).sharding if is_typed else getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and not {*self.axes} <= {*sharding.mesh.shape}:
+            sharding = None  # from another mesh it is moved
         if isinstance(sharding, NamedSharding) and not self.is_inside:
             spec = tuple(sharding.spec)
         else:

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import gradtx
-from gradtx.sharding import zero
+from gradtx.sharding import distributed, zero
 from gradtx.testing import check_transformation
 
 RNG = np.random.default_rng(0)
@@ -253,3 +253,19 @@ def test_contract(use):
     tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adam(0.1))
     # That clause has a mesh of its own, and this transformation belongs to one.
     check_transformation(zero(tx, use()), skip=["layouts"])
+
+
+@pytest.mark.parametrize("wrap", [zero, distributed])
+def test_another_explicit_mesh_is_named(wrap, use):
+    tx = wrap(gradtx.scale_by_muon(), use(AxisType.Explicit))
+    other = use(AxisType.Explicit, names=("rows",))
+    params = {"w": jax.device_put(PARAMS["v"], NamedSharding(other, PartitionSpec("rows")))}
+    with pytest.raises(ValueError, match=rf"{wrap.__name__}: .*8, 3\) is on a mesh .*rows"):
+        jax.jit(tx.init)(params)
+
+
+def test_arrays_of_another_mesh_are_moved(use):
+    other = NamedSharding(use(names=("rows",)), PartitionSpec("rows"))
+    tx = zero(gradtx.adam(0.1), use())
+    state = tx.init({"v": jax.device_put(PARAMS["v"], other)})
+    assert gradtx.tree.get(state, "mu")["v"].sharding.spec == PartitionSpec(("data",), None)
