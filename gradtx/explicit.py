@@ -4,12 +4,14 @@ There whoever multiplies, reshapes or factors a sharded array has to say how. On
 one device and inside of `jax.shard_map` these functions do nothing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
+
+from gradtx.placement import following
 
 
 def layout_of(x: Any) -> tuple[Any, ...]:
@@ -51,6 +53,29 @@ def gathered(x: jax.Array, axes: Iterable[int] | None = None) -> jax.Array:
     if own == spec:
         return x
     return jax.reshard(x, NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec(*own)))
+
+
+def switch_on_whole(index: jax.Array, branches: Sequence[Callable[..., Any]], *own: Any) -> Any:
+    """`lax.switch` of arrays of which each device has all, so that no branch exchanges anything.
+
+    On automatic axes too: where several devices share the threads of one processor, exchanges in a
+    branch that factors matrices may wait for each other forever. Before and after, how the arrays
+    lie elsewhere must not reach into the branches.
+    """
+    own = jax.tree.map(_whole, own)
+    return jax.tree.map(_whole, lax.switch(index, branches, *own))
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    mesh = jax.typeof(x).sharding.mesh
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes or not mesh.auto_axes or not x.size:
+        return gathered(x)
+    return lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
+
+
+def each_back(own: Sequence[jax.Array], likes: Sequence[jax.Array]) -> list[jax.Array]:
+    """Arrays of which each device has all, laid out as others of their shapes."""
+    return [following(laid_out_as(x, like), like) for x, like in zip(own, likes, strict=True)]
 
 
 def laid_out_as(x: Any, like: Any) -> Any:

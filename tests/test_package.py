@@ -18,6 +18,8 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 LAYERS = [
     (
         "explicit.py",
+        "placement.py",
+        "stored.py",
         "messages.py",
         "trees.py",
         "norms.py",
@@ -26,7 +28,6 @@ LAYERS = [
         "kernel.py",
         "tables.py",
     ),
-    ("stored.py", "placement.py"),
     ("roles.py", "select.py"),
     (
         "pieces.py",

@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from gradtx.explicit import each_laid_out_as, gathered, laid_out_as
+from gradtx.explicit import each_back, gathered, laid_out_as, switch_on_whole
 from gradtx.kernel import COUNT, DECAY, NON_NEGATIVE, SHARE, Kernel, Slot, check
 from gradtx.kernels.arithmetic import debias, sum_of_weights
 from gradtx.kernels.products import (
@@ -59,23 +58,25 @@ def _shampoo(g, *, mu, statistics, roots, t, b1, b2, eps, averages, update_inter
     exponent = -1 / (2 * len(statistics))
     weight = jnp.where(b2 == 1, 1.0, sum_of_weights(b2, t))
 
-    def new_roots() -> list[jax.Array]:
-        pairs = [jnp.linalg.eigh(statistics[axis] / weight) for axis in matrices]
+    def new_roots(_: Any, factors: list[jax.Array]) -> list[jax.Array]:
+        pairs = list(map(jnp.linalg.eigh, factors))
         return [
             product(vectors * _power(values, exponent, eps)[None, :], adjoint(vectors))
             for values, vectors in pairs
         ]
 
-    is_due = (t - 1) % update_interval == 0
-    roots = lax.cond(is_due, new_roots, lambda: roots) if matrices else roots
+    if matrices:
+        is_due = ((t - 1) % update_interval == 0).astype(jnp.int32)
+        factors = [statistics[axis] / weight for axis in matrices]
+        roots = switch_on_whole(is_due, (lambda old, _: old, new_roots), roots, factors)
     for axis, root in zip(matrices, roots, strict=True):
         u = multiply_along(root, u, axis)
     for axis, squares in enumerate(statistics):
         if axis not in matrices:
-            factors = _power(jnp.real(squares) / weight, exponent, eps)
-            u = u * jnp.expand_dims(factors, [other for other in range(g.ndim) if other != axis])
-    statistics = each_laid_out_as(statistics, old_statistics)
-    return laid_out_as(u, g), statistics, each_laid_out_as(roots, old_roots), mu
+            own = _power(jnp.real(squares) / weight, exponent, eps)
+            u = u * jnp.expand_dims(own, [other for other in range(g.ndim) if other != axis])
+    statistics, roots = each_back(statistics, old_statistics), each_back(roots, old_roots)
+    return laid_out_as(u, g), statistics, roots, mu
 
 
 def _power(values: jax.Array, exponent: float, eps: Any) -> jax.Array:

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
 from gradtx import norms
-from gradtx.explicit import each_laid_out_as, gathered, laid_out_as
+from gradtx.explicit import each_back, gathered, laid_out_as, switch_on_whole
 from gradtx.kernel import COUNT, DECAY, NON_NEGATIVE, Kernel, Slot, check
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.kernels.products import (
@@ -66,7 +66,7 @@ def _soap(
     if not g.size:
         return g, mu, nu, statistics, basis
     axes = matrix_axes_up_to(g.shape, max_precond_dim)
-    old_statistics, old_basis = statistics, basis
+    old_nu, old_statistics, old_basis = nu, statistics, basis
     statistics, basis = list(map(gathered, statistics)), list(map(gathered, basis))
 
     def into_basis(x: jax.Array) -> jax.Array:
@@ -96,31 +96,29 @@ def _soap(
     ]
     if axes:
         is_due = (t - 1) % precondition_frequency == 0
-        nu, basis = lax.switch(
-            jnp.where(is_first, 0, jnp.where(is_due, 1, 2)),
-            (
-                lambda: (nu, [jnp.linalg.eigh(s)[1][:, ::-1] for s in statistics]),
-                lambda: _improved(nu, axes, statistics, basis),
-                lambda: (nu, basis),
-            ),
+        branches = (
+            lambda nu, _, statistics: (nu, [jnp.linalg.eigh(s)[1][:, ::-1] for s in statistics]),
+            lambda nu, basis, statistics: _improved(nu, axes, statistics, basis),
+            lambda nu, basis, _: (nu, basis),
         )
-    statistics = each_laid_out_as(statistics, old_statistics)
-    return laid_out_as(u, g), mu, nu, statistics, each_laid_out_as(basis, old_basis)
+        index = jnp.where(is_first, 0, jnp.where(is_due, 1, 2))
+        nu, basis = switch_on_whole(index, branches, nu, basis, statistics)
+    [nu], statistics = each_back([nu], [old_nu]), each_back(statistics, old_statistics)
+    return laid_out_as(u, g), mu, nu, statistics, each_back(basis, old_basis)
 
 
 def _improved(
     nu: jax.Array, axes: list[int], statistics: list[jax.Array], basis: list[jax.Array]
 ) -> tuple[jax.Array, list[jax.Array]]:
     """One power iteration of the basis, sorted by decreasing eigenvalues first."""
-    improved, old_nu = [], nu
-    nu = gathered(nu, axes)
+    improved = []
     for axis, statistic, q in zip(axes, statistics, basis, strict=True):
         powers = product(statistic, q)
         eigenvalues = jnp.sum(jnp.real(jnp.conj(q) * powers), axis=0)
         order = jnp.argsort(eigenvalues, descending=True)
         nu = jnp.take(nu, order, axis=axis)
         improved.append(jnp.linalg.qr(jnp.take(powers, order, axis=1))[0])
-    return laid_out_as(nu, old_nu), improved
+    return nu, improved
 
 
 def _squares(shape: tuple[int, ...], max_precond_dim: int) -> list[tuple[int, ...]]:
