@@ -90,6 +90,7 @@ def test_noise_of_the_slow_weights():
     np.testing.assert_allclose(np.mean(variances[-90:]), expected, rtol=0.03)
 
 
+@pytest.mark.usefixtures("usual_compilation")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_fast_and_slow_weights_meet_exactly(dtype):
     start = jnp.asarray(np.random.default_rng(0).normal(size=2000) + 4, dtype)

@@ -18,8 +18,6 @@ from gradtx.diagnostics import history_of, record_history
 from gradtx.testing import check_transformation
 from gradtx.wrappers.steps import is_step
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NAN = np.nan
 # A step with a zero gradient is a step: the fifth and sixth call.
 GRADIENTS = [1.0, 3.0, NAN, 2.0, 0.0, 0.0, -1.0, NAN, 5.0, 1.0, 2.0, 4.0]
