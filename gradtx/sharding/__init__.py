@@ -1,6 +1,8 @@
 """Optimizers on several devices: where states lie, and who does the work of a step.
 
-`distributed` lets each device of a mesh step whole matrices of Muon, Shampoo and their relatives.
+`zero` keeps a part of every state on each device, and does that part of the update there;
+`state_shardings` tells where the state of any transformation lies; `distributed` lets each device
+take the steps of whole matrices of Muon, Shampoo and their relatives.
 """
 
 from gradtx.inspection.shardings import state_shardings

@@ -12,9 +12,9 @@ from gradtx import trees
 from gradtx.compose.parts import parts_of
 from gradtx.compose.sequence import as_transformation
 from gradtx.lift import kernel_of
-from gradtx.messages import shown
 from gradtx.select import Specification
 from gradtx.select import select as selection
+from gradtx.sharding._axes import checked_axes
 from gradtx.spread import Spread, SpreadStack
 from gradtx.stacks import Group, Row, Stack
 from gradtx.wrappers.grouped import Grouping, all_leaves, check_preserved, hidden
@@ -35,9 +35,11 @@ def distributed(
     The steps of Muon, NorMuon, Shampoo, SOAP and GaLore multiply and factor matrices. If a matrix
     is sharded, each of these products needs the other devices; if it is replicated, all devices do
     the same work. Here matrices of one shape are put together in a stack, which is sharded along
-    its first axis: gradients travel to the devices of their matrices in one exchange, an all-to-all
-    for sharded gradients and none for replicated ones, and the updates, or with
-    `gradtx.update_and_apply` the new parameters, come back in one, an all-to-all or an all-gather.
+    its first axis: the gradients of a stack travel to the devices of their matrices in one
+    exchange, and so do the parameters where a step reads them, an all-to-all if they are sharded
+    and none if they are replicated; the updates, or with `gradtx.update_and_apply` the new
+    parameters, come back in one, an all-to-all or an all-gather. Arrays that are sharded along
+    several axes of a mesh may take more.
     The state stays where the matrices take their steps, in stacks, so that each device has a share
     of it.
 
@@ -88,12 +90,7 @@ def distributed(
     """
     inner = as_transformation(_OWNER, "tx", tx)
     check_preserved(_OWNER, inner, elementwise)
-    axes = (axis,) if isinstance(axis, str) else tuple(axis)
-    if not axes or not set(axes) <= set(mesh.axis_names):
-        raise ValueError(
-            f"{_OWNER}: axis must name axes of the mesh, which has {mesh.axis_names}, got "
-            f"{shown(axis)}"
-        )
+    axes = checked_axes(_OWNER, mesh, axis)
     chosen = all_leaves if select is None else selection(select)
     return _Distribution(_OWNER, inner, chosen, Spread(mesh, axes)).transformation()
 

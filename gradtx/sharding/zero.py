@@ -22,6 +22,8 @@ from gradtx.inspection.shardings import state_shardings
 from gradtx.joined import Finish, Leaves, join
 from gradtx.lift import kernel_of
 from gradtx.messages import shown
+from gradtx.placement import following
+from gradtx.sharding._axes import checked_axes
 from gradtx.waiting import Leaf
 
 _OWNER = "zero"
@@ -63,9 +65,10 @@ def zero(
         mesh: the mesh on which the parameters are.
         axis: the name of the axis of the mesh over which the data are split, or several.
         stage: 1, or 2 to average gradients inside of `jax.shard_map`.
-        shardings: the layouts of the parameters, a tree of `NamedSharding`, if they are sharded
-            along other axes of a mesh whose axes are automatic, where tracing does not show it;
-            None: they are known from the arrays, or do not matter.
+        shardings: the layouts of the parameters, a tree of `NamedSharding`. Give them where
+            parameters are sharded on a mesh whose axes are automatic: tracing does not show how, so
+            that without them the parameters are moved to other layouts and back in each step. None:
+            parameters are replicated, or types or arrays tell.
         elementwise: whether each element's update depends on that element alone in transformations
             that are not made by this library, such as optax's, which cannot be asked. Without it
             they are refused inside of `jax.shard_map`.
@@ -97,12 +100,7 @@ def zero(
         [0.5 0.5] True
     """
     inner = as_transformation(_OWNER, "tx", tx)
-    axes = (axis,) if isinstance(axis, str) else tuple(axis)
-    if not axes or not set(axes) <= set(mesh.axis_names):
-        raise ValueError(
-            f"{_OWNER}: axis must name axes of the mesh, which has {mesh.axis_names}, got "
-            f"{shown(axis)}"
-        )
+    axes = checked_axes(_OWNER, mesh, axis)
     if isinstance(stage, bool) or stage not in (1, 2):
         raise ValueError(f"{_OWNER}: stage must be 1 or 2, got {shown(stage)}")
     split = _Split(mesh, axes, int(stage))
@@ -162,12 +160,15 @@ class _Zero:
         updates, params = leaves.updates(), leaves.params
         if self.split.is_inside:
             _check_elementwise(self.inner, self.elementwise)
-        parts = self.parts_of(updates if params is None else trained(params))
+        whole = updates if params is None else trained(params)
+        parts = self.parts_of(whole)
         if len(parts) != len(leaves.leaves):
             leaves.align_parameters(_OWNER)  # says which structure differs
         if params is not None:
             params = _moved(params, self.parts_of(params), _Part.taken)
-        record = _Parts(_moved(updates, parts, _Part.reduced), params, leaves.extra, parts)
+        likes = [None] * len(parts) if self.shardings is not None else trees.flatten(whole)[0]
+        pairs = list(zip(parts, likes, strict=True))
+        record = _Parts(_moved(updates, parts, _Part.reduced), params, leaves.extra, pairs)
         return record, join(self.inner.update, record, state)
 
     def parts_of(self, tree: Any) -> list["_Part | None"]:
@@ -194,7 +195,12 @@ class _Zero:
             None if part is None else NamedSharding(self.split.mesh, part.own_spec)
             for part in parts
         )
-        return lax.with_sharding_constraint(state, state_shardings(self.inner, params, shardings))
+        return jax.tree.map(
+            # What is known while this is traced, such as the groups of `grouped`, stays known.
+            lambda x, own: lax.with_sharding_constraint(x, own) if isinstance(x, Tracer) else x,
+            state,
+            state_shardings(self.inner, params, shardings),
+        )
 
 
 @dataclass(eq=False, kw_only=True)
@@ -282,7 +288,11 @@ class _Part:
     @property
     def own_spec(self) -> PartitionSpec:
         """How it lies when it is split."""
-        axes = [self.split.axes if i == self.axis else own for i, own in enumerate(self.spec)]
+        names = self.split.axes if len(self.split.axes) > 1 else self.split.axes[0]
+        axes = [names if i == self.axis else own for i, own in enumerate(self.spec)]
+        # As the compiler writes it, for which another spelling is another type.
+        while axes and axes[-1] is None:
+            axes.pop()
         return PartitionSpec(*axes)
 
     def taken(self, x: Any) -> Any:
@@ -304,12 +314,16 @@ class _Part:
         whole = lax.psum_scatter(gradient, self.split.axes, scatter_dimension=self.axis, tiled=True)
         return whole / self.split.number
 
-    def gathered(self, x: Any) -> Any:
-        """The whole array."""
+    def gathered(self, x: Any, like: Any = None) -> Any:
+        """The whole array, where another one of its shape lies, which tracing may not show."""
         if self.axis is None:
             return x
         if not self.split.is_inside:
-            return self._laid_out(x, PartitionSpec(*self.spec))
+            whole = [
+                None if i == self.axis and own is _FREE else own for i, own in enumerate(self.spec)
+            ]
+            x = self._laid_out(x, PartitionSpec(*whole))
+            return following(x, like) if isinstance(x, Tracer) and like is not None else x
         return lax.all_gather(x, self.split.axes, axis=self.axis, tiled=True, to="invarying")
 
     def _laid_out(self, x: Any, spec: PartitionSpec) -> Any:
@@ -334,7 +348,7 @@ def _moved(tree: Any, parts: Sequence[_Part | None], move: Callable[[_Part, Any]
 class _Parts(Leaves):
     """The parts of leaves, whose results are gathered."""
 
-    def __init__(self, updates: Any, params: Any, extra: Any, parts: Sequence[_Part | None]):
+    def __init__(self, updates: Any, params: Any, extra: Any, parts: Sequence[tuple[Any, Any]]):
         self._parts = parts
         super().__init__(updates, params, extra)
 
@@ -344,24 +358,30 @@ class _Parts(Leaves):
         # Lookahead's updates are those of two trees of parameters.
         parts = [*self._parts] * (len(self.leaves) // max(len(self._parts), 1))
         self.leaves = [
-            _PartOfLeaf(leaf.value, part) for leaf, part in zip(self.leaves, parts, strict=True)
+            _PartOfLeaf(leaf.value, *part) for leaf, part in zip(self.leaves, parts, strict=True)
         ]
 
 
 class _PartOfLeaf(Leaf):
-    """A part of a leaf."""
+    """A part of a leaf.
 
-    __slots__ = ("part",)
+    Attributes:
+        part: which part.
+        whole_like: the array that the whole lies like; None: the part knows it.
+    """
 
-    def __init__(self, value: Any, part: _Part | None):
+    __slots__ = ("part", "whole_like")
+
+    def __init__(self, value: Any, part: _Part | None, whole_like: Any):
         super().__init__(value)
         self.part = part
+        self.whole_like = whole_like
 
     def row(self, array: Any) -> Any:
         """The whole of what its steps returned."""
         if self.part is None or not trees.is_parameter(array):
             return array
-        return self.part.gathered(array)
+        return self.part.gathered(array, self.whole_like)
 
 
 def _check_elementwise(tx: optax.GradientTransformation, foreign: bool) -> None:

@@ -117,6 +117,29 @@ def test_axes_of_another_kind_of_parallelism_stay(use):
     assert gradtx.tree.get(state, "mu")["w"].sharding.spec == PartitionSpec("data", "model")
 
 
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "names", "w"),
+    [
+        ((8,), ("data",), ("data",)),
+        ((4, 2), ("data", "model"), (None, "model")),
+        ((4, 2), ("data", "model"), ()),
+    ],
+    ids=["fsdp", "model", "replicated"],
+)
+def test_unknown_layouts_of_parameters_stay(shape, names, w, is_compiled, use):
+    mesh = use(shape=shape, names=names)
+    sharding = NamedSharding(mesh, PartitionSpec(*w))
+    params, gradient = jax.device_put(({"w": jnp.ones((8, 16))},) * 2, sharding)
+    tx = zero(gradtx.adam(0.1), mesh)
+    step = jax.jit(lambda p, s, g: gradtx.update_and_apply(tx, g, s, p))
+    state = (jax.jit(tx.init) if is_compiled else tx.init)(params)
+    for _ in range(2):
+        params, state = step(params, state, gradient)
+    assert params["w"].sharding.is_equivalent_to(sharding, 2)
+    assert step._cache_size() == 1
+
+
 def test_what_is_sharded_along_the_axis_stays(use):
     mesh = use()
     sharded = NamedSharding(mesh, PartitionSpec("data"))
@@ -204,13 +227,16 @@ def test_parts_are_not_taken_for_whole_arrays(tx, message, use):
             {"axis": "model"},
             "axis must name axes of the mesh, which has \\('data',\\), got 'model'",
         ),
+        ({"axis": ("data", "data")}, "axis must name axes of the mesh"),
+        ({"axis": ()}, "axis must name axes of the mesh"),
+        ({"mesh": None}, "mesh must be a mesh of devices, got None"),
         ({"stage": 3}, "stage must be 1 or 2, got 3"),
         ({"stage": True}, "stage must be 1 or 2, got True"),
     ],
 )
 def test_refuses(arguments, message, use):
     with pytest.raises(ValueError, match=f"zero: {message}"):
-        zero(gradtx.adam(0.1), use(), **arguments)
+        zero(gradtx.adam(0.1), **({"mesh": use()} | arguments))
 
 
 def test_names_what_shardings_lack(use):
@@ -233,6 +259,8 @@ def test_explain_shows_the_bytes_on_each_device(use):
         # Equal to what is there.
         first, _ = bytes_of(tx.init(params))
         assert first == own
+    for inner in (gradtx.grouped(gradtx.adam(0.1)), distributed(gradtx.muon(0.1), mesh)):
+        assert gradtx.explain(zero(inner, mesh), params).bytes_per_device
     assert gradtx.explain(gradtx.adam(0.1), PARAMS).bytes_per_device is None
     assert "on each device" not in str(gradtx.explain(gradtx.adam(0.1), PARAMS))
 
@@ -268,4 +296,4 @@ def test_arrays_of_another_mesh_are_moved(use):
     other = NamedSharding(use(names=("rows",)), PartitionSpec("rows"))
     tx = zero(gradtx.adam(0.1), use())
     state = tx.init({"v": jax.device_put(PARAMS["v"], other)})
-    assert gradtx.tree.get(state, "mu")["v"].sharding.spec == PartitionSpec(("data",), None)
+    assert gradtx.tree.get(state, "mu")["v"].sharding.spec == PartitionSpec("data")
