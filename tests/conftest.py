@@ -44,7 +44,11 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import hypothesis
 import jax
 import pytest
-from jax._src.interpreters import mlir
+
+try:
+    from jax._src.interpreters import mlir
+except ImportError:
+    mlir = None
 
 # Tracing makes many objects that stay alive; searching them for garbage takes 5% of the time.
 gc.set_threshold(100_000, 50, 1000)
