@@ -12,6 +12,8 @@ import numpy as np
 import optax
 
 from gradtx import trees
+from gradtx.explicit import gathered
+from gradtx.inspection.ownership import KeyPath
 from gradtx.stacks import Group, regrouped
 from gradtx.wrappers.grouped import GroupedState
 
@@ -33,7 +35,8 @@ def each_by_itself(state: Any, params: Any, *, with_places: bool = True) -> Any:
 
     def apart(parts: list[Any], groups: list[Group], _: Any) -> Any:
         for group in groups:
-            stack = parts[group.places[0]]
+            # On explicit axes no row can be read where they shard the first one.
+            stack = jax.tree.map(lambda x: gathered(x, (0,)), parts[group.places[0]])
             for row, place in enumerate(group.places):
                 parts[place] = jax.tree.map(lambda x, row=row: x[row], stack)
         return treedef.unflatten(parts)
@@ -58,6 +61,33 @@ def in_layout_of(like: Any, state: Any, params: Any) -> Any:
     return _changed(like, state, treedef, together, True)
 
 
+def rows_of_stacks(state: Any, params: Any) -> dict[KeyPath, int]:
+    """How many leaves each stack of a state has, by its key path.
+
+    Args:
+        state: the state, or a tree that it is a part of.
+        params: the parameters.
+    """
+    _, treedef = trees.flatten(params)
+
+    def counted(parts: list[Any], groups: list[Group], own: Any) -> Any:
+        del parts
+        numbers = treedef.flatten_up_to(own)
+        for group in groups:
+            first, length = group.places[0], len(group.places)
+            numbers[first] = jax.tree.map(lambda _, length=length: length, numbers[first])
+        return treedef.unflatten(numbers)
+
+    found: dict[KeyPath, int] = {}
+    by_path = jax.tree_util.tree_flatten_with_path
+    for above, node in by_path(state, is_leaf=lambda part: _fields_of(part) is not None)[0]:
+        if _fields_of(node) is not None:
+            none = jax.tree.map(lambda _: 0, node)
+            numbers = by_path(_changed(node, none, treedef, counted, True))[0]
+            found |= {(*above, *below): number for below, number in numbers if number}
+    return found
+
+
 def _changed(node: Any, other: Any, treedef: Any, change: _Change, with_places: bool) -> Any:
     """`other`, changed where `node`, which is like it, has trees of stacks."""
     fields = _fields_of(node)
@@ -66,6 +96,8 @@ def _changed(node: Any, other: Any, treedef: Any, change: _Change, with_places: 
             node, other, lambda own, there: _changed(own, there, treedef, change, with_places)
         )
     places = np.asarray(fields["places"])
+    if places.ndim != 1:  # those of many states, made by vmap
+        return other
     hidden: list[list[int]] = []
     inner = _stacks_changed(
         fields["inner_state"], _fields_of(other)["inner_state"], treedef, places, hidden, change
@@ -127,18 +159,32 @@ def _parts_of(
     if not hidden:
         return None
     for first, *others in _members(places, hidden[0]):
-        sizes = {np.shape(x)[:1] for x in jax.tree.leaves(parts[first])}
+        shapes = [np.shape(x) for x in jax.tree.leaves(parts[first])]
+        sizes = {shape[:1] for shape in shapes}
         if len(sizes) > 1 or () in sizes or jax.tree.leaves([parts[i] for i in others]):
             return None
+        # What a parameter has are no records, and a parameter that is all there is has the
+        # structure of any array: those of a matrix in a stack have three axes.
+        is_array = jax.tree_util.treedef_is_leaf(treedef)
+        if _has_records(parts[first]) or (is_array and any(len(shape) < 3 for shape in shapes)):
+            return None
     return parts
+
+
+def _has_records(node: Any) -> bool:
+    def is_record(part: Any) -> bool:
+        return bool(getattr(part, "_fields", ())) and not trees.is_stored(part)
+
+    return any(map(is_record, jax.tree.leaves(node, is_leaf=is_record)))
 
 
 def _members(places: np.ndarray, numbers: list[int]) -> list[list[int]]:
     """The places of the leaves of each group."""
     found: dict[int, list[int]] = {}
     for number, head in zip(numbers, places, strict=True):
-        found.setdefault(int(head), []).append(number)
-    return [members for members in found.values() if len(members) > 1]
+        if head >= 0:
+            found.setdefault(int(head), []).append(number)
+    return [*found.values()]
 
 
 def _rebuilt(node: Any, other: Any, change: Callable[[Any, Any], Any]) -> Any:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from optax.contrib import ScheduleFreeState
 
 from gradtx import trees
@@ -131,8 +132,9 @@ def migrate(state: Any, new_tx: optax.GradientTransformation, params: Any) -> tu
         params: the parameters to continue with.
 
     Returns:
-        The state of `new_tx`, in which each array is a copy in the dtype that `new_tx` stores, and
-        a `Migration`, to be printed before training continues.
+        The state of `new_tx`, in which each array is a copy in the dtype that `new_tx` stores and
+        on the devices where `new_tx.init(params)` puts it, and a `Migration`, to be printed before
+        training continues.
 
     Raises:
         ValueError: if `new_tx` is not a transformation, `state` or `params` is one, or these two
@@ -185,7 +187,7 @@ def migrate(state: Any, new_tx: optax.GradientTransformation, params: Any) -> tu
     used = set(carried.values())
     dropped = tuple(dict.fromkeys(old.name for old in old_places if old.name not in used))
     new_state = in_layout_of(full, jax.tree.structure(new_state).unflatten(leaves), params)
-    new_state = trees.encoded_like(made, new_state)
+    new_state = jax.tree.map(_laid_out_like, made, trees.encoded_like(made, new_state))
     return new_state, Migration(carried, fresh, dropped)
 
 
@@ -354,5 +356,20 @@ def _numbers(leaf: Any) -> np.ndarray:
 
 
 def _copied(old: Any, new: Any) -> jax.Array:
+    if np.ndim(old) == 0 and _is_bound(old) and not _is_bound(new):
+        # A step binds numbers of the whole tree to the devices of the parameters, the old ones.
+        is_key = jnp.issubdtype(old.dtype, jax.dtypes.prng_key)
+        data = jnp.asarray(_numbers(old))
+        old = jax.random.wrap_key_data(data, impl=jax.random.key_impl(old)) if is_key else data
     # A copy, because the caller may donate the old state.
-    return jnp.array(old, dtype=new.dtype, copy=True)
+    return _laid_out_like(new, jnp.array(old, dtype=new.dtype, copy=True))
+
+
+def _laid_out_like(new: Any, array: Any) -> Any:
+    """An array on the devices of another one, if that is bound to any."""
+    return jax.device_put(array, new.sharding) if _is_bound(new) else array
+
+
+def _is_bound(array: Any) -> bool:
+    is_concrete = isinstance(array, jax.Array) and not isinstance(array, Tracer)
+    return is_concrete and array.committed

@@ -52,6 +52,9 @@ def distributed(
 
     `tx` may be what `gradtx.grouped` takes. Other wrappers go around `distributed`.
 
+    On another number of devices stacks have other padding: `gradtx.migrate` carries a state over,
+    and `gradtx.training.Checkpoints` restores that of a `TrainState` there.
+
     Args:
         tx: the transformation.
         mesh: the mesh on which parameters and gradients are.

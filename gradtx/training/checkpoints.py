@@ -130,7 +130,7 @@ class Checkpoints:
         run = {
             "position": saved.to_json(owner, "position", position),
             "settings": self._settings,
-            "state": saved.leaves_of(owner, "state", state),
+            "state": saved.with_rows(saved.leaves_of(owner, "state", state), state),
         }
         _check_dtypes(owner, run["state"])
         self.wait()
@@ -165,7 +165,10 @@ class Checkpoints:
             target: a tree of the structure of the state that was saved, such as the state before
                 the first step. Its arrays, or shapes (`jax.ShapeDtypeStruct`), say with their
                 shardings where to put the arrays, which may be on another mesh or another number
-                of devices; those without a sharding are put where new arrays are.
+                of devices; those without a sharding are put where new arrays are. The stacks of
+                `gradtx.sharding.distributed` get the padding that the target has, if the state was
+                a `TrainState`, or had the parameters as `params`; otherwise, restore the shapes
+                that were saved, and use `gradtx.migrate`.
             step: which checkpoint; None: the last one.
             check_settings: whether the settings must be those of the checkpoint.
 
@@ -193,7 +196,9 @@ class Checkpoints:
                 )
             if check_settings:
                 self._compare_settings(owner, folder, run["settings"])
-            abstract = arguments.StandardRestore(saved.to_restore(owner, target, leaves))
+            # Shapes may only differ in the padding of stacks, which orbax adds or leaves away.
+            described = saved.to_restore(owner, target, leaves)
+            abstract = arguments.StandardRestore(described, strict=False)
             state = reader.restore(folder, args=arguments.Composite(**{_STATE: abstract}))[_STATE]
         self._seen = self._last = number
         state = saved.restored(owner, target, state, leaves)

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding
 
 from gradtx import trees
+from gradtx.inspection.layouts import rows_of_stacks
 from gradtx.messages import shown
 
 # Marks an array or a key among the values of JSON.
@@ -24,11 +25,13 @@ class Leaf(NamedTuple):
         dtype: the name of its dtype.
         shape: its shape.
         generator: the generator of PRNG keys; None: it has no keys, or none that are known.
+        rows: how many rows are more than padding, in a stack (see `GroupedState`); 0: it is none.
     """
 
     dtype: str
     shape: tuple[int, ...]
     generator: str | None = None
+    rows: int = 0
 
     @classmethod
     def of(cls, leaf: Any) -> "Leaf":
@@ -41,8 +44,15 @@ class Leaf(NamedTuple):
     @classmethod
     def from_json(cls, fields: Any) -> "Leaf":
         """The description that was written as a list."""
-        dtype, shape, generator = fields
-        return cls(dtype, tuple(shape), generator)
+        dtype, shape, generator, rows = fields
+        return cls(dtype, tuple(shape), generator, rows)
+
+    def fits(self, target: "Leaf") -> bool:
+        """Whether it can be restored as another array: itself, or with other padding."""
+        if self[:2] == target[:2]:
+            return True
+        is_of_rows = self.dtype == target.dtype and self.shape[1:] == target.shape[1:]
+        return is_of_rows and len(target.shape) > 0 and 0 < self.rows <= target.shape[0]
 
     def __str__(self) -> str:
         """As it is written in messages: float32[2,3]."""
@@ -78,6 +88,14 @@ def leaves_of(owner: str, what: str, tree: Any) -> dict[str, Leaf]:
     return found
 
 
+def with_rows(leaves: Leaves, state: Any) -> dict[str, Leaf]:
+    """The descriptions of a state that has its parameters as `params`, with the rows of stacks."""
+    params = state.get("params") if isinstance(state, Mapping) else getattr(state, "params", None)
+    found = {} if params is None else rows_of_stacks(state, params)
+    rows = {trees.path_name(path): number for path, number in found.items()}
+    return {path: leaf._replace(rows=rows.get(path, 0)) for path, leaf in leaves.items()}
+
+
 def differences(saved: Leaves, target: Leaves) -> Iterator[str]:
     """Where a checkpoint and a target have not the same arrays, one line for each path."""
     for path in dict.fromkeys([*saved, *target]):
@@ -85,7 +103,7 @@ def differences(saved: Leaves, target: Leaves) -> Iterator[str]:
             yield f"'{path}': {saved[path]} in the checkpoint, nothing in the target"
         elif path not in saved:
             yield f"'{path}': nothing in the checkpoint, {target[path]} in the target"
-        elif saved[path][:2] != target[path][:2]:
+        elif not saved[path].fits(target[path]):
             yield f"'{path}': {saved[path]} in the checkpoint, {target[path]} in the target"
 
 
@@ -109,10 +127,12 @@ def to_restore(owner: str, target: Any, saved: Leaves) -> Any:
     def one(path: Any, leaf: Any) -> Any:
         if np.size(leaf) == 0:
             return None
-        data = _data_of(leaf, saved[trees.path_name(path)])
+        description = saved[trees.path_name(path)]
+        data = _data_of(leaf, description)
         sharding = _sharding(owner, path, leaf)
         if sharding is None:  # an array of NumPy, described by one that takes no memory
-            return np.broadcast_to(np.zeros((), data.dtype), data.shape)
+            shape = (*description.shape, *data.shape[np.ndim(leaf) :])
+            return np.broadcast_to(np.zeros((), data.dtype), shape)
         return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(one, target)
@@ -128,6 +148,11 @@ def restored(owner: str, target: Any, found: Any, saved: Leaves) -> Any:
             data, sharding = _data_of(leaf, description), _sharding(owner, path, leaf)
             part = np.zeros(data.shape, data.dtype)
             part = part if sharding is None else jax.device_put(part, sharding)
+        elif description.shape != np.shape(leaf) and not isinstance(part, jax.Array):
+            # Other padding; orbax sees to that of arrays on a mesh.
+            rows = part[: description.rows]
+            part = np.zeros((np.shape(leaf)[0], *part.shape[1:]), part.dtype)
+            part[: len(rows)] = rows
         if _is_key(leaf):
             return jax.random.wrap_key_data(jnp.asarray(part), impl=description.generator)
         if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):

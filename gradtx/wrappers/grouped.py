@@ -34,8 +34,8 @@ class GroupedState(NamedTuple):
         inner_state: the state of the wrapped transformation, in which the arrays of a group's
             leaves are one array with a new first axis, at the place of the first of them. At the
             places of the others is None.
-        places: for each leaf of the parameters the number of the leaf at whose place its array is,
-            which is its own number unless it is in a group; int32.
+        places: for each leaf of the parameters the number of the leaf at whose place its group is;
+            -1: it is by itself; int32.
     """
 
     inner_state: Any
@@ -184,7 +184,7 @@ class Grouping:
         tree = trained(params)
         leaves, treedef = trees.flatten(tree)
         groups = self.groups_of(tree) if leaves else []
-        places = np.arange(len(leaves), dtype=np.int32)
+        places = np.full(len(leaves), -1, np.int32)
         for group in groups:
             places[list(group.places)] = group.places[0]
         if groups:
@@ -281,6 +281,8 @@ def check_preserved(owner: str, tx: optax.GradientTransformation, elementwise: b
         raise ValueError(f"{owner}: a part of tx is in groups already")
     parts = parts_of(tx)
     works = update.on_stacks is not None or (update.joins and update.locality != "leaf")
+    # What opens leaves itself, as zero does, would be given stacks for leaves.
+    works = works and not hasattr(update, "opened")
     if parts and not works:
         name = owner_of(tx)
         raise ValueError(

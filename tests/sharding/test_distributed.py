@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import gradtx
 from gradtx import testing
-from gradtx.sharding import distributed
+from gradtx.sharding import distributed, zero
 from gradtx.testing import collectives
 
 from ..trajectory import check_refused
@@ -185,6 +185,14 @@ def test_an_axis_that_the_mesh_does_not_have(axis):
         "axis",
         axis,
     )
+
+
+def test_zero_inside_is_refused_by_name():
+    mesh = mesh_of((8,), AUTO)
+    with pytest.raises(ValueError, match=r"^distributed: zero .* put distributed inside of zero"):
+        distributed(gradtx.chain(zero(gradtx.muon(0.1), mesh)), mesh)
+    with pytest.raises(ValueError, match=r"^grouped: zero .* put grouped inside of zero"):
+        gradtx.grouped(zero(gradtx.adam(0.1), mesh))
 
 
 def test_what_stacks_would_not_preserve_is_refused_by_name():
