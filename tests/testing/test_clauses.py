@@ -22,7 +22,7 @@ from gradtx.kernel import Kernel
 from gradtx.kernels.momentum import TRACE
 from gradtx.kernels.sign import SIGN
 from gradtx.lift import kernel_of, lift
-from gradtx.testing import ConformanceError, check_transformation, clauses
+from gradtx.testing import ConformanceError, check_layouts, check_transformation, clauses
 
 ExtraArgs = optax.GradientTransformationExtraArgs
 GOOD = gradtx.trace(0.9, nesterov=True)
@@ -340,15 +340,6 @@ def starting_on_one_device_when_traced():
     return changed(init)
 
 
-@breaks("layouts", says="at '0': expected the state after step 1 to lie as SingleDeviceSharding")
-def counting_on_one_device_at_first():
-    # Without slots, nothing in a compiled init depends on the parameters.
-    def update(updates, state, params=None, **extra):
-        return gradtx.scale(-1.0).update(updates, None, params)[0], (state[0] + 1,)
-
-    return ExtraArgs(lambda params: (jnp.zeros([], jnp.int32),), update)
-
-
 @breaks("layouts", says="on a mesh with explicit axes to be sharded ('devices',), got ()")
 def gathering_its_state_where_layouts_are_types():
     def gathered(v):
@@ -471,3 +462,10 @@ def test_updates_may_be_wider_where_that_is_declared(dtype, is_kept):
         return
     with pytest.raises(ConformanceError, match=r"type bfloat16\[3\], got float16\[3\]"):
         check(tx, {"w": jnp.ones(3, jnp.bfloat16)})
+
+
+def test_a_count_may_start_on_one_device():
+    def update(updates, state, params=None, **extra):
+        return gradtx.scale(-1.0).update(updates, None, params)[0], (state[0] + 1,)
+
+    check_layouts(ExtraArgs(lambda params: (jnp.zeros([], jnp.int32),), update))
