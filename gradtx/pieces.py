@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from gradtx import trees
+from gradtx.explicit import layout_of
 
 # The number of rows in a piece, of which each has the elements that share a scale.
 _ROWS = 512
@@ -53,6 +54,8 @@ def in_pieces(
         What `step` returns; None if these arrays do not fall into pieces.
     """
     slots = [own for own, *_ in arguments]
+    if any(map(layout_of, jax.tree.leaves((g, p, slots)))):
+        return None  # on an explicit mesh, if only of one device, rows would be of another type
     shapes = {slot.rows_shape for own in slots for slot in own if trees.is_stored(slot)}
     whole = {np.shape(slot) for own in slots for slot in own}
     if len(shapes) != 1 or None in shapes or whole != {np.shape(g)}:

@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from gradtx import trees
 from gradtx.compose.sequence import as_transformation
 from gradtx.messages import shown
+from gradtx.precision.blocks import spec_of_scales
 
 _OWNER = "state_shardings"
 _Path = tuple[Any, ...]
@@ -29,7 +30,8 @@ def state_shardings(
     parameter itself; one that keeps some of its axes, such as the row sums of Adafactor, along
     these; a stack of `grouped` as the leaves in it, and not along its first axis. Counts, keys and
     other numbers of the whole tree are on all devices. Of an array that `quantize_state` keeps in
-    blocks, codes and scales are sharded along the axes before the blocks, and the first of theirs.
+    blocks, the codes lie as it would, and the scales so along the axes before the blocks, and along
+    the first of theirs if their number can be divided.
 
     This is where a transformation of this library puts its state, in a compiled `init` too. One of
     optax, whose compiled state is on one device or on all of them, puts it there with
@@ -231,17 +233,13 @@ class _Specs:
         named, treedef = jax.tree_util.tree_flatten_with_path(node)
         specs = [self._of_array((*path, *below), array.shape) for below, array in named]
         if all(spec == PartitionSpec() for spec in specs):
-            # Blocks lie along the last axes, whose first one the number of blocks stands for.
-            whole, rank = self._of_array(path, node.shape), min(array.ndim for _, array in named)
-            specs = [self._that_divides(whole[:rank], array.shape) for _, array in named]
+            whole = self._of_array(path, node.shape)
+            specs = [self._within(whole, node.shape, array.shape) for _, array in named]
         return treedef.unflatten(specs)
 
-    def _that_divides(self, spec: Any, shape: tuple[int, ...]) -> PartitionSpec:
-        """A specification without what does not divide an axis of this shape."""
-        pairs = zip(spec, shape, strict=False)
-        return PartitionSpec(
-            *[None if n % _number_of_devices(self._mesh, axes) else axes for axes, n in pairs]
-        )
+    def _within(self, whole: Any, shape: tuple[int, ...], own: tuple[int, ...]) -> PartitionSpec:
+        """How an array of an array's form lies, by how that would."""
+        return whole if own == shape else PartitionSpec(*spec_of_scales(whole, self._mesh, own))
 
     def _of_array(self, path: _Path, shape: tuple[int, ...]) -> PartitionSpec:
         found, spec = self._found.get(path, (None, None))

@@ -17,15 +17,23 @@ a small part of a step between levels: to nearest, it would stand still.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from gradtx import trees
+from gradtx.explicit import laid_out_as
+from gradtx.precision.blocks import (
+    in_blocks,
+    out_of_blocks,
+    placed_as,
+    placed_beside,
+    scales_shape,
+    with_whole_blocks,
+)
 from gradtx.precision.narrow import is_narrow
 from gradtx.precision.rounding import random_bits
 
@@ -91,7 +99,8 @@ class Quantized(_Arrays, _Coded):
 
     def encoded(self, array: jax.Array) -> "Quantized":
         """Another array in the same form, its codes rounded to nearest."""
-        return _encoded(array, self.codes.dtype, self.scales.shape, self.dtype)
+        new = _encoded(array, self.codes.dtype, self.scales.shape, self.dtype)
+        return Quantized(*map(placed_as, new, self))
 
 
 class _SeededArrays(NamedTuple):
@@ -124,10 +133,11 @@ class Seeded(_SeededArrays, _Coded):
 
     def encoded(self, array: jax.Array) -> Quantized:
         """Another array in the same form, its codes rounded at random."""
-        return _encoded(array, self.codes.dtype, self.scales.shape, self.dtype, self.seed)
+        new = _encoded(array, self.codes.dtype, self.scales.shape, self.dtype, self.seed)
+        return Quantized(*map(placed_as, new, self[:2]))
 
 
-def quantized(array: jax.Array, law: str, block_size: int) -> Quantized | jax.Array:
+def quantized(array: jax.Array, law: str, block_size: int) -> Quantized:
     """An array in 8 bits, its codes rounded to nearest.
 
     Args:
@@ -136,17 +146,11 @@ def quantized(array: jax.Array, law: str, block_size: int) -> Quantized | jax.Ar
         block_size: how many elements share a scale, at most.
 
     Returns:
-        The codes and scales; the array itself if its blocks would lie across devices.
+        The codes, which lie as the array does, and the scales.
     """
     shape = scales_shape(array.shape, block_size)
-    sharding = explicit_sharding(array)
-    merged = () if sharding is None else sharding.spec[len(shape) - 1 :]
-    is_whole = math.prod(array.shape) % math.prod(shape) == 0
-    if any(axis is not None for axis in (merged[1:] if is_whole else merged)) or (
-        len(merged) > 1 and any(axis is not None for axis in merged)
-    ):
-        return array
-    return _encoded(array, _CODES[law], shape, array.dtype)
+    stored = _encoded(array, _CODES[law], shape, array.dtype)
+    return Quantized(*placed_beside(*stored, array))
 
 
 def in_full(state: Any) -> Any:
@@ -173,28 +177,13 @@ def in_full(state: Any) -> Any:
     )
 
 
-def scales_shape(shape: Sequence[int], block_size: int) -> tuple[int, ...]:
-    """The shape of the scales of an array of this shape.
-
-    Blocks lie within as few of the last axes as fill them, so that leading axes may be divided
-    among devices. They are equal parts of between half and all of `block_size`; only an array
-    whose size has no such divisor has shorter ones at the end.
-    """
-    for first in reversed(range(len(shape))):
-        size = math.prod(shape[first:])
-        fewest, most = -(-size // block_size), 2 * size // block_size
-        number = next((n for n in range(fewest, most + 1) if size % n == 0), None)
-        if number is not None and number > 0:
-            return (*shape[:first], number)
-    return (max(-(-math.prod(shape) // block_size), 1),)
-
-
 def _decoded(codes: jax.Array, scales: jax.Array) -> jax.Array:
-    parts = _in_blocks(codes, scales.shape).astype(jnp.float32)
+    parts = in_blocks(codes, scales.shape).astype(jnp.float32)
     levels = _levels(parts, codes.dtype)
     wide = trees.compute_dtype(scales.dtype)
     array = levels.astype(wide) * scales.astype(wide)[..., None]
-    return _out_of_blocks(array, codes.shape).astype(scales.dtype)
+    array = out_of_blocks(array, codes.shape).astype(scales.dtype)
+    return laid_out_as(array, codes)
 
 
 def _encoded(
@@ -205,7 +194,8 @@ def _encoded(
     seed: jax.Array | None = None,
 ) -> Quantized:
     wide = trees.compute_dtype(dtype)
-    parts = _in_blocks(array.astype(wide), shape)
+    array = with_whole_blocks(array, shape)
+    parts = in_blocks(array.astype(wide), shape)
     is_signed = codes_dtype == _CODES[SIGNED]
     sizes = jnp.abs(parts) if is_signed else jnp.maximum(parts, 0)
     scales = jnp.max(sizes, -1)
@@ -215,7 +205,7 @@ def _encoded(
     root = jnp.sqrt(jnp.sqrt(ratios))
     low = jnp.floor(top * (root if is_signed else jnp.sqrt(root)))
     below, above = _levels(low, codes_dtype), _levels(low + 1, codes_dtype)
-    threshold = 0.5 if seed is None else _in_blocks(_thresholds(seed, array), shape)
+    threshold = 0.5 if seed is None else in_blocks(_thresholds(seed, array), shape)
     codes = low + (ratios - below > threshold * (above - below)).astype(jnp.float32)
     codes = jnp.minimum(codes, top)
     if is_signed:
@@ -223,7 +213,8 @@ def _encoded(
     else:
         # What is not zero stays so, because it may be a divisor.
         codes = jnp.where(ratios > 0, jnp.maximum(codes, 1), 0)
-    return Quantized(_out_of_blocks(codes, array.shape).astype(codes_dtype), scales.astype(dtype))
+    codes = out_of_blocks(codes.astype(codes_dtype), array.shape)
+    return Quantized(codes, scales.astype(dtype))
 
 
 def _top(codes_dtype: np.dtype) -> np.float32:
@@ -245,25 +236,6 @@ def _thresholds(seed: jax.Array, array: jax.Array) -> jax.Array:
     sharding = explicit_sharding(array)
     bits = random_bits(part[None], step, number, array.shape, out_sharding=sharding)
     return (bits >> np.uint32(16)).astype(jnp.float32) * np.float32(2**-16) + np.float32(2**-17)
-
-
-def _in_blocks(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The array with a block along the last axis, filled up with zeros."""
-    leading, number = shape[:-1], shape[-1]
-    flat = array.reshape(*leading, -1) if array.ndim != len(shape) else array
-    rest = -flat.shape[-1] % number
-    if rest:
-        flat = jnp.pad(flat, [(0, 0)] * len(leading) + [(0, rest)])
-    return flat.reshape(*shape, flat.shape[-1] // number)
-
-
-def _out_of_blocks(blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The array of this shape that `_in_blocks` put into blocks."""
-    leading = blocks.shape[:-2]
-    flat = blocks.reshape(*leading, blocks.shape[-2] * blocks.shape[-1])
-    size = math.prod(shape[len(leading) :])
-    flat = flat if flat.shape[-1] == size else lax.slice_in_dim(flat, 0, size, axis=-1)
-    return flat.reshape(shape) if flat.shape != shape else flat
 
 
 def explicit_sharding(array: jax.Array) -> Any:

@@ -230,6 +230,18 @@ def test_many_pieces_of_a_leaf_are_those_of_few(dtype, wrapper, applied, monkeyp
 
 
 @pytest.mark.usefixtures("in_pieces")
+@pytest.mark.parametrize("wrapper", [gradtx.quantize_state, gradtx.cast_state])
+def test_arrays_on_an_explicit_mesh_of_one_device_are_not_cut(wrapper):
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:1])
+    tx, g = wrapper(gradtx.adam(0.1)), {"kernel": jnp.ones((256, 256))}
+    expected, _ = jax.jit(tx.update)(g, tx.init(g), g)
+    g = jax.device_put(g, NamedSharding(mesh, PartitionSpec(None, "x")))
+    updates, _ = jax.jit(tx.update)(g, tx.init(g), g)
+    assert updates["kernel"].sharding.spec == PartitionSpec(None, "x")
+    np.testing.assert_allclose(updates["kernel"], expected["kernel"], rtol=1e-6)
+
+
+@pytest.mark.usefixtures("in_pieces")
 def test_large_leaves_are_not_copied():
     size = 1 << 23
     tx = gradtx.quantize_state(gradtx.adamw(1e-3))

@@ -1,0 +1,119 @@
+"""`quantize_state` on several devices: the state of one device, wherever the blocks lie."""
+
+import contextlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import gradtx
+from gradtx.sharding import state_shardings, zero
+from gradtx.testing import collectives
+
+# By name the shape, and that of the scales of blocks of 64.
+SHAPES = {
+    "rows_in_a_block": ((32, 16), (8,)),
+    "blocks_in_a_row": ((8, 128), (8, 2)),
+    "few_blocks": ((256,), (4,)),
+    "uneven_blocks": ((536,), (9,)),
+}
+LAYOUTS = ["rows", "columns", "zero"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly(quick_compilation):
+    """Programs run three times."""
+
+
+def optimizer():
+    return gradtx.quantize_state(gradtx.adam(0.1), block_size=64, min_size=1)
+
+
+def arrays(seed):
+    generator = np.random.default_rng(seed)
+    return {
+        name: np.float32(generator.standard_normal(shape)) for name, (shape, _) in SHAPES.items()
+    }
+
+
+def spec_of(shape, layout):
+    axes = ["data", *[None] * (len(shape) - 1)]
+    return P(*{"rows": axes, "columns": axes[::-1], "zero": [None] * len(shape)}[layout])
+
+
+def sharded(tree, mesh, layout):
+    return {
+        name: jax.device_put(leaf, NamedSharding(mesh, spec_of(leaf.shape, layout)))
+        for name, leaf in tree.items()
+    }
+
+
+def stepped(tx, place) -> tuple[Any, Any, Any]:
+    """The state before the first step and after three, and the function of a step."""
+
+    @jax.jit
+    def step(g, state, params):
+        return gradtx.update_and_apply(tx, g, state, params)
+
+    params = place(arrays(0))
+    first = state = jax.jit(tx.init)(params)
+    for seed in (1, 2, 3):
+        params, state = step(place(arrays(seed)), state, params)
+    return first, state, step
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return stepped(optimizer(), lambda tree: jax.tree.map(jnp.asarray, tree))[1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
+def test_state_is_that_of_one_device(kind, layout, on_one_device):
+    mesh, tx = jax.make_mesh((8,), ("data",), axis_types=(kind,)), optimizer()
+    tx = zero(tx, mesh) if layout == "zero" else tx
+    is_explicit = kind == AxisType.Explicit
+    params = sharded(arrays(0), mesh, layout)
+    with jax.set_mesh(mesh) if is_explicit else contextlib.nullcontext():
+        first, state, step = stepped(tx, lambda tree: sharded(tree, mesh, layout))
+        if is_explicit:
+            assert step._cache_size() == 1
+            jax.eval_shape(  # which holds the types of the state
+                lambda *carry: jax.lax.scan(
+                    lambda own, _: (step(params, own[1], own[0]), None), carry, None, 2
+                ),
+                *(params, state),
+            )
+    assert jax.tree.structure(state) == jax.tree.structure(on_one_device)
+    jax.tree.map(np.testing.assert_array_equal, state, on_one_device)
+    for name, (shape, blocks) in SHAPES.items():
+        stored = state.inner_state[0].nu[name]
+        assert (stored.codes.shape, stored.scales.shape) == (shape, blocks)
+        # Each device has its part of the codes.
+        assert stored.codes.addressable_shards[0].data.size == stored.codes.size // 8
+
+    expected = state_shardings(tx, params)
+    for found in (tx.init(params), first, state):
+        for leaf, sharding in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+
+
+@pytest.mark.parametrize("wrapper", [gradtx.quantize_state, gradtx.cast_state])
+def test_whole_blocks_stay_on_their_devices(wrapper):
+    mesh, tx = jax.make_mesh((8,), ("data",)), wrapper(gradtx.adam(0.1))
+    shapes = {"rows_in_a_block": (64, 64), "blocks_in_a_row": (8, 512), "flat": (8192,)}
+    params = {
+        name: jax.ShapeDtypeStruct(
+            shape, jnp.float32, sharding=NamedSharding(mesh, spec_of(shape, "rows"))
+        )
+        for name, shape in shapes.items()
+    }
+    with jax.set_mesh(mesh):
+        state = jax.eval_shape(tx.init, params)
+        step = jax.jit(lambda g, state, p: gradtx.update_and_apply(tx, g, state, p))
+        sent = collectives(step.lower(params, state, params).compile())
+    assert not any(own.number for own in sent.values()), sent
