@@ -60,16 +60,29 @@ def out_of_blocks(blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def with_whole_blocks(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The array, gathered as far as its blocks would lie across devices."""
+    """The array, laid out otherwise or gathered as far as its blocks would lie across devices."""
     spec = layout_of(array)
     if not spec:
         return array
     mesh = jax.typeof(array).sharding.mesh
-    own = spec_of_scales(spec, mesh, shape)
-    if array.size % math.prod(shape):
-        own = ()
+    own = _spec_of_whole_blocks(spec, mesh, shape) if array.size % math.prod(shape) == 0 else ()
     own = (*own, *[None] * (array.ndim - len(own)))
     return array if own == spec else jax.reshard(array, NamedSharding(mesh, PartitionSpec(*own)))
+
+
+def _spec_of_whole_blocks(spec: Any, mesh: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """How blocks lie during a step: each device has a part of them if any axis can be divided."""
+    own = [*spec_of_scales(spec, mesh, shape)]
+    last = len(own) - 1
+    for axis, names in enumerate(spec):
+        if names is None or axis < last or (axis == last and own[last] is not None):
+            continue
+        number = math.prod(mesh.shape[name] for name in _tuple_of(names))
+        free = (i for i, kept in enumerate(own) if kept is None and shape[i] % number == 0)
+        where = next(free, None)
+        if where is not None:
+            own[where] = names
+    return tuple(own)
 
 
 def placed_beside(codes: Any, scales: Any, array: Any) -> tuple[Any, Any]:
@@ -105,11 +118,15 @@ def spec_of_scales(spec: Any, mesh: Any, shape: tuple[int, ...]) -> tuple[Any, .
     """
     *leading, first = (*spec, *[None] * len(shape))[: len(shape)]
     kept: tuple[str, ...] = ()
-    for name in first if isinstance(first, tuple) else (first,):
+    for name in _tuple_of(first):
         if name is None or shape[-1] % math.prod(mesh.shape[own] for own in (*kept, name)):
             break
         kept = (*kept, name)
     return (*leading, kept if len(kept) > 1 else next(iter(kept), None))
+
+
+def _tuple_of(names: Any) -> tuple[Any, ...]:
+    return names if isinstance(names, tuple) else (names,)
 
 
 def _reshaped(array: jax.Array, shape: tuple[int, ...], kept: int) -> jax.Array:
