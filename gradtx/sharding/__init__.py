@@ -6,7 +6,7 @@ take the steps of whole matrices of Muon, Shampoo and their relatives.
 """
 
 from gradtx.inspection.shardings import state_shardings
-from gradtx.sharding.distributed import distributed
-from gradtx.sharding.zero import zero
+from gradtx.sharding.matrices import distributed
+from gradtx.sharding.splitting import zero
 
 __all__ = ["distributed", "state_shardings", "zero"]

@@ -288,7 +288,8 @@ class _Part:
     @property
     def own_spec(self) -> PartitionSpec:
         """How it lies when it is split."""
-        names = self.split.axes if len(self.split.axes) > 1 else self.split.axes[0]
+        first, *others = self.split.axes
+        names = self.split.axes if others else first
         axes = [names if i == self.axis else own for i, own in enumerate(self.spec)]
         # As the compiler writes it, for which another spelling is another type.
         while axes and axes[-1] is None:
