@@ -15,6 +15,7 @@ from jax.core import Tracer
 
 from gradtx import trees
 from gradtx.compose.sequence import as_transformation
+from gradtx.explicit import laid_out_as
 from gradtx.kernel import SHARE, check
 from gradtx.leaves import Aligned
 from gradtx.messages import listed, shown
@@ -212,9 +213,14 @@ def _apply(owner: str, what: str, tree: Any, mask: Any) -> Any:
     leaves, treedef = jax.tree.flatten(tree, is_leaf=_is_missing)
     flags = _flags(owner, what, tree, mask)
     return treedef.unflatten(
-        jnp.where(flag, leaf, jnp.zeros_like(leaf)) if trees.is_parameter(leaf) else leaf
+        _kept(flag, leaf) if trees.is_parameter(leaf) else leaf
         for leaf, flag in zip(leaves, flags, strict=True)
     )
+
+
+def _kept(flag: Any, leaf: Any) -> jax.Array:
+    """The leaf where its flag is set, else zero."""
+    return jnp.where(laid_out_as(flag, leaf), leaf, jnp.zeros_like(leaf))
 
 
 def _flags(owner: str, what: str, tree: Any, mask: Any) -> list[Any]:

@@ -39,6 +39,10 @@ class KeptLayouts:
         """See `jax.jit`."""
         return self._for(state).lower(state, batch)
 
+    def _cache_size(self) -> int:
+        """How often the function was compiled for calls, as compiled functions of JAX tell it."""
+        return sum(compiled._cache_size() for compiled in self._compiled.values())
+
     def _for(self, state: Any) -> Any:
         """The compiled function for a state that lies like this."""
         # One device leaves no choice.
