@@ -16,6 +16,7 @@ from jax import lax
 
 from gradtx import trees
 from gradtx.joined import Leaves
+from gradtx.stored import to_store
 from gradtx.waiting import Leaf
 
 
@@ -68,7 +69,7 @@ class Row(Leaf):
         """Its update."""
         if not self.has_gradient:
             return self.given
-        return self.row(self.stack.value).astype(jnp.result_type(self.given))
+        return to_store(self.row(self.stack.value), jnp.result_type(self.given))
 
     def row(self, array: Any) -> Any:
         """Its part of a stack."""

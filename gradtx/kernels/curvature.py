@@ -18,6 +18,7 @@ from gradtx.kernel import COUNT, NON_NEGATIVE, check, check_hyperparameter
 from gradtx.kernels.objective import Loss, loss_of_moving
 from gradtx.lift import evaluate
 from gradtx.messages import shown
+from gradtx.stored import to_store
 
 
 def scale_by_newton(
@@ -95,7 +96,7 @@ def scale_by_newton(
             directions = _solve_dense(value, at, right, shift)
         else:
             directions = _solve_cg(value, at, right, shift, tolerance, max_iterations)
-        new = [d.astype(g.dtype) for d, g in zip(directions, gradients, strict=True)]
+        new = [to_store(d, g.dtype) for d, g in zip(directions, gradients, strict=True)]
         return moving.tree_of(each_laid_out_as(new, gradients)), state
 
     def init(params: Any) -> Any:

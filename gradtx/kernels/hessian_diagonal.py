@@ -14,6 +14,7 @@ from gradtx.inputs import as_gradients, check_state
 from gradtx.kernels.objective import Loss, loss_of_moving
 from gradtx.messages import shown
 from gradtx.placement import with_numbers_placed
+from gradtx.stored import to_store
 
 _REPLACING = Effect(hidden="replaces the gradient", decay="hides")
 
@@ -99,7 +100,7 @@ def hutchinson_estimator_diag_hessian(
         ]
         products = jax.jvp(jax.grad(value), (at,), (signs,))[1] if at else []
         new = [
-            (sign * product).astype(g.dtype)
+            to_store(sign * product, g.dtype)
             for sign, product, g in zip(signs, products, moving.arrays(), strict=True)
         ]
         return moving.tree_of(new), HutchinsonState(new_key)

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from gradtx import norms, trees
 from gradtx.kernel import NON_NEGATIVE, check
 from gradtx.messages import shown
+from gradtx.stored import to_store
 
 
 def unit_axes(owner: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -122,4 +123,4 @@ def unitwise_clip(
     # With div_eps = 0 a gradient of zero gives 0 / 0, and stays zero.
     ratio = largest / jnp.where(is_within | (divisor == 0), 1.0, divisor)
     factor = jnp.where(is_within, 1.0, ratio).astype(dtype)
-    return (factor * grad.astype(dtype)).astype(grad.dtype)
+    return to_store(factor * grad.astype(dtype), grad.dtype)

@@ -21,6 +21,7 @@ from gradtx.precision.narrow import (
     update_inside,
     widened,
 )
+from gradtx.stored import to_store
 
 _OWNER = "with_kahan_sum"
 _COMPENSATION = "the state's compensation"
@@ -128,4 +129,4 @@ def _add(
     whole = own + (jnp.asarray(u).astype(WIDE) + left)
     target = nearest(whole, p.dtype)
     over = kept_unless(step, whole - target, left)
-    return kept_unless(step, target, own) - own, laid_out_as(over, c).astype(c.dtype)
+    return kept_unless(step, target, own) - own, to_store(laid_out_as(over, c), c.dtype)

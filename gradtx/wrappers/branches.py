@@ -11,6 +11,7 @@ from jax.core import Tracer
 from gradtx import trees
 from gradtx.explicit import laid_out_as
 from gradtx.leaves import Aligned, map_leaves
+from gradtx.stored import to_store
 
 Branch = Callable[[], tuple[Any, Any]]
 
@@ -53,7 +54,7 @@ def either(
         # Inside a chain the shapes may still differ from those of the updates.
         aligned = Aligned(owner, {"updates": updates, "the inner updates": new}, same_shapes=False)
         pairs = zip(aligned.arrays(), aligned.arrays("the inner updates"), strict=True)
-        arrays = [laid_out_as(part.astype(dtype_of(g)), g) for g, part in pairs]
+        arrays = [laid_out_as(to_store(part, dtype_of(g)), g) for g, part in pairs]
         return arrays, jax.tree.map(_in_type_of, state, new_state)
 
     if isinstance(condition, Tracer):
@@ -87,4 +88,4 @@ def widened_copy(parameter: Any) -> jax.Array:
 
 def _in_type_of(old: Any, new: Any) -> Any:
     dtype = jnp.result_type(old)
-    return laid_out_as(new if jnp.result_type(new) == dtype else new.astype(dtype), old)
+    return laid_out_as(new if jnp.result_type(new) == dtype else to_store(new, dtype), old)

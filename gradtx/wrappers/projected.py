@@ -33,6 +33,7 @@ from gradtx.lift import evaluate
 from gradtx.messages import shown
 from gradtx.placement import full_beside, lengths, zeros_beside
 from gradtx.stacks import with_values
+from gradtx.stored import to_store
 from gradtx.wrappers.steps import counted, is_collecting, is_step
 
 
@@ -303,4 +304,4 @@ def _leave(
     else:
         matrices = product(low_rank, adjoint(projector))
     scaled = scale.astype(matrices.dtype) * matrices
-    return laid_out_as(axes.from_matrices(scaled, like.shape).astype(like.dtype), like)
+    return laid_out_as(to_store(axes.from_matrices(scaled, like.shape), like.dtype), like)
