@@ -1,33 +1,27 @@
 """ZeRO: each device of the data axis keeps and updates a part of every array."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from gradtx import trees
 from gradtx.compose.parts import Composed, Part, locality_of, owner_of, parts_of
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import IN_SERIES
-from gradtx.explicit import explicit_mesh
 from gradtx.inputs import trained
 from gradtx.inspection.shardings import state_shardings
 from gradtx.joined import Finish, Leaves, join
 from gradtx.lift import kernel_of
 from gradtx.messages import shown
-from gradtx.placement import following
 from gradtx.sharding._axes import checked_axes
+from gradtx.sharding._shares import FREE, OWNER, Share, Split
 from gradtx.waiting import Leaf
-
-_OWNER = "zero"
-_FREE = PartitionSpec.UNCONSTRAINED
 
 
 def zero(
@@ -99,11 +93,11 @@ def zero(
         >>> print(params["w"][0], params["w"].sharding.is_fully_replicated)
         [0.5 0.5] True
     """
-    inner = as_transformation(_OWNER, "tx", tx)
-    axes = checked_axes(_OWNER, mesh, axis)
+    inner = as_transformation(OWNER, "tx", tx)
+    axes = checked_axes(OWNER, mesh, axis)
     if isinstance(stage, bool) or stage not in (1, 2):
-        raise ValueError(f"{_OWNER}: stage must be 1 or 2, got {shown(stage)}")
-    split = _Split(mesh, axes, int(stage))
+        raise ValueError(f"{OWNER}: stage must be 1 or 2, got {shown(stage)}")
+    split = Split(mesh, axes, int(stage))
     return _Zero(inner, split, shardings, elementwise).transformation()
 
 
@@ -119,14 +113,14 @@ class _Zero:
     """
 
     inner: optax.GradientTransformationExtraArgs
-    split: "_Split"
+    split: Split
     shardings: Any
     elementwise: bool
 
     def transformation(self) -> optax.GradientTransformationExtraArgs:
         """The whole."""
         update = _Update(
-            _OWNER,
+            OWNER,
             (Part("", self.inner),),
             self.join,
             only_hands_on=True,
@@ -141,7 +135,7 @@ class _Zero:
         if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params)):
             return self.inner.init(params)
         parts = self.parts_of(params)
-        state = self.inner.init(_moved(params, parts, _Part.taken))
+        state = self.inner.init(_moved(params, parts, Share.taken))
         return self.laid_out(params, parts, state)
 
     def join(self, leaves: Leaves, state: Any) -> Finish:
@@ -163,26 +157,26 @@ class _Zero:
         whole = updates if params is None else trained(params)
         parts = self.parts_of(whole)
         if len(parts) != len(leaves.leaves):
-            leaves.align_parameters(_OWNER)  # says which structure differs
+            leaves.align_parameters(OWNER)  # says which structure differs
         if params is not None:
-            params = _moved(params, self.parts_of(params), _Part.taken)
+            params = _moved(params, self.parts_of(params), Share.taken)
         likes = [None] * len(parts) if self.shardings is not None else trees.flatten(whole)[0]
         pairs = list(zip(parts, likes, strict=True))
-        record = _Parts(_moved(updates, parts, _Part.reduced), params, leaves.extra, pairs)
+        record = _Parts(_moved(updates, parts, Share.reduced), params, leaves.extra, pairs)
         return record, join(self.inner.update, record, state)
 
-    def parts_of(self, tree: Any) -> list["_Part | None"]:
+    def parts_of(self, tree: Any) -> list[Share | None]:
         """How each leaf of a tree is split."""
         leaves = trees.flatten(tree)[0]
         given: Sequence[Any] = [None] * len(leaves)
         if self.shardings is not None:
-            given = trees.flatten_like(_OWNER, "shardings", self.shardings, "params", tree)
+            given = trees.flatten_like(OWNER, "shardings", self.shardings, "params", tree)
         return [self.split.part_of(x, own) for x, own in zip(leaves, given, strict=True)]
 
-    def laid_out(self, params: Any, parts: Sequence["_Part | None"], state: Any) -> Any:
+    def laid_out(self, params: Any, parts: Sequence[Share | None], state: Any) -> Any:
         """The state beside the parts of its parameters, which other libraries do not see to."""
         leaves, treedef = trees.flatten(params)
-        known = [part for part in parts if part is not None and _FREE not in part.spec]
+        known = [part for part in parts if part is not None and FREE not in part.spec]
         is_open = all(
             isinstance(leaf, Tracer) and self.split.explicit_mesh(leaf) is None
             for leaf in leaves
@@ -210,134 +204,7 @@ class _Update(Composed):
     opened: Callable[[Leaves, Any], tuple[Leaves, Finish]]
 
 
-@dataclass(frozen=True)
-class _Split:
-    """Over which devices arrays are split.
-
-    Attributes:
-        mesh: the mesh.
-        axes: the names of its axes.
-        stage: the stage.
-    """
-
-    mesh: Mesh
-    axes: tuple[str, ...]
-    stage: int
-
-    @property
-    def number(self) -> int:
-        """The number of parts."""
-        return math.prod(self.mesh.shape[axis] for axis in self.axes)
-
-    @property
-    def is_inside(self) -> bool:
-        """Whether this is traced for one device of the axes, as inside of `jax.shard_map`."""
-        return bool(set(self.axes) & set(jax.sharding.get_abstract_mesh().manual_axes))
-
-    def explicit_mesh(self, x: Any) -> Any:
-        """The mesh on which the type of an array tells how it is split; else None."""
-        return explicit_mesh(_OWNER, x, self.mesh, self.axes)
-
-    def part_of(self, leaf: Any, sharding: Any) -> "_Part | None":
-        """How a leaf is split; None: it is not."""
-        here = jax.sharding.get_abstract_mesh()
-        is_elsewhere = bool(here.manual_axes) and not {*self.axes} <= {*here.axis_names}
-        if not trees.is_parameter(leaf) or is_elsewhere:
-            return None
-        spec = self._spec_of(leaf, sharding)
-        names = {name for own in spec for name in (own if isinstance(own, tuple) else (own,))}
-        free = [
-            (length, -i)
-            for i, length in enumerate(np.shape(leaf))
-            if length and length % self.number == 0 and spec[i] in (None, _FREE)
-        ]
-        is_split = bool(names & set(self.axes))
-        if self.number == 1 or is_split or not free:
-            return _Part(self, None, spec)
-        return _Part(self, -max(free)[1], spec)
-
-    def _spec_of(self, leaf: Any, sharding: Any) -> tuple[Any, ...]:
-        """How a leaf lies on the mesh, as far as that is known."""
-        is_typed = self.explicit_mesh(leaf) is not None
-        if sharding is None and (is_typed or not isinstance(leaf, Tracer)):
-            sharding = jax.typeof(leaf).sharding if is_typed else getattr(leaf, "sharding", None)
-        if isinstance(sharding, NamedSharding) and not {*self.axes} <= {*sharding.mesh.shape}:
-            sharding = None  # from another mesh it is moved
-        if isinstance(sharding, NamedSharding) and not self.is_inside:
-            spec = tuple(sharding.spec)
-        else:
-            is_free = isinstance(leaf, Tracer) and set(self.mesh.axis_names) != set(self.axes)
-            return (_FREE if is_free else None,) * np.ndim(leaf)
-        return spec + (None,) * (np.ndim(leaf) - len(spec))
-
-
-@dataclass(frozen=True)
-class _Part:
-    """How one leaf is split.
-
-    Attributes:
-        split: over which devices.
-        axis: along which of its axes; None: it is whole on each device.
-        spec: how it lies apart from that.
-    """
-
-    split: _Split
-    axis: int | None
-    spec: tuple[Any, ...]
-
-    @property
-    def own_spec(self) -> PartitionSpec:
-        """How it lies when it is split."""
-        first, *others = self.split.axes
-        names = self.split.axes if others else first
-        axes = [names if i == self.axis else own for i, own in enumerate(self.spec)]
-        # As the compiler writes it, for which another spelling is another type.
-        while axes and axes[-1] is None:
-            axes.pop()
-        return PartitionSpec(*axes)
-
-    def taken(self, x: Any) -> Any:
-        """The device's part of an array that all devices have."""
-        if self.axis is None:
-            return x
-        if not self.split.is_inside:
-            return self._laid_out(x, self.own_spec)
-        size = np.shape(x)[self.axis] // self.split.number
-        start = lax.axis_index(self.split.axes) * size
-        return lax.dynamic_slice_in_dim(x, start, size, self.axis)
-
-    def reduced(self, gradient: Any) -> Any:
-        """The device's part of a gradient; of the average in stage 2 where each has its own."""
-        if not self.split.is_inside or self.split.stage == 1:
-            return self.taken(gradient)
-        if self.axis is None:
-            return lax.pmean(gradient, self.split.axes)
-        whole = lax.psum_scatter(gradient, self.split.axes, scatter_dimension=self.axis, tiled=True)
-        return whole / self.split.number
-
-    def gathered(self, x: Any, like: Any = None) -> Any:
-        """The whole array, where another one of its shape lies, which tracing may not show."""
-        if self.axis is None:
-            return x
-        if not self.split.is_inside:
-            whole = [
-                None if i == self.axis and own is _FREE else own for i, own in enumerate(self.spec)
-            ]
-            x = self._laid_out(x, PartitionSpec(*whole))
-            return following(x, like) if isinstance(x, Tracer) and like is not None else x
-        return lax.all_gather(x, self.split.axes, axis=self.axis, tiled=True, to="invarying")
-
-    def _laid_out(self, x: Any, spec: PartitionSpec) -> Any:
-        explicit = self.split.explicit_mesh(x)
-        if explicit is not None:
-            return jax.reshard(x, NamedSharding(explicit, spec))
-        sharding = NamedSharding(self.split.mesh, spec)
-        if isinstance(x, Tracer):
-            return lax.with_sharding_constraint(x, sharding)
-        return jax.device_put(x, sharding)
-
-
-def _moved(tree: Any, parts: Sequence[_Part | None], move: Callable[[_Part, Any], Any]) -> Any:
+def _moved(tree: Any, parts: Sequence[Share | None], move: Callable[[Share, Any], Any]) -> Any:
     """A tree whose arrays are moved, as whoever knows how they are split does it."""
     leaves, treedef = trees.flatten(tree)
     return treedef.unflatten(
@@ -373,7 +240,7 @@ class _PartOfLeaf(Leaf):
 
     __slots__ = ("part", "whole_like")
 
-    def __init__(self, value: Any, part: _Part | None, whole_like: Any):
+    def __init__(self, value: Any, part: Share | None, whole_like: Any):
         super().__init__(value)
         self.part = part
         self.whole_like = whole_like
@@ -392,7 +259,7 @@ def _check_elementwise(tx: optax.GradientTransformation, foreign: bool) -> None:
         if foreign:
             return
         raise ValueError(
-            f"{_OWNER}: it is not known whether {owner_of(tx)} is elementwise; if each element's "
+            f"{OWNER}: it is not known whether {owner_of(tx)} is elementwise; if each element's "
             "update depends on that element alone, pass elementwise=True"
         )
     is_elementwise = locality_of(tx) in (None, "element")
@@ -401,7 +268,7 @@ def _check_elementwise(tx: optax.GradientTransformation, foreign: bool) -> None:
     if not is_elementwise:
         name = owner_of(tx) if kernel is None else kernel.name
         raise ValueError(
-            f"{_OWNER}: {name} depends on whole arrays, of which each device has a part inside of "
+            f"{OWNER}: {name} depends on whole arrays, of which each device has a part inside of "
             "shard_map; use jax.jit on a mesh instead, where it works"
         )
     for part in parts_of(tx):
