@@ -1,7 +1,8 @@
 """Optional packages, for the tables and pictures of the diagnostics."""
 
-import importlib
 from types import ModuleType
+
+from gradtx import extras
 
 
 def load(module: str) -> ModuleType:
@@ -10,10 +11,4 @@ def load(module: str) -> ModuleType:
     Raises:
         ImportError: naming the extra, if the module is not installed.
     """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"gradtx.diagnostics: this needs {module.partition('.')[0]}, which is not installed; "
-            'run pip install "gradtx[diagnostics]"'
-        ) from error
+    return extras.load("gradtx.diagnostics", module, "diagnostics")

@@ -1,6 +1,5 @@
 """Checkpoints: what a run needs to go on after it was interrupted, on disk."""
 
-import importlib
 import os
 from collections.abc import Mapping
 from types import ModuleType, TracebackType
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple, Self
 
 import jax
 
+from gradtx import extras
 from gradtx.kernel import COUNT, COUNT_OR_ZERO, check
 from gradtx.messages import listed
 from gradtx.training import saved
@@ -332,10 +332,4 @@ def _check_dtypes(owner: str, leaves: saved.Leaves) -> None:
 
 def _load(module: str) -> ModuleType:
     """Import a module that only checkpoints need."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"gradtx.training.{_OWNER}: this needs orbax-checkpoint, which is not installed; run "
-            'pip install "gradtx[checkpoints]"'
-        ) from error
+    return extras.load(f"gradtx.training.{_OWNER}", module, "checkpoints", "orbax-checkpoint")
