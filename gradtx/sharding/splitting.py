@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.core import Tracer
@@ -19,6 +20,7 @@ from gradtx.inspection.shardings import state_shardings
 from gradtx.joined import Finish, Leaves, join
 from gradtx.lift import kernel_of
 from gradtx.messages import shown
+from gradtx.placement import following
 from gradtx.sharding._axes import checked_axes
 from gradtx.sharding._shares import FREE, OWNER, Share, Split
 from gradtx.waiting import Leaf
@@ -163,7 +165,8 @@ class _Zero:
         likes = [None] * len(parts) if self.shardings is not None else trees.flatten(whole)[0]
         pairs = list(zip(parts, likes, strict=True))
         record = _Parts(_moved(updates, parts, Share.reduced), params, leaves.extra, pairs)
-        return record, join(self.inner.update, record, state)
+        finish = join(self.inner.update, record, state)
+        return record, lambda: _where_it_was(finish(), state)
 
     def parts_of(self, tree: Any) -> list[Share | None]:
         """How each leaf of a tree is split."""
@@ -202,6 +205,19 @@ class _Update(Composed):
     """An update function whose steps wait at parts of leaves."""
 
     opened: Callable[[Leaves, Any], tuple[Leaves, Finish]]
+
+
+def _where_it_was(new: Any, old: Any) -> Any:
+    """A state whose arrays the compiler leaves where they were, however near whole updates are."""
+    if jax.tree.structure(new) != jax.tree.structure(old):
+        return new
+
+    def kept(x: Any, like: Any) -> Any:
+        is_array = isinstance(x, Tracer) and isinstance(like, Tracer) and x.ndim
+        is_number = is_array and jnp.issubdtype(x.dtype, jnp.number) and x.shape == like.shape
+        return following(x, like) if is_number else x
+
+    return jax.tree.map(kept, new, old)
 
 
 def _moved(tree: Any, parts: Sequence[Share | None], move: Callable[[Share, Any], Any]) -> Any:

@@ -83,15 +83,16 @@ def sharded(kind, layout):
     return mesh, {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
 
 
-def update_of(name):
+def update_of(name, wrap=lambda tx: tx):
     """The transformation, and its update with the extra arguments that it needs."""
-    tx, extra_args = OPTIMIZERS[name].make(), OPTIMIZERS[name].extra_args or (lambda params: {})
+    extra_args = OPTIMIZERS[name].extra_args or (lambda params: {})
+    tx = wrap(OPTIMIZERS[name].make())
     return tx, lambda g, state, p: tx.update(g, state, p, **extra_args(p))
 
 
-def three_steps(name, place, compilations):
+def three_steps(name, place, compilations, wrap=lambda tx: tx):
     """The parameters and the state before and after each step; one program takes all of them."""
-    tx, update = update_of(name)
+    tx, update = update_of(name, wrap)
 
     @jax.jit
     def step(gradients, state, params):
@@ -123,6 +124,24 @@ def test_steps_on_several_devices(name, compilations):
         tolerance = TOLERANCES.get(name, 1e-6)
         for path, found in run[-1][0].items():
             np.testing.assert_allclose(found, params[path], rtol=0, atol=tolerance, err_msg=path)
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_steps_with_zero(name, compilations):
+    params, _ = three_steps(name, lambda tree: jax.tree.map(jnp.asarray, tree), compilations)[-1]
+    mesh, shardings = sharded(AUTO, "replicated")
+    run = three_steps(
+        name,
+        lambda tree: jax.device_put(tree, shardings),
+        compilations,
+        lambda tx: gradtx.sharding.zero(tx, mesh, "a"),
+    )
+    check_layouts(run)
+    check_bytes(run[0][1])
+    for path, found in run[-1][0].items():
+        assert found.sharding.is_fully_replicated
+        tolerance = TOLERANCES.get(name, 1e-6)
+        np.testing.assert_allclose(found, params[path], rtol=0, atol=tolerance, err_msg=path)
 
 
 def check_layouts(run):
