@@ -9,14 +9,15 @@ learning rates work, and what happened during a compiled loop.
 from gradtx.diagnostics.activations import activation_gain, relu_elbows
 from gradtx.diagnostics.history import HistoryState, record_history, update_ratio
 from gradtx.diagnostics.landscape import ConnectingPath, connecting_path, interpolate_loss
-from gradtx.diagnostics.layer_signal import LayerSignal
 from gradtx.diagnostics.learning_rate import LearningRateRange, learning_rate_range
 from gradtx.diagnostics.noise_scale import NoiseScale, gradient_noise_scale
-from gradtx.diagnostics.nonfinite import Culprit
 from gradtx.diagnostics.pruning import apply_mask, freeze_pruned, prune_by_magnitude
 from gradtx.diagnostics.readout import history_of, plot_history
-from gradtx.diagnostics.report import SignalReport
-from gradtx.diagnostics.signals import signal_report
+from gradtx.diagnostics.signal.diagnosis import Diagnosis
+from gradtx.diagnostics.signal.layer_signal import LayerSignal
+from gradtx.diagnostics.signal.nonfinite import Culprit
+from gradtx.diagnostics.signal.report import SignalReport
+from gradtx.diagnostics.signal.signals import signal_report
 from gradtx.diagnostics.smoothness import (
     AlongGradient,
     along_gradient,
@@ -24,7 +25,6 @@ from gradtx.diagnostics.smoothness import (
     lipschitz_along_gradient,
     sharpness,
 )
-from gradtx.diagnostics.verdict import Diagnosis
 
 __all__ = [
     "AlongGradient",

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gradtx.diagnostics import _extras
-from gradtx.diagnostics.layer_signal import LayerSignal
+from gradtx.diagnostics.signal.layer_signal import LayerSignal
 
 # More names than these do not fit below the axis.
 _MOST_NAMES = 40

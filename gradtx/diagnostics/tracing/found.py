@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from gradtx.diagnostics.provenance import Loop
+from gradtx.diagnostics.tracing.provenance import Loop
 
 Arrays = dict[str, jax.Array]
 

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gradtx.diagnostics import _extras, picture
-from gradtx.diagnostics.layer_signal import LayerSignal
-from gradtx.diagnostics.nonfinite import Culprit
-from gradtx.diagnostics.verdict import Diagnosis, diagnose
+from gradtx.diagnostics import _extras
+from gradtx.diagnostics.signal import picture
+from gradtx.diagnostics.signal.diagnosis import Diagnosis
+from gradtx.diagnostics.signal.layer_signal import LayerSignal
+from gradtx.diagnostics.signal.nonfinite import Culprit
+from gradtx.diagnostics.signal.verdict import diagnose
 from gradtx.tables import html_table
 
 # The columns of the table: the heading, and the text for a layer.

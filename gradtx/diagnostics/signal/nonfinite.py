@@ -11,17 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxprs_in_params
 
-from gradtx.diagnostics.found import Arrays, Found
-from gradtx.diagnostics.interpreter import Interpreter
-from gradtx.diagnostics.provenance import Layer
-from gradtx.diagnostics.traced import TracedLoss
+from gradtx.diagnostics.tracing.found import Arrays, Found
+from gradtx.diagnostics.tracing.interpreter import Interpreter
+from gradtx.diagnostics.tracing.provenance import Layer
+from gradtx.diagnostics.tracing.traced import TracedLoss
 
 # Operations whose derivative is infinite somewhere.
 _STEEP = ("sqrt", "rsqrt", "log", "pow", "div", "cbrt", "atan2", "acos", "asin", "log1p")
 
 # Stack frames in these folders do not belong to the user.
 _SEPARATOR = os.sep
-_HERE = str(Path(__file__).parent)
+_HERE = str(Path(__file__).parents[1])
 
 
 @dataclass(frozen=True)

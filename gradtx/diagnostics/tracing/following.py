@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradtx.diagnostics import primitives
-from gradtx.diagnostics.provenance import (
+from gradtx.diagnostics.tracing import primitives
+from gradtx.diagnostics.tracing.provenance import (
     Image,
     Last,
     Layer,

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from gradtx.diagnostics import trends
-from gradtx.diagnostics.layer_signal import LayerSignal
+from gradtx.diagnostics.signal import trends
+from gradtx.diagnostics.signal.layer_signal import LayerSignal
 
 # The initializers that preserve the signal, with their variance times fan_in, by nonlinearity.
 _LINEAR = ("lecun_normal()", 1.0)

@@ -16,9 +16,9 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Literal
 
-from gradtx.diagnostics import following, primitives
-from gradtx.diagnostics.found import Arrays, Found, Nesting
-from gradtx.diagnostics.provenance import Layer, Loop, TracedValue, constant_value, mixture
+from gradtx.diagnostics.tracing import following, primitives
+from gradtx.diagnostics.tracing.found import Arrays, Found, Nesting
+from gradtx.diagnostics.tracing.provenance import Layer, Loop, TracedValue, constant_value, mixture
 
 
 class Interpreter:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradtx.diagnostics.layer_signal import LayerSignal
+from gradtx.diagnostics.signal.layer_signal import LayerSignal
 
 # A signal or gradient that changes by less than these factors is considered healthy, unless the
 # total change exceeds the square of the second.

@@ -12,14 +12,14 @@ import numpy as np
 from jax import lax
 
 from gradtx import norms, trees
-from gradtx.diagnostics import nonfinite
-from gradtx.diagnostics.found import Arrays, Found
-from gradtx.diagnostics.interpreter import Interpreter
-from gradtx.diagnostics.layer_signal import LayerSignal
-from gradtx.diagnostics.primitives import LEVELLING, SQUASHING
-from gradtx.diagnostics.provenance import Layer
-from gradtx.diagnostics.report import SignalReport
-from gradtx.diagnostics.traced import TracedLoss, trace_loss
+from gradtx.diagnostics.signal import nonfinite
+from gradtx.diagnostics.signal.layer_signal import LayerSignal
+from gradtx.diagnostics.signal.report import SignalReport
+from gradtx.diagnostics.tracing.found import Arrays, Found
+from gradtx.diagnostics.tracing.interpreter import Interpreter
+from gradtx.diagnostics.tracing.primitives import LEVELLING, SQUASHING
+from gradtx.diagnostics.tracing.provenance import Layer
+from gradtx.diagnostics.tracing.traced import TracedLoss, trace_loss
 
 # A unit hardly learns where the slope of its smooth nonlinearity is below this.
 SATURATED_SLOPE = 0.05

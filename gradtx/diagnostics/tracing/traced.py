@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
 from gradtx import trees
-from gradtx.diagnostics.provenance import Origin, TracedValue
+from gradtx.diagnostics.tracing.provenance import Origin, TracedValue
 from gradtx.inputs import real_scalar
 from gradtx.messages import shown
 

@@ -1,0 +1,36 @@
+"""A finding about the signal of a network, and the words that all findings share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gradtx.diagnostics.signal.layer_signal import LayerSignal
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is wrong with a network.
+
+    Attributes:
+        kind: "healthy", "vanishing", "exploding", "dead", "saturated" or "nan".
+        layers: the names of the affected layers.
+        factor: the factor by which the signal (or the backpropagated gradient) changes per layer,
+            or per step of a recurrence; 1 if that is not what is wrong.
+        sentence: the finding in words, with advice.
+    """
+
+    kind: str
+    layers: tuple[str, ...]
+    factor: float
+    sentence: str
+
+
+def share(number: int, largest: float) -> str:
+    return f"{'up to ' if number > 1 and largest < 1 else ''}{largest:.0%}"
+
+
+def listing(layers: Sequence[LayerSignal]) -> str:
+    """The names of the layers; if there are many, of the first and the last."""
+    names = [f"'{layer.name}'" for layer in layers]
+    if len(names) > 4:
+        return f"{len(names)} layers from {names[0]} to {names[-1]}"
+    return ("layer " if len(names) == 1 else "layers ") + ", ".join(names)
