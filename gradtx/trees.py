@@ -110,6 +110,21 @@ def is_parameter(leaf: Any) -> bool:
     return is_subdtype(dtype, jnp.inexact)
 
 
+def is_trained(leaf: Any) -> bool:
+    """Whether a leaf is an inexact array, and so what training a loss changes.
+
+    An optimizer takes whatever has a gradient, also a Python number. A loss is differentiated with
+    respect to arrays only, as by `equinox.filter_value_and_grad`: a number inside a module, such as
+    the rate of a dropout, is a setting, and the module may not even accept an array in its place.
+    """
+    return hasattr(leaf, "dtype") and is_parameter(leaf)
+
+
+def only_trained(tree: Any) -> Any:
+    """The tree with None for all that is not an inexact array."""
+    return jax.tree.map(lambda leaf: leaf if is_trained(leaf) else None, tree)
+
+
 # Asked for each leaf at each call; the answer takes a hundred times as long as looking it up.
 is_subdtype = functools.lru_cache(maxsize=256)(jnp.issubdtype)
 

@@ -14,7 +14,7 @@ from jax.core import Tracer
 from gradtx import norms, trees
 from gradtx.effect import LINEAR, declared
 from gradtx.kernel import COUNT, check
-from gradtx.leaves import map_leaves, map_parameters
+from gradtx.leaves import map_leaves
 from gradtx.messages import listed, shown
 
 _OWNER = "record_history"
@@ -230,7 +230,7 @@ def _arguments(name: str, wanted: set[str], available: dict[str, Any]) -> dict[s
 
 
 def _parameters(tree: Any) -> Any:
-    return map_parameters(lambda leaf: leaf, tree)
+    return trees.only_trained(tree)
 
 
 def _written(name: str, buffer: Any, place: jax.Array, value: Any) -> Any:
@@ -300,7 +300,7 @@ def update_ratio(updates: Any, params: Any) -> Any:
         ratio,
         owner,
         {"updates": updates, "params": params},
-        takes_part=lambda *leaf: all(map(trees.is_parameter, leaf)),
+        takes_part=lambda *leaf: all(map(trees.is_trained, leaf)),
         rests=None,
     )
 

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from gradtx import trees
 from gradtx.compose.sequence import as_transformation
 from gradtx.kernel import COUNT, Range, check
-from gradtx.leaves import map_leaves, map_parameters
+from gradtx.leaves import map_leaves
 from gradtx.messages import one_of_each, shown
 from gradtx.recipes.adam import adam
 from gradtx.updates import apply_updates
@@ -247,7 +247,7 @@ def _mix(weights: Sequence[Any], start: Any, anchors: Sequence[Sequence[Any]]) -
     """The weighted sum of the anchors, as a tree; its other leaves are those of `start`."""
     leaves, treedef = trees.flatten(start)
     return treedef.unflatten(
-        _mixture(weights, parts).astype(jnp.result_type(leaf)) if trees.is_parameter(leaf) else leaf
+        _mixture(weights, parts).astype(jnp.result_type(leaf)) if trees.is_trained(leaf) else leaf
         for leaf, *parts in zip(leaves, *anchors, strict=True)
     )
 
@@ -266,12 +266,12 @@ def _mixture(weights: Sequence[Any], parts: Sequence[Any]) -> Any:
 
 def _parameters(tree: Any) -> list[Any]:
     """The leaves of a tree, with None for those that are not parameters."""
-    return [leaf if trees.is_parameter(leaf) else None for leaf in trees.flatten(tree)[0]]
+    return [leaf if trees.is_trained(leaf) else None for leaf in trees.flatten(tree)[0]]
 
 
 def _like(owner: str, name: str, tree: Any, start: Any) -> list[Any]:
     """The leaves of `tree` where `start` has parameters, which must have the same shapes."""
-    named = {"start": map_parameters(lambda leaf: leaf, start), name: tree}
+    named = {"start": trees.only_trained(start), name: tree}
     return _parameters(map_leaves(lambda _, part: part, owner, named))
 
 

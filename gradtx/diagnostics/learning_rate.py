@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from gradtx import trees
 from gradtx.compose.sequence import as_transformation
 from gradtx.diagnostics import _extras
 from gradtx.diagnostics.noise_scale import first_axis_size
@@ -170,8 +171,13 @@ def learning_rate_range(
     rates = np.geomspace(float(low), float(high), int(steps))
     table = jnp.asarray(rates, dtype=float)
     tx = as_transformation(_OWNER, "the result of tx_factory", tx_factory(lambda t: table[t]))
+    trained, complete = _without_settings(params)
+
+    def loss_of_trained(trained: Any, *args: Any) -> Any:
+        return loss_fn(complete(trained), *args)
+
     train_step = make_train_step(
-        loss_fn,
+        loss_of_trained,
         tx,
         has_model_state=model_state is not None,
         has_aux=has_aux,
@@ -188,7 +194,7 @@ def learning_rate_range(
     def run(state: TrainState, batches: Any) -> jax.Array:
         return lax.scan(lambda state, _: step(state, batches), state, length=len(rates))[1]
 
-    state = TrainState.create(params, tx, model_state=model_state, key=key)
+    state = TrainState.create(trained, tx, model_state=model_state, key=key)
     if holding_back(state.opt_state):
         raise ValueError(
             f"{_OWNER}: the result of tx_factory must take a step at each call, but it has a "
@@ -196,6 +202,29 @@ def learning_rate_range(
         )
     losses = run(state, jax.tree.map(jnp.asarray, batch))
     return _analyzed(rates, np.asarray(losses).astype(np.float64), float(smoothing))
+
+
+def _without_settings(params: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """The arrays among the parameters, and the function that adds everything else to them.
+
+    A compiled training step takes arrays only; a module may also have numbers and functions.
+    """
+    leaves, treedef = trees.flatten(params)
+    is_array = [hasattr(leaf, "dtype") for leaf in leaves]
+    if all(is_array):
+        return params, lambda trained: trained
+
+    def complete(trained: Any) -> Any:
+        parts = treedef.flatten_up_to(trained)
+        return treedef.unflatten(
+            part if given else leaf
+            for part, leaf, given in zip(parts, leaves, is_array, strict=True)
+        )
+
+    arrays = treedef.unflatten(
+        leaf if given else None for leaf, given in zip(leaves, is_array, strict=True)
+    )
+    return arrays, complete
 
 
 def _analyzed(rates: np.ndarray, losses: np.ndarray, smoothing: float) -> LearningRateRange:

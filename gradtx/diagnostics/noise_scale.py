@@ -138,19 +138,23 @@ def _mean_and_deviations(
     Returns:
         The leaves of the mean; the sum, in squared units; the unit.
     """
-    parameters = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params) if trees.is_parameter(leaf)]
+    leaves, treedef = jax.tree.flatten(params)
+    places = [i for i, leaf in enumerate(leaves) if trees.is_trained(leaf)]
+    parameters = [jnp.asarray(leaves[i]) for i in places]
     dtypes = [trees.compute_dtype(leaf.dtype) for leaf in parameters]
     widest = max(
         map(trees.real_dtype, [jnp.float32, *dtypes]), key=lambda dtype: jnp.dtype(dtype).itemsize
     )
 
-    def checked_loss(params: Any, piece: Any) -> jax.Array:
-        return real_scalar(_OWNER, loss_fn(params, piece))
+    def loss(parameters: list[jax.Array], piece: Any) -> jax.Array:
+        filled = list(leaves)
+        for i, parameter in zip(places, parameters, strict=True):
+            filled[i] = parameter
+        return real_scalar(_OWNER, loss_fn(treedef.unflatten(filled), piece))
 
     def gradient(piece: Any) -> list[jax.Array]:
-        leaves = jax.tree.leaves(jax.grad(checked_loss, allow_int=True)(params, piece))
-        numbers = [leaf for leaf in leaves if trees.is_parameter(leaf)]
-        return [leaf.astype(dtype) for leaf, dtype in zip(numbers, dtypes, strict=True)]
+        parts = jax.grad(loss)(parameters, piece)
+        return [part.astype(dtype) for part, dtype in zip(parts, dtypes, strict=True)]
 
     def add(so_far: Any, piece: Any) -> tuple[Any, None]:
         """Welford's update of the mean and of the sum of squared deviations from it."""

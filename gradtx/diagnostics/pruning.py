@@ -101,7 +101,7 @@ def _chosen(owner: str, params: Any, select: Specification | None) -> list[int]:
     chosen = Aligned(
         owner,
         {"params": params, "the selection": choose(params)},
-        takes_part=lambda leaf, flag: flag and trees.is_parameter(leaf),
+        takes_part=lambda leaf, flag: flag and trees.is_trained(leaf),
         same_shapes=False,
     ).active
     if not chosen:
@@ -213,7 +213,7 @@ def _apply(owner: str, what: str, tree: Any, mask: Any) -> Any:
     leaves, treedef = jax.tree.flatten(tree, is_leaf=_is_missing)
     flags = _flags(owner, what, tree, mask)
     return treedef.unflatten(
-        _kept(flag, leaf) if trees.is_parameter(leaf) else leaf
+        _kept(flag, leaf) if trees.is_trained(leaf) else leaf
         for leaf, flag in zip(leaves, flags, strict=True)
     )
 
@@ -230,7 +230,7 @@ def _flags(owner: str, what: str, tree: Any, mask: Any) -> list[Any]:
     aligned = Aligned(owner, {what: present, "the mask": mask}, same_shapes=False)
     flags = list(aligned.columns["the mask"])
     for i, (leaf, flag) in enumerate(zip(leaves, flags, strict=True)):
-        if not trees.is_parameter(leaf):
+        if not trees.is_trained(leaf):
             flags[i] = _keep_all(leaf)
             continue
         dtype = getattr(flag, "dtype", type(flag))
@@ -246,7 +246,7 @@ def _flags(owner: str, what: str, tree: Any, mask: Any) -> list[Any]:
 
 
 def _keep_all(leaf: Any) -> Any:
-    if trees.is_parameter(leaf):
+    if trees.is_trained(leaf):
         return jnp.ones(np.shape(leaf), bool)
     return None if _is_missing(leaf) else True
 

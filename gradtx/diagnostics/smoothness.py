@@ -300,10 +300,10 @@ def _as_function_of_vector(
     if not callable(loss_fn):
         raise ValueError(f"{owner}: loss_fn must be a function, got {shown(loss_fn)}")
     leaves, treedef = trees.flatten(params)
-    places = [i for i, leaf in enumerate(leaves) if trees.is_parameter(leaf)]
+    places = [i for i, leaf in enumerate(leaves) if trees.is_trained(leaf)]
     if not any(np.size(leaves[i]) for i in places):
         raise ValueError(
-            f"{owner}: params must have at least one inexact number, got {shown(params)}"
+            f"{owner}: params must have inexact arrays with at least one number, got {shown(params)}"
         )
     arrays = [_widen(leaves[i]) for i in places]
     dtype = max((trees.real_dtype(array.dtype) for array in arrays), key=lambda d: d.itemsize)

@@ -58,22 +58,28 @@ def accumulate_grads(
     if not callable(loss_fn):
         raise ValueError(f"{_OWNER}: loss_fn must be a function, got {shown(loss_fn)}")
     number = int(micro_batches)
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux, allow_int=True)
 
     def accumulated(params: Any, batch: Any) -> tuple[Any, Any]:
         split = _split(batch, number)
         leaves, treedef = trees.flatten(params)
-        active = [i for i, leaf in enumerate(leaves) if trees.is_parameter(leaf)]
+        active = [i for i, leaf in enumerate(leaves) if trees.is_trained(leaf)]
+
+        def loss_of(arrays: list[jax.Array], part: Any) -> Any:
+            filled = list(leaves)
+            for i, array in zip(active, arrays, strict=True):
+                filled[i] = array
+            return loss_fn(treedef.unflatten(filled), part)
+
+        value_and_grad = jax.value_and_grad(loss_of, has_aux=has_aux)
+        arrays = [jnp.asarray(leaves[i]) for i in active]
 
         def one(totals: list[jax.Array], index: jax.Array) -> tuple[list[jax.Array], Any]:
             part = jax.tree.map(
                 lambda x: lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False), split
             )
-            value, gradient = value_and_grad(params, part)
-            parts, _ = trees.flatten(gradient)
+            value, parts = value_and_grad(arrays, part)
             added = [
-                total + parts[i].astype(total.dtype)
-                for i, total in zip(active, totals, strict=True)
+                total + part.astype(total.dtype) for total, part in zip(totals, parts, strict=True)
             ]
             return added, value
 

@@ -195,8 +195,12 @@ def test_leaves_of_different_precision():
 def test_wrong_arguments_of_every_measure(measure):
     for loss_fn, params, message in [
         (None, jnp.ones(2), "loss_fn must be a function, got None"),
-        (jnp.sum, {"step": jnp.int32(1)}, "params must have at least one inexact number"),
-        (jnp.sum, jnp.zeros((0, 2)), "params must have at least one inexact number"),
+        (
+            jnp.sum,
+            {"step": jnp.int32(1)},
+            "params must have inexact arrays with at least one number",
+        ),
+        (jnp.sum, jnp.zeros((0, 2)), "params must have inexact arrays with at least one number"),
         (jnp.cos, jnp.ones(2), r"the loss must be a real scalar, got float32 of shape \(2,\)"),
         (lambda x: jnp.sum(x).astype(jnp.complex64), jnp.ones(2), "real scalar, got complex64"),
     ]:

@@ -60,7 +60,7 @@ def trace_loss(
     Args:
         owner: name of the caller, which opens error messages.
         loss_fn: the loss, `loss_fn(params, *args)`.
-        params: the parameters; leaves that are not inexact arrays or numbers are left alone.
+        params: the parameters; leaves that are not inexact arrays are left alone.
         args: the other arguments; leaves that are not arrays are left alone.
         has_aux: whether the loss returns a pair of the loss and something else.
 
@@ -72,7 +72,7 @@ def trace_loss(
         raise ValueError(f"{owner}: loss_fn must be a function, got {shown(loss_fn)}")
     leaves, treedef = jax.tree.flatten((params, tuple(args)))
     number = len(jax.tree.leaves(params))
-    is_parameter = [i < number and trees.is_parameter(leaf) for i, leaf in enumerate(leaves)]
+    is_parameter = [i < number and trees.is_trained(leaf) for i, leaf in enumerate(leaves)]
     is_data = [
         not known and hasattr(leaf, "dtype") and hasattr(leaf, "shape")
         for leaf, known in zip(leaves, is_parameter, strict=True)
