@@ -236,6 +236,8 @@ TEXTS = {
     },
     "gradtx.diagnostics": {
         "*args": ("further arguments of the loss function, such as a batch",),
+        "*batch": ("further arguments of the loss function",),
+        "has_aux": ("whether the loss returns a pair of the loss and something else",),
         "params": ("the point x, a tree of arrays", "the parameters, a tree of arrays"),
         "step_sizes": (
             "the values of eta, shape (n,), n >= 1, each > 0: a range around the learning rate",
@@ -250,7 +252,7 @@ DIFFERENT = {
     },
     "gradtx.initializers": {"scale", "shape", "stddev"},
     "gradtx.normalization": {"axis", "x"},
-    "gradtx.diagnostics": {"key", "loss_fn", "mask"},
+    "gradtx.diagnostics": {"key", "loss_fn", "mask", "tx"},
 }
 
 

@@ -7,6 +7,10 @@ learning rates work, and what happened during a compiled loop.
 """
 
 from gradtx.diagnostics.activations import activation_gain, relu_elbows
+from gradtx.diagnostics.checkup.check_up import check_up
+from gradtx.diagnostics.checkup.finding import Finding
+from gradtx.diagnostics.checkup.parameters import check_parameters
+from gradtx.diagnostics.checkup.result import CheckUp
 from gradtx.diagnostics.history import HistoryState, record_history, update_ratio
 from gradtx.diagnostics.landscape import ConnectingPath, connecting_path, interpolate_loss
 from gradtx.diagnostics.learning_rate import LearningRateRange, learning_rate_range
@@ -28,9 +32,11 @@ from gradtx.diagnostics.smoothness import (
 
 __all__ = [
     "AlongGradient",
+    "CheckUp",
     "ConnectingPath",
     "Culprit",
     "Diagnosis",
+    "Finding",
     "HistoryState",
     "LayerSignal",
     "LearningRateRange",
@@ -39,6 +45,8 @@ __all__ = [
     "activation_gain",
     "along_gradient",
     "apply_mask",
+    "check_parameters",
+    "check_up",
     "connecting_path",
     "curvature_along_gradient",
     "freeze_pruned",

@@ -131,7 +131,7 @@ def learning_rate_range(
             smoothing. The average lags by smoothing / (1 - smoothing) steps.
         stacked: whether the arrays of `batch` have a first axis of batches, which are used in turn.
         model_state: the rest of the network's state; None: there is none.
-        has_aux: whether the loss returns further metrics; they are ignored.
+        has_aux: whether the loss returns a pair of the loss and something else.
         key: the PRNG key of the run; None: the loss is not random.
 
     Returns:

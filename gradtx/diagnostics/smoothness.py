@@ -303,7 +303,8 @@ def _as_function_of_vector(
     places = [i for i, leaf in enumerate(leaves) if trees.is_trained(leaf)]
     if not any(np.size(leaves[i]) for i in places):
         raise ValueError(
-            f"{owner}: params must have inexact arrays with at least one number, got {shown(params)}"
+            f"{owner}: params must have inexact arrays with at least one number, got "
+            f"{shown(params)}"
         )
     arrays = [_widen(leaves[i]) for i in places]
     dtype = max((trees.real_dtype(array.dtype) for array in arrays), key=lambda d: d.itemsize)

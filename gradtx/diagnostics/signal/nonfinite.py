@@ -1,9 +1,7 @@
 """Finds the operation that made the first NaN or infinity of a loss or of its gradient."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,15 +11,12 @@ from jax.extend.core import jaxprs_in_params
 
 from gradtx.diagnostics.tracing.found import Arrays, Found
 from gradtx.diagnostics.tracing.interpreter import Interpreter
+from gradtx.diagnostics.tracing.lines import line_of
 from gradtx.diagnostics.tracing.provenance import Layer
 from gradtx.diagnostics.tracing.traced import TracedLoss
 
 # Operations whose derivative is infinite somewhere.
 _STEEP = ("sqrt", "rsqrt", "log", "pow", "div", "cbrt", "atan2", "acos", "asin", "log1p")
-
-# Stack frames in these folders do not belong to the user.
-_SEPARATOR = os.sep
-_HERE = str(Path(__file__).parents[1])
 
 
 @dataclass(frozen=True)
@@ -107,8 +102,9 @@ def _first(loss: TracedLoss, *, in_gradient: bool) -> Culprit | None:
     return first.culprit(loss.names, in_gradient, infinity)
 
 
-def _watch(inputs: Sequence[Any], results: Sequence[Any]) -> Arrays:
+def _watch(equation: Any, inputs: Sequence[Any], results: Sequence[Any]) -> Arrays:
     """Whether an operation made NaN from finite numbers, NaN from infinities, or an infinity."""
+    del equation
     has_nan, has_infinity = _any(jnp.isnan, inputs), _any(jnp.isinf, inputs)
     makes_nan, makes_infinity = _any(jnp.isnan, results), _any(jnp.isinf, results)
     return {
@@ -143,7 +139,7 @@ class _Event:
             made=self.kind.split()[0],
             operation=equation.primitive.name,
             layer="" if in_gradient else self._layer(names, sources),
-            source=_source_line(equation),
+            source=line_of(equation),
             in_gradient=in_gradient,
             infinity=infinity,
             is_from_infinity=self.kind == "NaN from infinity",
@@ -176,17 +172,6 @@ def _operations_at(source: str, jaxpr: Any) -> set[str]:
     for equation in jaxpr.eqns:
         for inner in jaxprs_in_params(equation.params):
             names |= _operations_at(source, inner)
-        if _source_line(equation) == source:
+        if line_of(equation) == source:
             names.add(equation.primitive.name)
     return names
-
-
-def _source_line(equation: Any) -> str:
-    """The line of the user's program that an equation comes from."""
-    traceback = equation.source_info.traceback
-    frames = list(traceback.frames) if traceback is not None else []
-    for libraries in (("site-packages", _HERE), (f"{_SEPARATOR}jax{_SEPARATOR}", _HERE)):
-        for frame in frames:
-            if not any(library in frame.file_name for library in libraries):
-                return f"{Path(frame.file_name).name}:{frame.line_num} ({frame.function_name})"
-    return ""

@@ -85,12 +85,20 @@ def signal_report(
         exploding 20 relu
     """
     loss = trace_loss("signal_report", loss_fn, params, args, has_aux=has_aux)
-    value, layers = _measure_loss(loss)
-    if not layers:
+    report = report_of(loss)
+    if report is None:
         raise ValueError(
             "signal_report: loss_fn must have a layer, a matrix product or a convolution of data "
             f"with a parameter; none was found for {len(loss.params)} parameters"
         )
+    return report
+
+
+def report_of(loss: TracedLoss) -> SignalReport | None:
+    """The report on a traced loss; None: it has no layer."""
+    value, layers = _measure_loss(loss)
+    if not layers:
+        return None
     finite = np.isfinite([value, *(layer.weight_grad_rms for layer in layers)])
     culprit = None if finite.all() else nonfinite.find_culprit(loss)
     return SignalReport(loss=value, layers=tuple(layers), culprit=culprit)

@@ -29,8 +29,8 @@ class Interpreter:
         probes: an array for each layer, in the order of `found`, whose gradient will be the
             measurement in the backward pass; None: nothing is measured there.
         attach: attaches a probe to a layer's output.
-        watch: returns the measurements of an equation, from its inputs and results; None: equations
-            are not measured.
+        watch: returns the measurements of an equation, from the equation, its inputs and its
+            results, or None if it is of no interest; None: no equation is measured.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Interpreter:
         measure: Callable[[Layer], Arrays] | None,
         probes: Sequence[jax.Array] | None = None,
         attach: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-        watch: Callable[[Sequence[Any], Sequence[Any]], Arrays] | None = None,
+        watch: Callable[[Any, Sequence[Any], Sequence[Any]], Arrays | None] | None = None,
     ) -> None:
         self.measure, self.attach, self.watch = measure, attach, watch
         self.probes = None if probes is None else list(probes)
@@ -144,7 +144,10 @@ class Interpreter:
     ) -> None:
         is_entered = primitives.body_of(equation) or equation.primitive.name in ("scan", "cond")
         if self.watch is not None and not is_entered:
-            measured = self.watch([v.array for v in values], [v.array for v in results])
+            arrays = [v.array for v in values], [v.array for v in results]
+            measured = self.watch(equation, *arrays)
+            if measured is None:
+                return
             sources = frozenset().union(*(value.sources for value in results))
             self.found.append(Found((equation, sources), measured, (self._equations,)))
 

@@ -44,10 +44,13 @@ class TracedLoss:
             *(TracedValue(array, is_signal=True) for array in data),
         ]
 
+    def call(self, params: Sequence[jax.Array], data: Sequence[jax.Array]) -> jax.Array:
+        """The loss of other parameters or other data of the same shapes."""
+        return jaxpr_as_fun(self.closed_jaxpr)(*params, *data)[0]
+
     def gradient(self) -> "TracedLoss":
         """The loss and its gradient, traced together."""
-        loss = jaxpr_as_fun(self.closed_jaxpr)
-        value_and_grad = jax.value_and_grad(lambda params, data: loss(*params, *data)[0])
+        value_and_grad = jax.value_and_grad(self.call)
         closed_jaxpr = jax.make_jaxpr(value_and_grad)(self.params, self.data)
         return TracedLoss(closed_jaxpr, self.params, self.data, self.names, self.data_names)
 

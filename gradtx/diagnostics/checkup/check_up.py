@@ -1,0 +1,63 @@
+"""`check_up`: all examinations that apply to a training set-up."""
+
+from collections.abc import Callable
+from typing import Any
+
+from gradtx.diagnostics.checkup.finding import folded
+from gradtx.diagnostics.checkup.parameters import PARAMETERS
+from gradtx.diagnostics.checkup.result import CheckUp
+from gradtx.diagnostics.checkup.signal import SIGNAL
+from gradtx.diagnostics.checkup.subject import examine, subject_of
+
+_EXAMINATIONS = (SIGNAL, PARAMETERS)
+
+
+def check_up(
+    loss_fn: Callable[..., Any],
+    params: Any,
+    *batch: Any,
+    has_aux: bool = False,
+    classes: int | None = None,
+    tx: Any = None,
+) -> CheckUp:
+    """Examine a training set-up, and say what is wrong with it.
+
+    The loss is traced, and evaluated a few times; the network does not have to be modified. Each
+    examination can also be called alone: `check_parameters`, for example.
+
+    Args:
+        loss_fn: the loss, a real scalar: `loss_fn(params, *batch)`.
+        params: the parameters, a tree of arrays. Leaves that are not inexact arrays are left alone.
+        *batch: further arguments of the loss function. Arrays are treated as data; anything else is
+            passed on unchanged.
+        has_aux: whether the loss returns a pair of the loss and something else.
+        classes: the number of classes of a classifier; None: what the loss shows.
+        tx: the optimizer, a gradient transformation; None: nothing is said about updates.
+
+    Returns:
+        A `CheckUp`: `findings` are sorted, the worst first, each with the place, the figures and a
+        cure. `print` shows them, `assert_healthy()` raises an error if there are any.
+
+    Raises:
+        ValueError: if `loss_fn` is not callable or does not return a real scalar, if `params` has
+            no inexact arrays, or if `classes` is not an integer of at least 2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from gradtx import diagnostics
+        >>> params = {"hidden": jnp.full((4, 8), 0.1), "head": jnp.ones(8), "old": jnp.ones(3)}
+        >>> def loss_fn(params, x, y):
+        ...     hidden = jnp.tanh(x @ params["hidden"])
+        ...     return jnp.mean((hidden @ params["head"] - y) ** 2)
+        >>> x = jnp.linspace(-1.0, 1.0, 32).reshape(8, 4)
+        >>> checked = diagnostics.check_up(loss_fn, params, x, x[:, 0])
+        >>> for finding in checked.findings:
+        ...     print(finding.severity, finding.kind, finding.place)
+        error identical_units hidden
+        warning unused old
+    """
+    subject = subject_of(
+        "check_up", loss_fn, params, batch, has_aux=has_aux, classes=classes, tx=tx
+    )
+    findings = examine(subject, *_EXAMINATIONS)
+    return CheckUp(subject.loss, folded(findings), subject.report)

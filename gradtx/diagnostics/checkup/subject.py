@@ -1,0 +1,195 @@
+"""What is examined: a loss with its parameters and a batch, and what is known about it so far."""
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradtx import trees
+from gradtx.diagnostics.checkup.finding import Finding
+from gradtx.diagnostics.signal.report import SignalReport
+from gradtx.diagnostics.signal.signals import report_of
+from gradtx.diagnostics.tracing.graph import Graph, Node, Value
+from gradtx.diagnostics.tracing.observe import Measure, Measured, observe
+from gradtx.diagnostics.tracing.traced import TracedLoss, trace_loss
+from gradtx.messages import shown
+
+
+@dataclass(eq=False)
+class Subject:
+    """A loss, its parameters and a batch. What several examinations need is computed once.
+
+    Attributes:
+        traced: the loss, traced.
+        classes: the number of classes, if it was given.
+        tx: the optimizer, if it was given.
+        given: the parameters as they were given.
+        measured: what was measured of single operations.
+    """
+
+    traced: TracedLoss
+    classes: int | None = None
+    tx: Any = None
+    given: Any = None
+    measured: dict[Node, Measured] = field(default_factory=dict)
+
+    @functools.cached_property
+    def graph(self) -> Graph:
+        """The loss as a graph."""
+        return Graph(self.traced.closed_jaxpr)
+
+    @functools.cached_property
+    def report(self) -> SignalReport | None:
+        """What `signal_report` says; None: the loss has no layer."""
+        return report_of(self.traced)
+
+    @functools.cached_property
+    def loss_and_gradients(self) -> tuple[float, list[np.ndarray]]:
+        """The loss, and its gradient with respect to each parameter."""
+        value, gradients = jax.device_get(self._value_and_grad(self.traced.params))
+        return float(value), gradients
+
+    def _value_and_grad(self, params: Any) -> Any:
+        run = jax.value_and_grad(self.traced.call)
+        return jax.jit(run)(params, self.traced.data)
+
+    @property
+    def loss(self) -> float:
+        """The loss of the batch."""
+        return self.loss_and_gradients[0]
+
+    @property
+    def gradients(self) -> list[np.ndarray]:
+        """The gradient with respect to each parameter."""
+        return self.loss_and_gradients[1]
+
+    @functools.cached_property
+    def updates(self) -> dict[str, jax.Array]:
+        """The first update of each parameter by the optimizer, before it is added."""
+        leaves, treedef = jax.tree.flatten(self.given)
+        arrays, gradients = iter(self.traced.params), iter(self.gradients)
+        is_trained = [trees.is_trained(leaf) for leaf in leaves]
+        params = treedef.unflatten([next(arrays) if one else None for one in is_trained])
+        of_params = treedef.unflatten(
+            [jnp.asarray(next(gradients)) if one else None for one in is_trained]
+        )
+        updates, _ = self.tx.update(of_params, self.tx.init(params), params)
+        return dict(zip(self.traced.names, jax.tree.leaves(updates), strict=True))
+
+    @functools.cached_property
+    def zeros_that_learn(self) -> list[Value]:
+        """The parameters that are exactly zero, and whose gradient is not."""
+        return [
+            value
+            for value, array, gradient in zip(
+                self.parameters, self.traced.params, self.gradients, strict=True
+            )
+            if value.size and not np.any(array) and np.any(gradient)
+        ]
+
+    @property
+    def parameters(self) -> list[Value]:
+        """The parameters, as values of the graph."""
+        return self.graph.arguments[: len(self.traced.params)]
+
+    @property
+    def data(self) -> list[Value]:
+        """The arrays among the other arguments, as values of the graph."""
+        return self.graph.arguments[len(self.traced.params) :]
+
+    @functools.cached_property
+    def examples(self) -> int | None:
+        """The number of examples in the batch; None: its arrays have no common first axis."""
+        sizes = Counter(value.shape[0] for value in self.data if value.shape)
+        if not sizes:
+            return None
+        size, number = sizes.most_common(1)[0]
+        return size if 2 * number > sizes.total() else None
+
+    def array(self, value: Value) -> np.ndarray:
+        """The numbers of an argument or a constant."""
+        if value.argument is None:
+            return np.asarray(value.constant)
+        return np.asarray([*self.traced.params, *self.traced.data][value.argument])
+
+    def name(self, value: Value) -> str:
+        """The path of an argument, as it is called in a finding; empty: it is not an argument."""
+        if value.argument is None:
+            return ""
+        return [*self.traced.names, *self.traced.data_names][value.argument]
+
+    def is_trained(self, value: Value) -> bool:
+        """Whether a value depends on a parameter."""
+        return value.depends & ((1 << len(self.traced.params)) - 1) != 0
+
+    def is_given(self, value: Value) -> bool:
+        """Whether a value depends on the batch."""
+        return value.depends >> len(self.traced.params) != 0
+
+    def trained_arguments_of(self, value: Value) -> list[Value]:
+        """The parameters that a value depends on."""
+        return [one for one in self.parameters if value.depends >> (one.argument or 0) & 1]
+
+    def observe(self, requests: Iterable[tuple[Node, Measure]]) -> None:
+        """Measure operations, in one evaluation, for `measured`."""
+        by_node: dict[Node, list[Measure]] = {}
+        for node, measure in requests:
+            by_node.setdefault(node, []).append(measure)
+        for node, measured in observe(self.traced, by_node).items():
+            self.measured.setdefault(node, {}).update(measured)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """One part of a check-up.
+
+    Attributes:
+        findings: what it finds.
+        requests: the operations that have to be measured for it, and what to measure of each.
+    """
+
+    findings: Callable[[Subject], Iterable[Finding]]
+    requests: Callable[[Subject], Iterable[tuple[Node, Measure]]] = lambda subject: ()
+
+
+def subject_of(
+    owner: str,
+    loss_fn: Callable[..., Any],
+    params: Any,
+    batch: Sequence[Any],
+    *,
+    has_aux: bool,
+    classes: int | None = None,
+    tx: Any = None,
+) -> Subject:
+    """What is to be examined, traced.
+
+    Raises:
+        ValueError: if the arguments do not describe a loss; see `trace_loss`.
+    """
+    if classes is not None and (not isinstance(classes, int) or classes < 2):
+        raise ValueError(f"{owner}: classes must be an integer of at least 2, got {shown(classes)}")
+    traced = trace_loss(owner, loss_fn, params, batch, has_aux=has_aux)
+    return Subject(traced, classes, tx, params)
+
+
+def examine(subject: Subject, *examinations: Examination) -> list[Finding]:
+    """The findings of some examinations, which share one evaluation."""
+    subject.observe(request for one in examinations for request in one.requests(subject))
+    return [finding for one in examinations for finding in one.findings(subject)]
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """A few names, and how many more there are."""
+    quoted = ", ".join(f"'{name}'" for name in names[:most])
+    return f"{quoted} and {len(names) - most:,} more" if len(names) > most else quoted
+
+
+def place_of(names: Sequence[str], most: int = 20) -> str:
+    """The names, as the place of a finding."""
+    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
