@@ -1,5 +1,6 @@
 """The advice in a finding: which weights to use instead, or how to rewrite an operation."""
 
+import math
 from collections.abc import Sequence
 
 from gradtx.diagnostics.signal import trends
@@ -13,6 +14,9 @@ _INITIALIZERS = {
     **dict.fromkeys(("max", "relu", "leaky_relu", "prelu", "relu6", "elu", "gelu"), _RECTIFIED),
     **dict.fromkeys(("silu", "swish", "softplus", "mish", "hard_swish", "hard_silu"), _RECTIFIED),
 }
+
+# Inputs with a larger RMS saturate or kill units whose weights are as they should be.
+_LARGE_INPUT = 3.0
 
 # How to rewrite an operation that made NaN or an infinity.
 FIXES = {
@@ -43,7 +47,7 @@ def rescaling(layers: Sequence[LayerSignal], factor: float) -> str:
     present = scale_of(typical)
     these, their = pronouns(layers)
     multiply = f"multiply {their} weights by {1 / factor:.3g}" if factor else ""
-    if multiply and 1 / trends.FACTOR_PER_LAYER < present / scale < trends.FACTOR_PER_LAYER:
+    if multiply and _is_near(present, scale, trends.FACTOR_PER_LAYER):
         return (
             f"{multiply} (which already have the variance of {initializer}, {present:.3g} / "
             "fan_in, but do not preserve this signal)"
@@ -53,6 +57,49 @@ def rescaling(layers: Sequence[LayerSignal], factor: float) -> str:
         f"{present:.3g} / fan_in)"
     )
     return f"{initialize}, or {multiply}" if multiply else initialize
+
+
+def against_idleness(worst: LayerSignal, layers: Sequence[LayerSignal]) -> str:
+    """The advice for dead or saturated units, by what the worst layer's measurements show."""
+    initializer, scale = initializer_for(worst)
+    present = scale_of(worst)
+    these, their = pronouns(layers)
+    cures = []
+    if not _is_near(present, scale, 2.0):
+        cures.append(
+            f"initialize {these} with {initializer} (variance {scale:.3g} / fan_in; currently "
+            f"{present:.3g} / fan_in) and {their} biases with zeros"
+        )
+    elif worst.output_rms > 2 * math.sqrt(present) * worst.input_rms:
+        # More than independent weights make of these inputs.
+        cures.append(
+            f"initialize {their} biases with zeros (the outputs have an RMS of "
+            f"{worst.output_rms:.3g}, although the weights have the variance of {initializer} and "
+            f"the inputs an RMS of {worst.input_rms:.3g})"
+        )
+    if any(layer.depth == 1 and layer.input_rms > _LARGE_INPUT for layer in layers):
+        largest = max(layer.input_rms for layer in layers if layer.depth == 1)
+        cures.append(f"standardize the inputs (RMS {largest:.3g})")
+    if not cures:
+        cures = [f"initialize {these} with {initializer}, and {their} biases with zeros"]
+    return ", and ".join(cures)
+
+
+def against_change_by_step(factor: float, *, is_gated: bool) -> str:
+    """The advice for a recurrence whose signal or gradient changes by a factor per step."""
+    if is_gated and factor < 1:
+        return (
+            "raise the bias of the forget gate (in a GRU, of the update gate) to 1, or to the "
+            "logarithm of the number of steps to remember"
+        )
+    multiply = f", or multiply its weights by {1 / factor:.3g}" if factor else ""
+    gates = "" if is_gated else ", or use gates (a GRU or LSTM)"
+    clip = ", and add clip_by_global_norm(1.0)" if factor > 1 else ""
+    return f"initialize the layer with orthogonal(){multiply}{gates}{clip}"
+
+
+def _is_near(value: float, other: float, factor: float) -> bool:
+    return other / factor < value < other * factor
 
 
 def pronouns(layers: Sequence[LayerSignal]) -> tuple[str, str]:

@@ -29,7 +29,8 @@ def changing(
             ("gradient", layer.grad_rms_by_step[::-1]),
         ):
             trend = trends.trend_of(trends.reached_steps(steps))
-            if trend.is_notable("step"):
+            unit = "gated step" if layer.is_gate else "step"
+            if trend.is_notable(unit):
                 return _change_by_step(what, trend, layer)
     for what, sequence in (
         ("signal", trends.signals(layers)),
@@ -43,15 +44,13 @@ def changing(
 
 def _change_by_step(what: str, trend: trends.Trend, layer: LayerSignal) -> Diagnosis:
     kind, verb = ("exploding", "grows") if trend.factor > 1 else ("vanishing", "shrinks")
-    multiply = f", or multiply its weights by {1 / trend.factor:.3g}" if trend.factor else ""
-    clip = ", and add clip_by_global_norm(1.0)" if trend.factor > 1 else ""
+    fix = advice.against_change_by_step(trend.factor, is_gated=layer.is_gate)
     return Diagnosis(
         kind,
         (layer.name,),
         trend.factor,
         f"{kind}: the {_named(what)} {verb} by a factor of {trend.factor:.3g} per step of the "
-        f"recurrence ({trend.in_all:.2g} in total), in layer '{layer.name}'. To fix it, initialize "
-        f"the layer with orthogonal(){multiply}, or use gates (a GRU or LSTM){clip}.",
+        f"recurrence ({trend.in_all:.2g} in total), in layer '{layer.name}'. To fix it, {fix}.",
     )
 
 

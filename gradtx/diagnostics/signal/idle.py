@@ -16,20 +16,28 @@ def dead_units(
     layers: Sequence[LayerSignal], culprit: Culprit | None, loss: float
 ) -> Diagnosis | None:
     dead = [layer for layer in layers if layer.dead_fraction > _chance_of_death(layer)]
+    # A layer that receives only zeros is a victim of what precedes it.
+    dead = [layer for layer in dead if layer.input_rms] or dead
     if not dead:
         return None
     worst = max(dead, key=lambda layer: layer.dead_fraction)
-    initializer, _ = advice.initializer_for(worst)
-    these, their = advice.pronouns(dead)
-    return Diagnosis(
-        "dead",
-        tuple(layer.name for layer in dead),
-        1.0,
+    sentence = (
         f"dead: in {listing(dead)}, {share(len(dead), worst.dead_fraction)} of the units are "
-        f"zero for the whole batch, and no gradient flows through them. Initialize {these} with "
-        f"{initializer} and {their} biases with zeros; if this happens during training, lower "
-        f"the learning rate, clip the gradient, or use a leaky_relu.",
+        "zero for the whole batch, and no gradient flows through them."
     )
+    if all(not layer.is_hidden for layer in dead):
+        fix = (
+            f"The {worst.activation} follows the last layer, whose outputs cannot learn once they "
+            f"are negative: drop the {worst.activation} at the output, or use a softplus if the "
+            "outputs must be positive."
+        )
+    else:
+        fix = (
+            f"To fix it, {advice.against_idleness(worst, dead)}; if this happens during training, "
+            "lower the learning rate, clip the gradient, or use a leaky_relu."
+        )
+    names = tuple(layer.name for layer in dead)
+    return Diagnosis("dead", names, 1.0, f"{sentence} {fix}")
 
 
 def _chance_of_death(layer: LayerSignal) -> float:
@@ -41,21 +49,21 @@ def _chance_of_death(layer: LayerSignal) -> float:
 def saturated_units(
     layers: Sequence[LayerSignal], culprit: Culprit | None, loss: float
 ) -> Diagnosis | None:
-    saturated = [layer for layer in layers if layer.saturated_fraction > SATURATED_SHARE]
+    # A gate is open or closed on purpose, and an output has to approach its targets.
+    saturated = [
+        layer
+        for layer in layers
+        if layer.saturated_fraction > SATURATED_SHARE and layer.is_hidden and not layer.is_gate
+    ]
     if not saturated:
         return None
     worst = max(saturated, key=lambda layer: layer.saturated_fraction)
-    initializer, scale = advice.initializer_for(worst)
-    present = advice.scale_of(worst)
-    these, their = advice.pronouns(saturated)
     return Diagnosis(
         "saturated",
         tuple(layer.name for layer in saturated),
         1.0,
         f"saturated: in {listing(saturated)}, the {worst.activation} is flat at "
         f"{share(len(saturated), worst.saturated_fraction)} of the outputs, and hardly any "
-        f"gradient flows through them. Initialize {these} with {initializer} (variance "
-        f"{scale:.3g} / fan_in; currently {present:.3g} / fan_in) and {their} biases with "
-        f"zeros, standardize the inputs (RMS {worst.input_rms:.3g}), or put a batch_norm or "
-        f"layer_norm before the nonlinearity.",
+        f"gradient flows through them. To fix it, {advice.against_idleness(worst, saturated)}, or "
+        "put a batch_norm or layer_norm before the nonlinearity.",
     )

@@ -20,12 +20,15 @@ class LayerSignal:
         depth: the number of layers on the longest path from the data to this one, including it.
         is_hidden: whether another layer receives its signal.
         is_recurrent: whether it receives the state of a recurrence from the previous step.
+        is_gate: whether it decides how much of another signal passes, as in an LSTM or a GLU.
+        input_mean: mean of x.
         input_rms: root mean square of x.
+        output_mean: mean of z.
         output_rms: root mean square of z.
         mean: mean of f(z).
         rms: root mean square of f(z).
         zero_fraction: the fraction of f(z) that is exactly zero. Half is healthy for a relu.
-        dead_fraction: the fraction of units whose f(z) is zero for the whole batch.
+        dead_fraction: the fraction of units whose f(z) is zero for the whole batch, and f'(z) too.
         units: the number of units.
         saturated_fraction: the fraction of f(z) where f is flat: |f'(z)| < 0.05 for a smooth f
             (tanh beyond ±0.975); f'(z) = 0 and f(z) != 0 for a piecewise linear f.
@@ -57,3 +60,6 @@ class LayerSignal:
     weight_grad_rms: float
     rms_by_step: tuple[float, ...] = ()
     grad_rms_by_step: tuple[float, ...] = ()
+    is_gate: bool = False
+    input_mean: float = 0.0
+    output_mean: float = 0.0

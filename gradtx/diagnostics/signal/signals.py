@@ -166,7 +166,8 @@ def _statistics(layer: Layer) -> Arrays:
         image, slope = _wide(lax.stop_gradient(layer.output)), 1.0
         is_saturated = is_zero = jnp.zeros(image.shape, bool)
     else:
-        is_zero = image == 0
+        # A unit that is zero but has a slope, such as a gelu of zero, still learns.
+        is_zero = (image == 0) & (slope == 0)
         levels_off = not layer.parts.isdisjoint(LEVELLING)
         is_flat = jnp.abs(slope) < SATURATED_SLOPE if levels_off else (slope == 0) & ~is_zero
         is_saturated = jnp.broadcast_to(is_flat, image.shape)
@@ -179,7 +180,9 @@ def _statistics(layer: Layer) -> Arrays:
         "zero_fraction": jnp.mean(image == 0, dtype=dtype),
         "saturated_fraction": jnp.mean(is_saturated, dtype=dtype),
         "is_alive": ~jnp.all(is_zero, axis=others),
+        "output_mean": jnp.mean(_wide(lax.stop_gradient(layer.output))).real,
         "output_rms": _rms(lax.stop_gradient(layer.output)).astype(dtype),
+        "input_mean": jnp.mean(_wide(lax.stop_gradient(layer.inputs))).real,
         "input_rms": _rms(lax.stop_gradient(layer.inputs)).astype(dtype),
         "weight_rms": _rms(lax.stop_gradient(layer.weights)).astype(dtype),
     }
@@ -293,7 +296,10 @@ def _signal(
         depth=0,
         is_hidden=layer.is_hidden,
         is_recurrent=layer.is_recurrent,
+        is_gate=layer.is_gate,
+        input_mean=mean("input_mean"),
         input_rms=root_mean_square("input_rms"),
+        output_mean=mean("output_mean"),
         output_rms=root_mean_square("output_rms"),
         mean=mean("mean"),
         rms=root_mean_square("rms"),

@@ -14,8 +14,16 @@ from gradtx.diagnostics.signal.layer_signal import LayerSignal
 # total change exceeds the square of the second.
 FACTOR_PER_LAYER = 1.25
 FACTOR_IN_ALL = 15.0
-# In a recurrence a gradient may shrink more per step: gates are meant to forget.
+# In a recurrence a gradient may shrink more per step, and even more where gates are meant to
+# forget: a gate without a bias passes half of it on.
 FACTOR_PER_STEP = 1.8
+FACTOR_PER_GATED_STEP = 2.5
+
+_SHRINKAGE = {
+    "layer": FACTOR_PER_LAYER,
+    "step": FACTOR_PER_STEP,
+    "gated step": FACTOR_PER_GATED_STEP,
+}
 
 
 @dataclass(frozen=True)
@@ -27,8 +35,8 @@ class Trend:
     length: int
 
     def is_notable(self, unit: str = "layer") -> bool:
-        """Whether it is a problem, for layers or for the steps of a recurrence."""
-        shrinkage = FACTOR_PER_LAYER if unit == "layer" else FACTOR_PER_STEP
+        """Whether it is a problem, per "layer", or per "step" or "gated step" of a recurrence."""
+        shrinkage = _SHRINKAGE[unit]
         is_steep = not 1 / shrinkage <= self.factor <= FACTOR_PER_LAYER
         is_far = not 1 / FACTOR_IN_ALL <= self.in_all <= FACTOR_IN_ALL
         is_very_far = not 1 / FACTOR_IN_ALL**2 <= self.in_all <= FACTOR_IN_ALL**2

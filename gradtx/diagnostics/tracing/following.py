@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradtx.diagnostics.tracing import primitives
+from gradtx.diagnostics.tracing import gates, primitives
 from gradtx.diagnostics.tracing.provenance import (
     Image,
     Last,
@@ -126,13 +126,14 @@ def rearranged(equation: Any, inputs: Sequence[TracedValue], array: jax.Array) -
         origin=None if grows else origin,
         is_uniform=value.is_uniform,
         images=images,
+        gate=value.gate,
     )
 
 
 def unstacked(equation: Any, value: TracedValue, arrays: Sequence[jax.Array]) -> list[TracedValue]:
     """The slices of an array along an axis; slices of a stack of parameters are parameters."""
     consumed(equation, [value])
-    results = [mixture(array, [value]) for array in arrays]
+    results = [replace(mixture(array, [value]), gate=value.gate) for array in arrays]
     if value.origin is None:
         return results
 
@@ -232,8 +233,11 @@ def elementwise(operation: Operation) -> TracedValue:
         layer for value in inputs if value.array.shape == array.shape for layer in following(value)
     )
     origin = _origin(inputs, array)
+    if operation.primitive == "mul":
+        gates.note(inputs)
     return replace(
         result,
+        gate=gates.gate_of(operation.name, operation.parts, inputs, result),
         origin=origin,
         is_uniform=all(value.is_uniform for value in inputs),
         # A parameter is still one after it is scaled by its norm or by a mask.

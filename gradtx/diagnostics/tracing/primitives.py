@@ -73,6 +73,11 @@ CALLS = {
 WITH_OWN_DERIVATIVE = frozenset({"custom_jvp_call", "custom_vjp_call"})
 
 
+def is_sigmoid(name: str, parts: frozenset[str]) -> bool:
+    """Whether a function goes from 0 to 1."""
+    return name in ("logistic", "sigmoid", "hard_sigmoid") or parts - STRAIGHT == {"logistic"}
+
+
 def rank_of(name: str) -> int:
     """How well the name of an operation describes a nonlinearity; that of a function does best."""
     bends = frozenset({"max", "min", "clamp", "abs", "where"})

@@ -110,6 +110,7 @@ class Layer:
         parts: the names of the operations that the nonlinearity consists of.
         is_hidden: whether another layer receives the image.
         is_recurrent: whether it receives the state of the previous iteration.
+        is_gate: whether its nonlinearity decides how much of another signal passes.
         sources: the layers that this one receives its inputs from.
     """
 
@@ -127,6 +128,7 @@ class Layer:
     parts: set[str] = field(default_factory=set)
     is_hidden: bool = False
     is_recurrent: bool = False
+    is_gate: bool = False
 
     # Numbers the layers in the order in which they were found.
     number: int = field(default_factory=itertools.count().__next__)
@@ -178,6 +180,19 @@ class Image:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """Values of a nonlinearity, which are a gate if they multiply another signal.
+
+    Attributes:
+        layers: the layers whose outputs went into the nonlinearity.
+        is_sigmoid: whether the values are between 0 and 1.
+    """
+
+    layers: frozenset[Layer]
+    is_sigmoid: bool
+
+
+@dataclass(frozen=True)
 class TracedValue:
     """An array of the traced function, and where it comes from.
 
@@ -189,6 +204,7 @@ class TracedValue:
         is_carried: whether it comes from the previous iteration, without a layer in between.
         sources: the layers whose outputs it depends on, without another layer in between.
         images: the layers that it depends on elementwise, and how.
+        gate: what it is if it multiplies another signal; None: a signal of its own.
     """
 
     array: Any
@@ -198,6 +214,7 @@ class TracedValue:
     is_carried: bool = False
     sources: frozenset[Layer] = frozenset()
     images: dict[Layer, Image] = field(default_factory=dict)
+    gate: Gate | None = None
 
     @property
     def is_data(self) -> bool:
