@@ -35,11 +35,12 @@ def check_parameters(
 ) -> tuple[Finding, ...]:
     """Find the parameters that do not learn: unused, cut off, without a gradient, or identical.
 
-    The kinds of findings: "unused" (the loss does not depend on it), "blocked" (no gradient passes
-    through an operation, such as a `stop_gradient`, a `round` or an `argmax`), "zero_gradient" (the
-    gradient is exactly zero), "integer_parameter" (weights of an integer dtype), "identical_units"
-    (weights and gradients are the same for all units of a layer, which therefore stay the same) and
-    "lost_update" (a step of `tx` is less than the spacing of the parameter's dtype).
+    The kinds of findings: "not_differentiable" (the parameters pass a `while_loop`), "unused" (the
+    loss does not depend on it), "blocked" (no gradient passes through an operation, such as a
+    `stop_gradient`, a `round` or an `argmax`), "zero_gradient" (the gradient is exactly zero),
+    "integer_parameter" (weights of an integer dtype), "identical_units" (weights and gradients are
+    the same for all units of a layer, which therefore stay the same) and "lost_update" (a step of
+    `tx` is less than the spacing of the parameter's dtype).
 
     Args:
         loss_fn: the loss, a real scalar: `loss_fn(params, *batch)`.
@@ -71,6 +72,9 @@ def check_parameters(
 
 
 def _findings(subject: Subject) -> Iterator[Finding]:
+    if subject.endless_loop is not None:
+        yield _not_differentiable(subject.endless_loop)
+        return
     reaching = set(subject.graph.upstream(subject.graph.output))
     learning = set(subject.graph.upstream(subject.graph.output, is_differentiable))
     idle = [p for p in subject.parameters if p.size and not np.any(_gradient(subject, p))]
@@ -98,6 +102,17 @@ PARAMETERS = Examination(_findings)
 
 def _gradient(subject: Subject, parameter: Value) -> np.ndarray:
     return subject.gradients[parameter.argument or 0]
+
+
+def _not_differentiable(loop: Node) -> Finding:
+    return Finding(
+        "not_differentiable",
+        "error",
+        "the loss has no gradient in reverse mode: the number of iterations of a while_loop is not "
+        "known before it runs.",
+        "use a scan, or a fori_loop with a fixed number of iterations.",
+        source=loop.line,
+    )
 
 
 def _unused(subject: Subject, parameters: Sequence[Value]) -> Finding:

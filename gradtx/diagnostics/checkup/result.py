@@ -63,7 +63,11 @@ class CheckUp:
             lines = [f"{one.kind} ({one.place or one.source}): {one.sentence}" for one in wrong]
             more = len(lines) - _MOST_NAMED
             lines[_MOST_NAMED:] = [f"... and {more} more"] if more > 0 else []
-            raise AssertionError("\n".join([f"check_up found {len(wrong)} faults:", *lines]))
+            raise AssertionError(
+                "\n".join(
+                    [f"check_up found {len(wrong)} fault{'s' if len(wrong) > 1 else ''}:", *lines]
+                )
+            )
 
     def to_json(self) -> str:
         """The findings as JSON: the loss, and a list of objects with the fields of `Finding`."""

@@ -50,13 +50,29 @@ class Subject:
 
     @functools.cached_property
     def loss_and_gradients(self) -> tuple[float, list[np.ndarray]]:
-        """The loss, and its gradient with respect to each parameter."""
-        value, gradients = jax.device_get(self._value_and_grad(self.traced.params))
+        """The loss, and its gradient with respect to each parameter; NaN: it has none."""
+        params, data = self.traced.params, self.traced.data
+        if self.endless_loop is not None:
+            value = jax.jit(self.traced.call)(params, data)
+            return float(value), [np.full(p.shape, np.nan, p.dtype) for p in params]
+        run = jax.jit(jax.value_and_grad(self.traced.call))
+        value, gradients = jax.device_get(run(params, data))
         return float(value), gradients
 
-    def _value_and_grad(self, params: Any) -> Any:
-        run = jax.value_and_grad(self.traced.call)
-        return jax.jit(run)(params, self.traced.data)
+    @functools.cached_property
+    def endless_loop(self) -> Node | None:
+        """A loop of unknown length that trained values pass, which has no gradient in reverse."""
+        return next(
+            (
+                node
+                for node in self.graph.named("loop_carry")
+                if node.equation.primitive.name == "while"
+                and not node.has_own_derivative
+                and self.is_trained(node.output)
+                and jnp.issubdtype(node.output.dtype, jnp.inexact)
+            ),
+            None,
+        )
 
     @property
     def loss(self) -> float:

@@ -1,0 +1,194 @@
+"""`check_up` and what it returns: sorted and folded findings, as text, HTML and JSON."""
+
+import json
+from html.parser import HTMLParser
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from gradtx import diagnostics
+from gradtx.diagnostics.checkup.finding import folded
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+X = jnp.asarray(np.random.default_rng(0).standard_normal((16, 4)), jnp.float32)
+LABELS = np.arange(16) % 3
+
+
+def constant_loss(params, x):
+    hidden = jnp.tanh(x @ params["hidden"])
+    return jnp.mean((hidden @ params["head"] - x[:, 0]) ** 2)
+
+
+SICK = {"hidden": jnp.full((4, 8), 0.1), "head": jnp.ones(8), "old<": jnp.ones(3)}
+
+
+@pytest.fixture(scope="module")
+def checked():
+    return diagnostics.check_up(constant_loss, SICK, X)
+
+
+def test_the_worst_comes_first(checked):
+    assert [(one.severity, one.kind) for one in checked.findings] == [
+        ("error", "identical_units"),
+        ("warning", "unused"),
+    ]
+    assert not checked.is_healthy
+    assert [one.kind for one in checked.at_least("error")] == ["identical_units"]
+    assert checked.loss == pytest.approx(float(constant_loss(SICK, X)))
+    assert [layer.name for layer in checked.signal.layers] == ["hidden", "head"]
+
+
+def test_text_has_all_that_is_needed(checked):
+    text = str(checked)
+    assert text.startswith("CheckUp: 1 error, 1 warning, loss ")
+    for one in checked.findings:
+        assert all(part in text for part in (one.kind, one.place, one.sentence, one.cure))
+
+
+def test_json_is_read_back(checked):
+    content = json.loads(checked.to_json())
+    assert content["loss"] == checked.loss
+    assert [one["kind"] for one in content["findings"]] == ["identical_units", "unused"]
+    assert content["findings"][1]["evidence"] == {"parameters": ["old<"], "elements": 3}
+
+
+def test_json_of_what_json_has_no_numbers_for():
+    finding = diagnostics.Finding(
+        "nan", "error", "", "", evidence={"largest": np.float32(np.inf), "shape": (np.int64(2),)}
+    )
+    content = json.loads(diagnostics.CheckUp(float("nan"), (finding,)).to_json())
+    assert content["loss"] == "nan"
+    assert content["findings"][0]["evidence"] == {"largest": "inf", "shape": [2]}
+
+
+def test_html_is_escaped(checked):
+    class Text(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.found = []
+
+        def handle_data(self, data):
+            self.found.append(data)
+
+    parser = Text()
+    parser.feed(checked._repr_html_())
+    text = "".join(parser.found)
+    assert "old<" in text
+    assert all(one.sentence in text for one in checked.findings)
+
+
+def test_assertion_names_the_worst(checked):
+    with pytest.raises(AssertionError, match=r"(?s)2 faults.*identical_units.*unused"):
+        checked.assert_healthy()
+    checked.assert_healthy(ignore=("identical_units", "unused"))
+    with pytest.raises(AssertionError, match="found 1 fault:"):
+        checked.assert_healthy(severity="error")
+    with pytest.raises(ValueError, match="severity must be one of"):
+        checked.assert_healthy(severity="fatal")
+    with pytest.raises(ValueError, match="ignore must hold several kinds, got 'unused'"):
+        checked.assert_healthy(ignore="unused")
+
+
+def test_assertion_is_short_however_much_is_wrong():
+    finding = diagnostics.Finding("unused", "warning", "not used", "remove it", place="w")
+    checked = diagnostics.CheckUp(1.0, (finding,) * 100)
+    with pytest.raises(AssertionError) as error:
+        checked.assert_healthy()
+    assert len(str(error.value).splitlines()) < 10
+
+
+def test_what_follows_is_folded_under_its_cause():
+    def found(kind, severity="error"):
+        return diagnostics.Finding(kind, severity, "", "")
+
+    findings = [found("zero_gradient", "warning"), found("vanishing"), found("blocked")]
+    (root,) = folded([*findings])
+    assert root.kind == "blocked"
+    assert {one.kind for one in root.consequences} == {"vanishing", "zero_gradient"}
+    assert "What follows from it: vanishing, zero_gradient" in str(root)
+    # A remark brings nothing about.
+    kinds = [one.kind for one in folded([found("vanishing"), found("blocked", "remark")])]
+    assert kinds == ["vanishing", "blocked"]
+
+
+# Healthy set-ups of several frameworks, with whatever they keep among their parameters and data.
+
+
+def cross_entropy(logits):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, LABELS).mean()
+
+
+class Network(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(4, 8, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+        self.head = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.dropout(jax.nn.relu(self.norm(self.first(x)))))
+
+
+def nnx_set_up():
+    graph, params, rest = nnx.split(Network(nnx.Rngs(0)), nnx.Param, ...)
+
+    def loss_fn(params, rest, x):
+        return cross_entropy(nnx.merge(graph, params, rest)(x))
+
+    return loss_fn, params, rest, X
+
+
+def equinox_set_up():
+    model = eqx.nn.Sequential([eqx.nn.MLP(4, 3, 8, 2, key=jax.random.key(0)), eqx.nn.Dropout(0.1)])
+
+    def loss_fn(model, batch, key):
+        keys = jax.random.split(key, 16)
+        logits = jax.vmap(lambda x, key: model(x, key=key))(batch["x"], keys)
+        return cross_entropy(logits), {"logits": logits}
+
+    return loss_fn, model, {"x": X}, jax.random.key(1)
+
+
+def set_up_without_a_layer():
+    return (lambda p, x: jnp.sum((p["a"] - x) ** 2)), {"a": jnp.ones(3)}, jnp.zeros(3)
+
+
+def set_up_without_data():
+    return (lambda p: jnp.sum(p["a"] ** 2)), {"a": jnp.ones(3), "empty": jnp.ones((0, 3))}
+
+
+@pytest.mark.parametrize(
+    "set_up", [nnx_set_up, equinox_set_up, set_up_without_a_layer, set_up_without_data]
+)
+def test_healthy_set_ups(set_up):
+    loss_fn, *arguments = set_up()
+    has_aux = set_up is equinox_set_up
+    checked = diagnostics.check_up(loss_fn, *arguments, has_aux=has_aux)
+    assert checked.is_healthy, checked
+    checked.assert_healthy()
+    value = loss_fn(*arguments)
+    assert checked.loss == pytest.approx(float(value[0] if has_aux else value), rel=1e-6)
+
+
+def test_loop_of_unknown_length_is_named():
+    def loss_fn(params, x):
+        def body(x):
+            return jnp.tanh(x @ params["w"])
+
+        return jnp.mean(jax.lax.while_loop(lambda x: jnp.max(x) > 0.9, body, x) ** 2)
+
+    (finding,) = diagnostics.check_parameters(loss_fn, {"w": jnp.eye(4)}, X)
+    assert (finding.kind, finding.severity) == ("not_differentiable", "error")
+    assert finding.source.endswith("loss_fn)")
+
+
+@pytest.mark.parametrize("classes", [1, 2.5, "three"])
+def test_number_of_classes_is_checked(classes):
+    with pytest.raises(ValueError, match="check_up: classes must be an integer of at least 2"):
+        diagnostics.check_up(constant_loss, SICK, X, classes=classes)
