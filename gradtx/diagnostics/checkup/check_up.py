@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from gradtx.diagnostics.checkup.finding import folded
+from gradtx.diagnostics.checkup.finding import Finding, folded
 from gradtx.diagnostics.checkup.parameters import PARAMETERS
 from gradtx.diagnostics.checkup.result import CheckUp
 from gradtx.diagnostics.checkup.signal import SIGNAL
-from gradtx.diagnostics.checkup.subject import examine, subject_of
+from gradtx.diagnostics.checkup.subject import Subject, examine, subject_of
+from gradtx.messages import shown
 
 _EXAMINATIONS = (SIGNAL, PARAMETERS)
 
@@ -59,5 +60,30 @@ def check_up(
     subject = subject_of(
         "check_up", loss_fn, params, batch, has_aux=has_aux, classes=classes, tx=tx
     )
-    findings = examine(subject, *_EXAMINATIONS)
-    return CheckUp(subject.loss, folded(findings), subject.report)
+    findings = _all_findings(subject)
+    # The report is there unless it failed, which is then one of the findings.
+    return CheckUp(subject.loss, folded(findings), vars(subject).get("report"))
+
+
+def _all_findings(subject: Subject) -> list[Finding]:
+    """The findings of all examinations; one that a program defeats does not spoil the others."""
+    try:
+        return examine(subject, *_EXAMINATIONS)
+    except Exception:
+        findings = []
+        for one in _EXAMINATIONS:
+            try:
+                findings += examine(subject, one)
+            except Exception as error:
+                findings.append(_not_examined(one.name, error))
+        return findings
+
+
+def _not_examined(name: str, error: Exception) -> Finding:
+    return Finding(
+        "not_examined",
+        "remark",
+        f"the examination '{name}' failed, with {type(error).__name__}: {shown(str(error))}",
+        f"call it alone, check_{name}, to see the whole error, and report it as a bug.",
+        evidence={"examination": name},
+    )

@@ -172,6 +172,11 @@ class Examination:
     findings: Callable[[Subject], Iterable[Finding]]
     requests: Callable[[Subject], Iterable[tuple[Node, Measure]]] = lambda subject: ()
 
+    @property
+    def name(self) -> str:
+        """What it examines, as its file is called."""
+        return self.findings.__module__.rpartition(".")[2]
+
 
 def subject_of(
     owner: str,

@@ -1,5 +1,6 @@
 """`check_up` and what it returns: sorted and folded findings, as text, HTML and JSON."""
 
+import importlib
 import json
 from html.parser import HTMLParser
 
@@ -13,6 +14,7 @@ from flax import nnx
 
 from gradtx import diagnostics
 from gradtx.diagnostics.checkup.finding import folded
+from gradtx.diagnostics.checkup.subject import Examination
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -186,6 +188,19 @@ def test_loop_of_unknown_length_is_named():
     (finding,) = diagnostics.check_parameters(loss_fn, {"w": jnp.eye(4)}, X)
     assert (finding.kind, finding.severity) == ("not_differentiable", "error")
     assert finding.source.endswith("loss_fn)")
+
+
+def test_examination_that_fails_does_not_spoil_the_others(monkeypatch):
+    def fails(subject):
+        raise TypeError("what a strange program")
+
+    module = importlib.import_module("gradtx.diagnostics.checkup.check_up")
+    examinations = (Examination(fails), *module._EXAMINATIONS)
+    monkeypatch.setattr(module, "_EXAMINATIONS", examinations)
+    checked = diagnostics.check_up(constant_loss, SICK, X)
+    assert [one.kind for one in checked.findings] == ["identical_units", "unused", "not_examined"]
+    assert "what a strange program" in checked.findings[-1].sentence
+    assert checked.signal is not None
 
 
 @pytest.mark.parametrize("classes", [1, 2.5, "three"])
