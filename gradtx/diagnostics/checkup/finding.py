@@ -24,6 +24,7 @@ class Finding:
         source: the line of the program, as `file.py:12 (function)`; empty: unknown.
         evidence: the figures from which it was concluded.
         consequences: the findings that follow from it, and should go away with it.
+        examination: the part of the check-up that found it, such as "labels".
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Finding:
     source: str = ""
     evidence: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     consequences: "tuple[Finding, ...]" = ()
+    examination: str = ""
 
     def __str__(self) -> str:
         where = ", ".join(filter(None, (self.place, self.source)))
@@ -49,6 +51,7 @@ class Finding:
         """The finding as plain data, for JSON."""
         return {
             "kind": self.kind,
+            "examination": self.examination,
             "severity": self.severity,
             "sentence": self.sentence,
             "cure": self.cure,

@@ -3,7 +3,7 @@
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -202,7 +202,11 @@ def subject_of(
 def examine(subject: Subject, *examinations: Examination) -> list[Finding]:
     """The findings of some examinations, which share one evaluation."""
     subject.observe(request for one in examinations for request in one.requests(subject))
-    return [finding for one in examinations for finding in one.findings(subject)]
+    return [
+        replace(finding, examination=one.name)
+        for one in examinations
+        for finding in one.findings(subject)
+    ]
 
 
 def some(names: Sequence[str], most: int = 3) -> str:

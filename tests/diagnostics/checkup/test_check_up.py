@@ -40,6 +40,7 @@ def test_the_worst_comes_first(checked):
         ("error", "identical_units"),
         ("warning", "unused"),
     ]
+    assert {one.examination for one in checked.findings} == {"parameters"}
     assert not checked.is_healthy
     assert [one.kind for one in checked.at_least("error")] == ["identical_units"]
     assert checked.loss == pytest.approx(float(constant_loss(SICK, X)))
