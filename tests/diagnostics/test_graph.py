@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from gradtx.diagnostics.tracing.graph import Graph
 from gradtx.diagnostics.tracing.observe import observe
@@ -57,6 +58,22 @@ def test_what_a_loop_carries_depends_on_earlier_iterations():
     graph = Graph(loss.closed_jaxpr)
     # In the first iteration, the product does not see w yet.
     assert graph.output.depends == 0b11
+
+
+def test_shards_are_entered():
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = {"in_specs": (P(), P("d")), "out_specs": P()}
+
+    @jax.shard_map(mesh=mesh, **specs)
+    def mapped(w, x):
+        return lax.pmean(jnp.mean(x @ w), "d")
+
+    loss = trace_loss("test", mapped, jnp.ones((4, 3)), (jnp.ones((8, 4)),), has_aux=False)
+    graph = Graph(loss.closed_jaxpr)
+    (product,) = graph.named("dot_general")
+    assert product.output.shape == (4, 3)
+    assert graph.output.depends == product.output.depends == 0b11
+    assert graph.output in set(graph.downstream(product.output))
 
 
 def test_lines_are_those_of_the_calls_of_library_functions():

@@ -50,9 +50,9 @@ class Node:
     """An operation of the traced function.
 
     Attributes:
-        name: the name of the primitive; `loop_carry`, `loop_slice`, `loop_stack` and `branch` for
-            the edges into and out of loops and branches.
-        equation: the equation; for the edges, that of the loop or branch.
+        name: the name of the primitive; `loop_carry`, `loop_slice`, `loop_stack`, `branch`, `shard`
+            and `unshard` for the edges into and out of loops, branches and shard_maps.
+        equation: the equation; for the edges, that of the loop, branch or shard_map.
         inputs: what it takes.
         outputs: what it makes.
         calls: the calls around it, outermost first: the equation, and the function called.
@@ -178,7 +178,12 @@ class Graph:
         if body is not None:
             jaxpr, constants = body
             return self._body(jaxpr, _constants(constants), values, (*calls, (equation, jaxpr)))
-        enter = {"scan": self._scan, "while": self._while, "cond": self._cond}
+        enter = {
+            "scan": self._scan,
+            "while": self._while,
+            "cond": self._cond,
+            "shard_map": self._shard_map,
+        }
         name = equation.primitive.name
         if name in enter:
             return enter[name](equation, values, calls)
@@ -266,6 +271,18 @@ class Graph:
         return [
             self._edge("branch", equation, [index, *results], results[0], calls)
             for results in zip(*branches, strict=True)
+        ]
+
+    def _shard_map(self, equation: Any, values: list[Value], calls: Any) -> list[Value]:
+        jaxpr = equation.params["jaxpr"]
+        shards = [
+            self._edge("shard", equation, [value], variable.aval, calls)
+            for value, variable in zip(values, jaxpr.invars, strict=True)
+        ]
+        results = self._body(jaxpr, [], shards, calls)
+        return [
+            self._edge("unshard", equation, [value], variable.aval, calls)
+            for value, variable in zip(results, equation.outvars, strict=True)
         ]
 
     def _complete_dependencies(self) -> None:
