@@ -107,9 +107,17 @@ def _without_maximum(graph: Graph, exponential: Node) -> tuple[Value, Node]:
     maximum = made_by(graph, second, "reduce_max", _SAFEGUARDS)
     if maximum is None:
         return exponential.inputs[0], exponential
-    masked = graph.upstream(maximum.inputs[0], lambda node, i: node.name in VIEWS | {"select_n"})
-    is_its_own = source_of(first) in set(masked)
+    # Both may be masked, each in its own way.
+    of_both = (
+        {one for one in graph.upstream(value, _is_view_or_mask) if one.depends}
+        for value in (first, maximum.inputs[0])
+    )
+    is_its_own = set.intersection(*of_both)
     return (first, node) if is_its_own else (exponential.inputs[0], exponential)
+
+
+def _is_view_or_mask(node: Node, i: int) -> bool:
+    return node.name in VIEWS or (node.name == "select_n" and i > 0)
 
 
 def _complete(graph: Graph, softmax: Softmax, total: Node) -> None:
