@@ -11,7 +11,9 @@ class Diagnosis:
     """What is wrong with a network.
 
     Attributes:
-        kind: "healthy", "vanishing", "exploding", "dead", "saturated" or "nan".
+        kind: "healthy", "vanishing", "exploding", "dead", "saturated", "nan"; "blocked" (no
+            gradient passes through an operation), "zero_loss", "constant_loss" (no gradient at
+            all), "unstandardized" (large inputs), or "unseen" (no layer could be measured).
         layers: the names of the affected layers.
         factor: the factor by which the signal (or the backpropagated gradient) changes per layer,
             or per step of a recurrence; 1 if that is not what is wrong.

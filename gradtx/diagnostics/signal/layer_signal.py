@@ -32,11 +32,13 @@ class LayerSignal:
         units: the number of units.
         saturated_fraction: the fraction of f(z) where f is flat: |f'(z)| < 0.05 for a smooth f
             (tanh beyond ±0.975); f'(z) = 0 and f(z) != 0 for a piecewise linear f.
-        grad_rms: root mean square of d loss / d z.
+        grad_rms: root mean square of d loss / d z; NaN in a `while_loop`, which has no backward
+            pass.
         weight_rms: root mean square of W.
         weight_grad_rms: root mean square of d loss / d W.
         rms_by_step: `rms` at each step of a recurrence; otherwise empty.
         grad_rms_by_step: `grad_rms` at each step of a recurrence; otherwise empty.
+        receives_raw_data: whether x is data that no parameter has changed yet.
     """
 
     name: str
@@ -63,3 +65,4 @@ class LayerSignal:
     is_gate: bool = False
     input_mean: float = 0.0
     output_mean: float = 0.0
+    receives_raw_data: bool = False

@@ -76,16 +76,20 @@ def _first(loss: TracedLoss, *, in_gradient: bool) -> Culprit | None:
 
     @jax.jit
     def watched(params: Any, data: Any) -> list[Arrays]:
-        interpreter = Interpreter(None, watch=_watch)
+        interpreter = Interpreter(None, watch=_watch, merge=lambda _, old, new: old | new)
         jaxpr = loss.closed_jaxpr
         interpreter.run(jaxpr.jaxpr, jaxpr.consts, loss.values(params, data))
         found[:] = [replace(one, arrays={}) for one in interpreter.found]
         return [one.arrays for one in interpreter.found]
 
     flags = jax.device_get(watched(loss.params, loss.data))
+    measured = [
+        one.over_devices(arrays, lambda _, made, axis, name: np.any(made, axis))
+        for one, arrays in zip(found, flags, strict=True)
+    ]
     events = [
         event
-        for one, arrays in zip(found, flags, strict=True)
+        for one, arrays in measured
         for kind, made in arrays.items()
         for event in _events(one, kind, made)
     ]

@@ -9,8 +9,10 @@ from typing import Any
 
 from gradtx.diagnostics import _extras
 from gradtx.diagnostics.signal import picture
+from gradtx.diagnostics.signal.blocked import some
 from gradtx.diagnostics.signal.diagnosis import Diagnosis
 from gradtx.diagnostics.signal.layer_signal import LayerSignal
+from gradtx.diagnostics.signal.learning import IdleParameter, Unseen
 from gradtx.diagnostics.signal.nonfinite import Culprit
 from gradtx.diagnostics.signal.verdict import diagnose
 from gradtx.tables import html_table
@@ -40,26 +42,58 @@ class SignalReport:
         layers: the layers in the order in which they are evaluated.
         culprit: the operation that made the first NaN or infinity; None: everything is finite, or
             it was not found.
+        idle_parameters: the parameters that have no gradient, and why.
+        unseen: the operations that take parameters and cannot be looked into.
+        coverage: how many parameters are weights of `layers`, and how many there are, as numbers of
+            elements.
+        learns: whether any parameter has a gradient.
     """
 
     loss: float
     layers: tuple[LayerSignal, ...]
     culprit: Culprit | None = None
+    idle_parameters: tuple[IdleParameter, ...] = ()
+    unseen: tuple[Unseen, ...] = ()
+    coverage: tuple[int, int] = (0, 0)
+    learns: bool = True
 
     @functools.cached_property
     def diagnosis(self) -> Diagnosis:
         """What is wrong: the kind of problem, the affected layers, the factor per layer."""
-        return diagnose(self.layers, self.culprit, self.loss)
+        return diagnose(
+            self.layers,
+            self.culprit,
+            self.loss,
+            self.idle_parameters,
+            learns=self.learns,
+            not_seen=self._not_seen(),
+        )
 
     @property
     def kind(self) -> str:
-        """One word: healthy, vanishing, exploding, dead, saturated or nan."""
+        """One word: healthy, vanishing, exploding, dead, saturated, nan, ..., see `Diagnosis`."""
         return self.diagnosis.kind
 
     @property
     def verdict(self) -> str:
         """What is wrong, by how much, in which layers, and how to fix it."""
         return self.diagnosis.sentence
+
+    def _not_seen(self) -> str:
+        """Which parameters are not in the layers that were measured, if some are hidden."""
+        if not self.unseen:
+            return ""
+        mine, all_ = self.coverage
+        places = [
+            f"`{one.operation}`{f' at {one.source}' if one.source else ''}, which takes "
+            f"{some(one.parameters)}"
+            for one in self.unseen[:3]
+        ]
+        more = f"; and {len(self.unseen) - 3} more" if len(self.unseen) > 3 else ""
+        return (
+            f" Of {all_:,} parameters, {mine:,} are in layers that were measured; not seen: "
+            f"{'; '.join(places)}{more}."
+        )
 
     def table(self) -> str:
         """The measurements as text, with a line for each layer.

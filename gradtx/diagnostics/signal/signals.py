@@ -1,5 +1,6 @@
 """`signal_report`: measures the signal of each layer, and the backpropagated gradient."""
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -14,11 +15,13 @@ from jax import lax
 from gradtx import norms, trees
 from gradtx.diagnostics.signal import nonfinite
 from gradtx.diagnostics.signal.layer_signal import LayerSignal
+from gradtx.diagnostics.signal.learning import idle_parameters, unseen
 from gradtx.diagnostics.signal.report import SignalReport
 from gradtx.diagnostics.tracing.found import Arrays, Found
-from gradtx.diagnostics.tracing.interpreter import Interpreter
+from gradtx.diagnostics.tracing.interpreter import Hidden, Interpreter, Probes
 from gradtx.diagnostics.tracing.primitives import LEVELLING, SQUASHING
 from gradtx.diagnostics.tracing.provenance import Layer
+from gradtx.diagnostics.tracing.slots import slots_of
 from gradtx.diagnostics.tracing.traced import TracedLoss, trace_loss
 
 # A unit hardly learns where the slope of its smooth nonlinearity is below this.
@@ -37,11 +40,17 @@ def signal_report(
 
     The loss may be any pure function of parameters: plain JAX, flax, equinox, haiku. It is traced,
     so the network does not have to be modified: a layer is a matrix product or a convolution of
-    data with a parameter. Layers are found inside `jit`, `scan`, `cond`, `checkpoint` and
-    functions with custom derivatives. In a scan, a layer that takes slices of stacked parameters
-    counts as many layers; one that uses the same parameter in each iteration (a recurrent network)
-    is one layer, measured over all iterations. A product of two signals, as in attention, is not a
-    layer. Layers inside a `while_loop` or `shard_map` are not found.
+    data with a parameter. Layers are found inside `jit`, `scan`, `cond`, `checkpoint`,
+    `shard_map` and functions with custom derivatives. In a scan, a layer that takes slices of
+    stacked parameters counts as many layers; one that uses the same parameter in each iteration (a
+    recurrent network) is one layer, measured over all iterations. A product of two signals, as in
+    attention, is not a layer.
+
+    In a `shard_map`, measurements are taken over all devices, and shapes are those on one device.
+    In a `while_loop`, only the signal is measured, over all iterations, because no gradient passes
+    back through it. Operations that cannot be looked into, such as calls out of JAX and solvers,
+    are listed as `unseen` if they take parameters, and "healthy" is said of the rest only.
+    Parameters without a gradient are listed as `idle_parameters`.
 
     A layer's output is followed through its bias, normalization and sums to the first nonlinearity,
     as long as the operations are elementwise: it is not followed through pooling.
@@ -52,8 +61,8 @@ def signal_report(
 
     Args:
         loss_fn: the loss, a real scalar: `loss_fn(params, *args)`.
-        params: the parameters, a tree of arrays. Leaves that are not arrays (the functions in an
-            equinox module) are left alone.
+        params: the parameters, a tree of arrays. Leaves that are not inexact arrays (the functions
+            and numbers in an equinox module) are left alone.
         *args: further arguments of the loss function, such as a batch. Arrays are treated as data;
             anything else is passed on unchanged.
         has_aux: whether the loss returns a pair of the loss and something else.
@@ -63,7 +72,8 @@ def signal_report(
         `LayerSignal` for each layer in the order of evaluation, `table()` and `plot()` show them.
 
     Raises:
-        ValueError: if `loss_fn` is not callable, has no layer, or does not return a real scalar.
+        ValueError: if `loss_fn` is not callable, does not return a real scalar, or has no layer
+            although its parameters learn and nothing is hidden.
 
     Source:
         Glorot & Bengio 2010, "Understanding the difficulty of training deep feedforward neural
@@ -96,51 +106,85 @@ def signal_report(
 
 def report_of(loss: TracedLoss) -> SignalReport | None:
     """The report on a traced loss; None: it has no layer."""
-    value, layers = _measure_loss(loss)
-    if not layers:
+    measured = _measure_loss(loss)
+    layers, found = measured.layers, measured.found
+    learns = any(measured.has_gradient)
+    if not layers and not measured.hidden and learns:
         return None
-    finite = np.isfinite([value, *(layer.weight_grad_rms for layer in layers)])
+    finite = np.isfinite([measured.loss, *(layer.weight_grad_rms for layer in layers)])
     culprit = None if finite.all() else nonfinite.find_culprit(loss)
-    return SignalReport(loss=value, layers=tuple(layers), culprit=culprit)
+    leaves = {part.leaf for layer in found for part in layer.origin.parts}
+    first = {part.leaf for layer in found if layer.receives_data for part in layer.origin.parts}
+    return SignalReport(
+        loss=measured.loss,
+        layers=tuple(layers),
+        culprit=culprit,
+        idle_parameters=idle_parameters(loss, measured.has_gradient, first),
+        unseen=unseen(measured.hidden, loss.names),
+        coverage=(
+            sum(loss.params[leaf].size for leaf in leaves),
+            sum(array.size for array in loss.params),
+        ),
+        learns=learns,
+    )
 
 
-def _measure_loss(loss: TracedLoss) -> tuple[float, list[LayerSignal]]:
+class _Measured(NamedTuple):
+    """The loss, what was measured of each layer, and what is known about the parameters."""
+
+    loss: float
+    layers: list[LayerSignal]
+    found: list[Layer]
+    hidden: list[Hidden]
+    has_gradient: list[bool]
+
+
+def _measure_loss(loss: TracedLoss) -> _Measured:
     """The loss, and the measurements of all layers in the order of evaluation."""
     found: list[Found] = []
+    hidden: list[Hidden] = []
 
-    def forward(params: Any, probes: Any, data: Any) -> tuple[jax.Array, list[Arrays]]:
-        interpreter = Interpreter(_statistics, probes, _probe)
+    def forward(params: Any, slots: Any, data: Any) -> tuple[jax.Array, list[Arrays]]:
+        interpreter = Interpreter(
+            _statistics, Probes(slots, range(len(slots))), _probe, merge=_merged
+        )
         (value,) = interpreter.run(
             loss.closed_jaxpr.jaxpr, loss.closed_jaxpr.consts, loss.values(params, data)
         )
         found[:] = [replace(one, arrays={}) for one in interpreter.found]
+        hidden[:] = interpreter.hidden.values()
         return value.array, [one.arrays for one in interpreter.found]
 
     @jax.jit
-    def whole(params: Any, data: Any) -> tuple[jax.Array, list[Arrays]]:
-        # The probes have the shapes of the measurements, known from a first trace without probes.
-        _, types = jax.eval_shape(forward, params, None, data)
-        probes = [jnp.zeros(of["rms"].shape, of["rms"].dtype) for of in types]
+    def whole(params: Any, data: Any) -> tuple[jax.Array, list[Arrays], list[jax.Array]]:
+        slots = [jnp.zeros(slot.shape, slot.dtype) for slot in slots_of(loss.closed_jaxpr.jaxpr)]
         differentiated = jax.value_and_grad(forward, argnums=(0, 1), has_aux=True)
-        (value, measured), (gradients, grad_rms) = differentiated(params, probes, data)
-        for one, arrays, rms in zip(found, measured, grad_rms, strict=True):
-            arrays["grad_rms"] = rms
+        (value, measured), (gradients, grad_rms) = differentiated(params, slots, data)
+        for one, arrays in zip(found, measured, strict=True):
+            unknown = jnp.full_like(arrays["rms"], jnp.nan)
+            arrays["grad_rms"] = unknown if one.slot is None else grad_rms[one.slot]
             parts = []
             for origin in one.what.origin.parts:
                 part = origin.slices_of(gradients[origin.leaf])
                 loops = len(origin.loops)
                 parts.append(_wide(part).reshape(*part.shape[:loops], -1))
             arrays["weight_grad_rms"] = _rms(jnp.concatenate(parts, -1), [-1])
-        return value, measured
+        return value, measured, [jnp.any(gradient != 0) for gradient in gradients]
 
-    value, measured = jax.device_get(whole(loss.params, loss.data))
+    value, measured, has_gradient = jax.device_get(whole(loss.params, loss.data))
     signals = [
         signal
         for one, arrays in zip(found, measured, strict=True)
         for signal in _signals(one, arrays, loss.names)
     ]
     signals.sort(key=lambda signal: signal.place)
-    return float(value), _with_depths(signals)
+    return _Measured(
+        loss=float(value),
+        layers=_with_depths(signals),
+        found=[one.what for one in found],
+        hidden=hidden,
+        has_gradient=[bool(one) for one in has_gradient],
+    )
 
 
 @jax.custom_vjp
@@ -151,7 +195,8 @@ def _probe(output: jax.Array, slot: jax.Array) -> jax.Array:
 
 
 def _probe_backward(slot: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return gradient, _rms(gradient).astype(slot.dtype)
+    # The slot is zero. On a mesh it may differ between devices, where the gradient does not.
+    return gradient, _rms(gradient).astype(slot.dtype) + slot
 
 
 _probe.defvjp(lambda output, slot: (output, slot), _probe_backward)
@@ -209,6 +254,30 @@ def _rms(array: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
     return jnp.squeeze(norms.norm(array / math.sqrt(number), axis=axes), axes)
 
 
+# The measurements that are root mean squares, and those that are means, or sums before `_signal`.
+_ROOT_MEAN_SQUARES = frozenset({"grad_rms", "input_rms", "output_rms", "rms", "weight_rms"})
+
+
+def _merged(key: str, old: jax.Array, new: jax.Array) -> jax.Array:
+    """The measurements of two iterations: sums, whose number of terms is `reached`."""
+    if key == "is_alive":
+        return old | new
+    return jnp.hypot(old, new) if key in _ROOT_MEAN_SQUARES else old + new
+
+
+def _combined(layer: Layer, key: str, array: np.ndarray, axis: int, name: str) -> np.ndarray:
+    """The measurements of all devices of a mesh together."""
+    if key == "is_alive":
+        # Devices that share a layer's weights have other units, whose order does not matter.
+        is_split = name in layer.origin.split_over
+        return np.moveaxis(array, axis, -1) if is_split else np.any(array, axis)
+    if key == "reached":
+        return np.max(array, axis)
+    if key in _ROOT_MEAN_SQUARES:
+        return np.linalg.norm(array, axis=axis) / math.sqrt(array.shape[axis])
+    return np.mean(array, axis)
+
+
 class _Placed(NamedTuple):
     """A layer's measurements, and what is needed to sort them."""
 
@@ -221,6 +290,8 @@ class _Placed(NamedTuple):
 def _signals(found: Found, arrays: dict[str, np.ndarray], names: Sequence[str]) -> list[_Placed]:
     """The layers found in one place: several if a loop iterates over a stack of them."""
     layer: Layer = found.what
+    weight_grad_rms = arrays.pop("weight_grad_rms")
+    found, arrays = found.over_devices(arrays, functools.partial(_combined, layer))
     is_repeated = [not nesting.is_sliced for nesting in found.nesting if nesting.loop]
     sizes = zip(arrays["rms"].shape, is_repeated, strict=True)
     signals = []
@@ -228,8 +299,9 @@ def _signals(found: Found, arrays: dict[str, np.ndarray], names: Sequence[str]) 
         # All iterations of the loops that repeat the layer, one of those that iterate over a stack.
         places = iter(index)
         chosen = tuple(slice(None) if same else next(places) for same in is_repeated)
-        mine = {key: value[chosen] for key, value in arrays.items() if key != "weight_grad_rms"}
-        was_reached = np.asarray(mine.pop("reached")) > 0
+        mine = {key: value[chosen] for key, value in arrays.items()}
+        times = np.asarray(mine.pop("reached"))
+        was_reached = times > 0
         if was_reached.any():
             slices = iter(index)
             when = [next(slices) if nesting.is_sliced else 0 for nesting in found.nesting]
@@ -237,11 +309,21 @@ def _signals(found: Found, arrays: dict[str, np.ndarray], names: Sequence[str]) 
             signal = _signal(
                 layer,
                 name or "params",
-                {key: np.asarray(value)[was_reached] for key, value in mine.items()},
-                float(arrays["weight_grad_rms"][index]),
+                {
+                    key: _mean_over(key, np.asarray(value)[was_reached], times[was_reached])
+                    for key, value in mine.items()
+                },
+                float(weight_grad_rms[index]),
             )
             signals.append(_Placed(found.when(when), layer, index, signal))
     return signals
+
+
+def _mean_over(key: str, sums: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """The mean over how many times a layer was evaluated in each step, from `_merged` sums."""
+    if key in ("is_alive", "grad_rms"):
+        return sums
+    return sums / (np.sqrt(times) if key in _ROOT_MEAN_SQUARES else times)
 
 
 def _with_depths(placed: Sequence[_Placed]) -> list[LayerSignal]:
@@ -312,4 +394,5 @@ def _signal(
         weight_grad_rms=weight_grad_rms,
         rms_by_step=tuple(map(float, steps["rms"])) if is_recurrent else (),
         grad_rms_by_step=tuple(map(float, steps["grad_rms"])) if is_recurrent else (),
+        receives_raw_data=layer.receives_raw_data,
     )

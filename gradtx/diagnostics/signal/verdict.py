@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 from gradtx.diagnostics.signal import trends
+from gradtx.diagnostics.signal.blocked import blocked, constant, solved, some
 from gradtx.diagnostics.signal.changes import changing
-from gradtx.diagnostics.signal.diagnosis import Diagnosis
+from gradtx.diagnostics.signal.diagnosis import Diagnosis, listing
 from gradtx.diagnostics.signal.idle import dead_units, saturated_units
 from gradtx.diagnostics.signal.layer_signal import LayerSignal
+from gradtx.diagnostics.signal.learning import IdleParameter
 from gradtx.diagnostics.signal.nonfinite import Culprit
 from gradtx.diagnostics.signal.not_finite import not_finite
 
@@ -14,24 +16,83 @@ from gradtx.diagnostics.signal.not_finite import not_finite
 LARGEST_INPUT = 10.0
 
 
-def diagnose(layers: Sequence[LayerSignal], culprit: Culprit | None, loss: float) -> Diagnosis:
-    """The first problem that the measurements show; those that explain most are tried first."""
-    for problem in (not_finite, dead_units, saturated_units, changing):
-        diagnosis = problem(layers, culprit, loss)
+def diagnose(
+    layers: Sequence[LayerSignal],
+    culprit: Culprit | None,
+    loss: float,
+    idle: Sequence[IdleParameter] = (),
+    *,
+    learns: bool = True,
+    not_seen: str = "",
+) -> Diagnosis:
+    """The first problem that the measurements show; those that explain most are tried first.
+
+    Args:
+        layers: the measurements.
+        culprit: the operation that made the first NaN or infinity.
+        loss: the loss.
+        idle: the parameters without a gradient.
+        learns: whether any parameter has a gradient.
+        not_seen: a sentence about what was not measured.
+    """
+    problems = (
+        lambda: not_finite(layers, culprit, loss),
+        lambda: blocked(idle, layers),
+        lambda: dead_units(layers, culprit, loss),
+        lambda: saturated_units(layers, culprit, loss),
+        lambda: solved(loss, learns=learns),
+        lambda: constant(idle, learns=learns),
+        lambda: unmeasured(layers, not_seen),
+        lambda: changing(layers, culprit, loss),
+        lambda: unstandardized(layers),
+    )
+    for problem in problems:
+        diagnosis = problem()
         if diagnosis is not None:
             return diagnosis
     forward, backward = (
         trends.trend_of(trends.signals(layers)),
         trends.trend_of(trends.gradients_backwards(layers)),
     )
-    remark = ""
-    inputs = max(layer.input_rms for layer in layers if layer.depth == 1)
-    if inputs > LARGEST_INPUT:
-        remark = f" However, the inputs are large (RMS {inputs:.3g}): standardize them."
     return Diagnosis(
         "healthy",
         (),
         1.0,
         f"healthy: the signal changes by a factor of {forward.factor:.3g} per layer, and the "
-        f"backpropagated gradient by {backward.factor:.3g}.{remark}",
+        f"backpropagated gradient by {backward.factor:.3g}.{not_seen}{_remark(idle)}",
     )
+
+
+def unmeasured(layers: Sequence[LayerSignal], not_seen: str) -> Diagnosis | None:
+    """A loss whose parameters are all out of sight."""
+    if layers:
+        return None
+    return Diagnosis("unseen", (), 1.0, f"unseen: no layer could be measured.{not_seen}")
+
+
+def unstandardized(layers: Sequence[LayerSignal]) -> Diagnosis | None:
+    """Inputs on a scale such as 0 to 255."""
+    large = [
+        layer for layer in layers if layer.receives_raw_data and layer.input_rms > LARGEST_INPUT
+    ]
+    if not large:
+        return None
+    worst = max(large, key=lambda layer: layer.input_rms)
+    return Diagnosis(
+        "unstandardized",
+        tuple(layer.name for layer in large),
+        1.0,
+        f"unstandardized: the inputs of {listing(large)} are large (RMS {worst.input_rms:.3g}), "
+        "which makes the gradient of its weights as much larger than usual. To fix it, standardize "
+        "the inputs: subtract the mean of each feature and divide by its standard deviation, or "
+        "divide pixels of 0 to 255 by 255.",
+    )
+
+
+def _remark(idle: Sequence[IdleParameter]) -> str:
+    """What a healthy network's parameters without a gradient are."""
+    if not idle:
+        return ""
+    names = some([one.name for one in idle])
+    reasons = ", ".join(dict.fromkeys(one.reason for one in idle))
+    return f" No gradient reaches {names} ({reasons})."

@@ -17,6 +17,8 @@ def is_differentiable(node: Node, i: int) -> bool:
     """
     if node.has_own_derivative:
         return True
+    if node.name == "loop_carry" and node.equation.primitive.name == "while":
+        return False
     return node.name not in _FLAT and _is_inexact(node.inputs[i]) and _is_inexact(node.output)
 
 
@@ -45,6 +47,23 @@ def cut_before(graph: Graph, value: Value, learning: Collection[Value]) -> Node:
         if any(_is_inexact(v) for v in earlier) or not earlier or earlier[0].producer is None:
             return node
         node = earlier[0].producer
+
+
+def cuts_after(graph: Graph, value: Value, reaching: Collection[Value]) -> list[Node]:
+    """The first operations after a value that pass no gradient on to it.
+
+    Args:
+        graph: the graph.
+        value: a value that the output depends on, but not differentiably.
+        reaching: the values that the output depends on.
+    """
+    cuts = {
+        node: None
+        for after in graph.downstream(value, is_differentiable)
+        for node, i in after.users
+        if not is_differentiable(node, i) and any(output in reaching for output in node.outputs)
+    }
+    return sorted(cuts, key=graph.nodes.index)
 
 
 def _is_inexact(value: Value) -> bool:

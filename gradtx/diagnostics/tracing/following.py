@@ -56,10 +56,12 @@ def find_layer(equation: Any, inputs: Sequence[TracedValue]) -> int | None:
     A product of a parameter with data is a layer. If both operands are parameters, the one without
     data is the weight: the other may be an input to which a parameter was added.
     """
-    if equation.primitive.name not in ("dot_general", "conv_general_dilated"):
+    if equation.primitive.name not in primitives.PRODUCTS:
         return None
     eligible = [
-        i for i, value in enumerate(inputs) if value.origin is not None and inputs[1 - i].is_data
+        i
+        for i, value in enumerate(inputs[:2])
+        if value.origin is not None and inputs[1 - i].is_data
     ]
     without_data = [i for i in eligible if not inputs[i].is_signal]
     return (without_data or eligible or [None])[-1]
@@ -83,14 +85,20 @@ def start_layer(
         fan_in=fan_in,
         sources=others.sources,
         is_recurrent=others.is_carried,
+        receives_data=others.is_signal,
+        receives_raw_data=others.is_signal and not others.depends_on_parameters,
     )
-    return TracedValue(output, sources=frozenset({layer}), images={layer: Image(units)})
+    return TracedValue(
+        output, is_learned=True, sources=frozenset({layer}), images={layer: Image(units)}
+    )
 
 
 def _layout(
     equation: Any, shape: tuple[int, ...], weight: int, rank: int
 ) -> tuple[tuple[int, ...], int]:
     """The axes of units in a product's output, and the number of products summed for one output."""
+    if equation.primitive.name == "ragged_dot_general":
+        return (rank - 1,), shape[-2]
     numbers = equation.params["dimension_numbers"]
     if equation.primitive.name == "conv_general_dilated":
         outputs = shape[numbers.rhs_spec[0]]
@@ -161,6 +169,29 @@ def concatenated(equation: Any, inputs: Sequence[TracedValue], array: jax.Array)
     parts = [part for origin in origins for part in origin.parts]
     others = tuple(replace(part, is_traced_to_its_end=True) for part in parts[1:])
     return replace(result, origin=replace(parts[0], others=others, is_traced_to_its_end=True))
+
+
+def gathered(equation: Any, value: TracedValue, array: jax.Array) -> TracedValue:
+    """What all devices hold together; a parameter whose parts were gathered is whole again."""
+    consumed(equation, [value])
+    origin = value.origin and replace(
+        value.origin, split_over=frozenset(), is_traced_to_its_end=True
+    )
+    return replace(mixture(array, [value]), origin=origin)
+
+
+def summed_over_devices(equation: Any, value: TracedValue, array: jax.Array) -> TracedValue:
+    """The sum of what devices hold, which completes a product whose terms they share."""
+    consumed(equation, [value])
+    images = {}
+    for layer, image in following(value).items():
+        if image.stage == 0 and layer.origin.split_over:
+            images[layer] = Image(image.units, base=_new_base(layer))
+            if layer.output is value.array:
+                layer.output = layer.image = array
+                others = layer.origin.split_over - set(equation.params["axes"])
+                layer.origin = replace(layer.origin, split_over=others)
+    return replace(mixture(array, [value]), images=images)
 
 
 def replaced(value: TracedValue, twin: jax.Array) -> TracedValue:

@@ -1,6 +1,11 @@
 """What the interpreter knows about JAX's primitives."""
 
+import functools
 from typing import Any
+
+import jax
+import jax.extend.core.primitives
+import jax.lax.linalg
 
 
 def _names(text: str) -> frozenset[str]:
@@ -12,7 +17,7 @@ def _names(text: str) -> frozenset[str]:
 AFFINE = _names(
     """
     add add_any convert_element_type copy copy_p div mul name neg optimization_barrier
-    reduce_precision select_n sharding_constraint stop_gradient sub
+    pcast pvary reduce_precision select_n sharding_constraint stop_gradient sub
     """
 )
 
@@ -56,6 +61,15 @@ REARRANGING = _names("broadcast_in_dim expand_dims reshape rev squeeze transpose
 # Operations that select a part of the elements.
 CUTTING = _names("dynamic_slice slice")
 
+# Operations that make a layer if an operand is a parameter.
+PRODUCTS = frozenset({"conv_general_dilated", "dot_general", "ragged_dot_general"})
+
+# Operations that copy what devices hold, or declare that it is the same on each.
+GATHERING = _names("all_gather all_gather_invariant")
+
+# Operations that add what devices hold.
+SUMS_OF_DEVICES = _names("psum psum_invariant")
+
 # Primitives that call a function, and the parameter that holds it.
 CALLS = {
     "jit": "jaxpr",
@@ -68,6 +82,9 @@ CALLS = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
 }
+
+# Operations of JAX that solve a system of equations given as a function.
+_HIDING = frozenset({"custom_linear_solve", "linear_solve"})
 
 # Those whose function has a custom derivative.
 WITH_OWN_DERIVATIVE = frozenset({"custom_jvp_call", "custom_vjp_call"})
@@ -122,6 +139,31 @@ def numbers_of_scan(equation: Any) -> tuple[int, int]:
     # Newer versions of jax describe the arguments as three trees.
     constants, carried, _ = parameters["ft_in"].unpack()
     return len(constants), len(carried)
+
+
+def mesh_of(equation: Any) -> dict[str, int]:
+    """The axes of the mesh of devices that run the program of a `shard_map`, and their lengths."""
+    manual = equation.params["newly_manual_axes"]
+    return {name: size for name, size in equation.params["mesh"].shape.items() if name in manual}
+
+
+def hides(equation: Any) -> bool:
+    """Whether an operation is a program of its own, which cannot be looked into."""
+    return equation.primitive.name not in _transparent()
+
+
+@functools.cache
+def _transparent() -> frozenset[str]:
+    """The operations that JAX consists of, and those that are entered."""
+    modules = (jax.lax, jax.lax.linalg, jax.extend.core.primitives)
+    names = {
+        primitive.name
+        for module in modules
+        for attribute, primitive in vars(module).items()
+        if attribute.endswith("_p")
+    }
+    own = ELEMENTWISE | STRAIGHT | REARRANGING | GATHERING | SUMS_OF_DEVICES | PRODUCTS | set(CALLS)
+    return frozenset(names | own) - _HIDING
 
 
 def bind(equation: Any, *arrays: Any) -> list[Any]:

@@ -41,6 +41,7 @@ class Origin:
         others: the origins of the other parts, if the array was concatenated from several leaves.
         is_traced_to_its_end: whether further changes of shape are not recorded, because the array
             was concatenated, or sliced at an index that is not known before the run.
+        split_over: the axes of a mesh along which devices have different parts of the leaf.
     """
 
     leaf: int
@@ -48,6 +49,7 @@ class Origin:
     slices: str = ""
     others: "tuple[Origin, ...]" = ()
     is_traced_to_its_end: bool = False
+    split_over: frozenset[str] = frozenset()
 
     def seen_through(self, view: Callable[[jax.Array], jax.Array] | Loop) -> "Origin":
         """The origin after one more change of shape."""
@@ -111,6 +113,8 @@ class Layer:
         is_hidden: whether another layer receives the image.
         is_recurrent: whether it receives the state of the previous iteration.
         is_gate: whether its nonlinearity decides how much of another signal passes.
+        receives_data: whether it receives data that no other layer has seen.
+        receives_raw_data: whether it receives data that no parameter has changed yet.
         sources: the layers that this one receives its inputs from.
     """
 
@@ -129,6 +133,8 @@ class Layer:
     is_hidden: bool = False
     is_recurrent: bool = False
     is_gate: bool = False
+    receives_data: bool = False
+    receives_raw_data: bool = False
 
     # Numbers the layers in the order in which they were found.
     number: int = field(default_factory=itertools.count().__next__)
@@ -200,6 +206,7 @@ class TracedValue:
         array: the array.
         origin: the parameter that it represents; None: it is not a parameter.
         is_signal: whether it depends on data.
+        is_learned: whether it depends on parameters, without being one.
         is_uniform: whether all its elements are the same number, which is not data.
         is_carried: whether it comes from the previous iteration, without a layer in between.
         sources: the layers whose outputs it depends on, without another layer in between.
@@ -210,6 +217,7 @@ class TracedValue:
     array: Any
     origin: Origin | None = None
     is_signal: bool = False
+    is_learned: bool = False
     is_uniform: bool = False
     is_carried: bool = False
     sources: frozenset[Layer] = frozenset()
@@ -221,12 +229,18 @@ class TracedValue:
         """Whether it is more than parameters and constants."""
         return self.is_signal or bool(self.sources)
 
+    @property
+    def depends_on_parameters(self) -> bool:
+        """Whether it is a parameter, or was made with one."""
+        return self.is_learned or self.origin is not None
+
 
 def mixture(array: Any, inputs: Sequence[TracedValue]) -> TracedValue:
     """The result of an operation about which nothing else is known."""
     return TracedValue(
         array,
         is_signal=any(value.is_signal for value in inputs),
+        is_learned=any(value.depends_on_parameters for value in inputs),
         is_carried=any(value.is_carried for value in inputs),
         sources=frozenset().union(*(value.sources for value in inputs)),
     )
