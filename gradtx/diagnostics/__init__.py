@@ -8,6 +8,7 @@ learning rates work, and what happened during a compiled loop.
 
 from gradtx.diagnostics.activations import activation_gain, relu_elbows
 from gradtx.diagnostics.checkup.check_up import check_up
+from gradtx.diagnostics.checkup.data import check_data
 from gradtx.diagnostics.checkup.finding import Finding
 from gradtx.diagnostics.checkup.parameters import check_parameters
 from gradtx.diagnostics.checkup.result import CheckUp
@@ -45,6 +46,7 @@ __all__ = [
     "activation_gain",
     "along_gradient",
     "apply_mask",
+    "check_data",
     "check_parameters",
     "check_up",
     "connecting_path",

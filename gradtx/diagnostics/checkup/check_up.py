@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from gradtx.diagnostics.checkup.data import DATA
 from gradtx.diagnostics.checkup.finding import Finding, folded
 from gradtx.diagnostics.checkup.parameters import PARAMETERS
 from gradtx.diagnostics.checkup.result import CheckUp
@@ -10,7 +11,7 @@ from gradtx.diagnostics.checkup.signal import SIGNAL
 from gradtx.diagnostics.checkup.subject import Subject, examine, subject_of
 from gradtx.messages import shown
 
-_EXAMINATIONS = (SIGNAL, PARAMETERS)
+_EXAMINATIONS = (SIGNAL, PARAMETERS, DATA)
 
 
 def check_up(

@@ -66,6 +66,7 @@ class Finding:
 _SIGNAL = ("vanishing", "exploding", "dead", "saturated")
 _BROUGHT_ABOUT: dict[str, tuple[str, ...]] = {
     "nan_data": ("nan",),
+    "constant_feature": ("nan",),
     "index_out_of_range": ("nan",),
     "vanishing_epsilon": ("nan",),
     "overflow": ("nan",),
@@ -87,7 +88,7 @@ _BROUGHT_ABOUT: dict[str, tuple[str, ...]] = {
     "label_out_of_range": ("initial_loss", "nan"),
     "broadcast_difference": ("broadcast_target", "mixed_examples"),
     "wrong_axis": ("mixed_examples",),
-    "identical_examples": ("constant_feature", "single_class"),
+    "identical_examples": ("constant_feature", "single_class", "unstandardized"),
 }
 
 

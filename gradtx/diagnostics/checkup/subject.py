@@ -28,14 +28,20 @@ class Subject:
         traced: the loss, traced.
         classes: the number of classes, if it was given.
         tx: the optimizer, if it was given.
+        loss_fn: the loss as it was given.
         given: the parameters as they were given.
+        batch: the further arguments of the loss, as they were given.
+        has_aux: whether the loss returns a pair of the loss and something else.
         measured: what was measured of single operations.
     """
 
     traced: TracedLoss
     classes: int | None = None
     tx: Any = None
+    loss_fn: Any = None
     given: Any = None
+    batch: tuple[Any, ...] = ()
+    has_aux: bool = False
     measured: dict[Node, Measured] = field(default_factory=dict)
 
     @functools.cached_property
@@ -127,6 +133,13 @@ class Subject:
         size, number = sizes.most_common(1)[0]
         return size if 2 * number > sizes.total() else None
 
+    @property
+    def given_data(self) -> list[Any]:
+        """The arrays of the data as they were given, before they became arrays of jax."""
+        leaves, others = jax.tree.leaves(self.given), jax.tree.leaves(self.batch)
+        untrained = [leaf for leaf in leaves if not trees.is_trained(leaf)]
+        return [one for one in [*untrained, *others] if hasattr(one, "dtype")]
+
     def array(self, value: Value) -> np.ndarray:
         """The numbers of an argument or a constant."""
         if value.argument is None:
@@ -196,7 +209,7 @@ def subject_of(
     if classes is not None and (not isinstance(classes, int) or classes < 2):
         raise ValueError(f"{owner}: classes must be an integer of at least 2, got {shown(classes)}")
     traced = trace_loss(owner, loss_fn, params, batch, has_aux=has_aux)
-    return Subject(traced, classes, tx, params)
+    return Subject(traced, classes, tx, loss_fn, params, tuple(batch), has_aux)
 
 
 def examine(subject: Subject, *examinations: Examination) -> list[Finding]:
