@@ -17,8 +17,9 @@ from gradtx.diagnostics.checkup.subject import (
     some,
     subject_of,
 )
-from gradtx.diagnostics.tracing.flow import cut_before, is_differentiable
-from gradtx.diagnostics.tracing.graph import Node, Value
+from gradtx.diagnostics.signal.blocked import cure_of
+from gradtx.diagnostics.signal.learning import IdleParameter
+from gradtx.diagnostics.tracing.graph import Value
 
 _PRODUCTS = ("dot_general", "conv_general_dilated", "mul")
 _LAYERS = _PRODUCTS[:2]
@@ -35,12 +36,12 @@ def check_parameters(
 ) -> tuple[Finding, ...]:
     """Find the parameters that do not learn: unused, cut off, without a gradient, or identical.
 
-    The kinds of findings: "not_differentiable" (the parameters pass a `while_loop`), "unused" (the
-    loss does not depend on it), "blocked" (no gradient passes through an operation, such as a
-    `stop_gradient`, a `round` or an `argmax`), "zero_gradient" (the gradient is exactly zero),
-    "integer_parameter" (weights of an integer dtype), "identical_units" (weights and gradients are
-    the same for all units of a layer, which therefore stay the same) and "lost_update" (a step of
-    `tx` is less than the spacing of the parameter's dtype).
+    The kinds of findings: "unused" (the loss does not depend on it), "blocked" (no gradient passes
+    through an operation, such as a `stop_gradient`, a `round`, an `argmax` or a `while_loop`; a
+    remark if that seems to be on purpose, as for a teacher), "zero_gradient" (the gradient is
+    exactly zero), "integer_parameter" (weights of an integer dtype), "identical_units" (weights and
+    gradients are the same for all units of a layer, which therefore stay the same) and
+    "lost_update" (a step of `tx` is less than the spacing of the parameter's dtype).
 
     Args:
         loss_fn: the loss, a real scalar: `loss_fn(params, *batch)`.
@@ -72,26 +73,23 @@ def check_parameters(
 
 
 def _findings(subject: Subject) -> Iterator[Finding]:
-    if subject.endless_loop is not None:
-        yield _not_differentiable(subject.endless_loop)
-        return
-    reaching = set(subject.graph.upstream(subject.graph.output))
-    learning = set(subject.graph.upstream(subject.graph.output, is_differentiable))
-    idle = [p for p in subject.parameters if p.size and not np.any(_gradient(subject, p))]
-    unused = [p for p in idle if p not in reaching]
-    blocked = [p for p in idle if p in reaching and p not in learning]
-    still = [p for p in idle if p in learning]
-    waiting = [p for p in still if _waits(subject, p)]
+    by_name = {subject.name(p) or "params": p for p in subject.parameters}
+    idle = [one for one in subject.idle if one.name in by_name]
+    unused = [one.name for one in idle if one.reason == "unused"]
+    still = [one.name for one in idle if one.reason == "zero_gradient"]
+    waiting = [name for name in still if _waits(subject, by_name[name])]
     if unused:
-        yield _unused(subject, unused)
-    yield from _blocked(subject, blocked, learning)
-    lost = [p for p in still if p not in waiting]
+        yield _unused(unused, sum(by_name[name].size for name in unused))
+    yield from _blocked(subject, idle)
+    lost = [name for name in still if name not in waiting]
     if lost:
-        yield _zero_gradient(subject, lost)
-    others = {*unused, *blocked, *waiting}
-    identical = [p for p in subject.parameters if p not in others and _is_identical(subject, p)]
+        yield _zero_gradient(lost)
+    others = {one.name for one in idle} - set(lost)
+    identical = [
+        name for name, p in by_name.items() if name not in others and _is_identical(subject, p)
+    ]
     if identical:
-        yield _identical_units(subject, identical)
+        yield _identical_units(identical, subject.array(by_name[identical[0]]))
     yield from _integers(subject)
     if subject.tx is not None:
         yield from _lost_updates(subject)
@@ -104,31 +102,18 @@ def _gradient(subject: Subject, parameter: Value) -> np.ndarray:
     return subject.gradients[parameter.argument or 0]
 
 
-def _not_differentiable(loop: Node) -> Finding:
-    return Finding(
-        "not_differentiable",
-        "error",
-        "the loss has no gradient in reverse mode: the number of iterations of a while_loop is not "
-        "known before it runs.",
-        "use a scan, or a fori_loop with a fixed number of iterations.",
-        source=loop.line,
-    )
-
-
-def _unused(subject: Subject, parameters: Sequence[Value]) -> Finding:
-    names = [subject.name(p) for p in parameters]
+def _unused(names: Sequence[str], elements: int) -> Finding:
     return Finding(
         "unused",
         "warning",
         f"the loss does not depend on {some(names)}.",
         "use it in the loss, or take it out of the parameters.",
         place=place_of(names),
-        evidence={"parameters": names, "elements": sum(p.size for p in parameters)},
+        evidence={"parameters": list(names), "elements": elements},
     )
 
 
-def _zero_gradient(subject: Subject, parameters: Sequence[Value]) -> Finding:
-    names = [subject.name(p) for p in parameters]
+def _zero_gradient(names: Sequence[str]) -> Finding:
     return Finding(
         "zero_gradient",
         "warning",
@@ -137,70 +122,40 @@ def _zero_gradient(subject: Subject, parameters: Sequence[Value]) -> Finding:
         "look for units that are zero for the whole batch, a factor of zero, a clip that always "
         "acts, or a gradient that underflows.",
         place=place_of(names),
-        evidence={"parameters": names},
+        evidence={"parameters": list(names)},
     )
 
 
 # What cuts the gradient off.
 
 
-def _blocked(subject: Subject, parameters: Sequence[Value], learning: set[Value]) -> Iterator[Any]:
+def _blocked(subject: Subject, idle: Sequence[IdleParameter]) -> Iterator[Finding]:
     """A finding for each operation that cuts parameters off."""
-    by_cut: dict[Node, list[Value]] = defaultdict(list)
-    for parameter in parameters:
-        by_cut[cut_before(subject.graph, parameter, learning)].append(parameter)
-    for cut, cut_off in by_cut.items():
-        names = [subject.name(p) for p in cut_off]
+    by_cut: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for one in idle:
+        if one.reason in ("blocked", "frozen"):
+            by_cut[one.operation, one.source, one.reason].append(one.name)
+    for (operation, source, reason), names in by_cut.items():
         yield Finding(
             "blocked",
-            _severity_of(subject, cut),
-            f"no gradient passes through `{_called(cut)}`, so {some(names)} "
+            _severity(subject, operation, reason),
+            f"no gradient passes through `{operation}`, so {some(names)} "
             f"{'does' if len(names) == 1 else 'do'} not learn.",
-            _CURES.get(cut.name, "replace it by something that has a derivative.")
-            + " If they are frozen on purpose, take them out of the parameters.",
+            f"{cure_of(operation)}; if they are frozen on purpose, take them out of the "
+            "parameters.",
             place=place_of(names),
-            source=cut.line,
-            evidence={"operation": _called(cut), "parameters": names},
+            source=source,
+            evidence={"operation": operation, "parameters": names},
         )
 
 
-_CURES = {
-    "stop_gradient": "remove the stop_gradient.",
-    "argmax": "use a softmax, which has a derivative, or train on the logits.",
-    "argmin": "use a softmax of the negative values, which has a derivative.",
-    **dict.fromkeys(
-        ("round", "floor", "ceil", "sign", "convert_element_type"),
-        "keep the numbers as they are, or pass the gradient straight through: "
-        "x + stop_gradient(f(x) - x).",
-    ),
-}
-
-
-def _called(cut: Node) -> str:
-    if cut.name == "convert_element_type":
-        return f"astype({cut.output.dtype})"
-    return cut.name
-
-
-def _severity_of(subject: Subject, cut: Node) -> str:
-    """How bad a cut is: a teacher or a target is cut off on purpose, the layers below others not.
-
-    A `stop_gradient` whose result only goes into the loss makes a target of it. If it goes into
-    layers that learn, the layers before it were meant to learn as well, or are frozen.
-    """
-    if not any(np.any(gradient) for gradient in subject.gradients):
-        return "error"
-    if cut.name != "stop_gradient":
-        return "error"
-    after = set(subject.graph.downstream(cut.output))
-    for node in subject.graph.named(*_LAYERS):
-        sides = [value in after for value in node.inputs]
-        other = node.inputs[sides.index(False)] if sides.count(True) == 1 else None
-        if other is not None and any(
-            np.any(_gradient(subject, p)) for p in subject.trained_arguments_of(other)
-        ):
-            return "warning"
-    return "remark"
+def _severity(subject: Subject, operation: str, reason: str) -> str:
+    """How bad it is that parameters are cut off: a teacher or a target is so on purpose."""
+    if reason == "frozen":
+        return "remark"
+    # A frozen network under a head that learns may be on purpose as well, but is rare.
+    learns = any(np.any(gradient) for gradient in subject.gradients)
+    return "warning" if operation == "stop_gradient" and learns else "error"
 
 
 def _waits(subject: Subject, parameter: Value) -> bool:
@@ -237,9 +192,7 @@ def _is_identical(subject: Subject, parameter: Value) -> bool:
     )
 
 
-def _identical_units(subject: Subject, parameters: Sequence[Value]) -> Finding:
-    names = [subject.name(p) for p in parameters]
-    first = float(subject.array(parameters[0]).ravel()[0].real)
+def _identical_units(names: Sequence[str], weights: np.ndarray) -> Finding:
     return Finding(
         "identical_units",
         "error",
@@ -248,7 +201,7 @@ def _identical_units(subject: Subject, parameters: Sequence[Value]) -> Finding:
         "initialize the weights with random numbers, he_normal() before a relu, else "
         "glorot_normal().",
         place=place_of(names),
-        evidence={"parameters": names, "value": first},
+        evidence={"parameters": list(names), "value": float(weights.ravel()[0].real)},
     )
 
 

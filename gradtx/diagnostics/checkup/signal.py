@@ -10,7 +10,8 @@ _WARNINGS = ("unstandardized",)
 
 def _findings(subject: Subject) -> Iterator[Finding]:
     report = subject.report
-    if report is None or report.kind == "healthy":
+    # `check_parameters` says more about what is cut off.
+    if report is None or report.kind in ("healthy", "blocked"):
         return
     diagnosis = report.diagnosis
     sentence, _, cure = diagnosis.sentence.partition(" To fix it, ")

@@ -12,6 +12,7 @@ import numpy as np
 
 from gradtx import trees
 from gradtx.diagnostics.checkup.finding import Finding
+from gradtx.diagnostics.signal.learning import IdleParameter, idle_parameters
 from gradtx.diagnostics.signal.report import SignalReport
 from gradtx.diagnostics.signal.signals import report_of
 from gradtx.diagnostics.tracing.graph import Graph, Node, Value
@@ -53,6 +54,13 @@ class Subject:
     def report(self) -> SignalReport | None:
         """What `signal_report` says; None: the loss has no layer."""
         return report_of(self.traced)
+
+    @functools.cached_property
+    def idle(self) -> tuple[IdleParameter, ...]:
+        """The parameters without a gradient, and why."""
+        if self.report is not None:
+            return self.report.idle_parameters
+        return idle_parameters(self.traced, [bool(np.any(g)) for g in self.gradients], ())
 
     @functools.cached_property
     def loss_and_gradients(self) -> tuple[float, list[np.ndarray]]:

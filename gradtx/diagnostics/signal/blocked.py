@@ -32,7 +32,7 @@ def blocked(idle: Sequence[IdleParameter], layers: Sequence[LayerSignal]) -> Dia
         f"`{operation}`{f' at {source}' if source else ''}" for operation, source in cuts[:2]
     )
     more = f" and {len(cuts) - 2} other places" if len(cuts) > 2 else ""
-    cure = _CURES.get(cuts[0][0], _STRAIGHT_THROUGH)
+    cure = cure_of(cuts[0][0])
     names = {one.name for one in found}
     verb = "does" if len(found) == 1 else "do"
     return Diagnosis(
@@ -42,6 +42,11 @@ def blocked(idle: Sequence[IdleParameter], layers: Sequence[LayerSignal]) -> Dia
         f"blocked: no gradient passes through {where}{more}, so {some(sorted(names))} {verb} not "
         f"learn. To fix it, {cure}.",
     )
+
+
+def cure_of(operation: str) -> str:
+    """What to do about an operation that passes no gradient on."""
+    return _CURES.get(operation, _STRAIGHT_THROUGH)
 
 
 def solved(loss: float, *, learns: bool) -> Diagnosis | None:

@@ -22,33 +22,6 @@ def is_differentiable(node: Node, i: int) -> bool:
     return node.name not in _FLAT and _is_inexact(node.inputs[i]) and _is_inexact(node.output)
 
 
-def cut_before(graph: Graph, value: Value, learning: Collection[Value]) -> Node:
-    """The operation that cuts a value off from the gradient.
-
-    Args:
-        graph: the graph.
-        value: a value that the output depends on, but not differentiably.
-        learning: the values that the output depends on differentiably.
-    """
-    after = set(graph.downstream(value))
-    # Between the value and the operations that learn, the last one that took real numbers.
-    frontier = [
-        node
-        for node in graph.nodes
-        if any(output in learning for output in node.outputs)
-        and any(
-            source in after and source not in learning and not is_differentiable(node, i)
-            for i, source in enumerate(node.inputs)
-        )
-    ]
-    node = frontier[0]
-    while True:
-        earlier = [v for v in node.inputs if v in after and v not in learning]
-        if any(_is_inexact(v) for v in earlier) or not earlier or earlier[0].producer is None:
-            return node
-        node = earlier[0].producer
-
-
 def cuts_after(graph: Graph, value: Value, reaching: Collection[Value]) -> list[Node]:
     """The first operations after a value that pass no gradient on to it.
 

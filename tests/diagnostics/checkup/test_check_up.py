@@ -187,7 +187,8 @@ def test_loop_of_unknown_length_is_named():
         return jnp.mean(jax.lax.while_loop(lambda x: jnp.max(x) > 0.9, body, x) ** 2)
 
     (finding,) = diagnostics.check_parameters(loss_fn, {"w": jnp.eye(4)}, X)
-    assert (finding.kind, finding.severity) == ("not_differentiable", "error")
+    assert (finding.kind, finding.severity) == ("blocked", "error")
+    assert finding.evidence["operation"] == "while_loop"
     assert finding.source.endswith("loss_fn)")
 
 

@@ -43,7 +43,7 @@ def kinds(findings):
         (jnp.round, "round", "error"),
         (lambda z: jnp.sign(z), "sign", "error"),
         (lambda z: z.astype(jnp.int32).astype(jnp.float32), "astype(int32)", "error"),
-        (lambda z: (z > 0.5).astype(jnp.float32), "gt", "error"),
+        (lambda z: (z > 0.5).astype(jnp.float32), ">", "error"),
         (lambda z: jax.nn.one_hot(jnp.argmax(z, -1), 8), "argmax", "error"),
     ],
     ids=["stop_gradient", "round", "sign", "astype", "gt", "argmax"],
