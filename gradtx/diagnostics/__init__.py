@@ -10,6 +10,7 @@ from gradtx.diagnostics.activations import activation_gain, relu_elbows
 from gradtx.diagnostics.checkup.check_up import check_up
 from gradtx.diagnostics.checkup.data import check_data
 from gradtx.diagnostics.checkup.finding import Finding
+from gradtx.diagnostics.checkup.labels import check_labels
 from gradtx.diagnostics.checkup.parameters import check_parameters
 from gradtx.diagnostics.checkup.result import CheckUp
 from gradtx.diagnostics.history import HistoryState, record_history, update_ratio
@@ -47,6 +48,7 @@ __all__ = [
     "along_gradient",
     "apply_mask",
     "check_data",
+    "check_labels",
     "check_parameters",
     "check_up",
     "connecting_path",

@@ -17,6 +17,13 @@ from gradtx.diagnostics.signal.report import SignalReport
 from gradtx.diagnostics.signal.signals import report_of
 from gradtx.diagnostics.tracing.graph import Graph, Node, Value
 from gradtx.diagnostics.tracing.observe import Measure, Measured, observe
+from gradtx.diagnostics.tracing.patterns import Sigmoid, Softmax, sigmoids, softmaxes
+from gradtx.diagnostics.tracing.targets import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    binary_cross_entropies,
+    cross_entropies,
+)
 from gradtx.diagnostics.tracing.traced import TracedLoss, trace_loss
 from gradtx.messages import shown
 
@@ -121,6 +128,26 @@ class Subject:
             )
             if value.size and not np.any(array) and np.any(gradient)
         ]
+
+    @functools.cached_property
+    def softmaxes(self) -> list[Softmax]:
+        """The softmaxes and their logarithms."""
+        return softmaxes(self.graph)
+
+    @functools.cached_property
+    def sigmoids(self) -> list[Sigmoid]:
+        """The sigmoids and their logarithms."""
+        return sigmoids(self.graph)
+
+    @functools.cached_property
+    def cross_entropies(self) -> list[CrossEntropy]:
+        """The cross-entropies with labels that are not trained."""
+        return cross_entropies(self.graph, self.is_trained, self.softmaxes)
+
+    @functools.cached_property
+    def binary_cross_entropies(self) -> list[BinaryCrossEntropy]:
+        """The cross-entropies of two classes with targets that are not trained."""
+        return binary_cross_entropies(self.graph, self.is_trained, self.sigmoids)
 
     @property
     def parameters(self) -> list[Value]:

@@ -211,9 +211,10 @@ def _without_zero(value: Value) -> Value:
     """The value without a zero that was added or subtracted, and without its sign."""
     while value.producer is not None and value.producer.name in ("add", "sub", "neg"):
         inputs = value.producer.inputs
-        if value.producer.name != "neg" and not is_number(inputs[1], 0):
+        zeros = [is_number(one, 0) for one in inputs]
+        if value.producer.name != "neg" and not any(zeros):
             break
-        value = inputs[0]
+        value = inputs[zeros.index(False)]
     return value
 
 

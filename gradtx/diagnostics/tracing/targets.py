@@ -10,7 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradtx.diagnostics.tracing.graph import Graph, Node, Value
-from gradtx.diagnostics.tracing.patterns import VIEWS, Softmax, source_of, uses_of
+from gradtx.diagnostics.tracing.patterns import (
+    VIEWS,
+    Sigmoid,
+    Softmax,
+    is_number,
+    made_by,
+    source_of,
+    uses_of,
+)
 
 # Operations between a logarithm and the labels that it meets.
 _BEFORE_LABELS = VIEWS | {"neg", "max", "min", "clamp", "slice"}
@@ -173,3 +181,82 @@ def _varies(value: Value, softmax: Softmax) -> bool:
     """Whether an array may differ between the classes of a softmax."""
     source = source_of(value)
     return source.size >= softmax.number and not (source.constant is not None and source.size == 1)
+
+
+# Binary cross-entropy.
+
+
+@dataclass(eq=False)
+class BinaryCrossEntropy:
+    """A cross-entropy of two classes: y log(p) + (1 - y) log(1 - p).
+
+    Attributes:
+        logits: what the sigmoid is taken of; None: it is unknown.
+        targets: y, as it enters the loss.
+        node: the operation that takes y.
+    """
+
+    logits: Value | None
+    targets: Value
+    node: Node
+
+
+_BEFORE_PRODUCT = _BEFORE_LABELS | {"add", "sub", "select_n", "mul", "div", "integer_pow", "log"}
+
+
+def binary_cross_entropies(
+    graph: Graph, is_trained: Callable[[Value], bool], among: list[Sigmoid]
+) -> list[BinaryCrossEntropy]:
+    """The cross-entropies of two classes with targets that are not trained.
+
+    Args:
+        graph: the graph.
+        is_trained: whether a value depends on the parameters.
+        among: the sigmoids and softplus functions.
+    """
+    by_output = {id(one.node.output): one for one in among}
+    found = {}
+    for node in graph.named("sub"):
+        one, targets = node.inputs
+        if not is_number(one, 1) or is_trained(targets) or _is_single(targets):
+            continue
+        first, second = _factor(targets, is_trained), _factor(node.output, is_trained)
+        if first is None or second is None:
+            continue
+        if _is_logarithm(graph, first) and _is_logarithm(graph, second):
+            sigmoid = _sigmoid_in(graph, first, by_output)
+            logits = sigmoid.logits if sigmoid is not None else None
+            found[id(source_of(targets))] = BinaryCrossEntropy(logits, targets, node)
+    # The other way to write it: softplus(z) - y z.
+    for sigmoid in among:
+        logits = source_of(sigmoid.logits)
+        for node, i in uses_of(logits, VIEWS | {"neg"}) if sigmoid.is_logarithm else ():
+            other = node.inputs[1 - i] if node.name == "mul" else logits
+            if not is_trained(other) and not _is_single(other):
+                found.setdefault(id(source_of(other)), BinaryCrossEntropy(logits, other, node))
+    return list(found.values())
+
+
+def _is_single(value: Value) -> bool:
+    """Whether a value is a constant that is the same everywhere."""
+    source = source_of(value)
+    return source.depends == 0 and (source.constant is None or source.size <= 1)
+
+
+def _factor(value: Value, is_trained: Callable[[Value], bool]) -> Value | None:
+    """What depends on the parameters and is multiplied by a value."""
+    for node, i in uses_of(value, VIEWS | {"neg"}):
+        if node.name == "mul" and is_trained(node.inputs[1 - i]):
+            return node.inputs[1 - i]
+    return None
+
+
+def _is_logarithm(graph: Graph, value: Value) -> bool:
+    return any(made_by(graph, value, name, _BEFORE_PRODUCT) for name in ("log", "log1p"))
+
+
+def _sigmoid_in(graph: Graph, value: Value, by_output: dict[int, Sigmoid]) -> Sigmoid | None:
+    for one in graph.upstream(value, lambda node, i: node.name in _BEFORE_PRODUCT):
+        if id(one) in by_output:
+            return by_output[id(one)]
+    return None
