@@ -12,6 +12,7 @@ from gradtx.diagnostics.checkup.data import check_data
 from gradtx.diagnostics.checkup.finding import Finding
 from gradtx.diagnostics.checkup.labels import check_labels
 from gradtx.diagnostics.checkup.parameters import check_parameters
+from gradtx.diagnostics.checkup.precision import check_precision
 from gradtx.diagnostics.checkup.result import CheckUp
 from gradtx.diagnostics.history import HistoryState, record_history, update_ratio
 from gradtx.diagnostics.landscape import ConnectingPath, connecting_path, interpolate_loss
@@ -50,6 +51,7 @@ __all__ = [
     "check_data",
     "check_labels",
     "check_parameters",
+    "check_precision",
     "check_up",
     "connecting_path",
     "curvature_along_gradient",

@@ -7,12 +7,13 @@ from gradtx.diagnostics.checkup.data import DATA
 from gradtx.diagnostics.checkup.finding import Finding, folded
 from gradtx.diagnostics.checkup.labels import LABELS
 from gradtx.diagnostics.checkup.parameters import PARAMETERS
+from gradtx.diagnostics.checkup.precision import PRECISION
 from gradtx.diagnostics.checkup.result import CheckUp
 from gradtx.diagnostics.checkup.signal import SIGNAL
 from gradtx.diagnostics.checkup.subject import Subject, examine, subject_of
 from gradtx.messages import shown
 
-_EXAMINATIONS = (SIGNAL, PARAMETERS, DATA, LABELS)
+_EXAMINATIONS = (SIGNAL, PARAMETERS, DATA, LABELS, PRECISION)
 
 
 def check_up(

@@ -103,7 +103,7 @@ def _findings(subject: Subject) -> Iterator[Finding]:
 
 
 def _not_finite(subject: Subject) -> Iterator[Finding]:
-    breaks = not math.isfinite(subject.loss) or _has_bad_gradient(subject)
+    breaks = not subject.is_finite
     read = {source for one in entries_of(subject) for source in sources_of(subject, one.value)}
     for value in [*subject.parameters, *subject.data]:
         if not jnp.issubdtype(value.dtype, jnp.inexact):
@@ -129,12 +129,6 @@ def _not_finite(subject: Subject) -> Iterator[Finding]:
             place=subject.name(value),
             evidence={"number": number, "share": number / array.size, "first": first},
         )
-
-
-def _has_bad_gradient(subject: Subject) -> bool:
-    if subject.endless_loop is not None:
-        return False
-    return not all(np.isfinite(g.astype(np.complex64)).all() for g in subject.gradients)
 
 
 def _no_spread(subject: Subject) -> Iterator[Finding]:

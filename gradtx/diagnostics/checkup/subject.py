@@ -106,6 +106,13 @@ class Subject:
         return self.loss_and_gradients[1]
 
     @functools.cached_property
+    def is_finite(self) -> bool:
+        """Whether the loss is finite, and its gradient if it has one."""
+        if not np.isfinite(self.loss) or self.endless_loop is not None:
+            return bool(np.isfinite(self.loss))
+        return all(np.isfinite(g.astype(np.complex64)).all() for g in self.gradients)
+
+    @functools.cached_property
     def updates(self) -> dict[str, jax.Array]:
         """The first update of each parameter by the optimizer, before it is added."""
         leaves, treedef = jax.tree.flatten(self.given)
