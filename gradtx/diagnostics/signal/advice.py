@@ -15,6 +15,9 @@ _INITIALIZERS = {
     **dict.fromkeys(("silu", "swish", "softplus", "mish", "hard_swish", "hard_silu"), _RECTIFIED),
 }
 
+# Weights of a larger variance, relative to that of their initializer, are why a sum grows.
+_LARGE_EXCESS = 3.0
+
 # Inputs with a larger RMS saturate or kill units whose weights are as they should be.
 _LARGE_INPUT = 3.0
 
@@ -96,6 +99,34 @@ def against_change_by_step(factor: float, *, is_gated: bool) -> str:
     gates = "" if is_gated else ", or use gates (a GRU or LSTM)"
     clip = ", and add clip_by_global_norm(1.0)" if factor > 1 else ""
     return f"initialize the layer with orthogonal(){multiply}{gates}{clip}"
+
+
+def against_sums(layers: Sequence[LayerSignal], factor: float, blocks: int) -> str:
+    """The advice for residual blocks whose sums change the signal or the gradient."""
+    excess = sorted(scale_of(layer) / initializer_for(layer)[1] for layer in layers)
+    if factor < 1 or excess[len(excess) // 2] > _LARGE_EXCESS:
+        return rescaling(layers, factor)
+    return (
+        f"multiply each branch by {blocks**-0.5:.2g} (1 / sqrt({blocks}), the number of blocks) "
+        "before it is added, begin with zeros in its last layer, or put a layer_norm or batch_norm "
+        "at its start"
+    )
+
+
+def against_pooling(factor: float) -> str:
+    """The advice for a sum or a mean over places that changes the signal or the gradient."""
+    if factor > 1:
+        return "take the mean instead of the sum"
+    return (
+        "put a layer_norm after it, or a relu before it, because numbers of both signs cancel in a "
+        "mean"
+    )
+
+
+def against_scaling(factor: float) -> str:
+    """The advice for a multiplication that changes the signal or the gradient."""
+    multiply = f": multiply by {1 / factor:.3g} there" if factor else ""
+    return f"change its factor{multiply}"
 
 
 def _is_near(value: float, other: float, factor: float) -> bool:

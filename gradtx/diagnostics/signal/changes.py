@@ -3,14 +3,14 @@
 import math
 from collections.abc import Sequence
 
-from gradtx.diagnostics.signal import advice, trends
+from gradtx.diagnostics.signal import advice, along, trends
 from gradtx.diagnostics.signal.diagnosis import Diagnosis, listing
 from gradtx.diagnostics.signal.layer_signal import LayerSignal
-from gradtx.diagnostics.signal.nonfinite import Culprit
+from gradtx.diagnostics.signal.passage import Passage
 
 
 def changing(
-    layers: Sequence[LayerSignal], culprit: Culprit | None, loss: float
+    layers: Sequence[LayerSignal], loss: float, trunk: Sequence[Passage]
 ) -> Diagnosis | None:
     """A signal or gradient that explodes or vanishes, over layers or steps of a recurrence."""
     if loss and not any(layer.weight_grad_rms for layer in layers):
@@ -32,13 +32,13 @@ def changing(
             unit = "gated step" if layer.is_gate else "step"
             if trend.is_notable(unit):
                 return _change_by_step(what, trend, layer)
-    for what, sequence in (
-        ("signal", trends.signals(layers)),
-        ("gradient", trends.gradients_backwards(layers)),
-    ):
-        trend = trends.trend_of(sequence)
-        if trend.is_notable():
+    for what, trend in trends.notable_over_layers(layers).items():
+        if not along.covers(trunk, layers):
             return _change_by_layer(what, trend, layers)
+        # A branch may scale what is its own on purpose; what counts is the trunk.
+        diagnosis = along.change_along(what, trunk)
+        if diagnosis is not None:
+            return diagnosis
     return None
 
 
@@ -49,7 +49,7 @@ def _change_by_step(what: str, trend: trends.Trend, layer: LayerSignal) -> Diagn
         kind,
         (layer.name,),
         trend.factor,
-        f"{kind}: the {_named(what)} {verb} by a factor of {trend.factor:.3g} per step of the "
+        f"{kind}: the {along.named(what)} {verb} by a factor of {trend.factor:.3g} per step of the "
         f"recurrence ({trend.in_all:.2g} in total), in layer '{layer.name}'. To fix it, {fix}.",
     )
 
@@ -73,14 +73,10 @@ def _change_by_layer(what: str, trend: trends.Trend, layers: Sequence[LayerSigna
         factor = math.exp(sum(change for _, change in found) / len(found))
     fix = advice.against_change(what, affected, factor)
     sentence = (
-        f"{kind}: the {_named(what)} {verb} by a factor of {factor:.3g} per layer "
+        f"{kind}: the {along.named(what)} {verb} by a factor of {factor:.3g} per layer "
         f"({trend.in_all:.2g} in total), in {listing(affected)}. To fix it, {fix}, or put a "
         "batch_norm or layer_norm before the nonlinearities."
     )
     if grows:
         sentence += " Until then, use clip_by_global_norm(1.0)."
     return Diagnosis(kind, tuple(layer.name for layer in affected), factor, sentence)
-
-
-def _named(what: str) -> str:
-    return "backpropagated gradient" if what == "gradient" else what

@@ -14,6 +14,7 @@ from gradtx.diagnostics.signal.diagnosis import Diagnosis
 from gradtx.diagnostics.signal.layer_signal import LayerSignal
 from gradtx.diagnostics.signal.learning import IdleParameter, Unseen
 from gradtx.diagnostics.signal.nonfinite import Culprit
+from gradtx.diagnostics.signal.passage import Passage
 from gradtx.diagnostics.signal.verdict import diagnose
 from gradtx.tables import html_table
 
@@ -47,6 +48,8 @@ class SignalReport:
         coverage: how many parameters are weights of `layers`, and how many there are, as numbers of
             elements.
         learns: whether any parameter has a gradient.
+        trunk: what all of the signal passes, if the layers look as if signal or gradient changed
+            much; else empty.
     """
 
     loss: float
@@ -56,6 +59,7 @@ class SignalReport:
     unseen: tuple[Unseen, ...] = ()
     coverage: tuple[int, int] = (0, 0)
     learns: bool = True
+    trunk: tuple[Passage, ...] = ()
 
     @functools.cached_property
     def diagnosis(self) -> Diagnosis:
@@ -67,6 +71,7 @@ class SignalReport:
             self.idle_parameters,
             learns=self.learns,
             not_seen=self._not_seen(),
+            trunk=self.trunk,
         )
 
     @property

@@ -13,9 +13,10 @@ import numpy as np
 from jax import lax
 
 from gradtx import norms, trees
-from gradtx.diagnostics.signal import nonfinite
+from gradtx.diagnostics.signal import nonfinite, trends
 from gradtx.diagnostics.signal.layer_signal import LayerSignal
 from gradtx.diagnostics.signal.learning import idle_parameters, unseen
+from gradtx.diagnostics.signal.passage import passages
 from gradtx.diagnostics.signal.report import SignalReport
 from gradtx.diagnostics.tracing.found import Arrays, Found
 from gradtx.diagnostics.tracing.interpreter import Hidden, Interpreter, Probes
@@ -113,6 +114,9 @@ def report_of(loss: TracedLoss) -> SignalReport | None:
         return None
     finite = np.isfinite([measured.loss, *(layer.weight_grad_rms for layer in layers)])
     culprit = None if finite.all() else nonfinite.find_culprit(loss)
+    trunk = ()
+    if finite.all() and trends.notable_over_layers(layers):
+        trunk = passages(loss, layers)
     leaves = {part.leaf for layer in found for part in layer.origin.parts}
     first = {part.leaf for layer in found if layer.receives_data for part in layer.origin.parts}
     return SignalReport(
@@ -126,6 +130,7 @@ def report_of(loss: TracedLoss) -> SignalReport | None:
             sum(array.size for array in loss.params),
         ),
         learns=learns,
+        trunk=trunk,
     )
 
 

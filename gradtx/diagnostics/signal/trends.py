@@ -72,6 +72,19 @@ def gradients_backwards(layers: Sequence[LayerSignal]) -> list[float]:
     return norms
 
 
+def over_layers(layers: Sequence[LayerSignal]) -> dict[str, Trend]:
+    """How the "signal" and its "gradient" change from depth to depth."""
+    return {
+        "signal": trend_of(signals(layers)),
+        "gradient": trend_of(gradients_backwards(layers)),
+    }
+
+
+def notable_over_layers(layers: Sequence[LayerSignal]) -> dict[str, Trend]:
+    """Those of these trends that are a problem."""
+    return {what: trend for what, trend in over_layers(layers).items() if trend.is_notable()}
+
+
 def hidden(layers: Sequence[LayerSignal]) -> list[LayerSignal]:
     """The layers whose signal another layer receives; all layers if there are none."""
     return [layer for layer in layers if layer.is_hidden] or list(layers)

@@ -11,6 +11,7 @@ from gradtx.diagnostics.signal.layer_signal import LayerSignal
 from gradtx.diagnostics.signal.learning import IdleParameter
 from gradtx.diagnostics.signal.nonfinite import Culprit
 from gradtx.diagnostics.signal.not_finite import not_finite
+from gradtx.diagnostics.signal.passage import Passage
 
 # Inputs with an RMS above this make the first layer's gradients too large for usual learning rates.
 LARGEST_INPUT = 10.0
@@ -24,6 +25,7 @@ def diagnose(
     *,
     learns: bool = True,
     not_seen: str = "",
+    trunk: Sequence[Passage] = (),
 ) -> Diagnosis:
     """The first problem that the measurements show; those that explain most are tried first.
 
@@ -34,6 +36,7 @@ def diagnose(
         idle: the parameters without a gradient.
         learns: whether any parameter has a gradient.
         not_seen: a sentence about what was not measured.
+        trunk: what all of the signal passes; empty: not known.
     """
     problems = (
         lambda: not_finite(layers, culprit, loss),
@@ -43,7 +46,7 @@ def diagnose(
         lambda: solved(loss, learns=learns),
         lambda: constant(idle, learns=learns),
         lambda: unmeasured(layers, not_seen),
-        lambda: changing(layers, culprit, loss),
+        lambda: changing(layers, loss, trunk),
         lambda: unstandardized(layers),
     )
     for problem in problems:

@@ -1,11 +1,13 @@
 """What the interpreter knows about JAX's primitives."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.extend.core.primitives
 import jax.lax.linalg
+from jax.extend.core import jaxpr_as_fun
 
 
 def _names(text: str) -> frozenset[str]:
@@ -95,6 +97,19 @@ def is_sigmoid(name: str, parts: frozenset[str]) -> bool:
     return name in ("logistic", "sigmoid", "hard_sigmoid") or parts - STRAIGHT == {"logistic"}
 
 
+def is_derivative(equation: Any, calls: Sequence[tuple[Any, Any]] = ()) -> bool:
+    """Whether an equation computes a derivative inside of the function, as a gradient penalty does.
+
+    Args:
+        equation: the equation.
+        calls: the calls around it, as pairs of the equation that calls and the function called.
+    """
+    return any(
+        "transpose" in str(one.source_info.name_stack)
+        for one in (equation, *(call for call, _ in calls))
+    )
+
+
 def rank_of(name: str) -> int:
     """How well the name of an operation describes a nonlinearity; that of a function does best."""
     bends = frozenset({"max", "min", "clamp", "abs", "where"})
@@ -173,3 +188,8 @@ def bind(equation: Any, *arrays: Any) -> list[Any]:
     with equation.ctx.manager:
         results = primitive.bind(*arrays, **parameters)
     return list(results) if primitive.multiple_results else [results]
+
+
+def evaluate(closed_jaxpr: Any, arrays: Sequence[Any]) -> list[Any]:
+    """The results of a traced function."""
+    return list(jaxpr_as_fun(closed_jaxpr)(*arrays))
