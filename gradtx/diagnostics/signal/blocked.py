@@ -15,7 +15,9 @@ _CURES = {
     "them out of the parameters",
     "argmax": "use a softmax, which has a derivative, or train on the logits",
     "argmin": "use a softmax of the negative values, which has a derivative",
-    "top_k": "multiply by the values that it selects, which have a derivative",
+    **dict.fromkeys(
+        ("argsort", "top_k"), "use the sorted or selected values, which have a derivative"
+    ),
     "while_loop": "use a scan, or a fori_loop with a fixed number of steps, through which a "
     "gradient passes backwards",
     **dict.fromkeys((">", ">=", "<", "<=", "==", "!="), "use a smooth function, such as a sigmoid"),

@@ -38,6 +38,9 @@ def diagnose(
         not_seen: a sentence about what was not measured.
         trunk: what all of the signal passes; empty: not known.
     """
+    frozen = {one.name for one in idle if one.reason == "frozen"}
+    # Whatever is frozen ends a path of the gradient on purpose.
+    taking_part = [layer for layer in layers if layer.name.split("[")[0] not in frozen] or layers
     problems = (
         lambda: not_finite(layers, culprit, loss),
         lambda: blocked(idle, layers),
@@ -46,7 +49,7 @@ def diagnose(
         lambda: solved(loss, learns=learns),
         lambda: constant(idle, learns=learns),
         lambda: unmeasured(layers, not_seen),
-        lambda: changing(layers, loss, trunk),
+        lambda: changing(taking_part, loss, trunk),
         lambda: unstandardized(layers),
     )
     for problem in problems:
@@ -54,8 +57,8 @@ def diagnose(
         if diagnosis is not None:
             return diagnosis
     forward, backward = (
-        trends.trend_of(trends.signals(layers)),
-        trends.trend_of(trends.gradients_backwards(layers)),
+        trends.trend_of(trends.signals(taking_part)),
+        trends.trend_of(trends.gradients_backwards(taking_part)),
     )
     return Diagnosis(
         "healthy",

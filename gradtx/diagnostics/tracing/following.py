@@ -306,6 +306,10 @@ def _follow(layer: Layer, operation: Operation) -> Image:
     is_alone = all(other.is_uniform for other in others)
     is_affine = _is_affine(operation.primitive, mine)
     stage = max(image.stage for image in images)
+    if operation.primitive == "stop_gradient" or all(image.is_detached for image in images):
+        # The nonlinearity is what it was. It may go on where this is added to its other branch.
+        base = max(image.base for image in images)
+        return Image(units, 0.0, base, stage, is_detached=True)
 
     if is_affine and stage == 0:
         if is_alone and len(mine) == 1:

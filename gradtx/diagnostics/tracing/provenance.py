@@ -177,12 +177,14 @@ class Image:
         slope: the derivative with respect to the base.
         base: the number of the last value before which there were only biases, norms and sums.
         stage: the number of the last nonlinear operation; 0: none yet.
+        is_detached: whether only a `stop_gradient` of the layer's output went into it.
     """
 
     units: tuple[int, ...]
     slope: Any = 1.0
     base: int = 0
     stage: int = 0
+    is_detached: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ class TracedLoss:
         data: the arrays among the other arguments.
         names: the path of each parameter.
         data_names: the path of each array of the data.
+        integers: the paths of the integer arrays among the parameters, which count as data.
     """
 
     closed_jaxpr: Any
@@ -31,6 +32,7 @@ class TracedLoss:
     data: list[jax.Array]
     names: list[str]
     data_names: list[str]
+    integers: tuple[str, ...] = ()
 
     @property
     def all_names(self) -> list[str]:
@@ -107,4 +109,9 @@ def trace_loss(
         if given
     ]
     closed_jaxpr = jax.make_jaxpr(loss_of)(arrays_of_params, arrays_of_data)
-    return TracedLoss(closed_jaxpr, arrays_of_params, arrays_of_data, names, data_names)
+    integers = tuple(
+        trees.path_name(path[1:])
+        for path, leaf, given in zip(paths[:number], leaves, is_data, strict=False)
+        if given and jnp.issubdtype(leaf.dtype, jnp.integer)
+    )
+    return TracedLoss(closed_jaxpr, arrays_of_params, arrays_of_data, names, data_names, integers)
