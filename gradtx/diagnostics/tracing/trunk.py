@@ -115,11 +115,16 @@ def _first_before(graph: Graph, last: Product, products: Sequence[Product]) -> P
     made_by: Mapping[int, Product] = {id(product.node.output): product for product in products}
     product = last
     while product.depth > 1:
-        product = next(
+        before = (
             made_by[id(value)]
             for value in graph.upstream(product.signal, _is_forward)
             if id(value) in made_by and made_by[id(value)].depth == product.depth - 1
         )
+        earlier = next(before, None)
+        if earlier is None:
+            # Only indices or decisions come from there, such as those of an argmax.
+            break
+        product = earlier
     return product
 
 
