@@ -10,6 +10,7 @@ from gradtx.diagnostics.activations import activation_gain, relu_elbows
 from gradtx.diagnostics.checkup.check_up import check_up
 from gradtx.diagnostics.checkup.data import check_data
 from gradtx.diagnostics.checkup.finding import Finding
+from gradtx.diagnostics.checkup.head import check_head
 from gradtx.diagnostics.checkup.labels import check_labels
 from gradtx.diagnostics.checkup.parameters import check_parameters
 from gradtx.diagnostics.checkup.precision import check_precision
@@ -49,6 +50,7 @@ __all__ = [
     "along_gradient",
     "apply_mask",
     "check_data",
+    "check_head",
     "check_labels",
     "check_parameters",
     "check_precision",

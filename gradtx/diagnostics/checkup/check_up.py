@@ -5,6 +5,7 @@ from typing import Any
 
 from gradtx.diagnostics.checkup.data import DATA
 from gradtx.diagnostics.checkup.finding import Finding, folded
+from gradtx.diagnostics.checkup.head import HEAD
 from gradtx.diagnostics.checkup.labels import LABELS
 from gradtx.diagnostics.checkup.parameters import PARAMETERS
 from gradtx.diagnostics.checkup.precision import PRECISION
@@ -13,7 +14,7 @@ from gradtx.diagnostics.checkup.signal import SIGNAL
 from gradtx.diagnostics.checkup.subject import Subject, examine, subject_of
 from gradtx.messages import shown
 
-_EXAMINATIONS = (SIGNAL, PARAMETERS, DATA, LABELS, PRECISION)
+_EXAMINATIONS = (SIGNAL, PARAMETERS, DATA, LABELS, PRECISION, HEAD)
 
 
 def check_up(

@@ -52,7 +52,7 @@ def requests(subject: Subject) -> Iterator[tuple[Node, Measure]]:
     for one in _given(subject):
         if isinstance(one, BinaryCrossEntropy):
             yield one.node, _binary_counts(one)
-            node = _maker(one.logits)
+            node = maker_of(one.logits)
             if one.logits is not None and node is not None:
                 yield node, _binary_mean(node.outputs.index(one.logits))
             continue
@@ -69,7 +69,7 @@ def marginals(subject: Subject) -> Iterator[Marginal]:
         is_binary = isinstance(one, BinaryCrossEntropy)
         if is_binary:
             counted = subject.measured.get(one.node, {})
-            node = _maker(one.logits)
+            node = maker_of(one.logits)
             at_logits = subject.measured.get(node, {}) if node is not None else {}
         else:
             counted = subject.measured.get(_counts(subject, one)[0], {})
@@ -99,7 +99,11 @@ def marginals(subject: Subject) -> Iterator[Marginal]:
 
 def _given(subject: Subject) -> list[Any]:
     everything = [*subject.cross_entropies, *subject.binary_cross_entropies]
-    return [one for one in everything if subject.is_given(_labels(one)) and _has_head(subject, one)]
+    return [
+        one
+        for one in everything
+        if subject.is_given(_labels(one)) and has_head(subject, _logits(one))
+    ]
 
 
 def _labels(one: Any) -> Value:
@@ -108,18 +112,36 @@ def _labels(one: Any) -> Value:
     return one.labels if one.labels is not None else one.targets
 
 
-def _has_head(subject: Subject, one: Any) -> bool:
-    """Whether the logits come from a layer, rather than from comparing examples."""
-    logits = one.logits if isinstance(one, BinaryCrossEntropy) else one.softmax.logits
+def _logits(one: Any) -> Value | None:
+    return one.logits if isinstance(one, BinaryCrossEntropy) else one.softmax.logits
+
+
+def has_head(subject: Subject, logits: Value | None) -> bool:
+    """Whether logits come from a layer, rather than from comparing examples."""
     if logits is None:
         return False
     for value in subject.graph.upstream(logits, lambda node, i: node.name in _AFTER_LOGITS):
         node = value.producer
         if node is not None and node.name in _LAYERS:
-            return any(
-                subject.is_trained(side) and not subject.is_given(side) for side in node.inputs
-            )
+            return weight_of(subject, node) is not None
     return False
+
+
+def weight_of(subject: Subject, node: Node) -> int | None:
+    """Which input of a product depends on parameters only; None: no single one."""
+    if node.name not in _LAYERS:
+        return None
+    weights = [subject.is_trained(one) and not subject.is_given(one) for one in node.inputs[:2]]
+    return weights.index(True) if weights.count(True) == 1 else None
+
+
+def is_in_loss(subject: Subject, value: Value) -> bool:
+    """Whether a value goes into the loss, and into no further layer."""
+    return not any(
+        weight_of(subject, node) is not None
+        for after in subject.graph.downstream(value)
+        for node, _ in after.users
+    )
 
 
 def _is_weighted(subject: Subject, one: Any) -> bool:
@@ -143,7 +165,7 @@ def _is_weighted(subject: Subject, one: Any) -> bool:
     return False
 
 
-def _maker(value: Value | None) -> Node | None:
+def maker_of(value: Value | None) -> Node | None:
     """The operation that makes a value, if it can be measured."""
     node = value.producer if value is not None else None
     return node if node is not None and node.name == node.equation.primitive.name else None
