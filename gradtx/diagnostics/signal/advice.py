@@ -101,6 +101,22 @@ def against_change_by_step(factor: float, *, is_gated: bool) -> str:
     return f"initialize the layer with orthogonal(){multiply}{gates}{clip}"
 
 
+def against_silence(operation: str) -> str:
+    """The advice for an operation that makes zeros of all numbers."""
+    if operation == "parameter":
+        return "initialize it with random numbers; only the last layer of a branch may be zero"
+    if operation == "argument":
+        return "look at where it comes from"
+    if operation == "sub":
+        return (
+            "look for a normalization over a single number there: a batch_norm of one example has "
+            "to use more examples or the averages of the training; a layer_norm does not need them"
+        )
+    if operation in ("mul", "select_n", "div"):
+        return "look at the mask or the dropout there, which keeps nothing"
+    return "look at its operands there"
+
+
 def against_sums(layers: Sequence[LayerSignal], factor: float, blocks: int) -> str:
     """The advice for residual blocks whose sums change the signal or the gradient."""
     excess = sorted(scale_of(layer) / initializer_for(layer)[1] for layer in layers)

@@ -57,7 +57,7 @@ def passages(loss: TracedLoss, layers: Sequence[LayerSignal]) -> tuple[Passage, 
     trunk = trunk_of(graph, products)
     if trunk is None:
         return ()
-    signals = _signals_of(products, layers, loss.names)
+    signals = signals_of(products, layers, loss.names)
     measured = passing.measure(loss, graph, trunk.values)
     taken: list[tuple[Value | None, list[Product]]] = [(None, [trunk.start])]
     for value, takers in zip(trunk.values, trunk.products, strict=True):
@@ -153,7 +153,7 @@ def _is_state(graph: Graph, value: Value, number: int) -> bool:
     )
 
 
-def _signals_of(
+def signals_of(
     products: Sequence[Product], layers: Sequence[LayerSignal], names: Sequence[str]
 ) -> dict[Product, tuple[LayerSignal, ...]]:
     """The measurements that belong to each product: several if it is in a loop over a stack."""

@@ -15,6 +15,7 @@ from gradtx.diagnostics.signal.layer_signal import LayerSignal
 from gradtx.diagnostics.signal.learning import IdleParameter, Unseen
 from gradtx.diagnostics.signal.nonfinite import Culprit
 from gradtx.diagnostics.signal.passage import Passage
+from gradtx.diagnostics.signal.silence import Silence
 from gradtx.diagnostics.signal.verdict import diagnose
 from gradtx.tables import html_table
 
@@ -50,6 +51,7 @@ class SignalReport:
         learns: whether any parameter has a gradient.
         trunk: what all of the signal passes, if the layers look as if signal or gradient changed
             much; else empty.
+        silence: what makes zeros of all units of a layer, if it is not the layer itself.
     """
 
     loss: float
@@ -60,6 +62,7 @@ class SignalReport:
     coverage: tuple[int, int] = (0, 0)
     learns: bool = True
     trunk: tuple[Passage, ...] = ()
+    silence: Silence | None = None
 
     @functools.cached_property
     def diagnosis(self) -> Diagnosis:
@@ -72,6 +75,7 @@ class SignalReport:
             learns=self.learns,
             not_seen=self._not_seen(),
             trunk=self.trunk,
+            silence=self.silence,
         )
 
     @property

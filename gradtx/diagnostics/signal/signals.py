@@ -18,6 +18,7 @@ from gradtx.diagnostics.signal.layer_signal import LayerSignal
 from gradtx.diagnostics.signal.learning import idle_parameters, unseen
 from gradtx.diagnostics.signal.passage import passages
 from gradtx.diagnostics.signal.report import SignalReport
+from gradtx.diagnostics.signal.silence import find_silence
 from gradtx.diagnostics.tracing.found import Arrays, Found
 from gradtx.diagnostics.tracing.interpreter import Hidden, Interpreter, Probes
 from gradtx.diagnostics.tracing.primitives import LEVELLING, SQUASHING
@@ -131,6 +132,7 @@ def report_of(loss: TracedLoss) -> SignalReport | None:
         ),
         learns=learns,
         trunk=trunk,
+        silence=find_silence(loss, layers) if finite.all() else None,
     )
 
 

@@ -12,6 +12,7 @@ from gradtx.diagnostics.signal.learning import IdleParameter
 from gradtx.diagnostics.signal.nonfinite import Culprit
 from gradtx.diagnostics.signal.not_finite import not_finite
 from gradtx.diagnostics.signal.passage import Passage
+from gradtx.diagnostics.signal.silence import Silence
 
 # Inputs with an RMS above this make the first layer's gradients too large for usual learning rates.
 LARGEST_INPUT = 10.0
@@ -26,6 +27,7 @@ def diagnose(
     learns: bool = True,
     not_seen: str = "",
     trunk: Sequence[Passage] = (),
+    silence: Silence | None = None,
 ) -> Diagnosis:
     """The first problem that the measurements show; those that explain most are tried first.
 
@@ -37,6 +39,7 @@ def diagnose(
         learns: whether any parameter has a gradient.
         not_seen: a sentence about what was not measured.
         trunk: what all of the signal passes; empty: not known.
+        silence: what makes zeros of a layer's units, if it is not the layer itself.
     """
     frozen = {one.name for one in idle if one.reason == "frozen"}
     # Whatever is frozen ends a path of the gradient on purpose.
@@ -44,8 +47,8 @@ def diagnose(
     problems = (
         lambda: not_finite(layers, culprit, loss),
         lambda: blocked(idle, layers),
-        lambda: dead_units(layers, culprit, loss),
-        lambda: saturated_units(layers, culprit, loss),
+        lambda: dead_units(layers, silence),
+        lambda: saturated_units(layers),
         lambda: solved(loss, learns=learns),
         lambda: constant(idle, learns=learns),
         lambda: unmeasured(layers, not_seen),

@@ -300,10 +300,7 @@ class Graph:
 
 
 def _constants(arrays: Iterable[Any]) -> list[Value]:
-    return [
-        Value(np.shape(array), getattr(array, "dtype", np.asarray(array).dtype), constant=array)
-        for array in map(_as_array, arrays)
-    ]
+    return [Value(array.shape, array.dtype, constant=array) for array in map(_as_array, arrays)]
 
 
 def _as_array(array: Any) -> Any:

@@ -105,6 +105,8 @@ class Interpreter:
         self.calls: tuple[tuple[Any, Any], ...] = ()
         self.is_inside = False
         self._equations = 0
+        self._bodies: tuple[Any, ...] = ()
+        self._differentiated: set[tuple[str, int]] = set()
 
     def run(
         self, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[TracedValue]
@@ -153,7 +155,10 @@ class Interpreter:
     def _equation(self, equation: Any, values: list[TracedValue]) -> list[TracedValue]:
         name = equation.primitive.name
         if self._enters(name):
-            return _BODIES[name](self, equation, values)
+            outer, self._bodies = self._bodies, (*self._bodies, equation)
+            results = _BODIES[name](self, equation, values)
+            self._bodies = outer
+            return results
         body = primitives.body_of(equation)
         if body is not None:
             return self._call(equation, *body, values)
@@ -173,7 +178,7 @@ class Interpreter:
             return [mixture(array, values) for array in arrays]
         (array,) = arrays
         weight = following.find_layer(equation, values)
-        if weight is not None:
+        if weight is not None and not self._is_derivative(equation, values[weight].array):
             if slot.arrays and self.attach is not None:
                 array = self.attach(array, slot.arrays[0])
             value = following.start_layer(equation, values, weight, array)
@@ -191,6 +196,11 @@ class Interpreter:
             return [following.rearranged(equation, values, array)]
         following.consumed(equation, values)
         return [mixture(array, values)]
+
+    def _is_derivative(self, equation: Any, weights: Any) -> bool:
+        calls = [call for call, _ in self.calls]
+        made_by = primitives.transformations([*self._bodies, *calls, equation])
+        return primitives.is_derivative(made_by, weights, self._differentiated)
 
     def _enters(self, name: str) -> bool:
         return name in _BODIES and (name != "while" or self.merge is not None)
@@ -272,6 +282,7 @@ class Interpreter:
         """Evaluate the body of a loop or a branch with an interpreter of its own."""
         child = Interpreter(self.measure, probes, self.attach, self.watch, self.merge)
         child.is_inside, child.hidden, child.calls = True, self.hidden, self.calls
+        child._bodies = self._bodies
         return child, child.run(jaxpr, constants, inputs)
 
     def take(self, number: int) -> "Probes":

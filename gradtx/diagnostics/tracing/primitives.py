@@ -97,17 +97,31 @@ def is_sigmoid(name: str, parts: frozenset[str]) -> bool:
     return name in ("logistic", "sigmoid", "hard_sigmoid") or parts - STRAIGHT == {"logistic"}
 
 
-def is_derivative(equation: Any, calls: Sequence[tuple[Any, Any]] = ()) -> bool:
-    """Whether an equation computes a derivative inside of the function, as a gradient penalty does.
+def transformations(equations: Sequence[Any]) -> str:
+    """The transformations that made an equation, such as `transpose(jvp())` for a gradient.
 
     Args:
-        equation: the equation.
-        calls: the calls around it, as pairs of the equation that calls and the function called.
+        equations: the equation, after the loops and calls around it.
     """
-    return any(
-        "transpose" in str(one.source_info.name_stack)
-        for one in (equation, *(call for call, _ in calls))
-    )
+    return "/".join(str(one.source_info.name_stack) for one in equations)
+
+
+def is_derivative(made_by: str, weights: Any, seen: set[tuple[str, int]]) -> bool:
+    """Whether a product computes a derivative inside of the loss, as a gradient penalty does.
+
+    Args:
+        made_by: the transformations that made it.
+        weights: the operand that is a parameter.
+        seen: the products of forward derivatives so far, where the first one with the same weights
+            is that of the function itself; extended by this one.
+    """
+    if "transpose(" in made_by:
+        return True
+    if "jvp(" not in made_by:
+        return False
+    is_second = (made_by, id(weights)) in seen
+    seen.add((made_by, id(weights)))
+    return is_second
 
 
 def rank_of(name: str) -> int:

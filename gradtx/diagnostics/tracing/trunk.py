@@ -68,19 +68,38 @@ def products_of(graph: Graph, number: int) -> list[Product]:
         return bool(value.depends & of_parameters) and not is_signal(value)
 
     found = []
+    differentiated: set[tuple[str, int]] = set()
     for node in graph.nodes:
         depth = max((depths.get(id(value), 0) for value in node.inputs), default=0)
-        if node.name in PRODUCTS and not primitives.is_derivative(node.equation, node.calls):
-            first, second = node.inputs
-            for signal, weights in ((first, second), (second, first)):
-                if is_signal(signal) and is_parameter(weights):
-                    depth += 1
-                    found.append(Product(node, signal, weights, depth))
+        for signal, weights in _operands(node):
+            made_by = _transformations(graph, node, weights)
+            is_product = is_signal(signal) and is_parameter(weights)
+            if is_product and not primitives.is_derivative(made_by, weights, differentiated):
+                depth += 1
+                found.append(Product(node, signal, weights, depth))
         for output in node.outputs:
             depths[id(output)] = depth
             if any(map(is_signal, node.inputs)):
                 signals.add(id(output))
     return found
+
+
+def _transformations(graph: Graph, node: Node, weights: Value) -> str:
+    loops = [
+        value.producer.equation
+        for value in graph.upstream(weights)
+        if value.producer is not None and value.producer.name == "loop_slice"
+    ]
+    calls = [call for call, _ in node.calls]
+    return primitives.transformations([*loops, *calls, node.equation])
+
+
+def _operands(node: Node) -> list[tuple[Value, Value]]:
+    """The operands of a product, in both orders."""
+    if node.name not in PRODUCTS:
+        return []
+    first, second = node.inputs
+    return [(first, second), (second, first)]
 
 
 def trunk_of(graph: Graph, products: Sequence[Product]) -> Trunk | None:
