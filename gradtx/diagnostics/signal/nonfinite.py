@@ -1,7 +1,8 @@
 """Finds the operation that made the first NaN or infinity of a loss or of its gradient."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -9,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxprs_in_params
 
+from gradtx.diagnostics.signal.evidence import Evidence, evidence_of
 from gradtx.diagnostics.tracing.found import Arrays, Found
+from gradtx.diagnostics.tracing.graph import Graph, Node
 from gradtx.diagnostics.tracing.interpreter import Interpreter
 from gradtx.diagnostics.tracing.lines import line_of
 from gradtx.diagnostics.tracing.provenance import Layer
@@ -34,6 +37,7 @@ class Culprit:
             comes from that infinity.
         is_from_infinity: whether an operand of the operation was infinite.
         derivative_of: in a gradient, the operation on that line whose derivative is not finite.
+        evidence: the range of its operands, or of those of `derivative_of`, and what it shows.
     """
 
     made: str
@@ -44,6 +48,7 @@ class Culprit:
     infinity: "Culprit | None" = None
     derivative_of: str = ""
     is_from_infinity: bool = False
+    evidence: Evidence = field(default_factory=Evidence)
 
 
 def find_culprit(loss: TracedLoss) -> Culprit | None:
@@ -59,9 +64,7 @@ def find_culprit(loss: TracedLoss) -> Culprit | None:
     if culprit is None:
         culprit = _first(loss.gradient(), in_gradient=True)
         if culprit is not None:
-            forward = _operations_at(culprit.source, loss.closed_jaxpr.jaxpr)
-            derivative_of = next((name for name in _STEEP if name in forward), "")
-            culprit = replace(culprit, derivative_of=derivative_of)
+            culprit = _with_derivative(loss, culprit)
     if culprit is not None and culprit.is_from_infinity and culprit.infinity is None:
         # No operation made that infinity, so an argument contained it.
         for name, array in zip(loss.all_names, [*loss.params, *loss.data], strict=True):
@@ -69,6 +72,18 @@ def find_culprit(loss: TracedLoss) -> Culprit | None:
                 given = Culprit("infinity", "argument", name, "", in_gradient=False)
                 return replace(culprit, infinity=given)
     return culprit
+
+
+def _with_derivative(loss: TracedLoss, culprit: Culprit) -> Culprit:
+    """The culprit of a backward pass, with the operation whose derivative it is."""
+    forward = _operations_at(culprit.source, loss.closed_jaxpr.jaxpr)
+    derivative_of = next((name for name in _STEEP if name in forward), "")
+    graph = Graph(loss.closed_jaxpr)
+    nodes = [node for node in graph.named(derivative_of) if node.line == culprit.source]
+    if not nodes:
+        return replace(culprit, derivative_of=derivative_of)
+    evidence = evidence_of(loss, nodes[0], "NaN")
+    return replace(culprit, derivative_of=derivative_of, evidence=evidence)
 
 
 def _first(loss: TracedLoss, *, in_gradient: bool) -> Culprit | None:
@@ -89,9 +104,9 @@ def _first(loss: TracedLoss, *, in_gradient: bool) -> Culprit | None:
     ]
     events = [
         event
-        for one, arrays in measured
+        for number, (one, arrays) in enumerate(measured)
         for kind, made in arrays.items()
-        for event in _events(one, kind, made)
+        for event in _events(number, one, kind, made)
     ]
     nans = [event for event in events if event.kind != "infinity"]
     infinities = [event for event in events if event.kind == "infinity"]
@@ -99,11 +114,36 @@ def _first(loss: TracedLoss, *, in_gradient: bool) -> Culprit | None:
         return None
     first = min(nans or infinities, key=lambda event: event.time)
     earlier = [event for event in infinities if event.time < first.time]
-    infinity = None
+    nodes = _nodes(loss, found)
+
+    def culprit_of(event: _Event) -> Culprit:
+        culprit, node = event.culprit(loss.names, in_gradient), nodes.get(event.number)
+        if node is None:
+            return culprit
+        # The backward pass of a loop has other iterations.
+        iterations = () if in_gradient else event.of_loops
+        evidence = evidence_of(loss, node, culprit.made, iterations)
+        return replace(culprit, source=node.line or culprit.source, evidence=evidence)
+
+    culprit = culprit_of(first)
     if first.kind == "NaN from infinity" and earlier:
         cause = min(earlier, key=lambda event: event.time)
-        infinity = cause.culprit(loss.names, in_gradient)
-    return first.culprit(loss.names, in_gradient, infinity)
+        culprit = replace(culprit, infinity=culprit_of(cause))
+    return culprit
+
+
+def _nodes(loss: TracedLoss, found: Sequence[Found]) -> dict[int, Node]:
+    """The operation of the loss's graph that each thing found is, by its number."""
+    graph = Graph(loss.closed_jaxpr)
+    nodes = {(id(node.equation), node.occurrence): node for node in reversed(graph.nodes)}
+    seen: Counter[int] = Counter()
+    result = {}
+    for number, one in enumerate(found):
+        equation = id(one.what[0]) if isinstance(one.what, tuple) else 0
+        if (equation, seen[equation]) in nodes:
+            result[number] = nodes[equation, seen[equation]]
+        seen[equation] += 1
+    return result
 
 
 def _watch(equation: Any, inputs: Sequence[Any], results: Sequence[Any]) -> Arrays:
@@ -127,6 +167,7 @@ def _any(test: Any, arrays: Sequence[Any]) -> jax.Array:
 class _Event:
     """One operation that made a non-finite number in one iteration."""
 
+    number: int
     found: Found
     kind: str
     iterations: tuple[int, ...]
@@ -135,9 +176,13 @@ class _Event:
     def time(self) -> tuple[int, ...]:
         return self.found.when(self.iterations)
 
-    def culprit(
-        self, names: Sequence[str], in_gradient: bool, infinity: Culprit | None = None
-    ) -> Culprit:
+    @property
+    def of_loops(self) -> tuple[int, ...]:
+        """The iteration of each loop around it."""
+        pairs = zip(self.found.nesting, self.iterations, strict=True)
+        return tuple(i for nesting, i in pairs if nesting.loop)
+
+    def culprit(self, names: Sequence[str], in_gradient: bool) -> Culprit:
         equation, sources = self.found.what
         return Culprit(
             made=self.kind.split()[0],
@@ -145,7 +190,6 @@ class _Event:
             layer="" if in_gradient else self._layer(names, sources),
             source=line_of(equation),
             in_gradient=in_gradient,
-            infinity=infinity,
             is_from_infinity=self.kind == "NaN from infinity",
         )
 
@@ -160,13 +204,13 @@ class _Event:
         return origin.name(names) + "".join(f"[{i}]" for i in indices)
 
 
-def _events(found: Found, kind: str, made: np.ndarray) -> list[_Event]:
+def _events(number: int, found: Found, kind: str, made: np.ndarray) -> list[_Event]:
     """The event in each iteration in which it happened."""
     events = []
     for index in np.argwhere(made):
         indices = iter(index.tolist())
         iterations = tuple(next(indices) if nesting.loop else 0 for nesting in found.nesting)
-        events.append(_Event(found, kind, iterations))
+        events.append(_Event(number, found, kind, iterations))
     return events
 
 

@@ -66,15 +66,19 @@ def _cause(layers: Sequence[LayerSignal], culprit: Culprit) -> str:
         f"the first {culprit.made}{direction} comes from `{culprit.operation}`{where}"
         f"{_at(culprit)}."
     )
+    shown = f" {culprit.evidence.sentence}" if culprit.evidence.sentence else ""
     infinity = culprit.infinity
     if infinity is None:
-        return sentence
+        return f"{sentence}{shown}"
     if infinity.operation == "argument":
         return f"{sentence} It results from an infinity in the {infinity.layer}."
     layer = f" in layer '{infinity.layer}'" if infinity.layer else ""
+    # Of a derivative, the argument of the function tells more than what is calculated of it.
+    if not culprit.derivative_of and infinity.evidence.sentence:
+        shown = f" {infinity.evidence.sentence}"
     return (
         f"{sentence} It results from an infinity that `{infinity.operation}` produces{layer}"
-        f"{_at(infinity)}."
+        f"{_at(infinity)}.{shown}"
     )
 
 
@@ -94,10 +98,10 @@ def _growth_before(layers: Sequence[LayerSignal], growth: trends.Trend) -> str:
 
 def _fix(culprit: Culprit) -> str:
     """How to rewrite the operation that made the NaN or, where it is known, the infinity."""
-    fix = advice.FIXES.get(culprit.derivative_of or culprit.operation)
+    fix = culprit.evidence.fix or advice.FIXES.get(culprit.derivative_of or culprit.operation)
     infinity = culprit.infinity
     if infinity is not None and infinity.operation == "argument":
         fix = None
     elif infinity is not None and not culprit.derivative_of:
-        fix = advice.FIXES.get(infinity.operation, fix)
+        fix = infinity.evidence.fix or advice.FIXES.get(infinity.operation, fix)
     return f" To fix it, {fix}." if fix else ""
