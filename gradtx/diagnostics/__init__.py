@@ -12,6 +12,7 @@ from gradtx.diagnostics.checkup.data import check_data
 from gradtx.diagnostics.checkup.finding import Finding
 from gradtx.diagnostics.checkup.head import check_head
 from gradtx.diagnostics.checkup.labels import check_labels
+from gradtx.diagnostics.checkup.learning import check_learning
 from gradtx.diagnostics.checkup.parameters import check_parameters
 from gradtx.diagnostics.checkup.precision import check_precision
 from gradtx.diagnostics.checkup.result import CheckUp
@@ -52,6 +53,7 @@ __all__ = [
     "check_data",
     "check_head",
     "check_labels",
+    "check_learning",
     "check_parameters",
     "check_precision",
     "check_up",

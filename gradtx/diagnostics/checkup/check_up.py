@@ -1,17 +1,18 @@
 """`check_up`: all examinations that apply to a training set-up."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gradtx.diagnostics.checkup.data import DATA
 from gradtx.diagnostics.checkup.finding import Finding, folded
 from gradtx.diagnostics.checkup.head import HEAD
 from gradtx.diagnostics.checkup.labels import LABELS
+from gradtx.diagnostics.checkup.learning import LEARNING
 from gradtx.diagnostics.checkup.parameters import PARAMETERS
 from gradtx.diagnostics.checkup.precision import PRECISION
 from gradtx.diagnostics.checkup.result import CheckUp
 from gradtx.diagnostics.checkup.signal import SIGNAL
-from gradtx.diagnostics.checkup.subject import Subject, examine, subject_of
+from gradtx.diagnostics.checkup.subject import Examination, Subject, examine, subject_of
 from gradtx.messages import shown
 
 _EXAMINATIONS = (SIGNAL, PARAMETERS, DATA, LABELS, PRECISION, HEAD)
@@ -24,6 +25,7 @@ def check_up(
     has_aux: bool = False,
     classes: int | None = None,
     tx: Any = None,
+    learning: bool = False,
 ) -> CheckUp:
     """Examine a training set-up, and say what is wrong with it.
 
@@ -38,6 +40,8 @@ def check_up(
         has_aux: whether the loss returns a pair of the loss and something else.
         classes: the number of classes of a classifier; None: what the loss shows.
         tx: the optimizer, a gradient transformation; None: nothing is said about updates.
+        learning: whether to train on the batch for some seconds, and see what the loss does; see
+            `check_learning`.
 
     Returns:
         A `CheckUp`: `findings` are sorted, the worst first, each with the place, the figures and a
@@ -64,18 +68,19 @@ def check_up(
     subject = subject_of(
         "check_up", loss_fn, params, batch, has_aux=has_aux, classes=classes, tx=tx
     )
-    findings = _all_findings(subject)
+    examinations = (*_EXAMINATIONS, LEARNING) if learning else _EXAMINATIONS
+    findings = _all_findings(subject, examinations)
     # The report is there unless it failed, which is then one of the findings.
     return CheckUp(subject.loss, folded(findings), vars(subject).get("report"))
 
 
-def _all_findings(subject: Subject) -> list[Finding]:
+def _all_findings(subject: Subject, examinations: Sequence[Examination]) -> list[Finding]:
     """The findings of all examinations; one that a program defeats does not spoil the others."""
     try:
-        return examine(subject, *_EXAMINATIONS)
+        return examine(subject, *examinations)
     except Exception:
         findings = []
-        for one in _EXAMINATIONS:
+        for one in examinations:
             try:
                 findings += examine(subject, one)
             except Exception as error:

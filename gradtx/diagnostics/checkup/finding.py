@@ -89,6 +89,8 @@ _BROUGHT_ABOUT: dict[str, tuple[str, ...]] = {
     "label_out_of_range": ("initial_loss", "nan"),
     "broadcast_difference": ("broadcast_target", "mixed_examples"),
     "wrong_axis": ("mixed_examples",),
+    "learning_rate": ("update_ratio", "cannot_overfit", "lost_update"),
+    "wrong_gradient": ("cannot_overfit", "learning_rate", "vanishing", "exploding"),
     "identical_examples": ("constant_feature", "single_class", "unstandardized"),
 }
 

@@ -115,15 +115,18 @@ class Subject:
     @functools.cached_property
     def updates(self) -> dict[str, jax.Array]:
         """The first update of each parameter by the optimizer, before it is added."""
-        leaves, treedef = jax.tree.flatten(self.given)
-        arrays, gradients = iter(self.traced.params), iter(self.gradients)
-        is_trained = [trees.is_trained(leaf) for leaf in leaves]
-        params = treedef.unflatten([next(arrays) if one else None for one in is_trained])
-        of_params = treedef.unflatten(
-            [jnp.asarray(next(gradients)) if one else None for one in is_trained]
-        )
-        updates, _ = self.tx.update(of_params, self.tx.init(params), params)
+        params = self.as_tree(self.traced.params)
+        gradients = self.as_tree([jnp.asarray(gradient) for gradient in self.gradients])
+        updates, _ = self.tx.update(gradients, self.tx.init(params), params)
         return dict(zip(self.traced.names, jax.tree.leaves(updates), strict=True))
+
+    def as_tree(self, arrays: Sequence[Any]) -> Any:
+        """One array for each parameter as the tree that an optimizer takes."""
+        leaves, treedef = jax.tree.flatten(self.given)
+        remaining = iter(arrays)
+        return treedef.unflatten(
+            next(remaining) if trees.is_trained(leaf) else None for leaf in leaves
+        )
 
     @functools.cached_property
     def zeros_that_learn(self) -> list[Value]:

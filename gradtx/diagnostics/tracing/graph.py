@@ -93,10 +93,12 @@ class Graph:
         arguments: its arguments.
         nodes: its operations, in the order of evaluation.
         output: its first result.
+        with_own_derivative: the calls of functions with a custom derivative, and what they take.
     """
 
     def __init__(self, closed_jaxpr: Any) -> None:
         self.nodes: list[Node] = []
+        self.with_own_derivative: list[tuple[Any, list[Value]]] = []
         self._occurrences: Counter[int] = Counter()
         self._iterations: list[Node] = []
         jaxpr = closed_jaxpr.jaxpr
@@ -177,6 +179,8 @@ class Graph:
         body = primitives.body_of(equation)
         if body is not None:
             jaxpr, constants = body
+            if equation.primitive.name in primitives.WITH_OWN_DERIVATIVE:
+                self.with_own_derivative.append((equation, values))
             return self._body(jaxpr, _constants(constants), values, (*calls, (equation, jaxpr)))
         enter = {
             "scan": self._scan,
