@@ -9,6 +9,7 @@ learning rates work, and what happened during a compiled loop.
 from gradtx.diagnostics.activations import activation_gain, relu_elbows
 from gradtx.diagnostics.checkup.check_up import check_up
 from gradtx.diagnostics.checkup.data import check_data
+from gradtx.diagnostics.checkup.examples import check_examples
 from gradtx.diagnostics.checkup.finding import Finding
 from gradtx.diagnostics.checkup.head import check_head
 from gradtx.diagnostics.checkup.labels import check_labels
@@ -16,6 +17,7 @@ from gradtx.diagnostics.checkup.learning import check_learning
 from gradtx.diagnostics.checkup.parameters import check_parameters
 from gradtx.diagnostics.checkup.precision import check_precision
 from gradtx.diagnostics.checkup.result import CheckUp
+from gradtx.diagnostics.checkup.shapes import check_shapes
 from gradtx.diagnostics.history import HistoryState, record_history, update_ratio
 from gradtx.diagnostics.landscape import ConnectingPath, connecting_path, interpolate_loss
 from gradtx.diagnostics.learning_rate import LearningRateRange, learning_rate_range
@@ -51,11 +53,13 @@ __all__ = [
     "along_gradient",
     "apply_mask",
     "check_data",
+    "check_examples",
     "check_head",
     "check_labels",
     "check_learning",
     "check_parameters",
     "check_precision",
+    "check_shapes",
     "check_up",
     "connecting_path",
     "curvature_along_gradient",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gradtx.diagnostics.checkup.data import DATA
+from gradtx.diagnostics.checkup.examples import EXAMPLES
 from gradtx.diagnostics.checkup.finding import Finding, folded
 from gradtx.diagnostics.checkup.head import HEAD
 from gradtx.diagnostics.checkup.labels import LABELS
@@ -11,11 +12,12 @@ from gradtx.diagnostics.checkup.learning import LEARNING
 from gradtx.diagnostics.checkup.parameters import PARAMETERS
 from gradtx.diagnostics.checkup.precision import PRECISION
 from gradtx.diagnostics.checkup.result import CheckUp
+from gradtx.diagnostics.checkup.shapes import SHAPES
 from gradtx.diagnostics.checkup.signal import SIGNAL
 from gradtx.diagnostics.checkup.subject import Examination, Subject, examine, subject_of
 from gradtx.messages import shown
 
-_EXAMINATIONS = (SIGNAL, PARAMETERS, DATA, LABELS, PRECISION, HEAD)
+_EXAMINATIONS = (SIGNAL, PARAMETERS, DATA, LABELS, PRECISION, HEAD, EXAMPLES, SHAPES)
 
 
 def check_up(

@@ -15,6 +15,7 @@ from gradtx.diagnostics.checkup.finding import Finding
 from gradtx.diagnostics.signal.learning import IdleParameter, idle_parameters
 from gradtx.diagnostics.signal.report import SignalReport
 from gradtx.diagnostics.signal.signals import report_of
+from gradtx.diagnostics.tracing.axes import Axes
 from gradtx.diagnostics.tracing.graph import Graph, Node, Value
 from gradtx.diagnostics.tracing.observe import Measure, Measured, observe
 from gradtx.diagnostics.tracing.patterns import Sigmoid, Softmax, sigmoids, softmaxes
@@ -94,6 +95,11 @@ class Subject:
             ),
             None,
         )
+
+    @functools.cached_property
+    def loss_of(self) -> Callable[[Sequence[jax.Array]], jax.Array]:
+        """The loss of other data, as a compiled function."""
+        return jax.jit(functools.partial(self.traced.call, self.traced.params))
 
     @property
     def loss(self) -> float:
@@ -184,6 +190,13 @@ class Subject:
         leaves, others = jax.tree.leaves(self.given), jax.tree.leaves(self.batch)
         untrained = [leaf for leaf in leaves if not trees.is_trained(leaf)]
         return [one for one in [*untrained, *others] if hasattr(one, "dtype")]
+
+    @functools.cached_property
+    def axes(self) -> Axes:
+        """Which axes of the values count the examples."""
+        number = self.examples or 0
+        leaves = [value for value in self.data if value.shape and value.shape[0] == number > 1]
+        return Axes(self.graph, number, leaves)
 
     def array(self, value: Value) -> np.ndarray:
         """The numbers of an argument or a constant."""

@@ -1,0 +1,338 @@
+"""How the examples of a batch get into the predictions of others.
+
+Statistics of a batch are on purpose in a batch norm, and so are the pairs of a contrastive loss,
+the neighbours in a graph, and the steps of a sequence. What is found here has none of these forms.
+"""
+
+from collections.abc import Iterator
+
+from gradtx.diagnostics.checkup.finding import Finding
+from gradtx.diagnostics.checkup.subject import Subject, place_of
+from gradtx.diagnostics.tracing import primitives
+from gradtx.diagnostics.tracing.flow import is_differentiable
+from gradtx.diagnostics.tracing.graph import Node, Value
+from gradtx.diagnostics.tracing.layout import has_rows
+from gradtx.diagnostics.tracing.patterns import VIEWS, Softmax, uses_of
+
+_LAYERS = ("dot_general", "conv_general_dilated")
+_POINTWISE = primitives.ELEMENTWISE | {"broadcast_in_dim", "reshape", "squeeze"}
+# Part of what makes a variance out of a signal, unlike the other nonlinearities.
+_OF_VARIANCE = frozenset({"integer_pow", "square", "abs", "pow", "sqrt", "rsqrt"})
+_NONLINEARITIES = (primitives.SMOOTH | {"max", "min", "select_n", "clamp"}) - _OF_VARIANCE
+
+
+def mixed_examples(subject: Subject) -> Iterator[Finding]:
+    """The findings on examples that are mixed, at most one for each line."""
+    if subject.axes.number < 2:
+        return
+    learning = set(subject.graph.upstream(subject.graph.output, is_differentiable))
+    lines: set[str] = set()
+    for examine in (_softmax, _attention, _torn, _convolution, _recurrence, _norm):
+        for finding in examine(subject, learning):
+            if finding.source not in lines:
+                lines.add(finding.source)
+                yield finding
+
+
+def _finding(
+    subject: Subject, severity: str, node: Node, sentence: str, cure: str, concerned: Value
+) -> Finding:
+    return Finding(
+        "mixed_examples",
+        severity,
+        sentence,
+        cure,
+        place=place_of(_nearest(subject, concerned)),
+        source=node.line,
+        evidence={"examples": subject.axes.number, "operation": node.name},
+    )
+
+
+def _nearest(subject: Subject, value: Value) -> list[str]:
+    """The parameters that enter a value last, at most two."""
+    upstream = subject.graph.upstream(value)
+    trained = (v for v in upstream if v.argument is not None and subject.is_trained(v))
+    return [subject.name(one) for one, _ in zip(trained, range(2), strict=False)]
+
+
+def _has_labels(subject: Subject) -> bool:
+    """Whether there is one label for each first index of data that has further axes."""
+    leaves = [v for v in subject.data if v.shape[:1] == (subject.axes.number,)]
+    wide = [v for v in leaves if len(v.shape) >= 3 or (len(v.shape) == 2 and v.dtype.kind in "iu")]
+    return any(
+        len(label.shape) == 1 or (len(label.shape) == 2 and label.shape[1] != one.shape[1])
+        for one in wide
+        for label in leaves
+        if label is not one
+    )
+
+
+def _has_partner(subject: Subject) -> bool:
+    leaves = [v for v in subject.data if v.shape[:1] == (subject.axes.number,)]
+    return len(leaves) > 1
+
+
+# A softmax over the examples.
+
+
+def _softmax(subject: Subject, learning: set[Value]) -> Iterator[Finding]:
+    axes = subject.axes
+    for softmax in subject.softmaxes:
+        logits = softmax.logits
+        rows = axes.rows_of(logits)
+        others = [i for i, size in enumerate(logits.shape) if size > 1 and i not in rows]
+        if len(rows) != 1 or softmax.axes != rows or not others or not _is_used(softmax, learning):
+            continue
+        if not (subject.is_trained(logits) and subject.is_given(logits)):
+            continue
+        if any(has_rows(axes.of(logits)[i]) for i in others):
+            continue
+        if not _has_partner(subject) or axes.is_sequence(subject.is_given):
+            continue
+        yield _finding(
+            subject,
+            "error",
+            softmax.entry,
+            f"the softmax of an array of shape {logits.shape} is taken over axis {rows[0]}, that "
+            "of the examples: the outputs of an example depend on all others.",
+            "take it over another axis, -1 for classes.",
+            logits,
+        )
+
+
+def _is_used(softmax: Softmax, learning: set[Value]) -> bool:
+    """Whether a gradient passes through a softmax."""
+    results = (softmax.probabilities, softmax.log_probabilities, softmax.normalizer)
+    return any(one is not None and one in learning for one in results)
+
+
+# Attention among the examples.
+
+
+def _attention(subject: Subject, learning: set[Value]) -> Iterator[Finding]:
+    axes = subject.axes
+    for softmax in subject.softmaxes:
+        logits, weights = softmax.logits, softmax.probabilities
+        rows = axes.rows_of(logits)
+        if len(rows) != 2 or weights is None or weights not in learning:
+            continue
+        if len(softmax.axes) != 1 or softmax.axes[0] not in rows:
+            continue
+        if not any(_reads(subject, node, i) for node, i in uses_of(weights)):
+            continue
+        is_sure = _has_labels(subject) and logits.size > axes.number**2
+        if not is_sure and axes.is_sequence(subject.is_given):
+            continue
+        yield _finding(
+            subject,
+            "error" if is_sure else "remark",
+            softmax.entry,
+            f"the attention, with weights of shape {logits.shape}, reads over the axis of the "
+            "examples: each example attends to all others.",
+            "attend along the axis of the sequence: transpose the data, or vmap over the first "
+            "axis.",
+            logits,
+        )
+
+
+def _reads(subject: Subject, node: Node, position: int) -> bool:
+    """Whether an operation sums values of all examples with the weights of an attention."""
+    if node.name != "dot_general":
+        return False
+    contracted = node.equation.params["dimension_numbers"][0]
+    values = node.inputs[1 - position]
+    rows = [set(subject.axes.rows_of(value)) for value in node.inputs]
+    both = zip(contracted[position], contracted[1 - position], strict=True)
+    return subject.is_given(values) and any(
+        i in rows[position] and j in rows[1 - position] for i, j in both
+    )
+
+
+# A reshape in the place of a transposition.
+
+
+def _torn(subject: Subject, learning: set[Value]) -> Iterator[Finding]:
+    del learning
+    reaching = set(subject.graph.upstream(subject.graph.output))
+    for meeting in subject.axes.signs.clashes:
+        node = meeting.node
+        trained = [value for value in node.inputs if subject.is_trained(value)]
+        targets = [v for v in node.inputs if subject.is_given(v) and not subject.is_trained(v)]
+        if len(trained) != 1 or not targets or node.output not in reaching:
+            continue
+        for side in (*trained, *targets):
+            culprit = _where_torn(subject, side)
+            if culprit is None:
+                continue
+            shapes = f"{culprit.inputs[0].shape} to {culprit.output.shape}"
+            yield _finding(
+                subject,
+                "error",
+                culprit,
+                f"`{culprit.name}` from {shapes} puts parts of several examples into one, so that "
+                "predictions and targets belong to different examples.",
+                "swap axes with transpose, keep the axis of the examples in a reshape, and give "
+                "jnp.roll and the like an axis.",
+                culprit.inputs[0],
+            )
+            return
+
+
+def _where_torn(subject: Subject, value: Value) -> Node | None:
+    """The last reshape on the way to a value after which examples are not in order."""
+    axes = subject.axes
+
+    def is_torn(one: Value) -> bool:
+        return not axes.rows_of(one) and any(map(has_rows, axes.of(one)))
+
+    for one in subject.graph.upstream(value):
+        node = one.producer
+        if node is not None and node.inputs and is_torn(one) and axes.rows_of(node.inputs[0]):
+            return node
+    return None
+
+
+# What runs along the examples.
+
+
+def _convolution(subject: Subject, learning: set[Value]) -> Iterator[Finding]:
+    leaves = [v for v in subject.data if v.shape[:1] == (subject.axes.number,)]
+    is_flat = all(len(v.shape) <= 2 for v in leaves) and any(len(v.shape) == 1 for v in leaves)
+    for node in subject.axes.signs.slid:
+        if node.name != "conv_general_dilated" or node.output not in learning or not is_flat:
+            continue
+        (before, after), *others = node.equation.params["padding"]
+        # One-sided padding is that of a causal convolution over time.
+        if not others and abs(before - after) <= 1 and subject.is_given(node.inputs[0]):
+            yield _finding(
+                subject,
+                "warning",
+                node,
+                "the convolution runs along the axis of the examples, as if they were a sequence.",
+                "give the data an axis of channels: x[..., None].",
+                node.output,
+            )
+
+
+def _recurrence(subject: Subject, learning: set[Value]) -> Iterator[Finding]:
+    if not _has_labels(subject):
+        return
+    for node in subject.axes.signs.slid:
+        if node.name != "loop_slice" or len(node.output.shape) < 2:
+            continue
+        for layer in _recurrent_layers(subject, node):
+            if layer.output in learning:
+                yield _finding(
+                    subject,
+                    "error",
+                    layer,
+                    "the recurrence runs along the axis of the examples: the state of one goes on "
+                    "in the next one.",
+                    "scan over the axis of time: swap the first two axes of the data.",
+                    layer.output,
+                )
+                break
+
+
+def _recurrent_layers(subject: Subject, node: Node) -> Iterator[Node]:
+    """The layers of a loop's body that take a state, which takes the slices of the loop."""
+    inside = set(subject.graph.downstream(node.output))
+    for carry in subject.graph.named("loop_carry"):
+        if carry.equation is not node.equation or carry.inputs[-1] not in inside:
+            continue
+        if len(carry.output.shape) < 2:
+            continue
+        for value in subject.graph.downstream(
+            carry.output, lambda user, i: user.name not in (*_LAYERS, "loop_stack")
+        ):
+            yield from (user for user, _ in value.users if user.name in _LAYERS)
+
+
+# Norms of the whole batch.
+
+
+def _norm(subject: Subject, learning: set[Value]) -> Iterator[Finding]:
+    """A signal that is centered or scaled by a mean over examples, but not by a batch norm."""
+    if subject.axes.is_sequence(subject.is_given):
+        return
+    for node in subject.graph.named("sub", "div", "mul"):
+        if node.output not in learning or len(subject.axes.rows_of(node.output)) != 1:
+            continue
+        reduction = _statistic(subject, node)
+        if reduction is None:
+            continue
+        signal = reduction.inputs[0]
+        if _is_whole(reduction):
+            what, cure = "all of a batch", "per example: axis=-1"
+        elif len(signal.shape) == 2 and _enters_nonlinearity(subject, node):
+            what, cure = "the examples", "along the features, axis=-1, or use a batch norm"
+        else:
+            continue
+        yield _finding(
+            subject,
+            "warning",
+            node,
+            f"a signal of shape {node.output.shape} is normalized by a sum over {what} (`"
+            f"{node.name}`): the outputs of an example depend on all others.",
+            f"normalize {cure}.",
+            signal,
+        )
+        return
+
+
+def _statistic(subject: Subject, node: Node) -> Node | None:
+    """The sum over examples by which an operation changes the signal that it is a sum of."""
+    axes = subject.axes
+    for i, value in enumerate(node.inputs):
+        other = node.inputs[1 - i]
+        if not (subject.is_trained(value) and subject.is_given(value)) or axes.rows_of(value):
+            continue
+        signals = set(_pointwise(subject, other))
+        for one in _pointwise(subject, value):
+            total = one.producer
+            if total is None or total.name != "reduce_sum":
+                continue
+            source = total.inputs[0]
+            rows = axes.rows_of(source)
+            is_over_rows = len(rows) == 1 and rows[0] in total.equation.params["axes"]
+            if is_over_rows and signals & _sources(subject, source):
+                return total
+    return None
+
+
+def _pointwise(subject: Subject, value: Value) -> Iterator[Value]:
+    return subject.graph.upstream(value, lambda node, i: node.name in _POINTWISE)
+
+
+def _sources(subject: Subject, value: Value) -> set[Value]:
+    """The signals that a sum is of, unless they are exponentials, as in a softmax."""
+    found = [v for v in _pointwise(subject, value) if subject.is_given(v) and v.shape]
+    if any(v.producer is not None and v.producer.name == "exp" for v in found):
+        return set()
+    return {v for v in found if subject.is_trained(v)}
+
+
+def _is_whole(reduction: Node) -> bool:
+    """Whether a sum is over examples and features, of which there are several."""
+    source, axes = reduction.inputs[0], reduction.equation.params["axes"]
+    long = [i for i, size in enumerate(source.shape) if size > 1]
+    return len(long) > 1 and set(long) <= set(axes)
+
+
+def _enters_nonlinearity(subject: Subject, node: Node) -> bool:
+    """Whether a signal goes into a nonlinearity of a hidden layer without a scale and a shift."""
+    linear = ("add", "sub", "mul", "div")
+    crossed = VIEWS | set(linear)
+    bends: list[Node] = []
+    for value in subject.graph.downstream(node.output, lambda user, i: user.name in crossed):
+        for user, i in value.users:
+            other = user.inputs[1 - i] if user.name in linear else user.inputs[i]
+            if subject.is_trained(other) and not subject.is_given(other):
+                return False
+            bends += [user] if user.name in _NONLINEARITIES else []
+    return any(
+        layer.name in _LAYERS
+        for bend in bends
+        for value in subject.graph.downstream(bend.output)
+        for layer, _ in value.users
+    )

@@ -1,0 +1,128 @@
+"""Whether padding takes part in a loss."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradtx.diagnostics.checkup.finding import Finding
+from gradtx.diagnostics.checkup.subject import Subject, place_of
+from gradtx.diagnostics.tracing.graph import Value
+from gradtx.diagnostics.tracing.patterns import VIEWS, source_of
+
+# Relative to the loss; rounding alone changes it by less.
+_TOLERANCE = 1e-5
+
+
+def padding(subject: Subject) -> Iterator[Finding]:
+    """A finding if the loss depends on what stands where a mask says that there is nothing."""
+    for mask, is_there in _masks(subject):
+        padded = [
+            value
+            for value in subject.data
+            if value is not mask and _is_covered(subject, value, is_there)
+        ]
+        if not padded:
+            continue
+        loss = float(subject.loss_of(subject.traced.data))
+        changes = {}
+        for value in padded:
+            other = float(subject.loss_of(_exchanged(subject, value, is_there)))
+            if np.isfinite(loss) and abs(other - loss) > _TOLERANCE * max(abs(loss), abs(other)):
+                changes[subject.name(value)] = other
+        if changes:
+            yield _finding(subject, mask, is_there, loss, changes)
+            return
+
+
+def _finding(
+    subject: Subject, mask: Value, is_there: np.ndarray, loss: float, changes: dict[str, float]
+) -> Finding:
+    share = 1 - float(np.mean(is_there))
+    name = subject.name(mask)
+    most = max(changes, key=lambda one: abs(changes[one] - loss))
+    return Finding(
+        "padding",
+        "warning",
+        f"{share:.0%} of {' and '.join(changes)} is padding according to {name}, but takes part: "
+        f"other numbers there change the loss from {loss:.4g} to {changes[most]:.4g}.",
+        "leave it out of means, sums, attention and the loss: multiply by the mask, and divide by "
+        "its sum.",
+        place=place_of([*changes, name]),
+        evidence={"loss": loss, "losses": changes, "share": share},
+    )
+
+
+def _masks(subject: Subject) -> Iterator[tuple[Value, np.ndarray]]:
+    """The arguments that say where padding begins, and for each place if something is there."""
+    for value in subject.data:
+        if not _can_be_mask(value):
+            continue
+        array = subject.array(value)
+        if array.ndim == 1 and array.dtype.kind in "iu":
+            yield from ((value, one) for one in _from_lengths(subject, value, array))
+        elif array.ndim >= 2 and np.isin(array, (0, 1)).all():
+            is_there = array.reshape(-1, array.shape[-1]).astype(bool)
+            is_tail = np.all(is_there[:, 1:] <= is_there[:, :-1])
+            if is_tail and np.all(is_there[:, 0]) and not np.all(is_there):
+                yield value, array.astype(bool)
+
+
+def _can_be_mask(value: Value) -> bool:
+    return bool(value.shape) and (
+        jnp.issubdtype(value.dtype, jnp.number) or value.dtype == jnp.bool_
+    )
+
+
+def _from_lengths(subject: Subject, value: Value, lengths: np.ndarray) -> Iterator[np.ndarray]:
+    """The mask that lengths stand for, if data is constant from there on."""
+    for other in subject.data:
+        if other is value or len(other.shape) < 2 or other.shape[0] != len(lengths):
+            continue
+        size = other.shape[1]
+        if np.min(lengths) < 1 or np.max(lengths) > size or len(np.unique(lengths)) < 2:
+            continue
+        is_there = np.arange(size) < lengths[:, None]
+        array = np.asarray(subject.array(other))
+        rest, last = array[~is_there], array[np.arange(len(lengths)), lengths - 1]
+        if np.all(rest == rest[:1]) and np.mean(np.all(last == rest[:1], -1)) < 0.5:
+            yield is_there
+            return
+
+
+def _is_covered(subject: Subject, value: Value, is_there: np.ndarray) -> bool:
+    """Whether a mask belongs to an argument, in whose padding there is nothing.
+
+    Lengths that differ can only be those of examples; if they do not, the padding is constant.
+    """
+    if value.shape[: is_there.ndim] != is_there.shape or not value.size:
+        return False
+    if not _can_be_mask(value) or _is_recognized(subject, value):
+        return False
+    array = subject.array(value)
+    if np.isin(array, (0, 1)).all():
+        return False
+    rest, lengths = array[~is_there], np.sum(is_there, -1)
+    return bool(np.min(lengths) < np.max(lengths) or np.all(rest == rest[:1]))
+
+
+def _is_recognized(subject: Subject, value: Value) -> bool:
+    """Whether the loss finds out by itself where an argument has a certain number."""
+    crossed = VIEWS | {"slice", "dynamic_slice", "concatenate", "pad"}
+    for one in subject.graph.downstream(value, lambda node, i: node.name in crossed):
+        for node, i in one.users:
+            if node.name in ("eq", "ne", "gt", "ge") and source_of(node.inputs[1 - i]).size == 1:
+                return True
+    return False
+
+
+def _exchanged(subject: Subject, value: Value, is_there: np.ndarray) -> list[Any]:
+    """The data with entries of other places in the padding of an argument."""
+    array = np.array(subject.array(value))
+    entries = array[is_there]
+    array[~is_there] = entries[np.arange(np.sum(~is_there)) % len(entries)]
+    data = list(subject.traced.data)
+    data[(value.argument or 0) - len(subject.traced.params)] = jax.device_put(array)
+    return data
