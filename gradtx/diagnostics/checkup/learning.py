@@ -111,7 +111,7 @@ LEARNING = Examination(_findings, derivative_requests)
 def _cannot_overfit(subject: Subject, trials: Trials) -> Iterator[Finding]:
     falls = {}
     for factor in _RATES_OF_ADAM:
-        trial = trials.run(factor)
+        trial = trials.run(factor, until_fallen=True)
         if trial.has_fallen:
             return
         falls[1e-3 * factor] = trial.fall
@@ -155,18 +155,18 @@ def _learning_rate(trials: Trials, own: Trial) -> Iterator[Finding]:
     diverges = own.fall < 0
     if diverges:
         for factor in _SMALLER:
-            if trials.run(factor).has_fallen:
+            if trials.run(factor, until_fallen=True).has_fallen:
                 yield _too_large(own, factor)
                 return
         for factor in _OPPOSITE:
-            if trials.run(factor).has_fallen:
+            if trials.run(factor, until_fallen=True).has_fallen:
                 yield _climbs(own, factor)
                 return
         return
     if _warms_up(own):
         return
     for factor in _LARGER:
-        if trials.run(factor).has_fallen:
+        if trials.run(factor, until_fallen=True).has_fallen:
             if factor > _LARGER[0]:
                 yield _too_small(own, factor)
             return

@@ -16,7 +16,7 @@ from gradtx.diagnostics.checkup.subject import Subject
 
 # A loss has fallen if it is lower by this share of its first value.
 _FALL = 0.01
-_STEPS = 40
+_STEPS, _TOGETHER = 40, 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +61,25 @@ class Trials:
     subject: Subject
     tx: optax.GradientTransformation
 
-    def run(self, factor: float = 1.0) -> Trial:
-        """A run with the updates of the optimizer, multiplied by a factor."""
+    def run(self, factor: float = 1.0, *, until_fallen: bool = False) -> Trial:
+        """A run with the updates of the optimizer, multiplied by a factor.
+
+        Args:
+            factor: what each update is multiplied by.
+            until_fallen: whether to stop when the loss has clearly fallen.
+        """
         traced = self.subject.traced
-        results = jax.device_get(self._compiled(traced.params, traced.data, jnp.float32(factor)))
-        last, *each = results
-        losses, gradient_norms, update_norms = (np.asarray(one, float) for one in each)
-        return Trial(np.append(losses, float(last)), gradient_norms, update_norms)
+        params, state = traced.params, self._initial(traced.params)
+        measured: list[np.ndarray] = []
+        while True:
+            params, state, last, each = self._compiled(
+                params, state, traced.data, jnp.float32(factor)
+            )
+            measured.append(np.asarray(jax.device_get(each), float))
+            losses, gradient_norms, update_norms = np.concatenate(measured, 1)
+            trial = Trial(np.append(losses, float(last)), gradient_norms, update_norms)
+            if len(gradient_norms) >= _STEPS or (until_fallen and trial.has_fallen):
+                return trial
 
     def first_update(
         self, gradients: Sequence[Any], params: Sequence[Any] | None = None
@@ -90,10 +102,14 @@ class Trials:
         return jax.jit(update)
 
     @functools.cached_property
+    def _initial(self) -> Callable[..., Any]:
+        return jax.jit(lambda params: self.tx.init(self.subject.as_tree(params)))
+
+    @functools.cached_property
     def _compiled(self) -> Callable[..., Any]:
         traced = self.subject.traced
 
-        def run(params: Any, data: Any, factor: jax.Array) -> Any:
+        def run(params: Any, state: Any, data: Any, factor: jax.Array) -> Any:
             def step(carry: Any, _: None) -> Any:
                 params, state = carry
                 loss, gradients = jax.value_and_grad(traced.call)(params, data)
@@ -102,9 +118,8 @@ class Trials:
                 params = optax.apply_updates(params, updates)
                 return (params, state), (loss, _norm(gradients), _norm(updates))
 
-            state = self.tx.init(self.subject.as_tree(params))
-            (params, _), measured = lax.scan(step, (params, state), length=_STEPS)
-            return traced.call(params, data), *measured
+            (params, state), each = lax.scan(step, (params, state), length=_TOGETHER)
+            return params, state, traced.call(params, data), each
 
         return jax.jit(run)
 
