@@ -10,8 +10,14 @@ import numpy as np
 
 from gradtx.diagnostics.checkup import chains, ranges
 from gradtx.diagnostics.checkup.finding import Finding
-from gradtx.diagnostics.checkup.marginals import has_head, is_in_loss, maker_of
-from gradtx.diagnostics.checkup.subject import Examination, Subject, examine, subject_of
+from gradtx.diagnostics.checkup.marginals import (
+    has_head,
+    head_of,
+    is_in_loss,
+    maker_of,
+    names_of_head,
+)
+from gradtx.diagnostics.checkup.subject import Examination, Subject, examine, place_of, subject_of
 from gradtx.diagnostics.tracing.graph import Node, Value
 from gradtx.diagnostics.tracing.observe import Measure
 from gradtx.diagnostics.tracing.patterns import VIEWS, Softmax, source_of
@@ -20,11 +26,15 @@ from gradtx.diagnostics.tracing.targets import BinaryCrossEntropy, CrossEntropy
 # A fresh head on inputs of variance 1 has logits of variance 1 or 2, which costs about 1 nat.
 _LARGE_LOGITS = 5.0
 _HIGH_LOSS = 2.0
+# Similarities between -1 and 1 are divided by temperatures down to 0.05.
+_LARGE_SIMILARITY = 20.0
 _VERY_HIGH_LOSS = 3.0
 # Masks put what is not to be chosen below this.
 _MASKED = -9e3
 # Multiplying probabilities by this, one makes logits of them on purpose.
 _SHARPENING = 5.0
+# A softmax of similarities that spread this far has one answer, right or not.
+_ONE_HOT_SIMILARITY = 50.0
 _MOST_PAIRS = 4096
 
 
@@ -39,7 +49,8 @@ def check_head(
     The kinds of findings: "large_logits" and "initial_loss" (the loss is far above log(C), that of
     guessing among C classes), "double_softmax" (a softmax or sigmoid of what is already one),
     "target_out_of_range" (targets that the last nonlinearity cannot reach, or of another order of
-    magnitude) and "no_nonlinearity" (two layers with nothing between them).
+    magnitude), "wrong_sign" (the likelihood is minimized) and "no_nonlinearity" (two layers
+    with nothing between them).
 
     Args:
         loss_fn: the loss, a real scalar: `loss_fn(params, *batch)`.
@@ -71,7 +82,9 @@ def check_head(
 
 
 def _requests(subject: Subject) -> Iterator[tuple[Node, Measure]]:
-    for entropy in _with_head(subject):
+    for softmax in _contrasts(subject):
+        yield softmax.entry, _spread(softmax)
+    for entropy in subject.cross_entropies:
         yield entropy.softmax.entry, _spread(entropy.softmax)
         if _operand(entropy) is not None:
             yield entropy.node, _loss(entropy)
@@ -94,10 +107,6 @@ HEAD = Examination(_findings, _requests)
 
 
 # The loss at the start.
-
-
-def _with_head(subject: Subject) -> list[CrossEntropy]:
-    return [one for one in subject.cross_entropies if has_head(subject, one.softmax.logits)]
 
 
 def _operand(entropy: CrossEntropy) -> int | None:
@@ -156,13 +165,20 @@ def _position(entropy: BinaryCrossEntropy) -> int:
 
 
 def _first_losses(subject: Subject) -> Iterator[Finding]:
-    for entropy in _with_head(subject):
+    known = set()
+    for entropy in subject.cross_entropies:
         spread = subject.measured.get(entropy.softmax.entry, {}).get("head/spread")
         loss = subject.measured.get(entropy.node, {}).get("head/loss")
-        if spread is not None and loss is not None:
-            source = entropy.softmax.entry.line
-            number = entropy.softmax.number
-            yield from _first_loss(float(np.mean(loss)), float(np.max(spread)), number, source)
+        # What is measured in a branch that is not taken is zero.
+        if spread is not None and loss is not None and np.any(loss):
+            known.add(id(entropy.softmax))
+            spread = float(np.max(spread))
+            if has_head(subject, entropy.softmax.logits) or spread > _LARGE_SIMILARITY:
+                yield from _first_loss(subject, float(np.mean(loss)), spread, entropy.softmax)
+    for softmax in _contrasts(subject):
+        spread = subject.measured.get(softmax.entry, {}).get("head/spread")
+        if spread is not None and np.max(spread) > _LARGE_SIMILARITY and id(softmax) not in known:
+            yield from _first_loss(subject, subject.loss, float(np.max(spread)), softmax)
     for entropy in subject.binary_cross_entropies:
         node = maker_of(entropy.logits)
         logits = subject.measured.get(node, {}).get("head/logits") if node is not None else None
@@ -174,33 +190,67 @@ def _first_losses(subject: Subject) -> Iterator[Finding]:
         # The sign of the logits is not known: the one that fits better.
         losses = [np.mean(np.logaddexp(0, s * logits) - targets * s * logits) for s in (1, -1)]
         spread = float(np.sqrt(np.mean(logits**2)))
-        yield from _first_loss(float(min(losses)), spread, 2, entropy.node.line)
+        yield from _first_loss(subject, float(min(losses)), spread, entropy)
 
 
-def _first_loss(loss: float, spread: float, number: int, source: str) -> Iterator[Finding]:
+def _contrasts(subject: Subject) -> list[Softmax]:
+    """The log-softmaxes in the loss that have no head: those of contrastive losses."""
+    return [
+        one
+        for one in subject.softmaxes
+        if one.log_probabilities is not None
+        and subject.is_trained(one.logits)
+        and head_of(subject, one.logits) is None
+        and is_in_loss(subject, one.log_probabilities)
+    ]
+
+
+def _first_loss(
+    subject: Subject, loss: float, spread: float, end: Softmax | BinaryCrossEntropy
+) -> Iterator[Finding]:
+    number = end.number if isinstance(end, Softmax) else 2
+    node = end.entry if isinstance(end, Softmax) else end.node
+    names = names_of_head(subject, end.logits)
     guessing = math.log(number)
     evidence = {"loss": loss, "log_classes": guessing, "spread": spread, "classes": number}
     excess = loss - guessing
-    if not math.isfinite(loss) or excess < _HIGH_LOSS:
+    if math.isfinite(loss) and loss > 0 and abs(subject.loss + loss) < 1e-3 * loss:
+        yield Finding(
+            "wrong_sign",
+            "error",
+            f"the loss is {subject.loss:.3g}, minus the cross-entropy: training makes the right "
+            "answers improbable.",
+            "minimize the negative log-likelihood: put a minus before it.",
+            place=place_of(names),
+            source=node.line,
+            evidence=evidence,
+        )
+    is_one_hot = not names and spread > _ONE_HOT_SIMILARITY
+    if not math.isfinite(loss) or (excess < _HIGH_LOSS and not is_one_hot):
         return
+    costs = (
+        f"the cross-entropy is {loss:.3g}, where guessing costs log({number:,}) = {guessing:.3g}"
+    )
     if spread > _LARGE_LOGITS:
         yield Finding(
             "large_logits",
             "warning",
-            f"the cross-entropy is {loss:.3g}, where guessing costs log({number:,}) = "
-            f"{guessing:.3g}, because the logits are large: {spread:.3g} from their mean.",
-            f"divide the initial weights of the head by {spread:.2g}, or normalize its input.",
-            source=source,
+            f"{costs}, and the logits are large: {spread:.3g} from their mean.",
+            f"divide the initial weights of the head by {spread:.2g}, or normalize its input."
+            if names
+            else f"raise the temperature {spread:.2g} times.",
+            place=place_of(names),
+            source=node.line,
             evidence=evidence,
         )
     else:
         yield Finding(
             "initial_loss",
             "warning" if excess > _VERY_HIGH_LOSS else "remark",
-            f"the cross-entropy is {loss:.3g}, where guessing costs log({number:,}) = "
-            f"{guessing:.3g}: the network is sure of wrong answers.",
+            f"{costs}: the network is sure of wrong answers.",
             "begin with a head of small weights, or of zeros.",
-            source=source,
+            place=place_of(names),
+            source=node.line,
             evidence=evidence,
         )
 
@@ -263,10 +313,25 @@ def _applied_twice(subject: Subject) -> Iterator[Finding]:
         if not is_loss and (name, inner[0]) != ("softmax", "softmax"):
             continue
         seen.add(id(inner[1]))
-        yield _double(name, node, inner, "error" if is_loss else "warning")
+        names = names_of_head(subject, _logits_before(inner[1]))
+        yield _double(name, node, inner, "error" if is_loss else "warning", names)
 
 
-def _double(name: str, node: Node, inner: tuple[str, Node], severity: str) -> Finding:
+def _logits_before(squashing: Node) -> Value:
+    """What a softmax or a sigmoid is taken of, but for the exponential in it."""
+    value = squashing.inputs[-1 if squashing.name == "div" else 0]
+    while value.producer is not None and value.producer.name in _IN_SOFTMAX:
+        value = value.producer.inputs[0]
+    return value
+
+
+# The operations of a softmax or a sigmoid that is written out.
+_IN_SOFTMAX = ("exp", "reduce_sum", "add", "broadcast_in_dim", "reshape", "mul", "neg")
+
+
+def _double(
+    name: str, node: Node, inner: tuple[str, Node], severity: str, names: list[str]
+) -> Finding:
     first = inner[1].line or "an earlier line"
     bounds = "between 0 and 1, so that its outputs are nearly the same for all alternatives"
     return Finding(
@@ -277,6 +342,7 @@ def _double(name: str, node: Node, inner: tuple[str, Node], severity: str) -> Fi
         f"take the {inner[0]} at {first} away: the loss has one of its own."
         if severity == "error"
         else f"take one of them away, the {inner[0]} at {first} or the {name}.",
+        place=place_of(names),
         source=inner[1].line,
         evidence={"first": inner[0], "second": name, "first_at": first, "second_at": node.line},
     )

@@ -109,6 +109,9 @@ def _out_of_range(subject: Subject, lookup: Lookup) -> Iterator[Finding]:
     if is_finite and is_masked(subject, lookup):
         return
     is_label = _is_label(subject, lookup)
+    # A label that is clipped is another class.
+    if lookup.is_meant and not is_label:
+        return
     is_sum = lookup.node.name == "scatter-add"
     if is_sum and high < size:
         return

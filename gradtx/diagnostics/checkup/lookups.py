@@ -28,6 +28,7 @@ class Lookup:
         indices: the indices that it takes.
         table: what is looked up; None: it is a one-hot code.
         sizes: how many entries there are, for each component of an index.
+        is_meant: whether the program says what is to happen with indices out of range.
         key: opens the names of its measurements.
     """
 
@@ -35,6 +36,7 @@ class Lookup:
     indices: Value
     table: Value | None
     sizes: tuple[int, ...]
+    is_meant: bool = False
     key: str = "lookup"
 
     def names(self, subject: Subject) -> list[str]:
@@ -128,12 +130,13 @@ def _gather(node: Node) -> Lookup | None:
     # into this operation is clipped too, but keeps all axes.
     is_clipped = parameters["mode"] == lax.GatherScatterMode.CLIP and numbers.collapsed_slice_dims
     is_filled = fill is not None and np.isfinite(fill) and jnp.issubdtype(table.dtype, jnp.inexact)
-    if is_clipped or is_filled or not indices.size:
+    if not indices.size:
         return None
     sizes = [
         table.shape[axis] - parameters["slice_sizes"][axis] + 1 for axis in numbers.start_index_map
     ]
-    return Lookup(node, indices, table, tuple(sizes)) if sizes else None
+    is_meant = bool(is_clipped or is_filled)
+    return Lookup(node, indices, table, tuple(sizes), is_meant) if sizes else None
 
 
 def _slice(node: Node) -> Lookup | None:

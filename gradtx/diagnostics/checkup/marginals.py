@@ -81,6 +81,8 @@ def marginals(subject: Subject) -> Iterator[Marginal]:
             for array in (counted["labels/counts"], at_logits["labels/mean"])
         )
         counts, mean = counts.sum(0), mean.mean(0)
+        if not np.all(np.isfinite(counts)):
+            continue
         if is_binary and abs(mean[0] * counts.sum() - counts[0]) > abs(
             mean[1] * counts.sum() - counts[0]
         ):
@@ -118,13 +120,27 @@ def _logits(one: Any) -> Value | None:
 
 def has_head(subject: Subject, logits: Value | None) -> bool:
     """Whether logits come from a layer, rather than from comparing examples."""
+    return head_of(subject, logits) is not None
+
+
+def head_of(subject: Subject, logits: Value | None) -> Node | None:
+    """The layer that logits come from; None: they come from comparing examples."""
     if logits is None:
-        return False
+        return None
     for value in subject.graph.upstream(logits, lambda node, i: node.name in _AFTER_LOGITS):
         node = value.producer
         if node is not None and node.name in _LAYERS:
-            return weight_of(subject, node) is not None
-    return False
+            return node if weight_of(subject, node) is not None else None
+    return None
+
+
+def names_of_head(subject: Subject, logits: Value | None) -> list[str]:
+    """The weights of the layer that logits come from."""
+    node = head_of(subject, logits)
+    weight = weight_of(subject, node) if node is not None else None
+    if node is None or weight is None:
+        return []
+    return [subject.name(one) for one in subject.trained_arguments_of(node.inputs[weight])]
 
 
 def weight_of(subject: Subject, node: Node) -> int | None:
@@ -240,7 +256,8 @@ def _binary_counts(one: BinaryCrossEntropy) -> Measure:
     def measure(inputs: Sequence[Any], results: Sequence[Any]) -> dict[str, Any]:
         del results
         targets = inputs[position].astype(jnp.float32)
-        ones = jnp.sum(targets)
+        is_share = jnp.all((targets >= 0) & (targets <= 1))
+        ones = jnp.where(is_share, jnp.sum(targets), jnp.nan)
         return {"labels/counts": jnp.stack([targets.size - ones, ones])}
 
     return measure

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradtx.diagnostics.checkup.finding import Finding
-from gradtx.diagnostics.checkup.marginals import is_in_loss
+from gradtx.diagnostics.checkup.marginals import is_in_loss, names_of_head
 from gradtx.diagnostics.checkup.subject import Subject, place_of
 from gradtx.diagnostics.tracing.graph import Node, Value
 from gradtx.diagnostics.tracing.observe import Measure
@@ -38,6 +38,8 @@ _FEW = 0.05
 # Adam with its usual rate of 1e-3 needs 200,000 steps for a bias of 200.
 _OTHER_SCALE = 200.0
 _DEPTH = 40
+# Logits between -1 and 1 give the best of ten classes at most 45 per cent.
+_NARROW = 3.0
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,37 @@ def findings(subject: Subject) -> Iterator[Finding]:
         if measured is not None and measured["outside"] > _FEW and tuple(names) not in seen:
             seen.add(tuple(names))
             yield _no_probabilities(entropy.node, measured, names)
+
+    yield from _bounded_logits(subject)
+
+
+def _bounded_logits(subject: Subject) -> Iterator[Finding]:
+    """Logits that a nonlinearity bounds, so that not every probability can be expressed."""
+    ends = [
+        *((one.softmax.logits, one.softmax.entry) for one in subject.cross_entropies),
+        *((one.logits, one.node) for one in subject.binary_cross_entropies if one.logits),
+    ]
+    for logits, node in ends:
+        bounds = range_of(subject, logits)
+        maker = bounds.node
+        # Softmaxes and sigmoids are found elsewhere; others are bounded widely on purpose.
+        if maker is None or maker.name not in ("max", "clamp", "tanh", "log1p"):
+            continue
+        if any(range_of(subject, one).is_bounded for one in maker.inputs):
+            continue
+        if bounds.low != 0 and bounds.high - bounds.low > _NARROW:
+            continue
+        called = _FAMILIAR.get(maker.name, maker.name)
+        yield Finding(
+            "target_out_of_range",
+            "error",
+            f"the {called} at {maker.line or 'the end'} bounds the logits of the cross-entropy at "
+            f"{node.line or 'the end'}, so that not every probability can be expressed.",
+            f"take the {called} away from the output: logits may be any numbers.",
+            place=place_of(names_of_head(subject, source_of(maker.inputs[0]))),
+            source=maker.line or node.line,
+            evidence={"low": bounds.low, "high": bounds.high},
+        )
 
 
 def _names(subject: Subject, value: Value) -> list[str]:

@@ -363,3 +363,40 @@ def test_networks_of_frameworks():
     assert not diagnostics.check_head(of_nnx, state, X, lambda z: z)
     found = diagnostics.check_head(of_nnx, state, X, jax.nn.softmax)
     assert kinds(found) == [("double_softmax", "error")]
+
+
+def test_likelihood_that_is_minimized():
+    params = weights((8, 5), scale=0.3)
+    (finding,) = diagnostics.check_head(lambda p, x: -of_codes(x @ p["w0"]), params, X)
+    assert kinds([finding]) == [("wrong_sign", "error")]
+    assert finding.place == "w0"
+
+
+@pytest.mark.parametrize("loss_of", [of_integers, of_codes, binary])
+def test_logits_that_cannot_be_negative(loss_of):
+    params = weights((8, 5), scale=0.3)
+    for bound in (jax.nn.relu, jnp.tanh):
+        found = diagnostics.check_head(lambda p, x, f=bound: loss_of(f(x @ p["w0"])), params, X)
+        assert kinds(found) == [("target_out_of_range", "error")]
+        assert found[0].place == "w0"
+
+    def capped(params, x):
+        return loss_of(30 * jnp.tanh(x @ params["w0"] / 30))
+
+    assert not diagnostics.check_head(capped, params, X)
+
+
+def test_temperature_of_a_contrast():
+    def loss_fn(params, x, temperature, order):
+        z = x @ params["w0"]
+        z = z / jnp.linalg.norm(z, axis=-1, keepdims=True)
+        logits = z @ z[order].T / temperature
+        return -jnp.mean(jnp.diagonal(jax.nn.log_softmax(logits)))
+
+    params = weights((8, 32))
+    # Whether the nearest example is the right one or not.
+    for order in (jnp.arange(64), jnp.arange(64)[::-1]):
+        (finding,) = diagnostics.check_head(loss_fn, params, X, jnp.asarray(1e-3), order)
+        assert kinds([finding]) == [("large_logits", "warning")]
+        assert "temperature" in finding.cure
+        assert not diagnostics.check_head(loss_fn, params, X, jnp.asarray(0.2), order)

@@ -85,6 +85,14 @@ def test_labels_that_are_ignored_are_healthy():
     for loss_fn in (masked, replaced):
         assert not diagnostics.check_labels(loss_fn, W, X, labels)
 
+    # A label that is clipped is another class.
+    def clipped(params, x, y):
+        log_probabilities = jax.nn.log_softmax(x @ params["w"])
+        return -jnp.mean(jnp.take_along_axis(log_probabilities, y[:, None], -1, mode="clip"))
+
+    (finding,) = diagnostics.check_labels(clipped, W, X, labels)
+    assert finding.kind == "label_out_of_range"
+
     # To compare the labels is not enough where the loss is NaN.
     def counted(params, x, y):
         return jnp.mean(of_losses(params, x, y)) + jnp.mean((y == -100).astype(jnp.float32))
