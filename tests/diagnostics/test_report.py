@@ -273,6 +273,39 @@ def test_nothing_but_jax_is_needed_for_the_verdict(monkeypatch):
     assert str(report())
 
 
+@pytest.mark.parametrize("ratio", [1.0, 1.02, 3.0, 30.0, 1e3, 1e9])
+def test_axes_of_any_length_have_numbers_to_read(ratio):
+    layer = report().layers[0]
+    layers = tuple(
+        dataclasses.replace(layer, rms=rms, input_rms=rms, grad_rms=rms, weight_grad_rms=rms)
+        for rms in np.geomspace(0.1, 0.1 * ratio, 5)
+    )
+    figure = diagnostics.SignalReport(loss=1.0, layers=layers).plot()
+    figure.savefig(io.BytesIO(), format="png")
+    for axes in figure.axes[:2]:
+        low, high = axes.get_ylim()
+        labels = [
+            label.get_text()
+            for label in axes.get_yticklabels()
+            if low <= label.get_position()[1] <= high and label.get_text()
+        ]
+        assert len(labels) >= 3
+        assert len(set(labels)) == len(labels)
+        if ratio <= 100:
+            assert all(re.fullmatch(r"[\d.e+-]+", label) for label in labels)
+
+
+def test_line_of_the_inputs_is_seen_where_it_equals_the_other():
+    signal = report().plot().axes[0]
+    after, before = (line for line in signal.lines if line.get_linestyle() != "None")
+    assert (after.get_label(), before.get_label()) == ("after the nonlinearity", "input")
+    # It lies above, with larger markers that are open and with gaps between its dashes.
+    assert before.get_zorder() >= after.get_zorder()
+    assert before.get_markersize() > after.get_markersize()
+    assert before.get_fillstyle() == "none"
+    assert before.get_linestyle() == "--"
+
+
 def test_plotting_leaves_no_figure_open():
     before = "matplotlib.pyplot" in sys.modules
     report().plot()

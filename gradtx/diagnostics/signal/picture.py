@@ -1,5 +1,6 @@
 """The picture of a signal report: the measurements of its layers, in panels."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,9 @@ import numpy as np
 
 from gradtx.diagnostics import _extras
 from gradtx.diagnostics.signal.layer_signal import LayerSignal
+
+# On axes that are not longer than this, a tick at each power of ten would be too few.
+_MOST_DECADES = 3.0
 
 # More names than these do not fit below the axis.
 _MOST_NAMES = 40
@@ -41,6 +45,8 @@ def picture_of(layers: Sequence[LayerSignal], title: str) -> Any:
         _draw_steps(axes, recurrent)
     _draw_idle_units(idle, layers)
     _name_layers(idle, layers)
+    for axes in (signal, gradient, *through_time):
+        _mark(axes)
     for axes in (signal, gradient, idle, *through_time):
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
@@ -49,8 +55,10 @@ def picture_of(layers: Sequence[LayerSignal], title: str) -> Any:
 
 
 def _draw_signal(axes: Any, layers: Sequence[LayerSignal]) -> None:
-    _draw_curve(axes, layers, "input_rms", "input", "C7", marker=".", linestyle=":")
+    # Where both are equal, the open squares around the dots and the dashes on the line show it.
     _draw_curve(axes, layers, "rms", "after the nonlinearity", "C0", marker="o")
+    style = {"marker": "s", "markersize": 9, "fillstyle": "none", "linestyle": "--"}
+    _draw_curve(axes, layers, "input_rms", "input", "black", linewidth=1.2, **style)
     axes.set(title="Signal", ylabel="root mean square", yscale="log")
 
 
@@ -72,6 +80,22 @@ def _draw_curve(
         zeros = np.where(values == 0, 0.03, np.nan)
         at_the_end = {"transform": axes.get_xaxis_transform(), "linestyle": "none"}
         axes.plot(places, zeros, marker="x", c=color, label=f"{label}: zero", **at_the_end)
+
+
+def _mark(axes: Any) -> None:
+    """Plain numbers along a logarithmic axis, several of them also if it is short."""
+    ticker = _extras.load("matplotlib.ticker")
+    low, high = axes.get_ylim()
+    decades = math.log10(high / low)
+    if decades > _MOST_DECADES:
+        return
+    if decades < 1:
+        locator = ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
+    else:
+        locator = ticker.LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0, 3.0))
+    axes.yaxis.set_major_locator(locator)
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.4g}"))
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
 
 
 def _draw_steps(axes: Any, recurrent: Sequence[LayerSignal]) -> None:
