@@ -8,7 +8,7 @@ wrong than the zoo allows.
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,13 +106,17 @@ def sick_outcomes(case: Sick) -> Iterator[Outcome]:
         yield _outcome(f"{case.name}, cured", lambda: case.build(cured=True), judge_cured)
 
 
-def _print(outcomes: list[Outcome], title: str, is_verbose: bool) -> None:
-    print(f"\n{title}")
+def _shown(outcomes: Iterable[Outcome], is_verbose: bool) -> list[Outcome]:
+    """The outcomes, each printed as soon as it is there."""
+    kept = []
     for outcome in outcomes:
         mark = "right" if outcome.is_right else "WRONG"
-        print(f"  {mark}  {outcome.seconds:5.1f} s  +{outcome.others}  {outcome.name}")
-        for line in outcome.found if is_verbose or not outcome.is_right else ():
-            print(f"                      {line}")
+        lines = outcome.found if is_verbose or not outcome.is_right else ()
+        print(f"{mark}  {outcome.seconds:5.1f} s  +{outcome.others}  {outcome.name}", flush=True)
+        for line in lines:
+            print(f"{' ' * 20}{line}")
+        kept.append(outcome)
+    return kept
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -133,16 +137,14 @@ def main(arguments: list[str] | None = None) -> int:
     status = 0
     if not chosen.sick:
         cases = [case for case in healthy_cases() if is_chosen(case)]
-        outcomes = [outcome for case in cases for outcome in healthy_outcomes(case)]
-        _print(outcomes, "Healthy", chosen.verbose)
+        outcomes = _shown((o for case in cases for o in healthy_outcomes(case)), chosen.verbose)
         alarms = sum(outcome.others for outcome in outcomes)
         broken = sum(not (o.is_right or o.others) for o in outcomes)
         print(f"{len(outcomes)} states of {len(cases)}: {alarms} false alarms, {broken} errors")
         status |= alarms + broken > ALLOWED_FALSE_ALARMS
     if not chosen.healthy:
         cases = [case for case in sick_cases() if is_chosen(case)]
-        both = [list(sick_outcomes(case)) for case in cases]
-        _print([outcome for outcomes in both for outcome in outcomes], "Sick", chosen.verbose)
+        both = [_shown(sick_outcomes(case), chosen.verbose) for case in cases]
         named = sum(outcomes[0].is_right for outcomes in both)
         cured = [outcome.is_right for outcomes in both for outcome in outcomes[1:]]
         print(f"{named} of {len(cases)} named, {sum(cured)} of {len(cured)} cures confirmed")
