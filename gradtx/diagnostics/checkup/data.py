@@ -10,8 +10,8 @@ import numpy as np
 
 from gradtx.diagnostics.checkup.entries import (
     Read,
-    entries_of,
     inputs_of,
+    meetings_of,
     reads_of,
     sources_of,
     statistics_requested,
@@ -26,7 +26,7 @@ from gradtx.diagnostics.checkup.subject import (
 )
 from gradtx.diagnostics.signal.verdict import LARGEST_INPUT
 from gradtx.diagnostics.tracing.found import Arrays
-from gradtx.diagnostics.tracing.graph import Node
+from gradtx.diagnostics.tracing.graph import Node, Value
 from gradtx.diagnostics.tracing.observe import Measure
 
 # A feature is huge if it is so many times the (lower) median one, and larger than this itself.
@@ -104,7 +104,6 @@ def _findings(subject: Subject) -> Iterator[Finding]:
 
 def _not_finite(subject: Subject) -> Iterator[Finding]:
     breaks = not subject.is_finite
-    read = {source for one in entries_of(subject) for source in sources_of(subject, one.value)}
     for value in [*subject.parameters, *subject.data]:
         if not jnp.issubdtype(value.dtype, jnp.inexact):
             continue
@@ -112,9 +111,8 @@ def _not_finite(subject: Subject) -> Iterator[Finding]:
         bad = ~np.isfinite(array.astype(np.promote_types(array.dtype, np.float32)))
         number = int(bad.sum())
         nans = int(np.isnan(array[bad]).sum())
-        is_trained = value in subject.parameters
         # An infinite mask is on purpose, and a NaN may mark a missing value that is replaced.
-        if not number or not (nans or (breaks and (is_trained or value in read))):
+        if not number or not (nans or (breaks and not _is_mask(subject, value))):
             continue
         first = [int(i) for i in np.argwhere(bad)[0]]
         what = "NaN" if nans == number else "infinity" if not nans else "NaN or infinity"
@@ -129,6 +127,13 @@ def _not_finite(subject: Subject) -> Iterator[Finding]:
             place=subject.name(value),
             evidence={"number": number, "share": number / array.size, "first": first},
         )
+
+
+def _is_mask(subject: Subject, value: Value) -> bool:
+    """Whether an array of the batch is only added to predictions, which its infinities hide."""
+    return value in subject.data and all(
+        name in ("add", "select_n", "max", "min") for name in meetings_of(subject, value)
+    )
 
 
 def _no_spread(subject: Subject) -> Iterator[Finding]:
@@ -241,7 +246,8 @@ def _has_examples(subject: Subject, value: Any) -> bool:
 
 def _distinct(subject: Subject, values: Sequence[Any]) -> int:
     """The number of different examples, over several arrays together."""
-    arrays = [np.ascontiguousarray(subject.array(value)) for value in values]
+    # Adding zero makes a positive zero of a negative one.
+    arrays = [np.ascontiguousarray(subject.array(value) + 0) for value in values]
     return len({tuple(array[i].tobytes() for array in arrays) for i in range(len(arrays[0]))})
 
 
@@ -268,7 +274,7 @@ def _judged(subject: Subject, read: Read) -> Iterator[Finding]:
         yield _huge_features(read, np.flatnonzero(huge), float(typical))
     constant = (read.std <= 1e-6 * read.rms) & ~huge
     if constant.any() and read.is_measured and not constant.all():
-        yield _constant_features(read, np.flatnonzero(constant))
+        yield _constant_features(subject, read, np.flatnonzero(constant))
     rest = ~huge & ~constant if not constant.all() else ~huge
     if rest.any():
         yield from _unstandardized(subject, read, rest)
@@ -292,18 +298,41 @@ def _huge_features(read: Read, huge: np.ndarray, typical: float) -> Finding:
     )
 
 
-def _constant_features(read: Read, constant: np.ndarray) -> Finding:
+def _constant_features(subject: Subject, read: Read, constant: np.ndarray) -> Finding:
     features = [int(i) for i in constant]
     one = len(features) == 1
+    value = read.mean[constant[0]]
     return Finding(
         "constant_feature",
-        "remark",
+        "warning" if _is_odd(subject, read, constant) else "remark",
         f"{len(features):,} of {len(read.rms):,} features {'is' if one else 'are'} the same in the "
-        f"whole batch: {_listed(features)}.",
-        "leave out what is constant in the whole training set: it tells the network nothing.",
+        f"whole batch: {_listed(features)}" + (f", always {value:.4g}." if one else "."),
+        "leave out what is constant in the whole training set: it tells the network nothing. A "
+        "column that should vary was not read or not joined as it was meant.",
         place=f"{read.place(constant)} {_listed(features)}",
         source=read.source,
         evidence={"features": features, "share": len(features) / len(read.rms)},
+    )
+
+
+def _is_odd(subject: Subject, read: Read, constant: np.ndarray) -> bool:
+    """Whether a few columns of a table are constant that are no codes, borders or coordinates.
+
+    Zeros are common where most numbers are zero, as in the corners of images, a one is a bias, and
+    a boundary of a domain has few coordinates.
+    """
+    number = len(read.rms)
+    is_table = any(
+        subject.name(value) in read.arrays and value.shape == (subject.examples, number)
+        for value in subject.data
+    )
+    is_code = np.isin(np.abs(read.mean[constant]), (0, 1)).any()
+    return (
+        is_table
+        and not is_code
+        and number > 3
+        and 4 * len(constant) <= number
+        and (subject.examples or 0) >= _FEW
     )
 
 

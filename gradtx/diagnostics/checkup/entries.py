@@ -49,7 +49,21 @@ def entries_of(subject: Subject) -> list[Entry]:
 
 def inputs_of(subject: Subject) -> list[Value]:
     """The arrays of the batch that a network reads: they meet parameters, not only predictions."""
-    return [value for value in subject.data if any(_meetings(subject, value))]
+    of_params = (1 << len(subject.traced.params)) - 1
+    return [
+        value
+        for value in subject.data
+        # A normalization with a trained gain depends on the array itself.
+        if any(
+            not other.depends & ~(1 << (value.argument or 0) | of_params)
+            for _, other in _meetings(subject, value)
+        )
+    ]
+
+
+def meetings_of(subject: Subject, value: Value) -> set[str]:
+    """The operations where an array of the batch meets something trained."""
+    return {node.name for node, _ in _meetings(subject, value)}
 
 
 def sources_of(subject: Subject, value: Value) -> list[Value]:
@@ -57,18 +71,13 @@ def sources_of(subject: Subject, value: Value) -> list[Value]:
     return [one for one in subject.data if value.depends >> (one.argument or 0) & 1]
 
 
-def _meetings(subject: Subject, value: Value) -> Iterator[bool]:
-    """For each operation where an array meets something trained, whether that is no prediction."""
-    mine = 1 << (value.argument or 0)
-    of_params = (1 << len(subject.traced.params)) - 1
+def _meetings(subject: Subject, value: Value) -> Iterator[tuple[Node, Value]]:
+    """The operations where an array of the batch meets something trained, and what it meets."""
     for one in subject.graph.downstream(
         value, lambda node, i: not any(subject.is_trained(output) for output in node.outputs)
     ):
         for node, _ in one.users:
-            for other in node.inputs:
-                if subject.is_trained(other):
-                    # A normalization with a trained gain depends on the array itself.
-                    yield not other.depends & ~(mine | of_params)
+            yield from ((node, other) for other in node.inputs if subject.is_trained(other))
 
 
 def _is_read(subject: Subject, value: Value) -> bool:

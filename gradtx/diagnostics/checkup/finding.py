@@ -68,7 +68,7 @@ _BROUGHT_ABOUT: dict[str, tuple[str, ...]] = {
     "nan_data": ("nan",),
     "constant_feature": ("nan",),
     "index_out_of_range": ("nan",),
-    "vanishing_epsilon": ("nan", "underflow", "overflow"),
+    "vanishing_epsilon": ("nan", "underflow", "overflow", "constant_feature"),
     "overflow": ("nan", "underflow"),
     "underflow": ("nan", "zero_gradient", "vanishing"),
     "empty_mask": ("nan",),
@@ -91,21 +91,19 @@ _BROUGHT_ABOUT: dict[str, tuple[str, ...]] = {
     "wrong_axis": ("mixed_examples",),
     "learning_rate": ("update_ratio", "cannot_overfit", "lost_update"),
     "wrong_gradient": ("cannot_overfit", "learning_rate", "vanishing", "exploding"),
-    "identical_examples": ("constant_feature", "single_class", "unstandardized"),
+    "identical_examples": (
+        *("constant_feature", "single_class", "unstandardized", "dead", "vanishing"),
+        *("zero_gradient", "cannot_overfit"),
+    ),
 }
 
 
 def folded(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """The findings, the worst first, and under each those that follow from it."""
     ordered = sorted(findings, key=lambda one: SEVERITIES.index(one.severity))
-    # A remark brings nothing about, and what is worse than its cause has another one.
     cause_of = {
         i: next(
-            (
-                j
-                for j, cause in enumerate(ordered)
-                if cause.severity != "remark" and finding.kind in _BROUGHT_ABOUT.get(cause.kind, ())
-            ),
+            (j for j, cause in enumerate(ordered) if _brings_about(cause, finding)),
             None,
         )
         for i, finding in enumerate(ordered)
@@ -121,3 +119,14 @@ def folded(findings: Sequence[Finding]) -> tuple[Finding, ...]:
         for i, finding in enumerate(ordered)
         if roots[i] == i
     )
+
+
+def _brings_about(cause: Finding, finding: Finding) -> bool:
+    """Whether a finding follows from another, as far as one knows."""
+    # A remark brings nothing about, and only an error makes NaN.
+    if cause.severity == "remark" or (finding.kind == "nan" and cause.severity != "error"):
+        return False
+    # What the signal shows has been traced to the batch, or to a parameter.
+    if finding.kind == cause.kind:
+        return finding.examination == "signal" != cause.examination
+    return finding.kind in _BROUGHT_ABOUT.get(cause.kind, ())

@@ -125,6 +125,32 @@ def test_same_positions_for_all_examples_are_healthy():
     assert finding.kind == "identical_examples"
 
 
+def test_infinite_target():
+    with np.errstate(divide="ignore"):
+        y = np.log(np.where(np.arange(32)[:, None] == 5, 0, np.abs(Y) + 1))
+    (finding,) = found(X, y.astype(np.float32))
+    assert (finding.kind, finding.place) == ("nan_data", "argument args[1]")
+    assert finding.evidence["first"] == [5, 0]
+
+
+def test_column_that_was_not_read():
+    (finding,) = found(with_column(3.7))
+    assert (finding.kind, finding.severity) == ("constant_feature", "warning")
+    assert "3.7" in finding.sentence
+    assert [one.severity for one in found(with_column(1))] == ["remark"]
+
+
+def test_black_images():
+    black = -0.0 * X
+    (finding,) = found(black)
+    assert 0 < np.mean(np.signbit(black)) < 1
+    assert finding.kind == "identical_examples"
+    checked = diagnostics.check_up(loss_fn, PARAMS, black, Y)
+    assert [one.kind for one in checked.findings] == ["identical_examples"]
+    checked = diagnostics.check_up(loss_fn, PARAMS, 100 * X, Y)
+    assert [one.kind for one in checked.at_least("warning")] == ["unstandardized"]
+
+
 def test_constant_features_are_a_remark():
     (finding,) = found(with_column(0))
     assert (finding.kind, finding.severity) == ("constant_feature", "remark")
