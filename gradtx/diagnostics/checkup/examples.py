@@ -117,8 +117,14 @@ def _sums(
 
 
 def _adds_examples(subject: Subject, node: Node) -> bool:
-    """Whether an operation sums over the axis of the examples."""
+    """Whether an operation sums over the axis of the examples, or is the sum in a loop."""
     axes = subject.axes
+    if node.name == "loop_carry":
+        is_over_rows = axes.is_rows(axes.signs.scanned.get(id(node.equation), ()))
+        last = node.inputs[-1].producer
+        added = last.inputs if last is not None and last.name == "add" else []
+        is_sum = node.output in map(source_of, added)
+        return is_over_rows and is_sum and not node.output.shape
     if node.name == "reduce_sum":
         rows = axes.rows_of(node.inputs[0])
         return len(rows) == 1 and rows[0] in node.equation.params["axes"]

@@ -12,7 +12,7 @@ from gradtx.diagnostics.tracing import primitives
 from gradtx.diagnostics.tracing.flow import is_differentiable
 from gradtx.diagnostics.tracing.graph import Node, Value
 from gradtx.diagnostics.tracing.layout import has_rows
-from gradtx.diagnostics.tracing.patterns import VIEWS, Softmax, uses_of
+from gradtx.diagnostics.tracing.patterns import VIEWS, Softmax, source_of, uses_of
 
 _LAYERS = ("dot_general", "conv_general_dilated")
 _POINTWISE = primitives.ELEMENTWISE | {"broadcast_in_dim", "reshape", "squeeze"}
@@ -27,7 +27,7 @@ def mixed_examples(subject: Subject) -> Iterator[Finding]:
         return
     learning = set(subject.graph.upstream(subject.graph.output, is_differentiable))
     lines: set[str] = set()
-    for examine in (_softmax, _attention, _torn, _convolution, _recurrence, _norm):
+    for examine in (_softmax, _attention, _torn, _summed, _convolution, _recurrence, _norm):
         for finding in examine(subject, learning):
             if finding.source not in lines:
                 lines.add(finding.source)
@@ -164,18 +164,40 @@ def _torn(subject: Subject, learning: set[Value]) -> Iterator[Finding]:
             culprit = _where_torn(subject, side)
             if culprit is None:
                 continue
-            shapes = f"{culprit.inputs[0].shape} to {culprit.output.shape}"
-            yield _finding(
-                subject,
-                "error",
-                culprit,
-                f"`{culprit.name}` from {shapes} puts parts of several examples into one, so that "
-                "predictions and targets belong to different examples.",
-                "swap axes with transpose, keep the axis of the examples in a reshape, and give "
-                "jnp.roll and the like an axis.",
-                culprit.inputs[0],
-            )
+            yield _torn_finding(subject, culprit)
             return
+
+
+def _summed(subject: Subject, learning: set[Value]) -> Iterator[Finding]:
+    """A layer whose inputs are parts of several examples, and whose rows are parts of others."""
+    axes = subject.axes
+    for node in subject.graph.named("dot_general"):
+        contracted = node.equation.params["dimension_numbers"][0]
+        for i, value in enumerate(node.inputs):
+            weight, layout = node.inputs[1 - i], axes.of(value)
+            mixed = [j for j in contracted[i] if has_rows(layout[j]) and not axes.is_rows(layout[j])]
+            free = [size for j, size in enumerate(value.shape) if j not in contracted[i]]
+            is_layer = subject.is_trained(weight) and not subject.is_given(weight)
+            if not (mixed and is_layer and axes.number in free and node.output in learning):
+                continue
+            culprit = _where_torn(subject, value)
+            if culprit is not None:
+                yield _torn_finding(subject, culprit)
+                return
+
+
+def _torn_finding(subject: Subject, culprit: Node) -> Finding:
+    shapes = f"{culprit.inputs[0].shape} to {culprit.output.shape}"
+    return _finding(
+        subject,
+        "error",
+        culprit,
+        f"`{culprit.name}` from {shapes} puts parts of several examples into one, so that "
+        "predictions and targets belong to different examples.",
+        "swap axes with transpose, keep the axis of the examples in a reshape, and give jnp.roll "
+        "and the like an axis.",
+        culprit.inputs[0],
+    )
 
 
 def _where_torn(subject: Subject, value: Value) -> Node | None:
@@ -264,7 +286,9 @@ def _norm(subject: Subject, learning: set[Value]) -> Iterator[Finding]:
         signal = reduction.inputs[0]
         if _is_whole(reduction):
             what, cure = "all of a batch", "per example: axis=-1"
-        elif len(signal.shape) == 2 and _enters_nonlinearity(subject, node):
+        elif _is_per_place(subject, node, reduction) or (
+            len(signal.shape) == 2 and _enters_nonlinearity(subject, node)
+        ):
             what, cure = "the examples", "along the features, axis=-1, or use a batch norm"
         else:
             continue
@@ -317,6 +341,23 @@ def _is_whole(reduction: Node) -> bool:
     source, axes = reduction.inputs[0], reduction.equation.params["axes"]
     long = [i for i, size in enumerate(source.shape) if size > 1]
     return len(long) > 1 and set(long) <= set(axes)
+
+
+def _is_per_place(subject: Subject, node: Node, reduction: Node) -> bool:
+    """Whether a sum is over the examples only, for each place, but the scale is that of features.
+
+    A batch norm that keeps places apart has a scale for each of them.
+    """
+    shape, rows = node.output.shape, subject.axes.rows_of(reduction.inputs[0])
+    if len(shape) < 3 or tuple(reduction.equation.params["axes"]) != rows:
+        return False
+    crossed = VIEWS | {"add", "sub", "mul", "div"}
+    for value in subject.graph.downstream(node.output, lambda user, i: user.name in crossed):
+        for user, i in value.users:
+            scale = user.inputs[1 - i] if user.name in ("mul", "add") else value
+            if subject.is_trained(scale) and not subject.is_given(scale) and scale.size > 1:
+                return sum(size > 1 for size in source_of(scale).shape) == 1
+    return False
 
 
 def _enters_nonlinearity(subject: Subject, node: Node) -> bool:

@@ -85,7 +85,8 @@ SHAPES = Examination(_findings, sums_of_targets)
 
 def _difference(subject: Subject, node: Node) -> Finding | None:
     """Predictions and targets that meet as all pairs: (N, 1) and (N,) become (N, N)."""
-    if not any(map(subject.is_trained, node.inputs)):
+    trained = [subject.is_trained(value) for value in node.inputs]
+    if not any(trained):
         return None
     own = [_own_axes(subject, value) for value in node.inputs]
     if [len(one) for one in own] != [1, 1] or own[0] == own[1]:
@@ -93,13 +94,16 @@ def _difference(subject: Subject, node: Node) -> Finding | None:
     along = own[0][0]
     if node.output.size != node.output.shape[along] ** 2:
         return None
-    promoted = next((value for value in node.inputs if _is_promoted(value, node)), None)
-    if promoted is None or promoted.producer is None:
+    promoted = [value for value in node.inputs if _is_promoted(value, node)][:1]
+    others = [value for value in node.inputs if value not in promoted]
+    is_implicit = bool(promoted) and not _is_expanded(others[0], node)
+    is_useless = not all(trained) and _is_squared(node)
+    if not (is_implicit or is_useless):
         return None
-    (other,) = (value for value in node.inputs if value is not promoted)
-    if _is_expanded(other, node) or not _is_averaged(subject, node, along):
+    if not _is_averaged(subject, node, along, among_given=not is_implicit):
         return None
-    shapes = [str(other.shape), str(promoted.producer.inputs[0].shape)]
+    sources = [source_of(value, _EXPANSIONS) for value in (*others, *promoted)]
+    shapes = [str((others if is_implicit else sources)[0].shape), str(sources[1].shape)]
     return Finding(
         "broadcast_difference",
         "error",
@@ -164,10 +168,27 @@ def _repeated(subject: Subject, prediction: Value, target: Value) -> tuple[int |
         )
         if sizes[0] > 1 and is_single and is_feature(subject, prediction, along):
             return along, "warning"
+        is_single_row = _own_axes(subject, target) == [along] and not of_target
+        is_lone = sizes[0] > 1 and is_single_row and _is_leaf(target, along)
+        if is_lone and is_feature(subject, prediction, along):
+            return along, "warning"
         is_wide = sizes[0] == 1 < sizes[1] and of_target == rows
         if is_wide and is_feature(subject, prediction, along):
             return along, "warning"
     return None, ""
+
+
+def _is_squared(node: Node) -> bool:
+    """Whether an operation is the difference of a squared error.
+
+    The mean of the squared differences of all pairs depends on means alone: it is never meant.
+    """
+    return node.name == "sub" and all(
+        user.name == "square"
+        or (user.name == "integer_pow" and user.equation.params["y"] == 2)
+        or (user.name == "mul" and user.inputs[0] is user.inputs[1])
+        for user, _ in node.output.users
+    )
 
 
 def _own_axes(subject: Subject, value: Value) -> list[int]:
@@ -177,6 +198,12 @@ def _own_axes(subject: Subject, value: Value) -> list[int]:
         for axis, size in enumerate(value.shape)
         if size > 1 and not subject.axes.is_copied(value, axis)
     ]
+
+
+def _is_leaf(target: Value, along: int) -> bool:
+    """Whether a target is an argument that has no axis but one."""
+    source = source_of(target, _EXPANSIONS)
+    return source.argument is not None and source.shape == (target.shape[along],)
 
 
 def _is_promoted(value: Value, node: Node) -> bool:

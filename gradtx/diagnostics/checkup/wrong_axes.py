@@ -25,6 +25,7 @@ def wrong_axes(subject: Subject) -> Iterator[Finding]:
     for softmax in subject.softmaxes:
         yield from _single(subject, softmax)
         yield from _attention_axis(subject, softmax)
+    yield from _heads(subject)
 
 
 def sums_of_targets(subject: Subject) -> Iterator[tuple[Node, Measure]]:
@@ -152,5 +153,37 @@ def _are_scores(subject: Subject, value: Value) -> bool:
     for one in subject.graph.upstream(value, lambda node, i: node.name in crossed):
         node = one.producer
         if node is not None and node.name == "dot_general" and one.shape == value.shape:
-            return all(map(subject.is_given, node.inputs))
+            return _is_of_data(subject, node)
     return False
+
+
+def _heads(subject: Subject) -> Iterator[Finding]:
+    """A reshape from (time, features) to (heads, time, features), without a transposition."""
+    crossed = primitives.ELEMENTWISE | primitives.REARRANGING
+    for node in subject.graph.named("reshape"):
+        before, after = node.inputs[0].shape, node.output.shape
+        if len(after) != len(before) + 1 or len(before) < 2 or after[:-3] != before[:-2]:
+            continue
+        (time, width), (heads, length, features) = before[-2:], after[-3:]
+        if time != length or heads * features != width or heads in (1, time) or features == 1:
+            continue
+        if time == 1 or not subject.is_trained(node.output) or not subject.is_given(node.output):
+            continue
+        after_it = subject.graph.downstream(node.output, lambda user, i: user.name in crossed)
+        users = (user for value in after_it for user, _ in value.users)
+        if any(user.name == "dot_general" and _is_of_data(subject, user) for user in users):
+            yield Finding(
+                "wrong_axis",
+                "error",
+                f"the reshape from {before} to {after} does not split the features into heads: it "
+                "deals the steps out to the heads.",
+                f"reshape to {(*before[:-1], heads, features)}, and swap the axes of the heads and "
+                "of time.",
+                source=node.line,
+                evidence={"shape": list(before), "result": list(after)},
+            )
+            return
+
+
+def _is_of_data(subject: Subject, node: Node) -> bool:
+    return all(map(subject.is_given, node.inputs))

@@ -217,6 +217,8 @@ def _gather(step: Step) -> Layout:
     for i, j in zip(
         numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True
     ):
+        if is_clash(indices[j], operand[i]):
+            step.signs.clashes.append(Meeting(step.node, j, 0))
         indices[j] = joined(indices[j], operand[i])
     if numbers.start_index_map == (0,) and has_rows(operand[0]) and step.node.inputs[1].depends:
         step.signs.indexed.append(step.node)
