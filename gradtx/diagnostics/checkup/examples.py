@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from gradtx.diagnostics.checkup.finding import Finding
+from gradtx.diagnostics.checkup.future import future_leak, sums_of_logits
 from gradtx.diagnostics.checkup.mixing import mixed_examples
 from gradtx.diagnostics.checkup.padding import padding
 from gradtx.diagnostics.checkup.subject import Examination, Subject, examine, subject_of
@@ -27,8 +28,8 @@ def check_examples(
 
     The kinds of findings: "mixed_examples" (a softmax, an attention, a norm, a reshape, a
     convolution or a recurrence goes over the axis of the examples), "sum_over_examples" (the loss
-    is a sum over the batch, not a mean) and "padding" (what stands where a mask is zero changes the
-    loss).
+    is a sum over the batch, not a mean), "padding" (what stands where a mask is zero changes the
+    loss) and "future_leak" (the predictions of the next entry of a sequence depend on it).
 
     Args:
         loss_fn: the loss, a real scalar: `loss_fn(params, *batch)`.
@@ -64,9 +65,10 @@ def _findings(subject: Subject) -> Iterator[Finding]:
     yield from mixed_examples(subject)
     yield from _sum_over_examples(subject)
     yield from padding(subject)
+    yield from future_leak(subject)
 
 
-EXAMPLES = Examination(_findings)
+EXAMPLES = Examination(_findings, sums_of_logits)
 
 
 # A loss that is a sum over the batch.
@@ -148,11 +150,12 @@ def _number(value: Value) -> float | None:
 def _is_mean(subject: Subject, node: Node, factors: tuple[float, ...]) -> bool:
     """Whether a sum over examples is divided by their number, or by something that can be meant."""
     numbers = [*factors, *_factors_before(subject, node.inputs[0])]
-    lengths = {v.shape[1] for v in subject.data if len(v.shape) > 1 and v.shape[1] > 1}
+    seconds = [v.shape[1] for v in subject.data if len(v.shape) > 1 and v.shape[1] > 1]
+    # Data may have time on the first axis, and the examples on the second one.
+    is_shared = len(seconds) > 1 and len(set(seconds)) == 1
     return any(
         abs(number) <= _LEEWAY / subject.axes.number
-        # Data may have time on the first axis, and the examples on the second one.
-        or any(abs(1 / number - length) < 1e-3 for length in lengths if number)
+        or (is_shared and abs(number * seconds[0] - 1) < 1e-3)
         for number in numbers
     )
 

@@ -7,18 +7,14 @@ the neighbours in a graph, and the steps of a sequence. What is found here has n
 from collections.abc import Iterator
 
 from gradtx.diagnostics.checkup.finding import Finding
-from gradtx.diagnostics.checkup.subject import Subject, place_of
-from gradtx.diagnostics.tracing import primitives
+from gradtx.diagnostics.checkup.norms import mixed, norms_over_examples
+from gradtx.diagnostics.checkup.subject import Subject
 from gradtx.diagnostics.tracing.flow import is_differentiable
 from gradtx.diagnostics.tracing.graph import Node, Value
 from gradtx.diagnostics.tracing.layout import has_rows
-from gradtx.diagnostics.tracing.patterns import VIEWS, Softmax, source_of, uses_of
+from gradtx.diagnostics.tracing.patterns import Softmax, uses_of
 
 _LAYERS = ("dot_general", "conv_general_dilated")
-_POINTWISE = primitives.ELEMENTWISE | {"broadcast_in_dim", "reshape", "squeeze"}
-# Part of what makes a variance out of a signal, unlike the other nonlinearities.
-_OF_VARIANCE = frozenset({"integer_pow", "square", "abs", "pow", "sqrt", "rsqrt"})
-_NONLINEARITIES = (primitives.SMOOTH | {"max", "min", "select_n", "clamp"}) - _OF_VARIANCE
 
 
 def mixed_examples(subject: Subject) -> Iterator[Finding]:
@@ -27,32 +23,11 @@ def mixed_examples(subject: Subject) -> Iterator[Finding]:
         return
     learning = set(subject.graph.upstream(subject.graph.output, is_differentiable))
     lines: set[str] = set()
-    for examine in (_softmax, _attention, _torn, _summed, _convolution, _recurrence, _norm):
+    for examine in _EXAMINATIONS:
         for finding in examine(subject, learning):
             if finding.source not in lines:
                 lines.add(finding.source)
                 yield finding
-
-
-def _finding(
-    subject: Subject, severity: str, node: Node, sentence: str, cure: str, concerned: Value
-) -> Finding:
-    return Finding(
-        "mixed_examples",
-        severity,
-        sentence,
-        cure,
-        place=place_of(_nearest(subject, concerned)),
-        source=node.line,
-        evidence={"examples": subject.axes.number, "operation": node.name},
-    )
-
-
-def _nearest(subject: Subject, value: Value) -> list[str]:
-    """The parameters that enter a value last, at most two."""
-    upstream = subject.graph.upstream(value)
-    trained = (v for v in upstream if v.argument is not None and subject.is_trained(v))
-    return [subject.name(one) for one, _ in zip(trained, range(2), strict=False)]
 
 
 def _has_labels(subject: Subject) -> bool:
@@ -89,7 +64,7 @@ def _softmax(subject: Subject, learning: set[Value]) -> Iterator[Finding]:
             continue
         if not _has_partner(subject) or axes.is_sequence(subject.is_given):
             continue
-        yield _finding(
+        yield mixed(
             subject,
             "error",
             softmax.entry,
@@ -123,7 +98,7 @@ def _attention(subject: Subject, learning: set[Value]) -> Iterator[Finding]:
         is_sure = _has_labels(subject) and logits.size > axes.number**2
         if not is_sure and axes.is_sequence(subject.is_given):
             continue
-        yield _finding(
+        yield mixed(
             subject,
             "error" if is_sure else "remark",
             softmax.entry,
@@ -175,10 +150,11 @@ def _summed(subject: Subject, learning: set[Value]) -> Iterator[Finding]:
         contracted = node.equation.params["dimension_numbers"][0]
         for i, value in enumerate(node.inputs):
             weight, layout = node.inputs[1 - i], axes.of(value)
-            mixed = [j for j in contracted[i] if has_rows(layout[j]) and not axes.is_rows(layout[j])]
+            several = [j for j in contracted[i] if has_rows(layout[j])]
+            several = [j for j in several if not axes.is_rows(layout[j])]
             free = [size for j, size in enumerate(value.shape) if j not in contracted[i]]
             is_layer = subject.is_trained(weight) and not subject.is_given(weight)
-            if not (mixed and is_layer and axes.number in free and node.output in learning):
+            if not (several and is_layer and axes.number in free and node.output in learning):
                 continue
             culprit = _where_torn(subject, value)
             if culprit is not None:
@@ -188,7 +164,7 @@ def _summed(subject: Subject, learning: set[Value]) -> Iterator[Finding]:
 
 def _torn_finding(subject: Subject, culprit: Node) -> Finding:
     shapes = f"{culprit.inputs[0].shape} to {culprit.output.shape}"
-    return _finding(
+    return mixed(
         subject,
         "error",
         culprit,
@@ -226,7 +202,7 @@ def _convolution(subject: Subject, learning: set[Value]) -> Iterator[Finding]:
         (before, after), *others = node.equation.params["padding"]
         # One-sided padding is that of a causal convolution over time.
         if not others and abs(before - after) <= 1 and subject.is_given(node.inputs[0]):
-            yield _finding(
+            yield mixed(
                 subject,
                 "warning",
                 node,
@@ -244,7 +220,7 @@ def _recurrence(subject: Subject, learning: set[Value]) -> Iterator[Finding]:
             continue
         for layer in _recurrent_layers(subject, node):
             if layer.output in learning:
-                yield _finding(
+                yield mixed(
                     subject,
                     "error",
                     layer,
@@ -270,110 +246,32 @@ def _recurrent_layers(subject: Subject, node: Node) -> Iterator[Node]:
             yield from (user for user, _ in value.users if user.name in _LAYERS)
 
 
-# Norms of the whole batch.
-
-
-def _norm(subject: Subject, learning: set[Value]) -> Iterator[Finding]:
-    """A signal that is centered or scaled by a mean over examples, but not by a batch norm."""
-    if subject.axes.is_sequence(subject.is_given):
-        return
-    for node in subject.graph.named("sub", "div", "mul"):
-        if node.output not in learning or len(subject.axes.rows_of(node.output)) != 1:
-            continue
-        reduction = _statistic(subject, node)
-        if reduction is None:
-            continue
-        signal = reduction.inputs[0]
-        if _is_whole(reduction):
-            what, cure = "all of a batch", "per example: axis=-1"
-        elif _is_per_place(subject, node, reduction) or (
-            len(signal.shape) == 2 and _enters_nonlinearity(subject, node)
-        ):
-            what, cure = "the examples", "along the features, axis=-1, or use a batch norm"
-        else:
-            continue
-        yield _finding(
-            subject,
-            "warning",
-            node,
-            f"a signal of shape {node.output.shape} is normalized by a sum over {what} (`"
-            f"{node.name}`): the outputs of an example depend on all others.",
-            f"normalize {cure}.",
-            signal,
-        )
-        return
-
-
-def _statistic(subject: Subject, node: Node) -> Node | None:
-    """The sum over examples by which an operation changes the signal that it is a sum of."""
+def _running(subject: Subject, learning: set[Value]) -> Iterator[Finding]:
+    """A running sum of hidden features along the examples."""
     axes = subject.axes
-    for i, value in enumerate(node.inputs):
-        other = node.inputs[1 - i]
-        if not (subject.is_trained(value) and subject.is_given(value)) or axes.rows_of(value):
-            continue
-        signals = set(_pointwise(subject, other))
-        for one in _pointwise(subject, value):
-            total = one.producer
-            if total is None or total.name != "reduce_sum":
-                continue
-            source = total.inputs[0]
-            rows = axes.rows_of(source)
-            is_over_rows = len(rows) == 1 and rows[0] in total.equation.params["axes"]
-            if is_over_rows and signals & _sources(subject, source):
-                return total
-    return None
+    if not _has_partner(subject) or axes.is_sequence(subject.is_given):
+        return
+    for node in subject.graph.named("cumsum", "cumlogsumexp", "cumprod", "cummax", "cummin"):
+        rows = axes.rows_of(node.inputs[0])
+        is_wide = sum(size > 1 for size in node.output.shape) > 1
+        if rows == (node.equation.params["axis"],) and is_wide and node.output in learning:
+            yield mixed(
+                subject,
+                "warning",
+                node,
+                f"`{node.name}` runs along the axis of the examples.",
+                "let it run along another axis.",
+                node.output,
+            )
 
 
-def _pointwise(subject: Subject, value: Value) -> Iterator[Value]:
-    return subject.graph.upstream(value, lambda node, i: node.name in _POINTWISE)
-
-
-def _sources(subject: Subject, value: Value) -> set[Value]:
-    """The signals that a sum is of, unless they are exponentials, as in a softmax."""
-    found = [v for v in _pointwise(subject, value) if subject.is_given(v) and v.shape]
-    if any(v.producer is not None and v.producer.name == "exp" for v in found):
-        return set()
-    return {v for v in found if subject.is_trained(v)}
-
-
-def _is_whole(reduction: Node) -> bool:
-    """Whether a sum is over examples and features, of which there are several."""
-    source, axes = reduction.inputs[0], reduction.equation.params["axes"]
-    long = [i for i, size in enumerate(source.shape) if size > 1]
-    return len(long) > 1 and set(long) <= set(axes)
-
-
-def _is_per_place(subject: Subject, node: Node, reduction: Node) -> bool:
-    """Whether a sum is over the examples only, for each place, but the scale is that of features.
-
-    A batch norm that keeps places apart has a scale for each of them.
-    """
-    shape, rows = node.output.shape, subject.axes.rows_of(reduction.inputs[0])
-    if len(shape) < 3 or tuple(reduction.equation.params["axes"]) != rows:
-        return False
-    crossed = VIEWS | {"add", "sub", "mul", "div"}
-    for value in subject.graph.downstream(node.output, lambda user, i: user.name in crossed):
-        for user, i in value.users:
-            scale = user.inputs[1 - i] if user.name in ("mul", "add") else value
-            if subject.is_trained(scale) and not subject.is_given(scale) and scale.size > 1:
-                return sum(size > 1 for size in source_of(scale).shape) == 1
-    return False
-
-
-def _enters_nonlinearity(subject: Subject, node: Node) -> bool:
-    """Whether a signal goes into a nonlinearity of a hidden layer without a scale and a shift."""
-    linear = ("add", "sub", "mul", "div")
-    crossed = VIEWS | set(linear)
-    bends: list[Node] = []
-    for value in subject.graph.downstream(node.output, lambda user, i: user.name in crossed):
-        for user, i in value.users:
-            other = user.inputs[1 - i] if user.name in linear else user.inputs[i]
-            if subject.is_trained(other) and not subject.is_given(other):
-                return False
-            bends += [user] if user.name in _NONLINEARITIES else []
-    return any(
-        layer.name in _LAYERS
-        for bend in bends
-        for value in subject.graph.downstream(bend.output)
-        for layer, _ in value.users
-    )
+_EXAMINATIONS = (
+    _softmax,
+    _attention,
+    _torn,
+    _summed,
+    _convolution,
+    _recurrence,
+    _running,
+    norms_over_examples,
+)

@@ -17,7 +17,7 @@ from gradtx.diagnostics.signal.report import SignalReport
 from gradtx.diagnostics.signal.signals import report_of
 from gradtx.diagnostics.tracing.axes import Axes
 from gradtx.diagnostics.tracing.graph import Graph, Node, Value
-from gradtx.diagnostics.tracing.observe import Measure, Measured, observe
+from gradtx.diagnostics.tracing.observe import Measure, Measured, observer
 from gradtx.diagnostics.tracing.patterns import Sigmoid, Softmax, sigmoids, softmaxes
 from gradtx.diagnostics.tracing.targets import (
     BinaryCrossEntropy,
@@ -42,6 +42,7 @@ class Subject:
         batch: the further arguments of the loss, as they were given.
         has_aux: whether the loss returns a pair of the loss and something else.
         measured: what was measured of single operations.
+        observed: measures the same of other data, without being compiled again.
     """
 
     traced: TracedLoss
@@ -52,6 +53,7 @@ class Subject:
     batch: tuple[Any, ...] = ()
     has_aux: bool = False
     measured: dict[Node, Measured] = field(default_factory=dict)
+    observed: Callable[[Sequence[jax.Array]], dict[Node, Measured]] | None = None
 
     @functools.cached_property
     def graph(self) -> Graph:
@@ -227,7 +229,8 @@ class Subject:
         by_node: dict[Node, list[Measure]] = {}
         for node, measure in requests:
             by_node.setdefault(node, []).append(measure)
-        for node, measured in observe(self.traced, by_node).items():
+        self.observed = observer(self.traced, by_node)
+        for node, measured in self.observed(self.traced.data).items():
             self.measured.setdefault(node, {}).update(measured)
 
 

@@ -19,21 +19,19 @@ Measure = Callable[[Sequence[Any], Sequence[Any]], Arrays]
 Measured = dict[str, np.ndarray]
 
 
-def observe(
-    loss: TracedLoss,
-    requests: Mapping[Node, Sequence[Measure]],
-    data: Sequence[jax.Array] | None = None,
-) -> dict[Node, Measured]:
-    """The measurements of some operations of a loss, in one compiled evaluation.
+def observer(
+    loss: TracedLoss, requests: Mapping[Node, Sequence[Measure]]
+) -> Callable[[Sequence[jax.Array]], dict[Node, Measured]]:
+    """A function that measures some operations of a loss, compiled once for all data.
 
     Args:
         loss: the loss.
         requests: what to measure of each operation, as nodes of the loss's graph.
-        data: the data to evaluate it with; None: its own.
 
     Returns:
-        The measurements of each operation, with a leading axis for each loop around it. An
-        operation inside something that the interpreter does not enter is left out.
+        A function of the data. It returns the measurements of each operation, with a leading axis
+        for each loop around it. An operation inside something that the interpreter does not enter
+        is left out.
     """
     by_equation: dict[int, list[Node]] = defaultdict(list)
     for node in requests:
@@ -60,15 +58,33 @@ def observe(
         found[:] = [replace(one, arrays={}) for one in watched]
         return [one.arrays for one in watched]
 
-    if not requests:
-        return {}
-    arrays = jax.device_get(measured(loss.params, loss.data if data is None else list(data)))
-    results: dict[Node, Measured] = {}
-    calls: Counter[int] = Counter()
-    for one, measurements in zip(found, arrays, strict=True):
-        equation = one.what[0]
-        for node in by_equation[id(equation)]:
-            if node.occurrence == calls[id(equation)]:
-                results[node] = measurements
-        calls[id(equation)] += 1
-    return results
+    def observe(data: Sequence[jax.Array]) -> dict[Node, Measured]:
+        if not requests:
+            return {}
+        arrays = jax.device_get(measured(loss.params, list(data)))
+        results: dict[Node, Measured] = {}
+        calls: Counter[int] = Counter()
+        for one, measurements in zip(found, arrays, strict=True):
+            equation = one.what[0]
+            for node in by_equation[id(equation)]:
+                if node.occurrence == calls[id(equation)]:
+                    results[node] = measurements
+            calls[id(equation)] += 1
+        return results
+
+    return observe
+
+
+def observe(
+    loss: TracedLoss,
+    requests: Mapping[Node, Sequence[Measure]],
+    data: Sequence[jax.Array] | None = None,
+) -> dict[Node, Measured]:
+    """The measurements of some operations of a loss, in one compiled evaluation.
+
+    Args:
+        loss: the loss.
+        requests: what to measure of each operation, as nodes of the loss's graph.
+        data: the data to evaluate it with; None: its own.
+    """
+    return observer(loss, requests)(loss.data if data is None else data)

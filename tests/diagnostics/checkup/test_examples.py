@@ -152,6 +152,45 @@ def test_targets_rolled_through_the_batch():
 
 
 @pytest.mark.parametrize(
+    ("flatten", "expected"),
+    [
+        (lambda x: x.reshape(N, -1), []),
+        (lambda x: x.reshape(T * D, N).T, MIXED),
+        (lambda x: x.transpose(1, 2, 0).reshape(N, T * D), MIXED),
+    ],
+    ids=["examples first", "examples last", "axes moved"],
+)
+def test_flattened_examples(flatten, expected):
+    def loss_fn(params, x, y):
+        return entropy(flatten(x) @ params, y)
+
+    findings = diagnostics.check_examples(loss_fn, normal(T * D, C), WORDS, LABELS)
+    assert kinds(findings) == expected
+    assert all(one.evidence["operation"] == "reshape" for one in findings)
+
+
+@pytest.mark.parametrize(("axis", "expected"), [(0, SUSPECT), (1, [])])
+def test_running_sums(axis, expected):
+    def loss_fn(params, x, y):
+        h = jnp.cumsum(jnp.tanh(x @ params["w0"]), axis=axis)
+        return entropy(jnp.mean(h, axis=1) @ params["w1"], y)
+
+    assert kinds(diagnostics.check_examples(loss_fn, HIDDEN, WORDS, LABELS)) == expected
+
+
+@pytest.mark.parametrize(("axis", "expected"), [(0, SUSPECT), (-1, []), ((0, 1), [])])
+def test_norms_of_sequences(axis, expected):
+    def loss_fn(params, x, y):
+        h = x @ params["w0"]
+        h = (h - jnp.mean(h, axis, keepdims=True)) / jnp.std(h, axis, keepdims=True)
+        h = jax.nn.relu(params["scale"] * h + params["shift"])
+        return entropy(jnp.mean(h, axis=1) @ params["w1"], y)
+
+    params = HIDDEN | {"scale": jnp.ones((1, 1, 8)), "shift": jnp.zeros((1, 1, 8))}
+    assert kinds(diagnostics.check_examples(loss_fn, params, WORDS, LABELS)) == expected
+
+
+@pytest.mark.parametrize(
     ("normalize", "expected"),
     [
         (lambda z: z / jnp.linalg.norm(z), SUSPECT),
@@ -306,6 +345,13 @@ def losses_of(params, x, y):
     return (jnp.tanh(x @ params["w0"]) @ params["w1"][:, 0] - y) ** 2
 
 
+def added_in_a_scan(params, x, y):
+    def add(total, xy):
+        return total + losses_of(params, xy[0][None], xy[1][None])[0], None
+
+    return lax.scan(add, jnp.zeros(()), (x, y))[0]
+
+
 def scanned(params, x, y):
     losses = lax.map(lambda xy: losses_of(params, xy[0][None], xy[1][None]), (x, y))
     return jnp.sum(losses)
@@ -318,9 +364,11 @@ def scanned(params, x, y):
         lambda p, x, y: 0.5 * jnp.sum(losses_of(p, x, y)) + 1e-3 * jnp.sum(p["w0"] ** 2),
         lambda p, x, y: jnp.sum(jax.vmap(losses_of, (None, 0, 0))(p, x[:, None], y[:, None])),
         lambda p, x, y: -jnp.sum(jax.nn.log_softmax(x @ p["w0"])[:, 0]) + 0 * jnp.sum(y),
+        lambda p, x, y: jnp.mean(jnp.sum((x @ p["w0"] - y[:, None]) ** 2, axis=0)),
+        added_in_a_scan,
         scanned,
     ],
-    ids=["sum", "half a sum", "vmap", "cross-entropy", "map"],
+    ids=["sum", "half a sum", "vmap", "cross-entropy", "sum of columns", "scan", "map"],
 )
 def test_sum_over_examples(loss_fn):
     findings = diagnostics.check_examples(loss_fn, HIDDEN, X, Y)
@@ -425,6 +473,102 @@ def test_padding_that_is_recognized_by_its_number():
         return jnp.sum(losses * is_word) / jnp.sum(is_word) + 0 * jnp.sum(mask)
 
     assert not diagnostics.check_examples(loss_fn, TABLE, TOKENS, IS_WORD)
+
+
+# Sequences that are to be continued.
+
+LENGTH = 7
+SENTENCES = jnp.asarray(np.random.default_rng(2).integers(0, 9, (N, LENGTH)))
+MODEL = {"table": normal(9, D), "head": normal(D, 9), "kernel": normal(3, D, D)}
+
+
+def attending(offset):
+    def encode(params, x):
+        scores = x @ jnp.swapaxes(x, 1, 2)
+        if offset is not None:
+            mask = jnp.tril(jnp.ones(scores.shape[1:], bool), offset)
+            scores = jnp.where(mask, scores, -1e9)
+        return x + jax.nn.softmax(scores) @ x
+
+    return encode
+
+
+def convolving(*padding):
+    def encode(params, x):
+        numbers = ("NWC", "WIO", "NWC")
+        return lax.conv_general_dilated(
+            x, params["kernel"], (1,), [padding], dimension_numbers=numbers
+        )
+
+    return encode
+
+
+def recurrent(is_reversed):
+    def encode(params, x):
+        def step(h, x):
+            h = jnp.tanh(x + h @ params["kernel"][0])
+            return h, h
+
+        start = jnp.zeros(x[:, 0].shape)
+        _, h = lax.scan(step, start, jnp.swapaxes(x, 0, 1), reverse=is_reversed)
+        return jnp.swapaxes(h, 0, 1)
+
+    return encode
+
+
+def translating(params, x):
+    scores = x @ jnp.swapaxes(attending(None)(params, x), 1, 2)
+    return attending(0)(params, x) + jax.nn.softmax(scores) @ x
+
+
+def pooling(params, x):
+    return x + jnp.mean(x, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("encode", "changed"),
+    [
+        (attending(None), 5),
+        (attending(1), 1),
+        (convolving(1, 1), 1),
+        (recurrent(True), 5),
+        (attending(0), 0),
+        (convolving(2, 0), 0),
+        (recurrent(False), 0),
+        (translating, 0),
+        (pooling, 0),
+    ],
+    ids=[
+        "no mask",
+        "mask that is one off",
+        "convolution on both sides",
+        "backward recurrence",
+        "causal mask",
+        "causal convolution",
+        "recurrence",
+        "translation",
+        "autoencoder",
+    ],
+)
+def test_future_that_is_seen(encode, changed):
+    def loss_fn(params, tokens):
+        logits = encode(params, params["table"][tokens[:, :-1]]) @ params["head"]
+        return entropy(logits, tokens[:, 1:])
+
+    findings = diagnostics.check_examples(loss_fn, MODEL, SENTENCES)
+    assert kinds(findings) == [("future_leak", "error")] * (changed > 0)
+    for one in findings:
+        assert (one.place, one.evidence["changed_places"]) == ("argument args[0]", changed)
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(-1, [("future_leak", "error")]), (0, [])])
+def test_labels_that_are_an_argument(shift, expected):
+    def loss_fn(params, tokens, labels):
+        logits = attending(None)(params, params["table"][tokens]) @ params["head"]
+        return entropy(logits.reshape(-1, 9), labels.reshape(-1))
+
+    labels = jnp.roll(SENTENCES, shift, axis=1)
+    assert kinds(diagnostics.check_examples(loss_fn, MODEL, SENTENCES, labels)) == expected
 
 
 def test_wrong_arguments():

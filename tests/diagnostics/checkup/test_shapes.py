@@ -112,16 +112,50 @@ def test_networks_with_one_output(make):
     assert not diagnostics.check_shapes(loss_fn, params, X, Y[:, None])
 
 
+def test_pairs_under_vmap():
+    def loss_fn(params, x, y, axis):
+        def error(x, y):
+            return jnp.mean((x @ params - y) ** 2)
+
+        return jnp.mean(jax.vmap(error, (0, axis))(x, y))
+
+    (finding,) = diagnostics.check_shapes(loss_fn, normal(D), X, Y, None)
+    assert finding.kind == "broadcast_difference"
+    assert not diagnostics.check_shapes(loss_fn, normal(D), X, Y, 0)
+
+
+def test_targets_without_an_axis_for_the_examples():
+    def loss_fn(params, x, center, y):
+        return jnp.mean((x @ params - center) ** 2) + 0 * jnp.sum(y)
+
+    (finding,) = diagnostics.check_shapes(loss_fn, normal(D, C), X, normal(C), Y)
+    assert (finding.kind, finding.severity) == ("broadcast_target", "warning")
+
+    def normalized(params, x, center, y):
+        return jnp.mean((jnp.tanh(x @ params - center) @ params.T - y[:, None] * x) ** 2)
+
+    assert not diagnostics.check_shapes(normalized, normal(D, C), X, normal(C), Y)
+
+
 def test_all_pairs_on_purpose():
     def differences(params, x, y):
         z = x @ params
-        return jnp.mean((z[:, None] - z) ** 2) + jnp.mean((z[:, None] - y[None, :]) ** 2)
+        return jnp.mean((z[:, None] - z) ** 2) + 0 * jnp.sum(y)
+
+    def energy(params, x, y):
+        z = x @ params
+        return 2 * jnp.mean(jnp.abs(z[:, None] - y)) - jnp.mean(jnp.abs(z[:, None] - z))
+
+    def transport(params, x, y):
+        costs = ((x @ params)[:, None] - y) ** 2
+        return jnp.sum(costs * jax.lax.stop_gradient(jax.nn.softmax(-costs)))
 
     def kernel(params, x, y):
         z = x @ params
         return jnp.mean(jnp.exp(-((z - z.T) ** 2))) - jnp.mean(jnp.exp(-((z - y[None]) ** 2)))
 
-    assert not diagnostics.check_shapes(differences, normal(D), X, Y)
+    for loss_fn in (differences, energy, transport):
+        assert not diagnostics.check_shapes(loss_fn, normal(D), X, Y)
     assert not diagnostics.check_shapes(kernel, normal(D, 1), X, Y)
 
 
@@ -233,6 +267,24 @@ def test_slots_and_clusters_compete_on_purpose():
     params = {"slots": normal(3, D)}
     assert not diagnostics.check_shapes(slots, params, WORDS, Y)
     assert not diagnostics.check_shapes(clusters, params, WORDS, Y)
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_heads_that_are_split_by_a_reshape(is_right):
+    def split(x):
+        if is_right:
+            return x.reshape(N, T, 2, D // 2).swapaxes(1, 2)
+        return x.reshape(N, 2, T, D // 2)
+
+    def loss_fn(params, x, y):
+        q, k, v = (split(x @ w) for w in params)
+        z = jax.nn.softmax(q @ jnp.swapaxes(k, 2, 3) / 3**0.5) @ v
+        return jnp.mean((jnp.mean(z, axis=(1, 2, 3)) - y) ** 2)
+
+    findings = diagnostics.check_shapes(loss_fn, normal(3, D, D), WORDS, Y)
+    assert [one.kind for one in findings] == ["wrong_axis"] * (not is_right)
+    if findings:
+        assert findings[0].evidence["result"] == [N, 2, T, D // 2]
 
 
 def test_softmax_of_a_single_output():
