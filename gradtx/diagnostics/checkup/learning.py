@@ -16,13 +16,15 @@ from gradtx.diagnostics.checkup.subject import (
     some,
     subject_of,
 )
-from gradtx.diagnostics.checkup.trials import Trial, Trials
+from gradtx.diagnostics.checkup.trials import FALL, Trial, Trials
 from gradtx.recipes.adam import adam
 
 # The learning rates of adam, as multiples of 1e-3, one of which has to do.
 _RATES_OF_ADAM = (1.0, 10.0, 0.1)
 _SMALLER, _LARGER = (0.1, 0.01, 0.001), (10.0, 100.0, 1000.0)
 _OPPOSITE = (-1.0, -0.1, -0.01)
+# A classifier learns the labels of a batch to this share of its loss, in so many steps.
+_LEARNED, _LONG = 0.3, 160
 # A step that is longer than a matrix, or shorter than the spacing of float32.
 _LARGEST_RATIO, _SMALLEST_RATIO = 1.0, 1e-7
 # Matrices that begin near zero are moved away from it on purpose.
@@ -41,7 +43,8 @@ def check_learning(
     """Train on one batch for 40 steps a few times, and see what keeps the loss from falling.
 
     The kinds of findings: "cannot_overfit" (the loss does not fall by a hundredth, with adam at
-    learning rates of 1e-4, 1e-3 and 1e-2), "wrong_gradient" (a function's custom derivative is not
+    learning rates of 1e-4, 1e-3 and 1e-2; or that of a classifier does not fall by three tenths in
+    160 steps), "wrong_gradient" (a function's custom derivative is not
     what central differences along random directions give), "learning_rate" (the loss rises with
     `tx`, and falls if its steps are shorter; or it falls only if they are 100 times as long),
     "update_ratio" (a step is longer than the weights, or shorter than their rounding),
@@ -89,17 +92,17 @@ def _findings(subject: Subject) -> Iterator[Finding]:
     if not subject.is_finite or not has_gradient:
         return
     usual = Trials(subject, adam(1e-3))
+    fit = [*_cannot_overfit(subject, usual)] or [*_stays_high(subject, usual)]
     if subject.tx is None:
-        yield from _cannot_overfit(subject, usual)
+        yield from fit
         return
     trials = Trials(subject, subject.tx)
     own = trials.run()
     yield from _update_ratios(trials, own)
     yield from _weight_decay(trials)
     yield from _always_clipped(trials, own)
-    if not own.has_fallen:
-        rate = list(_learning_rate(trials, own))
-        yield from rate or _cannot_overfit(subject, usual)
+    rate = [] if own.has_fallen else [*_learning_rate(trials, own)]
+    yield from rate or fit
 
 
 LEARNING = Examination(_findings, derivative_requests)
@@ -111,7 +114,7 @@ LEARNING = Examination(_findings, derivative_requests)
 def _cannot_overfit(subject: Subject, trials: Trials) -> Iterator[Finding]:
     falls = {}
     for factor in _RATES_OF_ADAM:
-        trial = trials.run(factor, until_fallen=True)
+        trial = trials.run(factor, until=FALL)
         if trial.has_fallen:
             return
         falls[1e-3 * factor] = trial.fall
@@ -124,6 +127,30 @@ def _cannot_overfit(subject: Subject, trials: Trials) -> Iterator[Finding]:
         "neither with a learning rate of 1e-4, nor of 1e-3 or 1e-2.",
         "look at the findings on the labels, the shapes and the signal; train the last layer alone "
         "on two examples, and add the others one by one.",
+        place="params",
+        evidence={"loss": subject.loss, "falls": falls},
+    )
+
+
+def _stays_high(subject: Subject, trials: Trials) -> Iterator[Finding]:
+    """Whether a classifier learns some of its labels by heart, which any network can."""
+    classes = [one.softmax.number for one in subject.cross_entropies if one.labels is not None]
+    if not classes or not 0.5 < subject.loss / np.log(max(classes)) < 3:
+        return
+    falls = {}
+    for factor in _RATES_OF_ADAM[:2]:
+        falls[1e-3 * factor] = trials.run(factor, steps=_LONG, until=_LEARNED).fall
+        if falls[1e-3 * factor] > _LEARNED:
+            return
+    least = subject.loss * (1 - max(falls.values()))
+    yield Finding(
+        "cannot_overfit",
+        "warning",
+        f"the loss of this one batch falls from {subject.loss:.4g} to {least:.4g} only in {_LONG} "
+        "steps of adam, with the better of the learning rates 1e-3 and 1e-2: the network does not "
+        "even learn these labels by heart.",
+        "look whether the same inputs have different labels, and whether a layer is too narrow for "
+        "that many classes.",
         place="params",
         evidence={"loss": subject.loss, "falls": falls},
     )
@@ -155,18 +182,18 @@ def _learning_rate(trials: Trials, own: Trial) -> Iterator[Finding]:
     diverges = own.fall < 0
     if diverges:
         for factor in _SMALLER:
-            if trials.run(factor, until_fallen=True).has_fallen:
+            if trials.run(factor, until=FALL).has_fallen:
                 yield _too_large(own, factor)
                 return
         for factor in _OPPOSITE:
-            if trials.run(factor, until_fallen=True).has_fallen:
+            if trials.run(factor, until=FALL).has_fallen:
                 yield _climbs(own, factor)
                 return
         return
     if _warms_up(own):
         return
     for factor in _LARGER:
-        if trials.run(factor, until_fallen=True).has_fallen:
+        if trials.run(factor, until=FALL).has_fallen:
             if factor > _LARGER[0]:
                 yield _too_small(own, factor)
             return

@@ -15,8 +15,8 @@ from gradtx import trees
 from gradtx.diagnostics.checkup.subject import Subject
 
 # A loss has fallen if it is lower by this share of its first value.
-_FALL = 0.01
-_STEPS, _TOGETHER = 40, 10
+FALL = 0.01
+STEPS, _TOGETHER = 40, 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Trial:
     @property
     def has_fallen(self) -> bool:
         """Whether the loss has clearly fallen."""
-        return self.fall > _FALL
+        return self.fall > FALL
 
 
 @dataclass(eq=False)
@@ -61,12 +61,13 @@ class Trials:
     subject: Subject
     tx: optax.GradientTransformation
 
-    def run(self, factor: float = 1.0, *, until_fallen: bool = False) -> Trial:
+    def run(self, factor: float = 1.0, *, steps: int = STEPS, until: float = np.inf) -> Trial:
         """A run with the updates of the optimizer, multiplied by a factor.
 
         Args:
             factor: what each update is multiplied by.
-            until_fallen: whether to stop when the loss has clearly fallen.
+            steps: the number of steps, a multiple of 10.
+            until: how far the loss has to fall for the run to stop early, see `Trial.fall`.
         """
         traced = self.subject.traced
         params, state = traced.params, self._initial(traced.params)
@@ -78,7 +79,7 @@ class Trials:
             measured.append(np.asarray(jax.device_get(each), float))
             losses, gradient_norms, update_norms = np.concatenate(measured, 1)
             trial = Trial(np.append(losses, float(last)), gradient_norms, update_norms)
-            if len(gradient_norms) >= _STEPS or (until_fallen and trial.has_fallen):
+            if len(gradient_norms) >= steps or trial.fall > until:
                 return trial
 
     def first_update(

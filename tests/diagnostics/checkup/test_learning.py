@@ -164,6 +164,22 @@ def test_loss_that_cannot_fall():
     assert max(finding.evidence["falls"].values()) < 0.01
 
 
+def test_labels_that_contradict_each_other():
+    params = PARAMS | {"w1": jnp.asarray(RNG.standard_normal((8, 4)) / 3, jnp.float32)}
+
+    def loss(params, x, y):
+        logits = jnp.tanh(x @ params["w0"] + params["b0"]) @ params["w1"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+    x, y = jnp.repeat(X[:4], 4, axis=0), jnp.arange(16) % 4
+    (finding,) = diagnostics.check_learning(loss, params, x, y)
+    assert (finding.kind, finding.severity) == ("cannot_overfit", "warning")
+    # All that can be learned is that each label is as likely as the others.
+    lowest = finding.evidence["loss"] * (1 - max(finding.evidence["falls"].values()))
+    assert lowest == pytest.approx(np.log(4), rel=0.01)
+    assert not diagnostics.check_learning(loss, params, X, y)
+
+
 def test_game_of_two_networks_is_no_more_than_a_remark():
     def loss(params, x, y):
         # What one side gains, the other loses.
