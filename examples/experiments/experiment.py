@@ -20,7 +20,7 @@ T = TypeVar("T")
 # purple, orange, sky blue.
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
-# In the order of the lecture notes: initialization, optimization, normalization.
+# In the order of the lecture notes, initialization, optimization, normalization; then all of it.
 NAMES = (
     "elbows",
     "bias",
@@ -40,6 +40,7 @@ NAMES = (
     "connectivity",
     "lottery",
     "batchsize",
+    "faults",
 )
 
 

@@ -88,7 +88,7 @@ _BROUGHT_ABOUT: dict[str, tuple[str, ...]] = {
     "unscaled_attention": ("one_hot_attention",),
     "label_out_of_range": ("initial_loss", "nan"),
     "broadcast_difference": ("broadcast_target", "mixed_examples"),
-    "wrong_axis": ("mixed_examples",),
+    "wrong_axis": ("mixed_examples", "initial_loss"),
     "learning_rate": ("update_ratio", "cannot_overfit", "lost_update"),
     "wrong_gradient": ("cannot_overfit", "learning_rate", "vanishing", "exploding"),
     "identical_examples": (
