@@ -7,6 +7,7 @@ learning rates work, and what happened during a compiled loop.
 """
 
 from gradtx.diagnostics.activations import activation_gain, relu_elbows
+from gradtx.diagnostics.checkup.attention import check_attention
 from gradtx.diagnostics.checkup.check_up import check_up
 from gradtx.diagnostics.checkup.data import check_data
 from gradtx.diagnostics.checkup.examples import check_examples
@@ -52,6 +53,7 @@ __all__ = [
     "activation_gain",
     "along_gradient",
     "apply_mask",
+    "check_attention",
     "check_data",
     "check_examples",
     "check_head",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gradtx.diagnostics.checkup.attention import ATTENTION
 from gradtx.diagnostics.checkup.data import DATA
 from gradtx.diagnostics.checkup.examples import EXAMPLES
 from gradtx.diagnostics.checkup.finding import Finding, folded
@@ -17,7 +18,7 @@ from gradtx.diagnostics.checkup.signal import SIGNAL
 from gradtx.diagnostics.checkup.subject import Examination, Subject, examine, subject_of
 from gradtx.messages import shown
 
-_EXAMINATIONS = (SIGNAL, PARAMETERS, DATA, LABELS, PRECISION, HEAD, EXAMPLES, SHAPES)
+_EXAMINATIONS = (SIGNAL, PARAMETERS, DATA, LABELS, PRECISION, HEAD, ATTENTION, EXAMPLES, SHAPES)
 
 
 def check_up(

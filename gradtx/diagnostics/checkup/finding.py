@@ -87,6 +87,8 @@ _BROUGHT_ABOUT: dict[str, tuple[str, ...]] = {
     "large_logits": ("initial_loss",),
     "unscaled_attention": ("one_hot_attention",),
     "label_out_of_range": ("initial_loss", "nan"),
+    "double_softmax": ("vanishing", "cannot_overfit"),
+    "wrong_sign": ("initial_loss", "cannot_overfit"),
     "broadcast_difference": ("broadcast_target", "mixed_examples"),
     "wrong_axis": ("mixed_examples", "initial_loss"),
     "learning_rate": ("update_ratio", "cannot_overfit", "lost_update"),

@@ -138,6 +138,8 @@ def _loss(entropy: CrossEntropy) -> Measure:
     """
     operand, axes = _operand(entropy) or 0, entropy.softmax.axes
     number, is_pick = entropy.softmax.number, entropy.node.name == "gather"
+    if entropy.node.name == "dot_general":
+        is_pick = len(entropy.node.equation.params["dimension_numbers"][0][0]) == 1
 
     def measure(inputs: Sequence[Any], results: Sequence[Any]) -> dict[str, Any]:
         scores = inputs[operand].astype(jnp.float32)

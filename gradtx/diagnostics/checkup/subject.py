@@ -15,6 +15,7 @@ from gradtx.diagnostics.checkup.finding import Finding
 from gradtx.diagnostics.signal.learning import IdleParameter, idle_parameters
 from gradtx.diagnostics.signal.report import SignalReport
 from gradtx.diagnostics.signal.signals import report_of
+from gradtx.diagnostics.tracing.attention import Attention, attentions
 from gradtx.diagnostics.tracing.axes import Axes
 from gradtx.diagnostics.tracing.graph import Graph, Node, Value
 from gradtx.diagnostics.tracing.observe import Measure, Measured, observer
@@ -151,6 +152,11 @@ class Subject:
     def softmaxes(self) -> list[Softmax]:
         """The softmaxes and their logarithms."""
         return softmaxes(self.graph)
+
+    @functools.cached_property
+    def attentions(self) -> list[Attention]:
+        """The softmaxes that weight a sum of values."""
+        return attentions(self.graph, self.softmaxes)
 
     @functools.cached_property
     def sigmoids(self) -> list[Sigmoid]:
