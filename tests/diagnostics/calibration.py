@@ -29,11 +29,10 @@ ACTIVATIONS: dict[str, tuple[Callable[[Any], Any], float, int]] = {
     "leaky_relu": (jax.nn.leaky_relu, 2.0, 100),
     "tanh": (jnp.tanh, 1.0, 100),
     "selu": (jax.nn.selu, 1.0, 100),
-    "elu": (jax.nn.elu, 2.0, 8),
-    "gelu": (jax.nn.gelu, 2.0, 8),
-    "silu": (jax.nn.silu, 2.0, 8),
+    "elu": (jax.nn.elu, 2.0, 5),
+    "gelu": (jax.nn.gelu, 2.0, 5),
+    "silu": (jax.nn.silu, 2.0, 5),
 }
-BOUNDED_BY_WIDTH = ("relu", "leaky_relu")
 
 
 @dataclass(frozen=True)
@@ -126,8 +125,13 @@ def normalized_perceptron(draw: Draw) -> Network:
     name, f, gain = draw.activation()
     normalize = NORMALIZATIONS[norm]
     features, batch = draw.size(4, 256), draw.size(8 if norm == "batch_norm" else 1, 256)
-    # Batch normalization makes gradients of very deep plain networks explode: Yang et al. 2019.
-    depth = min(depth, 8) if norm == "batch_norm" else depth
+    # Batch normalization makes the gradients of very deep plain networks explode (Yang et al. 2019,
+    # "A mean field theory of batch normalization"), and so does a norm that takes away the mean of
+    # relus: by 1 / sqrt(1 - 1 / pi) = 1.21 per layer.
+    takes_mean_away = norm == "layer_norm" and not comes_first
+    depth = min(depth, 8) if norm == "batch_norm" or takes_mean_away else depth
+    # Deep in a network all samples are alike, so that all of a few relus are zero before long.
+    depth = min(depth, width)
     params = {
         "first": draw.weights(features, width, gain=gain),
         "stack": draw.weights(depth, width, width, gain=gain),

@@ -41,13 +41,19 @@ def covers(trunk: Sequence[Passage], layers: Sequence[LayerSignal]) -> bool:
     return len(points) > 2 and 2 * sum(one.name in names for one in hidden) >= len(hidden)
 
 
+def trend_along(what: str, trunk: Sequence[Passage]) -> trends.Trend:
+    """How the "signal" or the "gradient" changes from one layer or block to the next."""
+    values = [_value(what, trunk[i]) for i in _points(what, trunk)]
+    layers = [layer for passage in trunk for layer in passage.layers]
+    return trends.trend_of(values if what == "signal" else values[::-1], trends.chance_of(layers))
+
+
 def change_along(what: str, trunk: Sequence[Passage]) -> Diagnosis | None:
     """The finding about the "signal" or the "gradient" along a trunk, if there is a problem."""
-    points = _points(what, trunk)
-    values = [_value(what, trunk[i]) for i in points]
-    trend = trends.trend_of(values if what == "signal" else values[::-1])
+    trend = trend_along(what, trunk)
     if not trend.is_notable():
         return None
+    points = _points(what, trunk)
     segments = [_segment(what, trunk, i, j) for i, j in itertools.pairwise(points)]
     grows = trend.factor > 1
     # The segments that change it at least half as much as the average one.

@@ -53,6 +53,9 @@ def passages(loss: TracedLoss, layers: Sequence[LayerSignal]) -> tuple[Passage, 
         layers: the measurements of its layers.
     """
     graph = Graph(loss.closed_jaxpr)
+    if any(node.equation.primitive.name == "while" for node in graph.named("loop_carry")):
+        # It has no backward pass.
+        return ()
     products = products_of(graph, len(loss.params))
     trunk = trunk_of(graph, products)
     if trunk is None:

@@ -11,13 +11,17 @@ import numpy as np
 from gradtx.diagnostics.signal.layer_signal import LayerSignal
 
 # A signal or gradient that changes by less than these factors is considered healthy, unless the
-# total change exceeds the square of the second.
+# total change exceeds the square of the second. `tests/diagnostics/calibration.py` measures how
+# often random healthy networks go beyond them.
 FACTOR_PER_LAYER = 1.25
 FACTOR_IN_ALL = 15.0
 # In a recurrence a gradient may shrink more per step, and even more where gates are meant to
 # forget: a gate without a bias passes half of it on.
 FACTOR_PER_STEP = 1.8
 FACTOR_PER_GATED_STEP = 2.5
+
+# Narrow networks change a signal by chance, but by no more than this.
+_MOST_BY_CHANCE = 1000.0
 
 _SHRINKAGE = {
     "layer": FACTOR_PER_LAYER,
@@ -28,25 +32,34 @@ _SHRINKAGE = {
 
 @dataclass(frozen=True)
 class Trend:
-    """How a positive quantity changes along a sequence, fitted to its logarithm."""
+    """How a positive quantity changes along a sequence, fitted to its logarithm.
+
+    Attributes:
+        factor: the best-fitting factor from each element to the next.
+        in_all: the factor from the first element to the last one.
+        length: the number of elements.
+        chance: a factor in all that random weights of this network may make by chance.
+    """
 
     factor: float
     in_all: float
     length: int
+    chance: float = 1.0
 
     def is_notable(self, unit: str = "layer") -> bool:
         """Whether it is a problem, per "layer", or per "step" or "gated step" of a recurrence."""
         shrinkage = _SHRINKAGE[unit]
         is_steep = not 1 / shrinkage <= self.factor <= FACTOR_PER_LAYER
-        is_far = not 1 / FACTOR_IN_ALL <= self.in_all <= FACTOR_IN_ALL
-        is_very_far = not 1 / FACTOR_IN_ALL**2 <= self.in_all <= FACTOR_IN_ALL**2
+        far, very_far = max(FACTOR_IN_ALL, self.chance), max(FACTOR_IN_ALL**2, self.chance)
+        is_far = not 1 / far <= self.in_all <= far
+        is_very_far = not 1 / very_far <= self.in_all <= very_far
         if unit == "layer" and is_very_far:
             return True
         return self.length > 2 and is_steep and is_far
 
 
-def trend_of(sequence: Sequence[float]) -> Trend:
-    """The best-fitting factor from each element to the next, and that from first to last."""
+def trend_of(sequence: Sequence[float], chance: float = 1.0) -> Trend:
+    """The trend of a sequence, see `Trend`."""
     values = np.asarray(sequence, float)
     if not np.isfinite(values).all():
         # The values before the overflow show how it came about.
@@ -58,7 +71,28 @@ def trend_of(sequence: Sequence[float]) -> Trend:
     logarithms = np.log(values)
     slope = np.polyfit(np.arange(len(values)), logarithms, 1)[0]
     in_all = np.exp(logarithms[-1] - logarithms[0])
-    return Trend(float(np.exp(slope)), float(in_all), len(values))
+    return Trend(float(np.exp(slope)), float(in_all), len(values), chance)
+
+
+def chance_of(layers: Sequence[LayerSignal]) -> float:
+    """The factor by which random weights may change the norm of a signal by chance.
+
+    After L layers of n relus with weights of variance 2 / n, the logarithm of the norm is normal
+    with the mean -v and the variance v = 5 L / (4 n), whatever the batch: narrow networks shrink
+    a signal more often than not. This is three standard deviations away from zero, or 1000 if that
+    is less.
+
+    Source:
+        Hanin & Nica 2020, "Products of many large random matrices and gradients in deep neural
+        networks", theorem 1.
+    """
+    widths: dict[int, int] = {}
+    for layer in layers:
+        # The places of a convolution share their weights, and average over what these do.
+        width = max(layer.units, layer.fan_in, 1)
+        widths[layer.depth] = max(widths.get(layer.depth, 0), width)
+    variance = 1.25 * sum(1 / width for width in widths.values())
+    return min(math.exp(min(variance + 3 * math.sqrt(variance), 100.0)), _MOST_BY_CHANCE)
 
 
 def gradients_backwards(layers: Sequence[LayerSignal]) -> list[float]:
@@ -75,8 +109,8 @@ def gradients_backwards(layers: Sequence[LayerSignal]) -> list[float]:
 def over_layers(layers: Sequence[LayerSignal]) -> dict[str, Trend]:
     """How the "signal" and its "gradient" change from depth to depth."""
     return {
-        "signal": trend_of(signals(layers)),
-        "gradient": trend_of(gradients_backwards(layers)),
+        "signal": trend_of(signals(layers), chance_of(layers)),
+        "gradient": trend_of(gradients_backwards(layers), chance_of(layers)),
     }
 
 

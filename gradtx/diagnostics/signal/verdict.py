@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gradtx.diagnostics.signal import trends
+from gradtx.diagnostics.signal import along, trends
 from gradtx.diagnostics.signal.blocked import blocked, constant, solved, some
 from gradtx.diagnostics.signal.changes import changing
 from gradtx.diagnostics.signal.diagnosis import Diagnosis, listing
@@ -59,10 +59,10 @@ def diagnose(
         diagnosis = problem()
         if diagnosis is not None:
             return diagnosis
-    forward, backward = (
-        trends.trend_of(trends.signals(taking_part)),
-        trends.trend_of(trends.gradients_backwards(taking_part)),
-    )
+    if along.covers(trunk, taking_part):
+        forward, backward = (along.trend_along(what, trunk) for what in ("signal", "gradient"))
+    else:
+        forward, backward = trends.over_layers(taking_part).values()
     return Diagnosis(
         "healthy",
         (),

@@ -113,9 +113,9 @@ class _Evaluation:
 
     def _noted(self, array: Any, key: _Key | None) -> Any:
         """The result of an equation, measured if it is one of the chosen values."""
-        if key is None:
+        node = None if key is None else self._nodes.get(key[:2])
+        if key is None or node is None:
             return array
-        node = self._nodes[key[:2]]
         return self._measured(array, node.outputs[key[2]])
 
     def _measured(self, array: Any, value: Value) -> Any:
