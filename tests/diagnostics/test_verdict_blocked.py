@@ -398,6 +398,24 @@ def test_pixels_of_0_to_255_are_to_be_standardized(scale, normalizes):
         assert "standardize the inputs" in report.verdict
 
 
+@pytest.mark.parametrize("factor", [1.0, 20.0])
+def test_units_that_pixels_saturate_are_blamed_on_the_pixels(factor):
+    """Unless it is the weights that are too large."""
+    x = 255 * jax.random.uniform(jax.random.key(0), (SAMPLES, WIDTH))
+
+    def loss_fn(p, x):
+        return cross_entropy(jnp.tanh(x @ p["first"]) @ p["head"])
+
+    given = params("first", "head")
+    given["first"] *= factor / 2**0.5
+    report = diagnostics.signal_report(loss_fn, given, x)
+    assert report.kind == ("unstandardized" if factor == 1 else "saturated"), report.verdict
+    assert report.diagnosis.layers == ("first",)
+    if factor == 1:
+        assert "As a result, in layer 'first', the tanh is flat" in report.verdict
+        assert report.verdict.count(" To fix it, ") == 1
+
+
 def test_large_embeddings_are_not_inputs():
     """An embedding times the root of its width, as in the transformer."""
 

@@ -103,10 +103,11 @@ def test_standardizing_the_inputs_cures_saturation():
     params, loss_fn = network(3, initializers.glorot_normal()), loss_with(jnp.tanh)
     x = 40.0 + inputs(100.0)
     report = diagnostics.signal_report(loss_fn, params, x)
-    assert_sick(report, "saturated")
+    assert_sick(report, "unstandardized")
     assert 0 in indices_of(report.diagnosis.layers)
+    assert "the tanh is flat" in report.verdict
     assert "standardize the inputs" in report.verdict
-    stated = re.search(rf"standardize the inputs \(RMS ({NUMBER})\)", report.verdict)
+    stated = re.search(rf"large \(RMS ({NUMBER})\)", report.verdict)
     assert float(stated[1]) == pytest.approx(float(jnp.sqrt(jnp.mean(x**2))), rel=0.01)
     standardized = (x - x.mean()) / x.std()
     assert_healthy(diagnostics.signal_report(loss_fn, params, standardized))

@@ -1,8 +1,9 @@
 """Turns the measurements of the layers into a finding: what is wrong, where, and what to do."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from gradtx.diagnostics.signal import along, trends
+from gradtx.diagnostics.signal import advice, along, trends
 from gradtx.diagnostics.signal.blocked import blocked, constant, solved, some
 from gradtx.diagnostics.signal.changes import changing
 from gradtx.diagnostics.signal.diagnosis import Diagnosis, listing
@@ -47,8 +48,8 @@ def diagnose(
     problems = (
         lambda: not_finite(layers, culprit, loss),
         lambda: blocked(idle, layers),
-        lambda: dead_units(layers, silence),
-        lambda: saturated_units(layers),
+        lambda: _because_of_inputs(dead_units(layers, silence), layers),
+        lambda: _because_of_inputs(saturated_units(layers), layers),
         lambda: solved(loss, learns=learns),
         lambda: constant(idle, learns=learns),
         lambda: unmeasured(layers, not_seen),
@@ -98,8 +99,28 @@ def unstandardized(layers: Sequence[LayerSignal]) -> Diagnosis | None:
     )
 
 
+def _because_of_inputs(found: Diagnosis | None, layers: Sequence[LayerSignal]) -> Diagnosis | None:
+    """A finding; that of the inputs, if they are large and the weights are as they should be."""
+    inputs = unstandardized(layers)
+    if found is None or inputs is None:
+        return found
+    first = [layer for layer in layers if layer.name in {*found.layers} & {*inputs.layers}]
+    if not first or not all(_has_usual_weights(layer) for layer in first):
+        return found
+    cause, _, cure = inputs.sentence.partition(" To fix it, ")
+    effect = found.sentence.removeprefix(f"{found.kind}: ").partition(" To fix it, ")[0]
+    return replace(inputs, sentence=f"{cause} As a result, {effect} To fix it, {cure}")
+
+
+def _has_usual_weights(layer: LayerSignal) -> bool:
+    _, scale = advice.initializer_for(layer)
+    return scale / 2 < advice.scale_of(layer) < 2 * scale
+
+
 def _remark(idle: Sequence[IdleParameter]) -> str:
     """What a healthy network's parameters without a gradient are."""
+    # Integers are counts and indices.
+    idle = [one for one in idle if one.reason != "integer_parameter"]
     if not idle:
         return ""
     names = some([one.name for one in idle])
