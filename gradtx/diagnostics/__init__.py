@@ -26,7 +26,9 @@ from gradtx.diagnostics.noise_scale import NoiseScale, gradient_noise_scale
 from gradtx.diagnostics.pruning import apply_mask, freeze_pruned, prune_by_magnitude
 from gradtx.diagnostics.readout import history_of, plot_history
 from gradtx.diagnostics.signal.diagnosis import Diagnosis
+from gradtx.diagnostics.signal.evidence import Evidence, Operand
 from gradtx.diagnostics.signal.layer_signal import LayerSignal
+from gradtx.diagnostics.signal.learning import IdleParameter, Unseen
 from gradtx.diagnostics.signal.nonfinite import Culprit
 from gradtx.diagnostics.signal.report import SignalReport
 from gradtx.diagnostics.signal.signals import signal_report
@@ -44,12 +46,16 @@ __all__ = [
     "ConnectingPath",
     "Culprit",
     "Diagnosis",
+    "Evidence",
     "Finding",
     "HistoryState",
+    "IdleParameter",
     "LayerSignal",
     "LearningRateRange",
     "NoiseScale",
+    "Operand",
     "SignalReport",
+    "Unseen",
     "activation_gain",
     "along_gradient",
     "apply_mask",
