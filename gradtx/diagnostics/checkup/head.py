@@ -49,8 +49,8 @@ def check_head(
     The kinds of findings: "large_logits" and "initial_loss" (the loss is far above log(C), that of
     guessing among C classes), "double_softmax" (a softmax or sigmoid of what is already one),
     "target_out_of_range" (targets that the last nonlinearity cannot reach, or of another order of
-    magnitude), "wrong_sign" (the likelihood is minimized) and "no_nonlinearity" (two layers
-    with nothing between them).
+    magnitude), "wrong_sign" (the likelihood is minimized), "zero_loss" or "constant_loss" (a
+    softmax over a single class) and "no_nonlinearity" (two layers with nothing between them).
 
     Args:
         loss_fn: the loss, a real scalar: `loss_fn(params, *batch)`.
@@ -98,6 +98,7 @@ def _requests(subject: Subject) -> Iterator[tuple[Node, Measure]]:
 
 def _findings(subject: Subject) -> Iterator[Finding]:
     yield from _first_losses(subject)
+    yield from _single_classes(subject)
     yield from _applied_twice(subject)
     yield from ranges.findings(subject)
     yield from chains.findings(subject)
@@ -254,6 +255,26 @@ def _first_loss(
             place=place_of(names),
             source=node.line,
             evidence=evidence,
+        )
+
+
+def _single_classes(subject: Subject) -> Iterator[Finding]:
+    """A softmax over one class is 1, whatever the network does."""
+    for softmax in subject.softmaxes:
+        if softmax.number != 1 or not subject.is_trained(softmax.logits):
+            continue
+        if head_of(subject, softmax.logits) is None or not is_in_loss(subject, softmax.logits):
+            continue
+        yield Finding(
+            "constant_loss" if subject.loss else "zero_loss",
+            "error",
+            "the softmax is over a single class, of shape "
+            f"{softmax.logits.shape}: its probability is always 1, and nothing is learned.",
+            "use a sigmoid and a binary cross-entropy for one output, or give the head an output "
+            "for each class.",
+            place=place_of(names_of_head(subject, softmax.logits)),
+            source=softmax.entry.line,
+            evidence={"shape": list(softmax.logits.shape)},
         )
 
 

@@ -400,3 +400,15 @@ def test_temperature_of_a_contrast():
         assert kinds([finding]) == [("large_logits", "warning")]
         assert "temperature" in finding.cure
         assert not diagnostics.check_head(loss_fn, params, X, jnp.asarray(0.2), order)
+
+
+def test_softmax_over_a_single_class():
+    def loss_fn(params, x, y):
+        shares = jax.nn.softmax(x @ params["w0"])
+        return -jnp.mean(y * jnp.log(shares + 1e-9))
+
+    params, y = weights((8, 1)), jnp.sign(jnp.abs(X[:, :1]))
+    (finding,) = diagnostics.check_head(loss_fn, params, X, y)
+    assert finding.kind in ("zero_loss", "constant_loss")
+    assert finding.place == "w0"
+    assert not diagnostics.check_head(loss_fn, weights((8, 2)), X, jnp.tile(y, 2) / 2)
