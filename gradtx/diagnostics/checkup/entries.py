@@ -38,10 +38,18 @@ class Entry:
 
 
 def entries_of(subject: Subject) -> list[Entry]:
-    """The layers that receive something that is made of the batch alone."""
+    """The layers that receive something that is made of the batch alone.
+
+    Without any layer, the elementwise products with a weight count, as in y = w x + b.
+    """
+    layers = [
+        node
+        for node in subject.graph.named(*_LAYERS)
+        if any(_is_weight(subject, value) for value in node.inputs)
+    ]
     return [
         Entry(node, position, _features(node, position))
-        for node in subject.graph.named(*_LAYERS)
+        for node in layers or subject.graph.named("mul")
         for position, value in enumerate(node.inputs)
         if _is_read(subject, value) and _is_weight(subject, node.inputs[1 - position])
     ]
@@ -89,6 +97,8 @@ def _is_weight(subject: Subject, value: Value) -> bool:
 
 
 def _features(node: Node, position: int) -> tuple[int, ...]:
+    if node.name == "mul":
+        return tuple(range(len(node.output.shape)))[1:][-1:]
     numbers = node.equation.params["dimension_numbers"]
     if node.name == "dot_general":
         return tuple(numbers[0][position])

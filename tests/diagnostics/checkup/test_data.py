@@ -239,6 +239,17 @@ def test_unstandardized(x, cured):
     assert not found(x, loss=standardized)
 
 
+def test_line_through_years():
+    def line(params, x, y):
+        return jnp.mean((params["slope"] * x + params["height"] - y) ** 2)
+
+    params = {"slope": jnp.ones(()), "height": jnp.zeros(())}
+    years = RNG.uniform(1950, 2020, 32).astype(np.float32)
+    (finding,) = found(years, Y[:, 0], loss=line, params=params)
+    assert (finding.kind, finding.place) == ("unstandardized", "argument args[0]")
+    assert not found((years - 1985) / 20, Y[:, 0], loss=line, params=params)
+
+
 IMAGES = RNG.integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
 
 
