@@ -18,7 +18,8 @@ _TOLERANCE = 1e-5
 
 def padding(subject: Subject) -> Iterator[Finding]:
     """A finding if the loss depends on what stands where a mask says that there is nothing."""
-    for mask, is_there in _masks(subject):
+    masks = list(_masks(subject))
+    for mask, is_there in masks:
         padded = [
             value
             for value in subject.data
@@ -35,6 +36,50 @@ def padding(subject: Subject) -> Iterator[Finding]:
         if changes:
             yield _finding(subject, mask, is_there, loss, changes)
             return
+    if not masks:
+        yield from _unnoticed(subject)
+
+
+def _unnoticed(subject: Subject) -> Iterator[Finding]:
+    """Padding that shows in the data alone, and that no mask speaks of.
+
+    Whoever pads on purpose without a mask, as for a convolution, gives none; one that hides nothing
+    is a mistake.
+    """
+    for value in subject.data:
+        is_there = _before_tails(subject.array(value))
+        if is_there is None or _is_recognized(subject, value):
+            continue
+        same = [one for one in subject.data if one.shape == value.shape and _can_be_mask(one)]
+        ones = [one for one in same if np.all(subject.array(one) == 1)]
+        loss = float(subject.loss_of(subject.traced.data))
+        other = float(subject.loss_of(_exchanged(subject, value, is_there)))
+        if np.isfinite(loss) and abs(other - loss) > _TOLERANCE * max(abs(loss), abs(other)):
+            name, pad = subject.name(value), subject.array(value)[~is_there][0]
+            yield Finding(
+                "padding",
+                "warning" if ones else "remark",
+                f"the rows of {name} end in different numbers of {pad}, which looks like padding, "
+                f"but takes part: other numbers there change the loss from {loss:.4g} to "
+                f"{other:.4g}.",
+                "pass a mask of what is no padding, and use it in means, attention and the loss.",
+                place=place_of([name, *map(subject.name, ones)]),
+                evidence={"loss": loss, "losses": {name: other}, "padding": int(pad)},
+            )
+            return
+
+
+def _before_tails(array: np.ndarray) -> np.ndarray | None:
+    """Where entries are, if rows end in a number that is nowhere else; None: they do not."""
+    if array.ndim != 2 or array.dtype.kind not in "iu" or array.shape[1] < 3:
+        return None
+    pads = np.unique(array[:, -1], return_counts=True)
+    pad = pads[0][np.argmax(pads[1])]
+    is_there = array != pad
+    lengths = np.sum(is_there, axis=1)
+    is_tail = np.array_equal(is_there, np.arange(array.shape[1]) < lengths[:, None])
+    is_common = np.mean(lengths <= array.shape[1] - 2) > 0.25
+    return is_there if is_tail and is_common and len(np.unique(lengths)) > 2 else None
 
 
 def _finding(

@@ -1,5 +1,6 @@
 """Which axes of the values of a graph count the examples of a batch, and where examples meet."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ from gradtx.diagnostics.tracing.graph import Graph, Node, Value
 from gradtx.diagnostics.tracing.layout import Axis, Layout, Part, axis_of, layout_of_numbers, merged
 
 # The graph of a loop is a cycle; what it carries is settled after a few rounds.
-_ROUNDS = 3
+_ROUNDS_OF_LOOPS = 3
 # Larger constants are not looked at.
 _MOST_READ = 1 << 16
 
@@ -31,13 +32,14 @@ class Axes:
         self._layouts: dict[Value, Layout] = {
             value: ((Part("rows", number),), *map(axis_of, value.shape[1:])) for value in leaves
         }
-        for _ in range(_ROUNDS):
+        has_loops = any(graph.named("loop_carry"))
+        for _ in range(_ROUNDS_OF_LOOPS if has_loops else 1):
             self.signs = Signs()
             before = dict(self._layouts)
             for node in graph.nodes:
                 layouts = [self.of(value) for value in node.inputs]
                 for output in node.outputs:
-                    if output.shape and output.size:
+                    if output.shape and 0 not in output.shape:
                         layout = layout_after(Step(node, layouts, output, self.signs))
                         self._layouts[output] = tuple(map(merged, layout))
             if before == self._layouts:
@@ -61,7 +63,7 @@ class Axes:
         """Whether an axis counts the examples."""
         kinds = {part.kind for part in axis}
         sizes = [part.size for part in axis if part.kind == "rows"]
-        return kinds <= {"rows", "copies"} and int(np.prod(sizes)) == self.number > 1
+        return kinds <= {"rows", "copies"} and math.prod(sizes) == self.number > 1
 
     def is_copied(self, value: Value, axis: int) -> bool:
         """Whether a value is the same for all indices of an axis."""

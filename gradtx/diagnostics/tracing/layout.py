@@ -4,6 +4,7 @@ An axis is a number whose digits count something. A reshape regroups the digits,
 moves them, a reduction takes them away. Whatever is not understood counts "something else".
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -53,7 +54,7 @@ def layout_of_numbers(array: np.ndarray) -> Layout:
 
 def size_of(axis: Axis) -> int:
     """The number of indices."""
-    return int(np.prod([part.size for part in axis]))
+    return math.prod([part.size for part in axis])
 
 
 def has_rows(axis: Axis) -> bool:

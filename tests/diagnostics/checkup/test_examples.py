@@ -402,7 +402,8 @@ def test_mean_over_examples(loss_fn):
 
 LENGTHS = np.random.default_rng(0).integers(2, T, N)
 IS_WORD = jnp.asarray(np.arange(T) < LENGTHS[:, None], jnp.float32)
-TOKENS = jnp.where(IS_WORD > 0, 1 + jnp.arange(N * T).reshape(N, T) % 6, 0)
+FULL = 1 + jnp.arange(N * T).reshape(N, T) % 6
+TOKENS = jnp.where(IS_WORD > 0, FULL, 0)
 TABLE = {"table": normal(7, 8), "head": normal(8, C)}
 
 
@@ -439,6 +440,20 @@ def test_padding_that_takes_part(encode, given):
     assert not diagnostics.check_examples(loss_fn, TABLE, TOKENS, given, LABELS, True)
 
 
+@pytest.mark.parametrize(("has_mask", "severity"), [(True, "warning"), (False, "remark")])
+def test_padding_that_no_mask_speaks_of(has_mask, severity):
+    def loss_fn(params, tokens, mask, y):
+        mask = jnp.ones(tokens.shape) if mask is None else mask
+        return entropy(pooled(params, tokens, mask, True) @ params["head"], y)
+
+    mask = jnp.ones_like(IS_WORD) if has_mask else None
+    (finding,) = diagnostics.check_examples(loss_fn, TABLE, TOKENS, mask, LABELS)
+    assert (finding.kind, finding.severity) == ("padding", severity)
+    assert finding.evidence["padding"] == 0
+    assert not diagnostics.check_examples(loss_fn, TABLE, TOKENS, IS_WORD, LABELS)
+    assert not diagnostics.check_examples(loss_fn, TABLE, FULL, mask, LABELS)
+
+
 def test_padded_targets():
     def loss_fn(params, tokens, mask, is_masked):
         logits = params["table"][tokens[:, :-1]] @ params["table"].T
@@ -460,9 +475,9 @@ def test_masks_that_do_not_stand_for_padding():
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, ::-1])
         return jnp.sum(losses * is_asked) / jnp.sum(is_asked)
 
-    assert not diagnostics.check_examples(loss_fn, TABLE, TOKENS, is_asked)
+    assert not diagnostics.check_examples(loss_fn, TABLE, FULL, is_asked)
     of_answer = 1 - IS_WORD  # The prompt is not to be predicted, but read.
-    assert not diagnostics.check_examples(loss_fn, TABLE, TOKENS, of_answer)
+    assert not diagnostics.check_examples(loss_fn, TABLE, FULL, of_answer)
 
 
 def test_padding_that_is_recognized_by_its_number():
