@@ -165,7 +165,8 @@ def dead_units(cured=False):
     "dropout that keeps nothing",
     "linen",
     "UMLAUT: high dropout rate; Stack Overflow, keep probability and rate confused",
-    kinds="dead zero_gradient blocked identical_examples",
+    # flax does not even look at the inputs then.
+    kinds="dead zero_gradient blocked unused",
     where="Dense_0",
     how="the rate of 1 drops everything, and only the last bias learns",
 )
