@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from gradtx.diagnostics.checkup.finding import Finding
@@ -178,8 +179,9 @@ def _factors_before(subject: Subject, value: Value) -> Iterator[float]:
 def _has_shares(subject: Subject) -> bool:
     """Whether an array of the data gives each example its share of the loss."""
     for value in subject.data:
-        if value.shape[:1] == (subject.axes.number,) and value.size == subject.axes.number:
-            array = subject.array(value)
-            if array.dtype.kind == "f" and np.min(array) >= 0 and abs(np.sum(array) - 1) < 1e-3:
+        is_column = value.shape[:1] == (subject.axes.number,) and value.size == subject.axes.number
+        if is_column and jnp.issubdtype(value.dtype, jnp.floating):
+            array = np.asarray(subject.array(value), np.float64)
+            if np.min(array) >= 0 and abs(np.sum(array) - 1) < 1e-3:
                 return True
     return False

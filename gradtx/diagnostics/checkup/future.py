@@ -74,7 +74,8 @@ def _predictions(subject: Subject) -> Iterator[tuple[CrossEntropy, Value]]:
     for entropy in subject.cross_entropies:
         logits = entropy.softmax.logits
         for tokens in subject.data:
-            if len(tokens.shape) != 2 or tokens.dtype.kind not in "iu" or tokens.shape[1] < 4:
+            is_integer = jnp.issubdtype(tokens.dtype, jnp.integer)
+            if len(tokens.shape) != 2 or not is_integer or tokens.shape[1] < 4:
                 continue
             if not logits.depends >> (tokens.argument or 0) & 1 or entropy.labels is None:
                 continue

@@ -6,6 +6,8 @@ the neighbours in a graph, and the steps of a sequence. What is found here has n
 
 from collections.abc import Iterator
 
+import jax.numpy as jnp
+
 from gradtx.diagnostics.checkup.finding import Finding
 from gradtx.diagnostics.checkup.norms import mixed, norms_over_examples
 from gradtx.diagnostics.checkup.subject import Subject
@@ -33,7 +35,11 @@ def mixed_examples(subject: Subject) -> Iterator[Finding]:
 def _has_labels(subject: Subject) -> bool:
     """Whether there is one label for each first index of data that has further axes."""
     leaves = [v for v in subject.data if v.shape[:1] == (subject.axes.number,)]
-    wide = [v for v in leaves if len(v.shape) >= 3 or (len(v.shape) == 2 and v.dtype.kind in "iu")]
+    wide = [
+        v
+        for v in leaves
+        if len(v.shape) >= 3 or (len(v.shape) == 2 and jnp.issubdtype(v.dtype, jnp.integer))
+    ]
     return any(
         len(label.shape) == 1 or (len(label.shape) == 2 and label.shape[1] != one.shape[1])
         for one in wide

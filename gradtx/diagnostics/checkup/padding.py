@@ -47,7 +47,7 @@ def _unnoticed(subject: Subject) -> Iterator[Finding]:
     is a mistake.
     """
     for value in subject.data:
-        is_there = _before_tails(subject.array(value))
+        is_there = _before_tails(subject.array(value)) if _can_be_mask(value) else None
         if is_there is None or _is_recognized(subject, value):
             continue
         same = [one for one in subject.data if one.shape == value.shape and _can_be_mask(one)]

@@ -586,6 +586,22 @@ def test_labels_that_are_an_argument(shift, expected):
     assert kinds(diagnostics.check_examples(loss_fn, MODEL, SENTENCES, labels)) == expected
 
 
+def test_keys_among_the_data():
+    def loss_fn(params, x, y, key, keys):
+        x = jnp.where(jax.random.bernoulli(key, 0.5, x.shape), x, 0.0)
+        noise = jax.vmap(lambda key: jax.random.normal(key, (D,)))(keys)
+        return entropy(jnp.tanh((x + noise) @ params["w0"]) @ params["w1"], y)
+
+    key = jax.random.key(0)
+    batch = (X, LABELS, key, jax.random.split(key, N))
+    assert not diagnostics.check_examples(loss_fn, HIDDEN, *batch)
+    assert not diagnostics.check_shapes(loss_fn, HIDDEN, *batch)
+    grid = jax.random.split(key, (N, T))
+    assert not diagnostics.check_examples(
+        lambda p, x, y, grid: loss_fn(p, x, y, grid[0, 0], grid[:, 0]), HIDDEN, X, LABELS, grid
+    )
+
+
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="check_examples: loss_fn must be a function"):
         diagnostics.check_examples(3, {}, X)
