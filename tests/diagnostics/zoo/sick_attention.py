@@ -37,9 +37,13 @@ def _qkv(params, x):
     return (split_heads(z, 2) for z in jnp.split(affine(params["qkv"], x), 3, axis=-1))
 
 
-def _classified(params, x, p, v, y):
+def _classified(params, x, p, v, y, is_counted=None):
     x = x + affine(params["out"], merge_heads(p @ v))
-    return cross_entropy(affine(params["head"], x), y)
+    logits = affine(params["head"], x)
+    if is_counted is None:
+        return cross_entropy(logits, y)
+    log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), y[..., None], axis=-1)[..., 0]
+    return -jnp.sum(log_p * is_counted) / jnp.sum(is_counted)
 
 
 def _tags():
@@ -155,16 +159,17 @@ def inverted_mask(cured=False):
     how="the mask is made of ones: words read the padding",
 )
 def mask_of_ones(cured=False):
-    def loss_fn(params, tokens, is_word, y):
+    def loss_fn(params, tokens, is_word, y, is_counted):
         x = params["table"][tokens]
         q, k, v = _qkv(params, x)
         scores = q @ jnp.swapaxes(k, -1, -2) / 32**0.5
         scores = jnp.where(is_word[:, None, None, :], scores, -1e9)  # fault
         p = jax.nn.softmax(scores, axis=-1)  # fault
-        return _classified(params, x, p, v, y)
+        return _classified(params, x, p, v, y, is_counted)
 
     tokens, is_word, y = _tags()
-    return SetUp(loss_fn, _params(), (tokens, is_word if cured else jnp.ones_like(is_word), y))
+    mask = is_word if cured else jnp.ones_like(is_word)
+    return SetUp(loss_fn, _params(), (tokens, mask, y, is_word))
 
 
 @sick(
@@ -183,7 +188,7 @@ def added_mask(cured=False):
         mask = is_word[:, None, None, :].astype(jnp.float32)
         scores = scores + (1e9 * (mask - 1) if cured else mask)  # fault
         p = jax.nn.softmax(scores, axis=-1)  # fault
-        return _classified(params, x, p, v, y)
+        return _classified(params, x, p, v, y, is_word)
 
     return SetUp(loss_fn, _params(), _tags())
 
@@ -197,16 +202,17 @@ def added_mask(cured=False):
     how="the softmax of a row of -inf is NaN",
 )
 def empty_rows(cured=False):
-    def loss_fn(params, tokens, is_word, y):
+    def loss_fn(params, tokens, is_word, y, is_counted):
         x = params["table"][tokens]
         q, k, v = _qkv(params, x)
         scores = q @ jnp.swapaxes(k, -1, -2) / 32**0.5
         scores = jnp.where(is_word[:, None, None, :], scores, -jnp.inf)  # fault
         p = jax.nn.softmax(scores, axis=-1)  # fault
-        return _classified(params, x, p, v, y)
+        return _classified(params, x, p, v, y, is_counted)
 
     tokens, is_word, y = _tags()
-    return SetUp(loss_fn, _params(), (tokens, is_word if cured else is_word.at[3].set(False), y))
+    mask = is_word if cured else is_word.at[3].set(False)
+    return SetUp(loss_fn, _params(), (tokens, mask, y, is_word))
 
 
 @sick(
