@@ -8,8 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gradtx.diagnostics.checkup import futures
 from gradtx.diagnostics.checkup.finding import Finding
+from gradtx.diagnostics.checkup.padding import tail_of_mask
 from gradtx.diagnostics.checkup.subject import Examination, Subject, examine, place_of, subject_of
 from gradtx.diagnostics.tracing.attention import Attention, projections
 from gradtx.diagnostics.tracing.graph import Node
@@ -36,9 +36,9 @@ def check_attention(
     """Look at the weights and the masks of every attention in a loss.
 
     The kinds of findings: "one_hot_attention" (one key has nearly all the weight), "empty_mask" (a
-    query sees no key), "full_mask" (a mask that hides nothing), "unscaled_attention" (no 1/sqrt(d)
-    before the softmax, and scores that spread widely) and "future_leak" (the next token is to be
-    predicted, but attention sees it).
+    query sees no key), "full_mask" (a mask that hides nothing) and "unscaled_attention" (no
+    1/sqrt(d) before the softmax, and scores that spread widely). Whether attention sees what is to
+    be predicted is a question of `check_examples`.
 
     Args:
         loss_fn: the loss, a real scalar: `loss_fn(params, *batch)`.
@@ -79,8 +79,6 @@ def _requests(subject: Subject) -> Iterator[tuple[Node, Measure]]:
         for node, i in one.masks:
             if node.name != "select_n":
                 yield node, functools.partial(_added, i)
-    if subject.attentions:
-        yield from futures.requests(subject)
 
 
 def _findings(subject: Subject) -> Iterator[Finding]:
@@ -105,7 +103,6 @@ def _findings(subject: Subject) -> Iterator[Finding]:
             source=same[0].source,
             evidence=dict(same[0].evidence) | {"layers": len(same)},
         )
-    yield from futures.findings(subject)
 
 
 ATTENTION = Examination(_findings, _requests)
@@ -142,10 +139,6 @@ def _measure(axis: int, inputs: Sequence[Any], results: Sequence[Any]) -> dict[s
         "keys": jnp.mean(number.astype(jnp.float32)),
         "spread": jnp.sqrt(jnp.mean(spreads, where=number > 1)),
     }
-    if is_square and logits.shape[-1] > 1:
-        size = logits.shape[-1]
-        later = jnp.broadcast_to(jnp.triu(jnp.ones((size, size), bool), 1), is_seen.shape)
-        measured["later"] = jnp.mean(is_seen.astype(jnp.float32), where=later)
     return {f"attention/{key}": value for key, value in measured.items()}
 
 
@@ -230,7 +223,7 @@ def _full(
         )
         return
     if names and not np.any(measured["hidden"]) and any(n.name == "select_n" for n, _ in one.masks):
-        padded = futures.padded(subject, names)
+        padded = tail_of_mask(subject, names)
         yield Finding(
             "full_mask",
             "warning" if padded else "remark",

@@ -100,7 +100,7 @@ def _next(subject: Subject, layer: _Layer, layers: dict[int, _Layer]) -> _Layer 
             waiting.append((node.output, passed, reshaped or node.name == "reshape"))
     if follower is None or not _is_meant(subject, layer, follower, is_reshaped=is_reshaped):
         return None
-    return follower
+    return None if _is_beside_another(subject, layer, follower) else follower
 
 
 def _pass(subject: Subject, node: Node, i: int, axes: frozenset[int]) -> frozenset[int] | None:
@@ -170,6 +170,24 @@ def _is_meant(subject: Subject, first: _Layer, second: _Layer, *, is_reshaped: b
         and all(subject.is_given(one) for one in maker.inputs)
     )
     return not is_of_attention
+
+
+def _is_beside_another(subject: Subject, first: _Layer, second: _Layer) -> bool:
+    """Whether two layers are a branch beside another product of the same signal, as in LoRA."""
+    scaled = list(
+        subject.graph.downstream(
+            second.node.output,
+            lambda node, i: node.name == "mul" and not subject.is_given(node.inputs[1 - i]),
+        )
+    )
+    sums = [node for value in scaled for node, _ in value.users if node.name in _SUMS]
+    others = [value for node in sums for value in node.inputs if value not in scaled]
+    return any(
+        value.producer is not None
+        and value.producer.name in ("dot_general", "conv_general_dilated")
+        and first.signal in value.producer.inputs
+        for value in others
+    )
 
 
 def findings(subject: Subject) -> Iterator[Finding]:

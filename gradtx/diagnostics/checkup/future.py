@@ -17,21 +17,29 @@ from gradtx.diagnostics.tracing.targets import CrossEntropy
 
 
 def future_leak(subject: Subject) -> Iterator[Finding]:
-    """A finding if predictions of the next entry depend on it."""
-    for entropy, tokens in _predictions(subject):
+    """A finding if predictions of the next entry depend on it, or if none is predicted."""
+    for entropy, tokens, shift in _predictions(subject):
         node = entropy.softmax.entry
         if subject.observed is None or node not in subject.measured:
             continue
         before = subject.measured[node].get("future_sums")
-        place = tokens.shape[1] - 2
-        after = subject.observed(_changed(subject, tokens, place)).get(node, {}).get("future_sums")
-        culprit = _culprit(subject, entropy.softmax.logits, place + 1)
-        if before is None or after is None or culprit is None:
+        example, place = _longest(subject.array(tokens))
+        changed = _changed(subject, tokens, example, place)
+        after = subject.observed(changed).get(node, {}).get("future_sums")
+        if before is None or after is None:
             continue
-        early = np.flatnonzero(before != after)
-        early = early[early < place]
-        if len(early):
-            name = subject.name(tokens)
+        changes = np.flatnonzero(before[example] != after[example])
+        name = subject.name(tokens)
+        if not shift:
+            # One that restores its whole input, or each place alone, is no model of what follows.
+            sees_the_past = len(changes) > 1 and changes[0] == place > 1
+            if sees_the_past:
+                yield _not_shifted(name, entropy, place)
+                return
+            continue
+        culprit = _culprit(subject, entropy.softmax.logits, place + 1)
+        early = changes[changes < place]
+        if len(early) and culprit is not None:
             yield Finding(
                 "future_leak",
                 "error",
@@ -45,6 +53,19 @@ def future_leak(subject: Subject) -> Iterator[Finding]:
             return
 
 
+def _not_shifted(name: str, entropy: CrossEntropy, place: int) -> Finding:
+    return Finding(
+        "future_leak",
+        "error",
+        f"each place is to predict the entry of {name} that it reads itself: a model that sees the "
+        "past only copies it.",
+        "shift the labels: predict tokens[:, 1:] from tokens[:, :-1].",
+        place=name,
+        source=entropy.node.line,
+        evidence={"entry": place, "changed_places": 0},
+    )
+
+
 _CURES = {
     "dot_general": "mask the attention with jnp.tril(jnp.ones((length, length), bool)).",
     "conv_general_dilated": "pad the convolution on the left only.",
@@ -54,23 +75,26 @@ _CURES = {
 
 def sums_of_logits(subject: Subject) -> Iterator[tuple[Node, Measure]]:
     """What has to be measured for it."""
-    for entropy, tokens in _predictions(subject):
+    for entropy, tokens, _ in _predictions(subject):
         yield entropy.softmax.entry, _sums(tokens)
 
 
 def _sums(tokens: Value) -> Measure:
-    """The sum of the logits for each place of a sequence."""
+    """The sum of the logits for each place of each sequence."""
 
     def measure(inputs: Sequence[Any], results: Sequence[Any]) -> dict[str, Any]:
         logits = jnp.asarray(inputs[0], jnp.float32)
         logits = logits.reshape(tokens.shape[0], -1, logits.shape[-1])
-        return {"future_sums": jnp.sum(logits, (0, 2))}
+        return {"future_sums": jnp.sum(logits, -1)}
 
     return measure
 
 
-def _predictions(subject: Subject) -> Iterator[tuple[CrossEntropy, Value]]:
-    """The cross-entropies whose labels are the next entries of an argument, and that argument."""
+def _predictions(subject: Subject) -> Iterator[tuple[CrossEntropy, Value, int]]:
+    """The cross-entropies whose labels are entries of an argument that their logits depend on.
+
+    With the argument, and by how many places the labels are ahead: one, or none.
+    """
     for entropy in subject.cross_entropies:
         logits = entropy.softmax.logits
         for tokens in subject.data:
@@ -84,7 +108,9 @@ def _predictions(subject: Subject) -> Iterator[tuple[CrossEntropy, Value]]:
             is_whole = places in (batch * length, batch * (length - 1))
             is_whole &= logits.shape[0] in (batch, places) and len(logits.shape) in (2, 3)
             if is_whole and _is_next(subject, entropy.labels, tokens):
-                yield entropy, tokens
+                yield entropy, tokens, 1
+            elif is_whole and _is_same(subject, entropy.labels, tokens):
+                yield entropy, tokens, 0
 
 
 def _is_next(subject: Subject, labels: Value, tokens: Value) -> bool:
@@ -101,11 +127,29 @@ def _is_next(subject: Subject, labels: Value, tokens: Value) -> bool:
     return False
 
 
-def _changed(subject: Subject, tokens: Value, place: int) -> list[Any]:
-    """The data with other entries at one place of the sequences."""
+def _longest(tokens: np.ndarray) -> tuple[int, int]:
+    """The sequence with the least padding at its end, and its last place but one.
+
+    What padding sees does not matter: its predictions are left out of the loss.
+    """
+    is_tail = np.cumprod((tokens == tokens[:, -1:])[:, ::-1], 1)[:, ::-1]
+    lengths = np.sum(1 - is_tail, 1)
+    example = int(np.argmax(lengths))
+    return example, min(int(lengths[example]), tokens.shape[1] - 1) - 1
+
+
+def _is_same(subject: Subject, labels: Value, tokens: Value) -> bool:
+    """Whether labels are the entries of an argument, each at its own place."""
+    # Negative indices are wrapped before they are looked up.
+    crossed = VIEWS | {"add", "select_n"}
+    return tokens in subject.graph.upstream(labels, lambda node, i: node.name in crossed)
+
+
+def _changed(subject: Subject, tokens: Value, example: int, place: int) -> list[Any]:
+    """The data with another entry at one place of one sequence."""
     array = np.array(subject.array(tokens))
     low, high = np.min(array), np.max(array)
-    array[:, place] = low + (array[:, place] - low + 1) % (high - low + 1)
+    array[example, place] = low + (array[example, place] - low + 1) % (high - low + 1)
     data = list(subject.traced.data)
     data[(tokens.argument or 0) - len(subject.traced.params)] = jax.device_put(array)
     return data

@@ -82,8 +82,11 @@ def _findings(subject: Subject) -> Iterator[Finding]:
         yield _unused(unused, sum(by_name[name].size for name in unused))
     yield from _blocked(subject, idle)
     lost = [name for name in still if name not in waiting]
-    if lost:
-        yield _zero_gradient(lost)
+    biases = [name for name in lost if _is_bias_that_cancels(subject, by_name, name)]
+    if biases:
+        yield _cancelled(biases)
+    if len(lost) > len(biases):
+        yield _zero_gradient([name for name in lost if name not in biases])
     others = {one.name for one in idle} - set(lost)
     identical = [
         name for name, p in by_name.items() if name not in others and _is_identical(subject, p)
@@ -121,6 +124,28 @@ def _zero_gradient(names: Sequence[str]) -> Finding:
         "on it.",
         "look for units that are zero for the whole batch, a factor of zero, a clip that always "
         "acts, or a gradient that underflows.",
+        place=place_of(names),
+        evidence={"parameters": list(names)},
+    )
+
+
+def _is_bias_that_cancels(subject: Subject, by_name: dict[str, Value], name: str) -> bool:
+    """Whether a vector has no gradient while the weights beside it have one."""
+    layer = name.rpartition("/")[0]
+    return len(by_name[name].shape) < 2 and any(
+        np.any(subject.gradients[other.argument or 0])
+        for other_name, other in by_name.items()
+        if other_name.rpartition("/")[0] == layer and len(other.shape) > 1
+    )
+
+
+def _cancelled(names: Sequence[str]) -> Finding:
+    return Finding(
+        "zero_gradient",
+        "remark",
+        f"the gradient of {some(names)} is exactly zero, while the weights beside it learn: what "
+        "it adds is taken away again, by a difference, a normalization or a softmax.",
+        "leave it out, if that is always so.",
         place=place_of(names),
         evidence={"parameters": list(names)},
     )

@@ -147,13 +147,11 @@ def test_next_token_that_attention_sees():
     params = PARAMS | {"table": jnp.asarray(RNG.standard_normal((9, 16)) / 4, jnp.float32)}
     tokens = jnp.asarray(RNG.integers(0, 9, (4, 7)))
     pair = tokens[:, :-1], tokens[:, 1:]
-    (finding,) = diagnostics.check_attention(predicts(None), params, *pair)
+    (finding,) = diagnostics.check_examples(predicts(None), params, *pair)
     assert kinds([finding]) == [("future_leak", "error")]
-    assert finding.place == "argument args[0], argument args[1]"
-    assert finding.evidence["later"] == 1
-    assert not diagnostics.check_attention(predicts(SEEN[None]), params, *pair)
+    assert not diagnostics.check_examples(predicts(SEEN[None]), params, *pair)
     # A network that fills in or classifies tokens may see all of them.
-    assert not diagnostics.check_attention(predicts(None), params, TOKENS, TOKENS)
+    assert not diagnostics.check_examples(predicts(None), params, TOKENS, TOKENS)
 
 
 def test_encoder_sees_all_of_its_tokens():
@@ -171,7 +169,7 @@ def test_encoder_sees_all_of_its_tokens():
         logits = (x + jax.nn.softmax(scores) @ source) @ params["table"].T
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, answer))
 
-    assert not diagnostics.check_attention(loss_fn, params, TOKENS)
+    assert not diagnostics.check_examples(loss_fn, params, TOKENS)
 
 
 class Linen(linen.Module):

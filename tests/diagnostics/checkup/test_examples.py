@@ -576,6 +576,39 @@ def test_future_that_is_seen(encode, changed):
         assert (one.place, one.evidence["changed_places"]) == ("argument args[0]", changed)
 
 
+def test_padded_queries_may_see_anything():
+    """They see all keys alike where every key is hidden from them, and do not count in the loss."""
+    lengths = 2 + jnp.arange(N) % (LENGTH - 3)
+    tokens = jnp.where(jnp.arange(LENGTH)[None] < lengths[:, None], 1 + SENTENCES % 8, 0)
+
+    def loss_fn(params, tokens, offset):
+        x, is_there = params["table"][tokens[:, :-1]], tokens[:, :-1] > 0
+        scores = x @ jnp.swapaxes(x, 1, 2)
+        causal = jnp.tril(jnp.ones(scores.shape[1:], bool)) if offset == "causal" else True
+        mask = is_there[:, :, None] & is_there[:, None] & causal
+        logits = (x + jax.nn.softmax(jnp.where(mask, scores, -1e9)) @ x) @ params["head"]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+        return jnp.mean(losses, where=is_there)
+
+    assert not diagnostics.check_examples(loss_fn, MODEL, tokens, "causal")
+    assert kinds(diagnostics.check_examples(loss_fn, MODEL, tokens, "none")) == [
+        ("future_leak", "error")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("encode", "expected"),
+    [(attending(0), [("future_leak", "error")]), (attending(-1), []), (attending(None), [])],
+    ids=["copies", "sees the past only", "restores"],
+)
+def test_labels_that_are_not_shifted(encode, expected):
+    def loss_fn(params, tokens):
+        x = params["table"][tokens]
+        return entropy((encode(params, x) - x) @ params["head"], tokens)
+
+    assert kinds(diagnostics.check_examples(loss_fn, MODEL, SENTENCES)) == expected
+
+
 @pytest.mark.parametrize(("shift", "expected"), [(-1, [("future_leak", "error")]), (0, [])])
 def test_labels_that_are_an_argument(shift, expected):
     def loss_fn(params, tokens, labels):

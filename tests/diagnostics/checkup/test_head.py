@@ -311,6 +311,8 @@ def over_tokens(params, x):
     ("loss_fn", "shapes"),
     [
         (low_rank, [(8, 8), (8, 2), (2, 8)]),
+        # The rank may be as large as the output.
+        (low_rank, [(8, 4), (8, 4), (4, 4)]),
         (residual, [(8, 8), (8, 8)]),
         (several_heads, [(8, 8), (8, 2), (8, 3)]),
         (over_tokens, [(8, 8), (8, 8)]),

@@ -113,6 +113,16 @@ def test_what_begins_at_zero_and_learns_is_healthy(zero):
     assert not diagnostics.check_parameters(loss_fn, params, X)
 
 
+def test_bias_that_cancels_is_a_remark():
+    def loss_fn(params, x):
+        first, second = (z @ params["w0"] + params["b"][None] for z in (x[:8], x[8:]))
+        return jnp.mean((first - second - 1) ** 2)
+
+    params = weights((4, 8)) | {"b": jnp.ones(8)}
+    (finding,) = diagnostics.check_parameters(loss_fn, params, X)
+    assert (finding.kind, finding.severity, finding.place) == ("zero_gradient", "remark", "b")
+
+
 @pytest.mark.parametrize("value", [0.0, 0.1])
 def test_identical_units(value):
     params = jax.tree.map(lambda w: jnp.full_like(w, value), weights((4, 8), (8, 8), (8, 1)))
