@@ -127,3 +127,13 @@ def test_picture_of_a_recurrence_shows_its_steps():
     (axes,) = (axes for axes in figure.axes if axes.get_xlabel() == "step")
     (curve,) = (line for line in axes.get_lines() if line.get_label() == "recurrent")
     np.testing.assert_allclose(curve.get_ydata(), report.layers[1].grad_rms_by_step)
+
+
+def test_no_initializer_is_recommended_that_makes_it_worse():
+    # soft_sign halves a signal even though these weights have twice the variance of lecun_normal.
+    params = network(12, initializers.he_normal())
+    report = diagnostics.signal_report(loss_with(jax.nn.soft_sign), params, inputs())
+    assert_sick(report, "vanishing")
+    assert "initialize" not in report.verdict
+    found = re.search(rf"multiply (?:its|their) weights by ({NUMBER})", report.verdict)
+    assert float(found[1]) > 1

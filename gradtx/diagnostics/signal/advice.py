@@ -55,6 +55,9 @@ def rescaling(layers: Sequence[LayerSignal], factor: float) -> str:
             f"{multiply} (which already have the variance of {initializer}, {present:.3g} / "
             "fan_in, but do not preserve this signal)"
         )
+    if multiply and (scale > present) != (factor < 1):
+        # That initializer would make it worse.
+        return multiply
     initialize = (
         f"initialize {these} with {initializer} (variance {scale:.3g} / fan_in; currently "
         f"{present:.3g} / fan_in)"
