@@ -130,12 +130,12 @@ def _zero_gradient(names: Sequence[str]) -> Finding:
 
 
 def _is_bias_that_cancels(subject: Subject, by_name: dict[str, Value], name: str) -> bool:
-    """Whether a vector has no gradient while the weights beside it have one."""
+    """Whether a number or a vector has no gradient while what stands beside it has one."""
     layer = name.rpartition("/")[0]
     return len(by_name[name].shape) < 2 and any(
         np.any(subject.gradients[other.argument or 0])
         for other_name, other in by_name.items()
-        if other_name.rpartition("/")[0] == layer and len(other.shape) > 1
+        if other_name.rpartition("/")[0] == layer
     )
 
 
@@ -143,8 +143,8 @@ def _cancelled(names: Sequence[str]) -> Finding:
     return Finding(
         "zero_gradient",
         "remark",
-        f"the gradient of {some(names)} is exactly zero, while the weights beside it learn: what "
-        "it adds is taken away again, by a difference, a normalization or a softmax.",
+        f"the gradient of {some(names)} is exactly zero, while what stands beside it learns: its "
+        "effects cancel, in a difference, a normalization, a softmax, or over the batch.",
         "leave it out, if that is always so.",
         place=place_of(names),
         evidence={"parameters": list(names)},
