@@ -1,7 +1,7 @@
 """What is examined: a loss with its parameters and a batch, and what is known about it so far."""
 
 import functools
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -185,12 +185,24 @@ class Subject:
 
     @functools.cached_property
     def examples(self) -> int | None:
-        """The number of examples in the batch; None: its arrays have no common first axis."""
-        sizes = Counter(value.shape[0] for value in self.data if value.shape)
-        if not sizes:
+        """The number of examples in the batch; None: its arrays have no common first axis.
+
+        Each argument has one vote, which counts more if its arrays have many axes: the averages of
+        a batch norm, or the weights of a frozen network, do not outvote the batch.
+        """
+        by_argument: dict[str, list[Value]] = defaultdict(list)
+        for value in self.data:
+            if value.shape:
+                by_argument[self.name(value).split("]")[0]].append(value)
+        votes: dict[int, float] = defaultdict(float)
+        for values in by_argument.values():
+            for size in {value.shape[0] for value in values}:
+                mine = [len(value.shape) for value in values if value.shape[0] == size]
+                votes[size] += max(mine) * len(mine) / len(values)
+        if not votes:
             return None
-        size, number = sizes.most_common(1)[0]
-        return size if 2 * number > sizes.total() else None
+        size = max(votes, key=lambda size: votes[size])
+        return size if 2 * votes[size] > sum(votes.values()) else None
 
     @property
     def given_data(self) -> list[Any]:

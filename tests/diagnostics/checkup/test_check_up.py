@@ -14,7 +14,7 @@ from flax import nnx
 
 from gradtx import diagnostics
 from gradtx.diagnostics.checkup.finding import folded
-from gradtx.diagnostics.checkup.subject import Examination
+from gradtx.diagnostics.checkup.subject import Examination, subject_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -209,3 +209,20 @@ def test_examination_that_fails_does_not_spoil_the_others(monkeypatch):
 def test_number_of_classes_is_checked(classes):
     with pytest.raises(ValueError, match="check_up: classes must be an integer of at least 2"):
         diagnostics.check_up(constant_loss, SICK, X, classes=classes)
+
+
+def test_batch_is_not_outvoted_by_what_else_is_given():
+    averages = [{"mean": jnp.zeros(8), "var": jnp.ones(8)} for _ in range(4)]
+    frozen = {"w": jnp.ones((5, 4)), "b": jnp.ones(4)}
+
+    def loss_fn(params, averages, frozen, x, y):
+        return jnp.mean((x @ params["w"] - y) ** 2)
+
+    def examples(*batch):
+        return subject_of("test", loss_fn, {"w": jnp.ones(4)}, batch, has_aux=False).examples
+
+    assert examples(averages, frozen, X, X[:, 0]) == 16
+    assert examples(averages, None, X, X[:, 0]) == 16
+    assert examples(None, None, X, jnp.ones(())) == 16
+    # Neither a column of eight nor a row of sixteen has the majority.
+    assert examples(jnp.ones(8), None, jnp.ones(4), jnp.ones(16)) is None
