@@ -3,27 +3,49 @@
 from collections.abc import Iterator
 
 from gradtx.diagnostics.checkup.finding import Finding
-from gradtx.diagnostics.checkup.subject import Examination, Subject, place_of
+from gradtx.diagnostics.checkup.subject import Examination, Subject, place_of, some
+from gradtx.diagnostics.signal.report import SignalReport
 
-_WARNINGS = ("unstandardized",)
+# `check_parameters` says more about what is cut off.
+_SAID_ELSEWHERE = ("healthy", "blocked", "unseen")
 
 
 def _findings(subject: Subject) -> Iterator[Finding]:
     report = subject.report
-    # `check_parameters` says more about what is cut off.
-    if report is None or report.kind in ("healthy", "blocked"):
+    if report is None:
         return
-    diagnosis = report.diagnosis
+    if report.unseen:
+        yield _unseen(report)
+    if report.kind not in _SAID_ELSEWHERE:
+        yield _diagnosis(report)
+
+
+def _diagnosis(report: SignalReport) -> Finding:
+    diagnosis, culprit = report.diagnosis, report.culprit
     sentence, _, cure = diagnosis.sentence.partition(" To fix it, ")
-    culprit = report.culprit
-    yield Finding(
+    return Finding(
         kind=diagnosis.kind,
-        severity="warning" if diagnosis.kind in _WARNINGS else "error",
+        severity="warning" if diagnosis.kind == "unstandardized" else "error",
         sentence=sentence.removeprefix(f"{diagnosis.kind}: "),
         cure=cure or "see the sentence.",
         place=place_of(diagnosis.layers),
         source=culprit.source if culprit else "",
         evidence={"factor": diagnosis.factor, "layers": list(diagnosis.layers)},
+    )
+
+
+def _unseen(report: SignalReport) -> Finding:
+    names = list(dict.fromkeys(name for one in report.unseen for name in one.parameters))
+    operations = list(dict.fromkeys(one.operation for one in report.unseen))
+    return Finding(
+        "unseen",
+        "remark",
+        f"{some(operations)} cannot be looked into, so nothing is said about what becomes of "
+        f"{some(names)} there.",
+        "examine what it calls by itself.",
+        place=place_of(names),
+        source=report.unseen[0].source,
+        evidence={"operations": operations, "parameters": names},
     )
 
 

@@ -205,6 +205,20 @@ def test_examination_that_fails_does_not_spoil_the_others(monkeypatch):
     assert checked.signal is not None
 
 
+def test_what_cannot_be_looked_into_is_a_remark():
+    def loss_fn(params, x):
+        shape = jax.ShapeDtypeStruct((4, 8), jnp.float32)
+        kernel = jax.pure_callback(np.asarray, shape, jax.lax.stop_gradient(params["hidden"]))
+        return jnp.mean((jnp.tanh(x @ kernel) @ params["head"] - x[:, 0]) ** 2)
+
+    params = {"hidden": jnp.asarray(np.random.default_rng(1).standard_normal((4, 8)), jnp.float32)}
+    params["head"] = params["hidden"][0]
+    checked = diagnostics.check_up(loss_fn, params, X)
+    (finding,) = (one for one in checked.findings if one.kind == "unseen")
+    assert (finding.severity, finding.place) == ("remark", "hidden")
+    assert finding.evidence["operations"] == ["pure_callback"]
+
+
 @pytest.mark.parametrize("classes", [1, 2.5, "three"])
 def test_number_of_classes_is_checked(classes):
     with pytest.raises(ValueError, match="check_up: classes must be an integer of at least 2"):
