@@ -90,7 +90,10 @@ _BROUGHT_ABOUT: dict[str, tuple[str, ...]] = {
     "double_softmax": ("vanishing", "cannot_overfit"),
     "wrong_sign": ("initial_loss", "cannot_overfit"),
     "broadcast_difference": ("broadcast_target", "mixed_examples"),
-    "wrong_axis": ("mixed_examples", "initial_loss"),
+    "wrong_axis": (
+        *("mixed_examples", "initial_loss", "future_leak"),
+        *("constant_loss", "zero_loss", "zero_gradient"),
+    ),
     "learning_rate": ("update_ratio", "cannot_overfit", "lost_update"),
     "wrong_gradient": ("cannot_overfit", "learning_rate", "vanishing", "exploding"),
     "identical_examples": (

@@ -91,6 +91,9 @@ def _warms_up(own: Trial) -> bool:
 
 def update_ratios(trials: Trials, own: Trial) -> Iterator[Finding]:
     """Weights that the first step changes by more than their size, or by nearly nothing."""
+    if not np.any(own.update_norms):
+        yield _nothing_changes(own)
+        return
     ratios = {
         name: _norm([update]) / _norm([weights])
         for name, weights, (update,) in _matrices(trials.subject, trials.updates)
@@ -122,6 +125,19 @@ def update_ratios(trials: Trials, own: Trial) -> Iterator[Finding]:
             place=place_of(list(small)),
             evidence={"ratios": small},
         )
+
+
+def _nothing_changes(own: Trial) -> Finding:
+    return Finding(
+        "update_ratio",
+        "error",
+        f"the optimizer changes no parameter in {len(own.update_norms)} steps, although there is a "
+        "gradient.",
+        "look for a learning rate of zero (a schedule that is over, or has not begun), a mask that "
+        "freezes everything, and for an accumulation over more steps.",
+        place="tx",
+        evidence={"steps": len(own.update_norms)},
+    )
 
 
 def weight_decay(trials: Trials) -> Iterator[Finding]:

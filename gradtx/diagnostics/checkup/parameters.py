@@ -166,12 +166,19 @@ def _blocked(subject: Subject, idle: Sequence[IdleParameter]) -> Iterator[Findin
             _severity(subject, operation, reason),
             f"no gradient passes through `{operation}`, so {some(names)} "
             f"{'does' if len(names) == 1 else 'do'} not learn.",
-            f"{cure_of(operation)}; if they are frozen on purpose, take them out of the "
-            "parameters.",
+            _cure(operation),
             place=place_of(names),
             source=source,
             evidence={"operation": operation, "parameters": names},
         )
+
+
+def _cure(operation: str) -> str:
+    cure = cure_of(operation)
+    on_purpose = (
+        "" if "frozen" in cure else "; if it is on purpose, take them out of the parameters"
+    )
+    return f"{cure}{on_purpose}."
 
 
 def _severity(subject: Subject, operation: str, reason: str) -> str:
@@ -259,7 +266,9 @@ def _lost_updates(subject: Subject) -> Iterator[Finding]:
             "warning",
             f"most of {some(list(lost))} does not change in a step of the optimizer, because the "
             f"step is smaller than the spacing of {' and '.join(dtypes)}.",
-            "keep the parameters in float32, or wrap the optimizer in with_master_weights or "
+            "use a larger learning rate."
+            if dtypes == ["float32"]
+            else "keep the parameters in float32, or wrap the optimizer in with_master_weights or "
             "with_stochastic_rounding.",
             place=place_of(list(lost)),
             evidence={"shares": lost},
@@ -269,10 +278,11 @@ def _lost_updates(subject: Subject) -> Iterator[Finding]:
 def _shares_lost(subject: Subject) -> Iterator[tuple[str, float, str]]:
     """The share of each parameter that a step does not change, though it was meant to."""
     params = dict(zip(subject.traced.names, subject.traced.params, strict=True))
-    for name, update in subject.updates.items():
+    for (name, update), gradient in zip(subject.updates.items(), subject.gradients, strict=True):
         old = params[name]
         wide = old.astype(trees.compute_dtype(old.dtype))
-        moves = update != 0
+        # Decay alone is meant to be slow.
+        moves = (update != 0) & (gradient != 0)
         new = (wide + update.astype(wide.dtype)).astype(old.dtype)
         number = int(jnp.sum(moves))
         if number:

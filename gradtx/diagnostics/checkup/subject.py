@@ -155,8 +155,15 @@ class Subject:
 
     @functools.cached_property
     def attentions(self) -> list[Attention]:
-        """The softmaxes that weight a sum of values."""
-        return attentions(self.graph, self.softmaxes)
+        """The softmaxes that weight a sum of values.
+
+        A product of a classifier's probabilities with targets is none.
+        """
+        return [
+            one
+            for one in attentions(self.graph, self.softmaxes)
+            if all(map(self.is_given, one.scores.inputs)) or any(map(self.is_trained, _others(one)))
+        ]
 
     @functools.cached_property
     def sigmoids(self) -> list[Sigmoid]:
@@ -250,6 +257,13 @@ class Subject:
         self.observed = observer(self.traced, by_node)
         for node, measured in self.observed(self.traced.data).items():
             self.measured.setdefault(node, {}).update(measured)
+
+
+def _others(attention: Attention) -> list[Value]:
+    """What the weights of an attention are multiplied with."""
+    mine = attention.softmax.probabilities
+    depends = 0 if mine is None else mine.depends
+    return [value for value in attention.values.inputs if value.depends != depends]
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,15 @@ class Linen(linen.Module):
         return linen.MultiHeadDotProductAttention(num_heads=2)(x, mask=mask)
 
 
+def test_probabilities_of_a_classifier_are_no_attention():
+    def loss_fn(params, x, targets):
+        probabilities = jax.nn.softmax(20 * x[:, 0] @ params["q"])
+        return -jnp.sum(jnp.einsum("bk,bk->b", probabilities, targets))
+
+    targets = jnp.eye(16)[:4]
+    assert not diagnostics.check_attention(loss_fn, {"q": PARAMS["q"]}, X, targets)
+
+
 def test_attention_of_frameworks():
     causal = linen.make_causal_mask(TOKENS, dtype=bool)
     params = Linen().init(jax.random.key(0), X, causal)

@@ -103,6 +103,17 @@ def test_steps_longer_than_the_weights():
     assert "b0" not in ratios
 
 
+@pytest.mark.parametrize(
+    "tx",
+    [gradtx.sgd(0.0), optax.set_to_zero(), optax.MultiSteps(optax.sgd(0.1), 1000)],
+    ids=["rate of zero", "frozen", "accumulates"],
+)
+def test_optimizer_that_changes_nothing(tx):
+    (finding,) = (one for one in found(tx) if one.kind == "update_ratio")
+    assert (finding.severity, finding.place) == ("error", "tx")
+    assert finding.evidence["steps"] == 40
+
+
 def test_steps_shorter_than_the_rounding():
     findings = found(optax.sgd(1e-9))
     (finding,) = (one for one in findings if one.kind == "update_ratio")

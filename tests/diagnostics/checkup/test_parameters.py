@@ -193,6 +193,16 @@ def test_update_below_the_spacing_of_the_dtype(make):
     assert "lost_update" not in kinds(diagnostics.check_parameters(loss_fn, wide, X, tx=make(3e-3)))
 
 
+def test_decay_of_what_has_no_gradient_is_not_lost():
+    params = {"table": jnp.ones((6, 4)), **weights((4, 1))}
+
+    def loss_fn(params, x):
+        return jnp.mean((params["table"][:2] @ params["w0"] - x[:2, :1]) ** 2)
+
+    tx = gradtx.adamw(1e-4, weight_decay=1e-4)
+    assert not diagnostics.check_parameters(loss_fn, params, X, tx=tx)
+
+
 class Network(nn.Module):
     @nn.compact
     def __call__(self, x):
