@@ -356,3 +356,13 @@ def test_infinite_mask_among_the_data_is_not_blamed_for_another_nan():
     report = diagnostics.signal_report(loss_fn, jnp.ones((2, 3)), jnp.ones((4, 2)), mask)
     assert (report.culprit.operation, report.culprit.infinity) == ("log", None)
     assert "keep its argument away from zero" in report.verdict
+
+
+def test_infinity_that_becomes_finite_again_is_not_the_cause():
+    def loss_fn(params, x):
+        share = 1 / (1 + jnp.exp(-100 * (x @ params)))
+        return -jnp.mean(0 * jnp.log(share))
+
+    report = diagnostics.signal_report(loss_fn, jnp.ones((4, 1)), jnp.full((2, 4), -1.0))
+    assert (report.culprit.operation, report.culprit.infinity.operation) == ("mul", "log")
+    assert "log_sigmoid" in report.verdict

@@ -1,7 +1,7 @@
 """Finds the operation that made the first NaN or infinity of a loss or of its gradient."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from jax.extend.core import jaxprs_in_params
 
 from gradtx.diagnostics.signal.evidence import Evidence, evidence_of
 from gradtx.diagnostics.tracing.found import Arrays, Found
-from gradtx.diagnostics.tracing.graph import Graph, Node
+from gradtx.diagnostics.tracing.graph import Graph, Node, Value
 from gradtx.diagnostics.tracing.interpreter import Interpreter
 from gradtx.diagnostics.tracing.lines import line_of
 from gradtx.diagnostics.tracing.provenance import Layer
@@ -20,6 +20,9 @@ from gradtx.diagnostics.tracing.traced import TracedLoss
 
 # Operations whose derivative is infinite somewhere.
 _STEEP = ("sqrt", "rsqrt", "log", "pow", "div", "cbrt", "atan2", "acos", "asin", "log1p")
+
+# Whether the result of an operation has an infinity, wherever that comes from.
+_INFINITE = "infinite"
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ def _first(loss: TracedLoss, *, in_gradient: bool) -> Culprit | None:
         event
         for number, (one, arrays) in enumerate(measured)
         for kind, made in arrays.items()
+        if kind != _INFINITE
         for event in _events(number, one, kind, made)
     ]
     nans = [event for event in events if event.kind != "infinity"]
@@ -127,9 +131,40 @@ def _first(loss: TracedLoss, *, in_gradient: bool) -> Culprit | None:
 
     culprit = culprit_of(first)
     if first.kind == "NaN from infinity" and earlier:
-        cause = min(earlier, key=lambda event: event.time)
+        infinite = {
+            i for i, (_, arrays) in enumerate(measured) if np.any(arrays.get(_INFINITE, False))
+        }
+        reaching = _reaching(nodes, first.number, infinite)
+        causes = [event for event in earlier if event.number in reaching] or earlier
+        cause = min(causes, key=lambda event: event.time)
         culprit = replace(culprit, infinity=culprit_of(cause))
     return culprit
+
+
+def _reaching(nodes: dict[int, Node], number: int, infinite: Collection[int]) -> set[int]:
+    """The operations whose infinities reach another one, without becoming finite in between.
+
+    An exp that overflows does no harm where 1 / (1 + exp(x)) makes zero of it.
+    """
+    if number not in nodes:
+        return set()
+    numbers = {node: i for i, node in nodes.items()}
+    # What is no operation, as the edge of a loop, passes infinities on.
+    values = _upstream(nodes[number], lambda node: numbers.get(node) in {None, *infinite})
+    makers = [value.producer for value in values]
+    return {numbers[maker] for maker in makers if maker in numbers} & set(infinite)
+
+
+def _upstream(node: Node, crosses: Callable[[Node], bool]) -> list[Value]:
+    """The values that an operation takes, and those that these are made of."""
+    seen, waiting = set(map(id, node.inputs)), list(node.inputs)
+    for value in waiting:
+        maker = value.producer
+        for source in maker.inputs if maker is not None and crosses(maker) else ():
+            if id(source) not in seen:
+                seen.add(id(source))
+                waiting.append(source)
+    return waiting
 
 
 def _nodes(loss: TracedLoss, found: Sequence[Found]) -> dict[int, Node]:
@@ -155,6 +190,7 @@ def _watch(equation: Any, inputs: Sequence[Any], results: Sequence[Any]) -> Arra
         "NaN": makes_nan & ~has_nan & ~has_infinity,
         "NaN from infinity": makes_nan & ~has_nan & has_infinity,
         "infinity": makes_infinity & ~has_nan & ~has_infinity,
+        _INFINITE: makes_infinity,
     }
 
 
