@@ -94,7 +94,8 @@ _BROUGHT_ABOUT: dict[str, tuple[str, ...]] = {
         *("mixed_examples", "initial_loss", "future_leak"),
         *("constant_loss", "zero_loss", "zero_gradient"),
     ),
-    "learning_rate": ("update_ratio", "cannot_overfit", "lost_update"),
+    "learning_rate": ("update_ratio", "cannot_overfit"),
+    "lost_update": ("update_ratio", "cannot_overfit", "learning_rate"),
     "wrong_gradient": ("cannot_overfit", "learning_rate", "vanishing", "exploding"),
     "identical_examples": (
         *("constant_feature", "single_class", "unstandardized", "dead", "vanishing"),

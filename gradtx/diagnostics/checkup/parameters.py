@@ -225,13 +225,16 @@ def _is_identical(subject: Subject, parameter: Value) -> bool:
 
 
 def _identical_units(names: Sequence[str], weights: np.ndarray) -> Finding:
+    is_constant = bool(np.all(weights == weights.ravel()[0]))
     return Finding(
         "identical_units",
         "error",
         f"all units of {some(names)} have the same weights and the same gradients, so they stay "
-        "the same: the layer is no better than a single unit.",
+        "the same: together they are no better than one of them.",
         "initialize the weights with random numbers, he_normal() before a relu, else "
-        "glorot_normal().",
+        "glorot_normal()."
+        if is_constant
+        else "initialize each of them with a PRNG key of its own: jax.random.split(key, number).",
         place=place_of(names),
         evidence={"parameters": list(names), "value": float(weights.ravel()[0].real)},
     )

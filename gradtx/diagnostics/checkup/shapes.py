@@ -86,7 +86,8 @@ SHAPES = Examination(_findings, sums_of_targets)
 def _difference(subject: Subject, node: Node) -> Finding | None:
     """Predictions and targets that meet as all pairs: (N, 1) and (N,) become (N, N)."""
     trained = [subject.is_trained(value) for value in node.inputs]
-    if not any(trained):
+    # What a target network says of an example is given, and belongs to its reward.
+    if not any(trained) and not all(map(subject.is_given, node.inputs)):
         return None
     own = [_own_axes(subject, value) for value in node.inputs]
     if [len(one) for one in own] != [1, 1] or own[0] == own[1]:
@@ -97,7 +98,7 @@ def _difference(subject: Subject, node: Node) -> Finding | None:
     promoted = [value for value in node.inputs if _is_promoted(value, node)][:1]
     others = [value for value in node.inputs if value not in promoted]
     is_implicit = bool(promoted) and not _is_expanded(others[0], node)
-    is_useless = not all(trained) and _is_squared(node)
+    is_useless = any(trained) and not all(trained) and _is_squared(node)
     if not (is_implicit or is_useless):
         return None
     if not _is_averaged(subject, node, along, among_given=not is_implicit):

@@ -138,6 +138,21 @@ def test_identical_units(value):
     assert not cured
 
 
+def test_experts_with_one_key_are_identical():
+    one = weights((4, 8))["w0"]
+    params = {"experts": jnp.stack([one, one, one]), **weights((8, 1))}
+
+    def loss_fn(params, x):
+        hidden = jnp.tanh(jnp.einsum("bi,eio->beo", x, params["experts"])).mean(1)
+        return jnp.mean((hidden @ params["w0"] - x[:, :1]) ** 2)
+
+    (finding,) = diagnostics.check_parameters(loss_fn, params, X)
+    assert (finding.kind, finding.place) == ("identical_units", "experts")
+    assert "PRNG key" in finding.cure
+    params["experts"] = params["experts"] * jnp.array([1.0, -1.0, 0.5])[:, None, None]
+    assert not diagnostics.check_parameters(loss_fn, params, X)
+
+
 def test_head_that_begins_at_zero_has_units_of_its_own():
     params = weights((4, 8), (8, 3)) | {"w1": jnp.zeros((8, 3))}
 

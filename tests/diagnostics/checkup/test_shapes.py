@@ -64,6 +64,17 @@ def test_pairs_instead_of_a_difference(loss_fn):
     assert not cured
 
 
+@pytest.mark.parametrize("is_column", [True, False])
+def test_rewards_and_values_of_a_target_network(is_column):
+    def loss_fn(params, target, x, rewards):
+        goals = rewards + 0.9 * jnp.max(x @ target, axis=-1)
+        return jnp.mean((jnp.max(x @ params, axis=-1) - jax.lax.stop_gradient(goals)) ** 2)
+
+    rewards = Y[:, None] if is_column else Y
+    found = diagnostics.check_shapes(loss_fn, normal(D, 3), normal(D, 3, seed=3), X, rewards)
+    assert [one.kind for one in found] == ["broadcast_difference"] * is_column
+
+
 def test_column_of_targets():
     (finding,) = diagnostics.check_shapes(column_of_targets, normal(D, 1), X, Y[:, None])
     assert (finding.kind, finding.place) == ("broadcast_difference", "argument args[1]")
