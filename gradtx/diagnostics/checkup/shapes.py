@@ -50,12 +50,14 @@ def check_shapes(
             no inexact arrays.
 
     Example:
+        >>> import jax
         >>> import jax.numpy as jnp
         >>> from gradtx import diagnostics
         >>> def loss_fn(params, x, y):
         ...     return jnp.mean((x @ params - y) ** 2)
         >>> x, y = jnp.ones((8, 3)), jnp.ones(8)
-        >>> (finding,) = diagnostics.check_shapes(loss_fn, jnp.ones((3, 1)), x, y)
+        >>> with jax.numpy_rank_promotion("allow"):
+        ...     (finding,) = diagnostics.check_shapes(loss_fn, jnp.ones((3, 1)), x, y)
         >>> print(finding.kind, *finding.evidence["shapes"], "->", finding.evidence["result"])
         broadcast_difference (8, 1) (8,) -> (8, 8)
     """
