@@ -9,6 +9,7 @@ from gradtx.diagnostics.checkup.marginals import weight_of
 from gradtx.diagnostics.checkup.subject import Subject, place_of
 from gradtx.diagnostics.tracing.graph import Node, Value
 from gradtx.diagnostics.tracing.patterns import VIEWS, source_of
+from gradtx.diagnostics.tracing.primitives import PLAIN_PRODUCTS
 
 _POOLING = ("reduce_window_sum",)
 _SUMS = ("add", "sub", "add_any")
@@ -41,7 +42,7 @@ class _Layer:
 
 def _layers(subject: Subject) -> dict[int, _Layer]:
     found = {}
-    for node in subject.graph.named("dot_general", "conv_general_dilated"):
+    for node in subject.graph.named(*PLAIN_PRODUCTS):
         weight = weight_of(subject, node)
         if weight is None or not subject.is_given(node.inputs[1 - weight]):
             continue
@@ -184,7 +185,7 @@ def _is_beside_another(subject: Subject, first: _Layer, second: _Layer) -> bool:
     others = [value for node in sums for value in node.inputs if value not in scaled]
     return any(
         value.producer is not None
-        and value.producer.name in ("dot_general", "conv_general_dilated")
+        and value.producer.name in PLAIN_PRODUCTS
         and first.signal in value.producer.inputs
         for value in others
     )

@@ -13,8 +13,7 @@ from gradtx.diagnostics.checkup.subject import Subject, place_of
 from gradtx.diagnostics.tracing.found import Arrays
 from gradtx.diagnostics.tracing.graph import Node, Value
 from gradtx.diagnostics.tracing.observe import Measure
-
-_LAYERS = ("dot_general", "conv_general_dilated")
+from gradtx.diagnostics.tracing.primitives import PLAIN_PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def entries_of(subject: Subject) -> list[Entry]:
     """
     layers = [
         node
-        for node in subject.graph.named(*_LAYERS)
+        for node in subject.graph.named(*PLAIN_PRODUCTS)
         if any(_is_weight(subject, value) for value in node.inputs)
     ]
     return [

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -150,9 +149,7 @@ def _changed(subject: Subject, tokens: Value, example: int, place: int) -> list[
     array = np.array(subject.array(tokens))
     low, high = np.min(array), np.max(array)
     array[example, place] = low + (array[example, place] - low + 1) % (high - low + 1)
-    data = list(subject.traced.data)
-    data[(tokens.argument or 0) - len(subject.traced.params)] = jax.device_put(array)
-    return data
+    return subject.data_with(tokens, array)
 
 
 def _culprit(subject: Subject, logits: Value, length: int) -> Node | None:

@@ -15,8 +15,7 @@ from gradtx.diagnostics.tracing.flow import is_differentiable
 from gradtx.diagnostics.tracing.graph import Node, Value
 from gradtx.diagnostics.tracing.layout import has_rows
 from gradtx.diagnostics.tracing.patterns import Softmax, uses_of
-
-_LAYERS = ("dot_general", "conv_general_dilated")
+from gradtx.diagnostics.tracing.primitives import PLAIN_PRODUCTS
 
 
 def mixed_examples(subject: Subject) -> Iterator[Finding]:
@@ -247,9 +246,9 @@ def _recurrent_layers(subject: Subject, node: Node) -> Iterator[Node]:
         if len(carry.output.shape) < 2:
             continue
         for value in subject.graph.downstream(
-            carry.output, lambda user, i: user.name not in (*_LAYERS, "loop_stack")
+            carry.output, lambda user, i: user.name not in (*PLAIN_PRODUCTS, "loop_stack")
         ):
-            yield from (user for user, _ in value.users if user.name in _LAYERS)
+            yield from (user for user, _ in value.users if user.name in PLAIN_PRODUCTS)
 
 
 def _running(subject: Subject, learning: set[Value]) -> Iterator[Finding]:

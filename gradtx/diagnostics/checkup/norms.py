@@ -7,8 +7,8 @@ from gradtx.diagnostics.checkup.subject import Subject, place_of
 from gradtx.diagnostics.tracing import primitives
 from gradtx.diagnostics.tracing.graph import Node, Value
 from gradtx.diagnostics.tracing.patterns import VIEWS, source_of
+from gradtx.diagnostics.tracing.primitives import PLAIN_PRODUCTS
 
-_LAYERS = ("dot_general", "conv_general_dilated")
 _POINTWISE = primitives.ELEMENTWISE | {"broadcast_in_dim", "reshape", "squeeze"}
 # Part of what makes a variance out of a signal, unlike the other nonlinearities.
 _OF_VARIANCE = frozenset({"integer_pow", "square", "abs", "pow", "sqrt", "rsqrt"})
@@ -145,7 +145,7 @@ def _enters_nonlinearity(subject: Subject, node: Node) -> bool:
                 return False
             bends += [user] if user.name in _NONLINEARITIES else []
     return any(
-        layer.name in _LAYERS
+        layer.name in PLAIN_PRODUCTS
         for bend in bends
         for value in subject.graph.downstream(bend.output)
         for layer, _ in value.users

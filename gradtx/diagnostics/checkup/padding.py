@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -168,30 +167,18 @@ def _exchanged(subject: Subject, value: Value, is_there: np.ndarray) -> list[Any
     array = np.array(subject.array(value))
     entries = array[is_there]
     array[~is_there] = entries[np.arange(np.sum(~is_there)) % len(entries)]
-    data = list(subject.traced.data)
-    data[(value.argument or 0) - len(subject.traced.params)] = jax.device_put(array)
-    return data
+    return subject.data_with(value, array)
 
 
 def tail_of_mask(subject: Subject, masks: Sequence[str]) -> str:
-    """The argument with sequences that end with padding, to which one of the masks belongs.
-
-    Padding is a number that stands only at the ends of sequences, of several lengths.
-    """
+    """The argument with sequences that end with padding, to which a mask of ones belongs."""
     shapes = [
         value.shape
         for value in subject.data
         if subject.name(value) in masks and np.all(subject.array(value) == 1)
     ]
     for value in subject.data:
-        array = subject.array(value)
-        if array.ndim != 2 or array.dtype.kind not in "iu" or array.shape not in shapes:
-            continue
-        if subject.name(value) in masks:
-            continue
-        is_last = array == np.bincount(array[:, -1] - array.min()).argmax() + array.min()
-        ends = np.cumprod(is_last[:, ::-1], 1).sum(1)
-        is_only_there = ends.sum() == is_last.sum()
-        if is_only_there and np.sum(ends > 1) >= 2 and len(np.unique(ends)) > 1:
+        is_covered = value.shape in shapes and subject.name(value) not in masks
+        if is_covered and _before_tails(subject.array(value)) is not None:
             return subject.name(value)
     return ""

@@ -249,6 +249,12 @@ class Subject:
         """The parameters that a value depends on."""
         return [one for one in self.parameters if value.depends >> (one.argument or 0) & 1]
 
+    def data_with(self, value: Value, array: np.ndarray) -> list[jax.Array]:
+        """The data with other numbers for one of its arguments."""
+        data = list(self.traced.data)
+        data[self.data.index(value)] = jax.device_put(array)
+        return data
+
     def observe(self, requests: Iterable[tuple[Node, Measure]]) -> None:
         """Measure operations, in one evaluation, for `measured`."""
         by_node: dict[Node, list[Measure]] = {}

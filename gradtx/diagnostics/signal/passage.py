@@ -12,8 +12,9 @@ import numpy as np
 from gradtx.diagnostics.signal.layer_signal import LayerSignal
 from gradtx.diagnostics.tracing import passing
 from gradtx.diagnostics.tracing.graph import Graph, Node, Value
+from gradtx.diagnostics.tracing.primitives import PLAIN_PRODUCTS
 from gradtx.diagnostics.tracing.traced import TracedLoss
-from gradtx.diagnostics.tracing.trunk import PRODUCTS, Product, products_of, trunk_of
+from gradtx.diagnostics.tracing.trunk import Product, products_of, trunk_of
 
 _REDUCTIONS = ("reduce_sum", "reduce_window_sum", "reduce_max", "reduce_window_max", "cumsum")
 _SUMS = ("reduce_sum", "reduce_window_sum")
@@ -118,7 +119,7 @@ def _kind(graph: Graph, node: Node, before: Value) -> str:
     if node.name in _REDUCTIONS:
         return "pooling"
     if node.name in ("add", "add_any", "concatenate") and len(node.inputs) > 1:
-        near = list(graph.upstream(node.output, lambda one, i: one.name not in PRODUCTS))
+        near = list(graph.upstream(node.output, lambda one, i: one.name not in PLAIN_PRODUCTS))
         goes_around = any(value is before or _carries(value) for value in near)
         is_branch = any(value is not before and _is_product(value) for value in near)
         return "sum" if goes_around and is_branch else "layer"
@@ -129,7 +130,7 @@ def _kind(graph: Graph, node: Node, before: Value) -> str:
 
 
 def _is_product(value: Value) -> bool:
-    return value.producer is not None and value.producer.name in PRODUCTS
+    return value.producer is not None and value.producer.name in PLAIN_PRODUCTS
 
 
 def _carries(value: Value) -> bool:

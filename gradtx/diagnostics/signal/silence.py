@@ -12,8 +12,9 @@ from gradtx.diagnostics.signal.passage import signals_of
 from gradtx.diagnostics.tracing.found import Arrays
 from gradtx.diagnostics.tracing.graph import Graph, Node, Value
 from gradtx.diagnostics.tracing.observe import observe
+from gradtx.diagnostics.tracing.primitives import PLAIN_PRODUCTS
 from gradtx.diagnostics.tracing.traced import TracedLoss
-from gradtx.diagnostics.tracing.trunk import PRODUCTS, Product, products_of
+from gradtx.diagnostics.tracing.trunk import Product, products_of
 
 # Nonlinearities that are zero for some arguments: with these, a unit is dead of its own doing.
 _BENDS = frozenset({"max", "clamp", "min", "exp", "exp2", "logistic", "erfc"})
@@ -61,7 +62,7 @@ def find_silence(loss: TracedLoss, layers: Sequence[LayerSignal]) -> Silence | N
     node = cause.producer
     if node.name in _BENDS or _depends_on_sign(graph, node):
         return None
-    if node.name in PRODUCTS:
+    if node.name in PLAIN_PRODUCTS:
         number = len(loss.params)
         zero = [v for v in node.inputs if id(v) in zeros]
         leaves = [i for v in zero for i in range(number) if v.depends >> i & 1]
@@ -73,7 +74,7 @@ def find_silence(loss: TracedLoss, layers: Sequence[LayerSignal]) -> Silence | N
 def _depends_on_sign(graph: Graph, node: Node) -> bool:
     """Whether an operation selects by a condition on a layer's output, as a relu does."""
     return any(
-        value.producer is not None and value.producer.name in PRODUCTS
+        value.producer is not None and value.producer.name in PLAIN_PRODUCTS
         for condition in node.inputs
         if not _is_real(condition)
         for value in graph.upstream(condition)
@@ -111,7 +112,7 @@ def _is_real(value: Value) -> bool:
 
 def _first_after(graph: Graph, product: Product, zeros: set[int]) -> Value | None:
     """The first value after a product that is zero, before another product."""
-    after = graph.downstream(product.node.output, lambda node, i: node.name not in PRODUCTS)
+    after = graph.downstream(product.node.output, lambda node, i: node.name not in PLAIN_PRODUCTS)
     return next((value for value in after if id(value) in zeros), None)
 
 

@@ -63,8 +63,9 @@ REARRANGING = _names("broadcast_in_dim expand_dims reshape rev squeeze transpose
 # Operations that select a part of the elements.
 CUTTING = _names("dynamic_slice slice")
 
-# Operations that make a layer if an operand is a parameter.
-PRODUCTS = frozenset({"conv_general_dilated", "dot_general", "ragged_dot_general"})
+# Operations that make a layer if an operand is a parameter; the plain ones have two operands.
+PLAIN_PRODUCTS = ("dot_general", "conv_general_dilated")
+PRODUCTS = frozenset({*PLAIN_PRODUCTS, "ragged_dot_general"})
 
 # Operations that copy what devices hold, or declare that it is the same on each.
 GATHERING = _names("all_gather all_gather_invariant")

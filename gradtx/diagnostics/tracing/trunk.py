@@ -13,8 +13,6 @@ import jax.numpy as jnp
 from gradtx.diagnostics.tracing import primitives
 from gradtx.diagnostics.tracing.graph import Graph, Node, Value
 
-PRODUCTS = ("dot_general", "conv_general_dilated")
-
 
 @dataclass(frozen=True)
 class Product:
@@ -96,7 +94,7 @@ def _transformations(graph: Graph, node: Node, weights: Value) -> str:
 
 def _operands(node: Node) -> list[tuple[Value, Value]]:
     """The operands of a product, in both orders."""
-    if node.name not in PRODUCTS:
+    if node.name not in primitives.PLAIN_PRODUCTS:
         return []
     first, second = node.inputs
     return [(first, second), (second, first)]

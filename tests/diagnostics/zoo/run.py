@@ -49,6 +49,10 @@ def examine(set_up: SetUp) -> tuple[Any, ...]:
         checked = diagnostics.check_up(
             set_up.loss_fn, set_up.params, *set_up.batch, **set_up.options
         )
+    failed = [finding for finding in checked.findings if finding.kind == "not_examined"]
+    if failed:
+        # For a user a remark, for the zoo an error.
+        raise RuntimeError(failed[0].sentence)
     return tuple(finding for finding in checked.findings if finding.severity != "remark")
 
 
