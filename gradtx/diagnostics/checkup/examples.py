@@ -28,9 +28,10 @@ def check_examples(
     """Find examples that get into the predictions of others, and a loss that grows with the batch.
 
     The kinds of findings: "mixed_examples" (a softmax, an attention, a norm, a reshape, a
-    convolution or a recurrence goes over the axis of the examples), "sum_over_examples" (the loss
-    is a sum over the batch, not a mean), "padding" (what stands where a mask is zero changes the
-    loss) and "future_leak" (the predictions of the next entry of a sequence depend on it).
+    convolution or a recurrence goes over the axis of the examples, or what is pooled over it goes
+    back into each of them), "sum_over_examples" (the loss is a sum over the batch, not a mean),
+    "padding" (what stands where a mask is zero changes the loss) and "future_leak" (the predictions
+    of the next entry of a sequence depend on it).
 
     Args:
         loss_fn: the loss, a real scalar: `loss_fn(params, *batch)`.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from gradtx.diagnostics.checkup.finding import Finding
 from gradtx.diagnostics.checkup.norms import mixed, norms_over_examples
+from gradtx.diagnostics.checkup.pooled import pooled_back
 from gradtx.diagnostics.checkup.subject import Subject
 from gradtx.diagnostics.tracing.flow import is_differentiable
 from gradtx.diagnostics.tracing.graph import Node, Value
@@ -279,4 +280,5 @@ _EXAMINATIONS = (
     _recurrence,
     _running,
     norms_over_examples,
+    pooled_back,
 )

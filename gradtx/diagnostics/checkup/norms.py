@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from gradtx.diagnostics.checkup.finding import Finding
 from gradtx.diagnostics.checkup.subject import Subject, place_of
-from gradtx.diagnostics.tracing import primitives
+from gradtx.diagnostics.tracing import lines, primitives
 from gradtx.diagnostics.tracing.graph import Node, Value
 from gradtx.diagnostics.tracing.patterns import VIEWS, source_of
 from gradtx.diagnostics.tracing.primitives import PLAIN_PRODUCTS
@@ -54,7 +54,7 @@ def norms_over_examples(subject: Subject, learning: set[Value]) -> Iterator[Find
         if node.output not in learning or len(subject.axes.rows_of(node.output)) != 1:
             continue
         reduction = _statistic(subject, node)
-        if reduction is None:
+        if reduction is None or is_batch_norm(node):
             continue
         signal = reduction.inputs[0]
         if _is_whole(reduction):
@@ -75,6 +75,15 @@ def norms_over_examples(subject: Subject, learning: set[Value]) -> Iterator[Find
             signal,
         )
         return
+
+
+def is_batch_norm(node: Node) -> bool:
+    """Whether an operation is part of something that is called a batch norm."""
+    return any(
+        "batchnorm" in name.lower().replace("_", "")
+        for equation in (node.equation, *(call for call, _ in node.calls))
+        for name in lines.functions_of(equation)
+    )
 
 
 def _statistic(subject: Subject, node: Node) -> Node | None:

@@ -11,6 +11,12 @@ _HERE = str(Path(__file__).parents[1])
 _LIBRARIES = "site-packages"
 
 
+def functions_of(equation: Any) -> list[str]:
+    """The names of the functions in which an equation was made, innermost first."""
+    traceback = equation.source_info.traceback
+    return [frame.function_name for frame in traceback.frames] if traceback is not None else []
+
+
 def line_of(equation: Any, calls: Sequence[tuple[Any, Any]] = ()) -> str:
     """The line of the user's program that an equation comes from.
 
