@@ -89,6 +89,9 @@ _BROUGHT_ABOUT: dict[str, tuple[str, ...]] = {
     "label_out_of_range": ("initial_loss", "nan"),
     "double_softmax": ("vanishing", "cannot_overfit"),
     "wrong_sign": ("initial_loss", "cannot_overfit"),
+    "swapped_arguments": ("initial_loss", "large_logits", "cannot_overfit"),
+    "several_labels": ("initial_loss", "large_logits", "cannot_overfit"),
+    "dominant_penalty": ("cannot_overfit", "learning_rate"),
     "broadcast_difference": ("broadcast_target", "mixed_examples"),
     "wrong_axis": (
         *("mixed_examples", "initial_loss", "future_leak"),

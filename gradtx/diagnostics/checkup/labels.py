@@ -1,4 +1,4 @@
-"""`check_labels`: indices beyond a table, labels beyond the classes, and batches of one class."""
+"""`check_labels`: indices and labels that are out of range, and labels that are used wrongly."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gradtx.diagnostics.checkup import marginals
+from gradtx.diagnostics.checkup import label_use, marginals
 from gradtx.diagnostics.checkup.finding import Finding
 from gradtx.diagnostics.checkup.lookups import Lookup, is_masked, lookups, request
 from gradtx.diagnostics.checkup.subject import Examination, Subject, examine, place_of, subject_of
@@ -33,15 +33,17 @@ def check_labels(
     has_aux: bool = False,
     classes: int | None = None,
 ) -> tuple[Finding, ...]:
-    """Find indices beyond a table, labels beyond the classes, and batches of one class.
+    """Find indices and labels that are out of range, and labels that are used wrongly.
 
     JAX does not raise an error for an index that is out of range: it reads the nearest entry, or
     fills in NaN, and a one-hot code becomes a row of zeros.
 
     The kinds of findings: "index_out_of_range", "label_out_of_range" (labels that are counted from
-    1, for example), "single_class" (all labels are the same) and "class_imbalance" (one class has
-    nearly all labels, and the head does not know it). Labels that the loss compares with something,
-    to ignore them, may be out of range.
+    1, for example), "single_class" (all labels are the same), "class_imbalance" (one class has
+    nearly all labels, and the head does not know it), "swapped_arguments" (a cross-entropy takes
+    the logarithm of the labels instead of the predictions), "several_labels" (targets with several
+    ones, where a softmax allows one) and "class_as_number" (a regression on the numbers of
+    classes). Labels that the loss compares with something, to ignore them, may be out of range.
 
     Args:
         loss_fn: the loss, a real scalar: `loss_fn(params, *batch)`.
@@ -80,6 +82,7 @@ def _requests(subject: Subject) -> Iterator[tuple[Node, Measure]]:
     for lookup in lookups(subject):
         yield request(lookup)
     yield from marginals.requests(subject)
+    yield from label_use.requests(subject)
 
 
 def _findings(subject: Subject) -> Iterator[Finding]:
@@ -93,6 +96,7 @@ def _findings(subject: Subject) -> Iterator[Finding]:
     yield from _too_few_classes(subject)
     if not any(kind == "label_out_of_range" for kind, _ in seen):
         yield from _shares(subject)
+    yield from label_use.findings(subject)
 
 
 LABELS = Examination(_findings, _requests)

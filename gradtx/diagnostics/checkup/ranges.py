@@ -139,7 +139,7 @@ def _arithmetic(node: Node, parts: Sequence[Range]) -> Range:
 
 
 @dataclass(eq=False)
-class _Difference:
+class Difference:
     """A difference of a prediction and a target, whose size the loss measures."""
 
     node: Node
@@ -147,10 +147,12 @@ class _Difference:
 
     @property
     def target(self) -> int:
+        """Which operand is the target."""
         return 1 - self.prediction
 
 
-def _differences(subject: Subject) -> Iterator[_Difference]:
+def differences(subject: Subject) -> Iterator[Difference]:
+    """The differences of predictions and targets whose size the loss measures."""
     for node in subject.graph.named("sub"):
         for i, value in enumerate(node.inputs):
             other = node.inputs[1 - i]
@@ -159,7 +161,7 @@ def _differences(subject: Subject) -> Iterator[_Difference]:
             if subject.is_trained(other) or not subject.is_given(other) or value.size < 2:
                 continue
             if _is_measured_by_loss(node.output) and is_in_loss(subject, node.output):
-                yield _Difference(node, i)
+                yield Difference(node, i)
 
 
 def _is_measured_by_loss(difference: Value) -> bool:
@@ -177,7 +179,7 @@ def _is_measured_by_loss(difference: Value) -> bool:
 
 def requests(subject: Subject) -> Iterator[tuple[Node, Measure]]:
     """What has to be measured for `findings`."""
-    for one in _differences(subject):
+    for one in differences(subject):
         bounds = range_of(subject, one.node.inputs[one.prediction])
         yield one.node, _measure("ranges", one.target, one.prediction, bounds)
     for entropy in subject.binary_cross_entropies:
@@ -209,7 +211,7 @@ def _measure(key: str, target: int, prediction: int, bounds: Range) -> Measure:
 def findings(subject: Subject) -> Iterator[Finding]:
     """Targets that the outputs cannot reach."""
     seen = set()
-    for one in _differences(subject):
+    for one in differences(subject):
         value = one.node.inputs[one.target]
         measured = _measured(subject, one.node, "ranges")
         names = _names(subject, value)
@@ -294,7 +296,9 @@ def _beyond(
         f"the {maker} at {bounds.node.line or 'the end'} makes outputs that are {ends}, but the "
         f"targets in {' and '.join(names)} go from {measured['low']:.4g} to "
         f"{measured['high']:.4g}: {100 * measured['outside']:.0f}% of them cannot be reached.",
-        f"take the {maker} away from the output, or bring the targets into its range.",
+        "use a cross-entropy of the logits and the labels, or compare with one-hot codes."
+        if maker == "softmax"
+        else f"take the {maker} away from the output, or bring the targets into its range.",
         place=place_of(names),
         source=bounds.node.line or node.line,
         evidence={

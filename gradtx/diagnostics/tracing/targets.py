@@ -230,7 +230,8 @@ def binary_cross_entropies(
     # The other way to write it: softplus(z) - y z.
     for sigmoid in among:
         logits = source_of(sigmoid.logits)
-        for node, i in uses_of(logits, VIEWS | {"neg"}) if sigmoid.is_logarithm else ():
+        is_prediction = sigmoid.is_logarithm and is_trained(logits)
+        for node, i in uses_of(logits, VIEWS | {"neg"}) if is_prediction else ():
             other = node.inputs[1 - i] if node.name == "mul" else logits
             if not is_trained(other) and not _is_single(other):
                 found.setdefault(id(source_of(other)), BinaryCrossEntropy(logits, other, node))

@@ -204,3 +204,54 @@ def loss_scaling():
         return 1024.0 * cross_entropy(logits, y)
 
     return SetUp(loss_fn, mlp(keys(), 16, 32, 32, 4), vectors())
+
+
+@healthy("weight decay in the loss", "jax", "Krogh and Hertz 1992, half the sum of squares")
+def decay_in_the_loss():
+    def loss_fn(params, x, y):
+        squares = sum(jnp.sum(layer["kernel"] ** 2) for layer in params)
+        return cross_entropy(perceptron(params, x), y) + 0.5 * 5e-3 * squares
+
+    return SetUp(loss_fn, mlp(keys(), 16, 32, 32, 4), vectors())
+
+
+@healthy("Bayes by backprop", "jax", "Blundell et al. 2015, a divergence of the weights")
+def bayes_by_backprop():
+    def loss_fn(params, x, y, key):
+        std = jax.tree.map(jax.nn.softplus, params["rho"])
+        leaves, treedef = jax.tree.flatten(std)
+        split = jax.random.split(key, len(leaves))
+        noise = [jax.random.normal(k, s.shape) for k, s in zip(split, leaves, strict=True)]
+        noise = jax.tree.unflatten(treedef, noise)
+        weights = jax.tree.map(lambda m, s, n: m + s * n, params["mean"], std, noise)
+        divergences = jax.tree.map(
+            lambda m, s: jnp.sum(0.5 * (m**2 + s**2 - 1) - jnp.log(s)), params["mean"], std
+        )
+        # Of a training set of 4096 examples.
+        return cross_entropy(perceptron(weights, x), y) + sum(jax.tree.leaves(divergences)) / 4096
+
+    mean = mlp(keys(), 16, 32, 32, 4)
+    params = {"mean": mean, "rho": jax.tree.map(lambda m: jnp.full_like(m, -4.0), mean)}
+    return SetUp(loss_fn, params, (*vectors(), jax.random.key(1)))
+
+
+@healthy("symmetric cross-entropy", "jax", "Wang et al. 2019, for noisy labels")
+def symmetric_cross_entropy():
+    def loss_fn(params, x, y):
+        logits, codes = perceptron(params, x), jax.nn.one_hot(y, 4)
+        p = jnp.clip(jax.nn.softmax(logits), 1e-7, 1.0)
+        reverse = -jnp.mean(jnp.sum(p * jnp.log(jnp.clip(codes, 1e-4, 1.0)), axis=-1))
+        return 0.1 * cross_entropy(logits, y) + reverse
+
+    return SetUp(loss_fn, mlp(keys(), 16, 32, 4), vectors())
+
+
+@healthy("counts", "jax", "Nelder and Wedderburn 1972, numbers of events")
+def counts():
+    def loss_fn(params, x, y):
+        return squared_error(perceptron(params, x)[:, 0], y)
+
+    x, _ = vectors()
+    rate = np.exp(0.5 + 0.4 * np.asarray(x[:, 0]))
+    y = np.random.default_rng(0).poisson(rate)
+    return SetUp(loss_fn, mlp(keys(), 16, 32, 1), (x, jnp.asarray(y, jnp.float32)))
