@@ -6,14 +6,16 @@
 Strategies for property-based tests are in `gradtx.testing.strategies`, which needs hypothesis.
 """
 
-from gradtx.testing.clause import Clause, ConformanceError
-from gradtx.testing.clauses_calling import check_purity, check_type
+from gradtx.testing.capabilities import CAPABILITIES
+from gradtx.testing.clause import Clause
+from gradtx.testing.clauses_calling import check_calls, check_purity, check_type
 from gradtx.testing.clauses_mismatch import check_mismatches
 from gradtx.testing.clauses_numerics import check_degree, check_half_precision, check_locality
 from gradtx.testing.clauses_sharding import check_layouts, check_sharding
 from gradtx.testing.clauses_structure import (
     check_empty_trees,
     check_masked_leaves,
+    check_missing_gradients,
     check_non_parameters,
     check_none_leaves,
     check_state,
@@ -29,6 +31,7 @@ from gradtx.testing.clauses_tracing import (
 from gradtx.testing.collectives import Sent, collectives
 from gradtx.testing.conformance import check_transformation, clauses
 from gradtx.testing.references import check_reference
+from gradtx.testing.report import ConformanceError, Failure
 from gradtx.testing.trees import (
     cast_parameters,
     gradients_like,
@@ -37,10 +40,13 @@ from gradtx.testing.trees import (
 )
 
 __all__ = [
+    "CAPABILITIES",
     "Clause",
     "ConformanceError",
+    "Failure",
     "Sent",
     "cast_parameters",
+    "check_calls",
     "check_degree",
     "check_donation",
     "check_empty_trees",
@@ -51,6 +57,7 @@ __all__ = [
     "check_locality",
     "check_masked_leaves",
     "check_mismatches",
+    "check_missing_gradients",
     "check_non_parameters",
     "check_none_leaves",
     "check_purity",

@@ -3,41 +3,24 @@
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from gradtx.testing.comparison import Violation
+from gradtx.testing.capabilities import arguments_for, check_capabilities
+from gradtx.testing.report import ConformanceError, Failure, failure_of
 from gradtx.testing.trees import gradients_like, hostile_parameters
 
+Level: TypeAlias = Literal["must", "promises"]
 ExtraArgs = Mapping[str, Any] | Callable[[Any], Mapping[str, Any]] | None
 
 # Compilation contracts multiplications with additions and reorders sums; each of the few dozen
 # operations of an optimizer may therefore be off by a rounding or two.
 ULPS = 64.0
-
-
-class ConformanceError(AssertionError):
-    """A transformation breaks its contract.
-
-    Args:
-        failures: the name of each broken clause, with what was expected and what was found.
-
-    Attributes:
-        failures: as given.
-    """
-
-    def __init__(self, failures: Mapping[str, str]) -> None:
-        self.failures = dict(failures)
-        # A broken step breaks most clauses in the same way, so that is reported once.
-        names: dict[str, list[str]] = {}
-        for name, text in self.failures.items():
-            names.setdefault(text, []).append(name)
-        super().__init__("\n".join(f"{', '.join(names[text])}: {text}" for text in names))
 
 
 class CompiledRun(NamedTuple):
@@ -64,18 +47,19 @@ class Case:
         extra_args: the extra arguments of the update, or a function of the parameters that
             returns them.
         ulps: how far eager and compiled numbers may differ, see `expect_same`.
+        capabilities: what the transformation needs, see `CAPABILITIES`.
     """
 
     tx: optax.GradientTransformation
     params: Any
     extra_args: ExtraArgs
     ulps: float
+    capabilities: frozenset[str] = frozenset()
 
     def extra(self, params: Any) -> Mapping[str, Any]:
         """The extra arguments of an update at `params`."""
-        if callable(self.extra_args):
-            return self.extra_args(params)
-        return self.extra_args or {}
+        given = self.extra_args(params) if callable(self.extra_args) else self.extra_args or {}
+        return {**arguments_for(self.capabilities, params), **given}
 
     def gradients(self, step: int) -> Any:
         """The gradients of a step, counted from 1."""
@@ -139,13 +123,25 @@ class Clause:
 
     Attributes:
         name: what the clause is called in messages and in `check_transformation`.
+        level: "must" if every transformation has to keep it, "promises" if it is more than that.
+        unless: the capabilities that exempt from it, because it changes what they need.
     """
 
-    def __init__(self, name: str, check: Callable[[Case], None]) -> None:
+    def __init__(
+        self,
+        check: Callable[[Case], None],
+        name: str,
+        level: Level,
+        asks: str,
+        given: str,
+        hint: str,
+        unless: Collection[str],
+    ) -> None:
         functools.update_wrapper(self, check)
         self.__signature__ = inspect.signature(self.__call__)  # not that of the wrapped function
-        self.name = name
-        self._check = check
+        self.name, self.level = name, level
+        self.unless = check_capabilities(f"the clause '{name}'", unless)
+        self._check, self._asks, self._given, self._hint = check, asks, given, hint
 
     def __call__(
         self,
@@ -153,6 +149,7 @@ class Clause:
         params: Any = None,
         *,
         extra_args: ExtraArgs = None,
+        capabilities: Collection[str] = (),
         ulps: float = ULPS,
     ) -> None:
         """Check a transformation against this clause.
@@ -162,6 +159,7 @@ class Clause:
             params: a tree of arrays; None: `hostile_parameters()`.
             extra_args: the extra arguments that the update needs, or a function of the parameters
                 that returns them as a dictionary.
+            capabilities: what the transformation needs, see `check_transformation`.
             ulps: how far eager and compiled numbers may differ, in units of the last place of
                 the largest number of a leaf.
 
@@ -169,27 +167,42 @@ class Clause:
             ConformanceError: if the transformation breaks the clause.
         """
         params = hostile_parameters() if params is None else params
-        failure, cause = self.judge(Case(tx, params, extra_args, ulps))
+        needs = check_capabilities(f"check_{self.name}", capabilities)
+        failure = self.judge(Case(tx, params, extra_args, ulps, needs))
         if failure is not None:
-            raise ConformanceError({self.name: failure}) from cause
+            raise ConformanceError([failure]) from failure.error
 
-    def judge(self, case: Case) -> tuple[str | None, Exception | None]:
-        """What is wrong with a case, or None; and the exception that says so."""
+    def judge(self, case: Case) -> Failure | None:
+        """What is wrong with a case; None: nothing, or its capabilities exempt from the clause."""
+        if self.unless & case.capabilities:
+            return None
         try:
             self._check(case)
-        except Violation as violation:
-            return str(violation), violation
         except Exception as error:
-            # Some messages print whole trees.
-            text = " ".join(str(error).split())
-            return f"raised {type(error).__name__}: {text[:500]}", error
-        return None, None
+            return failure_of(error, self.name, self._asks, self._given, self._hint)
+        return None
 
 
-def clause(name: str) -> Callable[[Callable[[Case], None]], Clause]:
+def clause(
+    name: str,
+    *,
+    level: Level,
+    asks: str,
+    hint: str,
+    given: str = "standard normal gradients",
+    unless: Collection[str] = (),
+) -> Callable[[Callable[[Case], None]], Clause]:
     """Make a clause from a function that raises `Violation`, or whatever the transformation raises.
 
     Args:
         name: the name of the clause.
+        level: "must" or "promises".
+        asks: what is called or asked for, for the message of a transformation that raises; it
+            stands in "expected ... to run".
+        hint: what to look at, for a failure that does not know better; without a full stop.
+        given: with which input, for a failure that does not say; empty if its other words do.
+        unless: the capabilities that exempt from it.
     """
-    return functools.partial(Clause, name)
+    return functools.partial(
+        Clause, name=name, level=level, asks=asks, given=given, hint=hint, unless=unless
+    )

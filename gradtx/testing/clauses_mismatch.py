@@ -10,7 +10,15 @@ from gradtx.testing.comparison import Violation, path_name
 from gradtx.testing.trees import is_parameter
 
 
-@clause("mismatches")
+@clause(
+    "mismatches",
+    level="promises",
+    asks="init and update",
+    given="",
+    hint="compare structure and shapes of gradients, state and parameters before the first "
+    "operation, because NumPy's rules broadcast what does not fit",
+    unless=("names", "whole_tree", "shapes"),
+)
 def check_mismatches(case: Case) -> None:
     """Arguments of different structure or shapes: a ValueError that names the leaf and shapes.
 

@@ -18,7 +18,14 @@ from gradtx.testing.comparison import Violation, expect_finite, expect_same, fla
 from gradtx.testing.trees import cast_parameters, is_parameter
 
 
-@clause("half_precision")
+@clause(
+    "half_precision",
+    level="promises",
+    asks="updates in float16 and bfloat16",
+    given="",
+    hint="calculate in float32, `g.astype(jnp.float32)`, and cast the update back; an eps of 1e-8 "
+    "is 0 in float16",
+)
 def check_half_precision(case: Case) -> None:
     """In float16 and bfloat16, zero gradients give finite updates, and tiny and large ones no NaN.
 
@@ -52,7 +59,14 @@ def _filled(params: Any, value: float) -> Any:
     return jax.tree.map(lambda p: jnp.full_like(p, value) if is_parameter(p) else None, params)
 
 
-@clause("locality")
+@clause(
+    "locality",
+    level="promises",
+    asks="updates of shuffled leaves",
+    given="the elements of each leaf in another order and shape",
+    hint="declare `elementwise=False`, or let no element depend on another",
+    unless=("shapes",),
+)
 def check_locality(case: Case) -> None:
     """A kernel declared elementwise gives the same for elements in another order or shape.
 
@@ -91,7 +105,13 @@ _LARGE, _TIMES = 1024.0, 4.0
 _TOLERANCE = 0.05
 
 
-@clause("degree")
+@clause(
+    "degree",
+    level="promises",
+    asks="updates of the kernels",
+    given="gradients of lengths that differ",
+    hint="declare the degree and the sense that the equation has",
+)
 def check_degree(case: Case) -> None:
     """A kernel's updates grow with the gradient, and point along it or against it, as it declares.
 

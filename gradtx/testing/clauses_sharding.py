@@ -51,10 +51,13 @@ def _mesh(kind: AxisType) -> Mesh:
 
 
 def _shardings(mesh: Mesh, tree: Any) -> Any:
-    """For each array the sharding along its first axis that the number of devices divides."""
+    """For each array the sharding along its first axis that the number of devices divides.
+
+    An array without elements is replicated: compilers do not keep its layout.
+    """
 
     def sharding(leaf: Any) -> NamedSharding:
-        sizes = [size and size % mesh.size == 0 for size in leaf.shape]
+        sizes = [leaf.size > 0 and size % mesh.size == 0 for size in leaf.shape]
         axis = sizes.index(True) if True in sizes else len(sizes)
         spec = PartitionSpec(*[None] * axis, *["devices"] * (axis < len(sizes)))
         return NamedSharding(mesh, spec)
@@ -62,9 +65,15 @@ def _shardings(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(sharding, tree)
 
 
-@clause("sharding")
+@clause(
+    "sharding",
+    level="must",
+    asks="a compiled update of leaves on several devices",
+    given="gradients sharded over all devices",
+    hint="let the numbers depend on the arrays only, not on the device or the name of an axis",
+)
 def check_sharding(case: Case) -> None:
-    """Sharded over devices, the state lies where its parameters lie, and the numbers are the same.
+    """Sharded over devices, the numbers are the same.
 
     Each parameter is sharded along its first axis that the number of devices divides, under
     `jax.jit`; then all of them are replicated under `jax.shard_map`. On one device there is
@@ -79,9 +88,7 @@ def check_sharding(case: Case) -> None:
     if jax.device_count() < 2:
         return
     run = _run(case)
-    _expect_beside("the state of init", run.start, run.params)
     expect_same("the result on sharded inputs", case.steps[0], run.first, case.ulps)
-    _expect_beside("the state of update", run.states[0], run.params)
 
     everywhere = PartitionSpec()
     mapped = jax.shard_map(case.update, mesh=run.mesh, in_specs=everywhere, out_specs=everywhere)
@@ -89,9 +96,16 @@ def check_sharding(case: Case) -> None:
     expect_same("the result under shard_map", case.steps[0], result, case.ulps)
 
 
-@clause("layouts")
+@clause(
+    "layouts",
+    level="promises",
+    asks="init and two compiled updates on a mesh",
+    given="parameters sharded over all devices",
+    hint="make slots of their parameters with `jnp.zeros_like(p)`, not of shapes, and constrain "
+    "no layout",
+)
 def check_layouts(case: Case) -> None:
-    """A compiled init puts the state where the parameters lie, and it stays there.
+    """Init, compiled or not, puts the state where the parameters lie, and it stays there.
 
     Nothing in the state changes its layout in two compiled steps, nor its type in a step on a mesh
     with explicit axes, where layouts are parts of types. The parameters are sharded as for
@@ -106,6 +120,8 @@ def check_layouts(case: Case) -> None:
     if jax.device_count() < 2:
         return
     run = _run(case)
+    _expect_beside("the state of init", run.start, run.params)
+    _expect_beside("the state of update", run.states[0], run.params)
     _expect_beside("the state of the compiled init", run.compiled_start, run.params)
     for number, state in enumerate(run.states, 1):
         _expect_same_layouts(f"the state after step {number}", run.compiled_start, state)

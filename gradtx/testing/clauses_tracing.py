@@ -11,7 +11,12 @@ from gradtx.testing.comparison import Violation, expect_same, expect_same_types,
 from gradtx.testing.trees import is_parameter
 
 
-@clause("jit")
+@clause(
+    "jit",
+    level="must",
+    asks="a compiled init and two compiled updates",
+    hint="calculate with `jnp` and `jax.lax`, and do not test in Python for tracers or for values",
+)
 def check_jit(case: Case) -> None:
     """Compiled, init and two updates give the same numbers as eager calls.
 
@@ -27,7 +32,12 @@ def check_jit(case: Case) -> None:
         expect_same(f"the result of compiled step {i + 1}", eager, compiled, case.ulps)
 
 
-@clause("vmap")
+@clause(
+    "vmap",
+    level="must",
+    asks="init and update under `jax.vmap`",
+    hint="operate on arrays without reading values, and give custom operations a batching rule",
+)
 def check_vmap(case: Case) -> None:
     """Mapped over a batch of two trees, it gives the same as for each of them.
 
@@ -52,7 +62,12 @@ def check_vmap(case: Case) -> None:
         expect_same(f"element {i} of a batch", single, found, case.ulps)
 
 
-@clause("scan")
+@clause(
+    "scan",
+    level="must",
+    asks="a `jax.lax.scan` of two updates",
+    hint="return each field of the state with the structure, shape and dtype that it came with",
+)
 def check_scan(case: Case) -> None:
     """In a `lax.scan` over gradients, it gives the same as in a loop.
 
@@ -74,7 +89,12 @@ def check_scan(case: Case) -> None:
     expect_same("the updates of a scan", expected, updates, case.ulps)
 
 
-@clause("eval_shape")
+@clause(
+    "eval_shape",
+    level="must",
+    asks="`jax.eval_shape` of init and update",
+    hint="build the state from shapes and dtypes in the same way for arrays and for tracers",
+)
 def check_eval_shape(case: Case) -> None:
     """`jax.eval_shape` predicts the types of init and update, from types alone.
 
@@ -91,7 +111,13 @@ def check_eval_shape(case: Case) -> None:
     expect_same_types("the abstract update", case.steps[0], result)
 
 
-@clause("donation")
+@clause(
+    "donation",
+    level="promises",
+    asks="compiled updates whose gradients and state are donated",
+    hint="let init make new buffers with `jnp.zeros_like` or `jnp.copy`: not the parameters, and "
+    "no constant",
+)
 def check_donation(case: Case) -> None:
     """Gradients and state may be donated to the compiled update, again and again.
 

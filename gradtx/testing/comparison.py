@@ -17,11 +17,16 @@ class Violation(Exception):
         path: the key path of the leaf; empty for the whole tree.
         expected: what the contract demands.
         got: what the transformation did.
+        given: the input; empty if the rest says it, None for that of the clause.
+        hint: what to look at; empty for what the clause says.
     """
 
-    def __init__(self, path: str, expected: str, got: str) -> None:
+    def __init__(
+        self, path: str, expected: str, got: str, *, given: str | None = None, hint: str = ""
+    ) -> None:
         place = f"at '{path}': " if path else ""
         super().__init__(f"{place}expected {expected}, got {got}")
+        self.given, self.hint = given, hint
 
 
 def flatten(tree: Any) -> tuple[list[tuple[str, Any]], Any]:

@@ -6,14 +6,16 @@ from typing import Any
 import optax
 
 from gradtx.messages import listed, shown
-from gradtx.testing.clause import ULPS, Case, Clause, ConformanceError, ExtraArgs
-from gradtx.testing.clauses_calling import check_purity, check_type
+from gradtx.testing.capabilities import check_capabilities
+from gradtx.testing.clause import ULPS, Case, Clause, ExtraArgs, Level
+from gradtx.testing.clauses_calling import check_calls, check_purity, check_type
 from gradtx.testing.clauses_mismatch import check_mismatches
 from gradtx.testing.clauses_numerics import check_degree, check_half_precision, check_locality
 from gradtx.testing.clauses_sharding import check_layouts, check_sharding
 from gradtx.testing.clauses_structure import (
     check_empty_trees,
     check_masked_leaves,
+    check_missing_gradients,
     check_non_parameters,
     check_none_leaves,
     check_state,
@@ -26,26 +28,29 @@ from gradtx.testing.clauses_tracing import (
     check_scan,
     check_vmap,
 )
+from gradtx.testing.report import ConformanceError
 from gradtx.testing.trees import hostile_parameters
 
 _CLAUSES = {
     clause.name: clause
     for clause in (
-        check_type,
+        check_calls,
         check_purity,
         check_updates,
         check_state,
         check_none_leaves,
         check_masked_leaves,
         check_empty_trees,
-        check_non_parameters,
-        check_mismatches,
         check_jit,
         check_vmap,
         check_scan,
         check_eval_shape,
-        check_donation,
         check_sharding,
+        check_type,
+        check_missing_gradients,
+        check_non_parameters,
+        check_mismatches,
+        check_donation,
         check_layouts,
         check_half_precision,
         check_locality,
@@ -54,21 +59,34 @@ _CLAUSES = {
 }
 
 
-def clauses() -> dict[str, Clause]:
-    """All clauses of the contract, by name, in the order in which they are checked.
+def clauses(level: Level | None = None) -> dict[str, Clause]:
+    """The clauses of the contract, by name, in the order in which they are checked.
+
+    Args:
+        level: "must": those that every transformation has to keep; "promises": those beyond them;
+            None: all.
+
+    Raises:
+        ValueError: if there is no such level.
 
     Example:
         >>> from gradtx.testing import clauses
         >>> list(clauses())[:3]
-        ['type', 'purity', 'updates']
+        ['calls', 'purity', 'updates']
+        >>> "half_precision" in clauses("must")
+        False
     """
-    return dict(_CLAUSES)
+    _check_level("clauses", level)
+    return {name: one for name, one in _CLAUSES.items() if level in (None, one.level)}
 
 
 def check_transformation(
     tx: optax.GradientTransformation,
     params: Any = None,
     *,
+    level: Level = "promises",
+    promises: Collection[str] | None = None,
+    capabilities: Collection[str] = (),
     extra_args: ExtraArgs = None,
     clauses: Collection[str] | None = None,
     skip: Collection[str] = (),
@@ -76,29 +94,38 @@ def check_transformation(
 ) -> None:
     """Check a gradient transformation against the contract, clause by clause.
 
-    The clauses hide, drop and replace leaves. A transformation that depends on certain leaves
-    cannot satisfy all of them: skip "none_leaves", "masked_leaves", "non_parameters" and
-    "mismatches" for one that chooses leaves by name or needs a loss of all of them, and
-    "none_leaves" for one whose state changes without a gradient, such as `average_params`. optax's
-    own transformations break several clauses.
+    There are two levels. What every transformation **must** keep: it is pure, its state keeps its
+    structure and types, and it gives the same eager, compiled, mapped, scanned and sharded, with
+    tracers, and where leaves are None. What gradtx **promises** beyond it: half precision, messages
+    that name the leaf, leaves that are no parameters, optax's type, layouts, and what a kernel
+    declares. optax's own transformations keep only some of the promises.
 
     Args:
         tx: the transformation, of gradtx, optax or your own.
         params: a tree of arrays; None: `hostile_parameters()`.
+        level: "must" for the first level only, "promises" for both.
+        promises: the names of the promises to check; None: all of them.
+        capabilities: what the transformation needs, by the names in
+            `gradtx.testing.CAPABILITIES`: "value", "grad" and "value_fn" pass these arguments, of
+            the loss `sum(params**2) / 2`, to the update; "names", "whole_tree", "shapes" and
+            "own_clock" exempt it from the clauses that drop, replace, rename or reshape leaves, or
+            take gradients away.
         extra_args: the extra arguments that the update needs, or a function of the parameters
             that returns them as a dictionary. Some clauses call it with parameters of other
             values and dtypes, with None, `optax.MaskedNode`, integers or functions among the
             leaves.
-        clauses: the names of the clauses to check; None: all, see `gradtx.testing.clauses()`.
+        clauses: the names of the clauses to check, whatever their level; None: all of the level,
+            see `gradtx.testing.clauses()`.
         skip: the names of clauses to leave out.
         ulps: how far eager and compiled numbers may differ, in units of the last place of the
             largest number of a leaf. The default leaves room for the rounding of a few dozen
             operations; a method that iterates, such as a matrix root, may need more.
 
     Raises:
-        ConformanceError: if clauses are broken; the message names each, with the leaf, what was
-            expected and what was found.
-        ValueError: if `tx` is not a transformation, or `clauses` or `skip` names an unknown clause.
+        ConformanceError: if clauses are broken; the message says for each fault what was expected,
+            with which input, at which leaf, what was found, and what to look at. Clauses that fail
+            for the same reason are listed with it.
+        ValueError: if `tx` is not a transformation, or an argument names what does not exist.
 
     Example:
         >>> import jax.numpy as jnp
@@ -106,31 +133,72 @@ def check_transformation(
         >>> import optax
         >>> from gradtx.testing import check_transformation
         >>> check_transformation(gradtx.sgd(0.1, momentum=0.9))
+        >>> check_transformation(optax.sgd(0.1), level="must")
         >>> lookalike = optax.GradientTransformation(*gradtx.sgd(0.1))
         >>> try:
-        ...     check_transformation(lookalike, {"w": jnp.ones(2)}, clauses=["type", "updates"])
+        ...     check_transformation(lookalike, {"w": jnp.ones(2)}, promises=["type"])
         ... except AssertionError as error:
-        ...     print(error)
+        ...     print(str(error).splitlines()[0])
         type: expected an optax.GradientTransformationExtraArgs, got a GradientTransformation
     """
-    if not (hasattr(tx, "init") and hasattr(tx, "update")):
-        raise ValueError(
-            f"check_transformation: tx must be a gradient transformation, got {shown(tx)}"
-        )
-    for argument, names in (("clauses", clauses or ()), ("skip", skip)):
-        unknown = [name for name in names if name not in _CLAUSES]
-        if unknown:
-            raise ValueError(
-                f"check_transformation: {argument} has the unknown names {listed(unknown)}; "
-                f"there are {listed(_CLAUSES, len(_CLAUSES), near=str(unknown[0]))}"
-            )
-    case = Case(tx, hostile_parameters() if params is None else params, extra_args, ulps)
-    failures, first = {}, None
-    for name, clause in _CLAUSES.items():
-        if name in skip or (clauses is not None and name not in clauses):
-            continue
-        failure, cause = clause.judge(case)
+    owner = "check_transformation"
+    _check_is_transformation(owner, tx)
+    chosen = choose(owner, level, promises, clauses, skip)
+    params = hostile_parameters() if params is None else params
+    case = Case(tx, params, extra_args, ulps, check_capabilities(owner, capabilities))
+    failures = []
+    for clause in chosen.values():
+        failure = clause.judge(case)
         if failure is not None:
-            failures[name], first = failure, first or cause
+            failures.append(failure)
+            if clause is check_calls:
+                break
     if failures:
-        raise ConformanceError(failures) from first
+        raise ConformanceError(failures) from failures[0].error
+
+
+def choose(
+    owner: str,
+    level: Level,
+    promises: Collection[str] | None,
+    clauses: Collection[str] | None,
+    skip: Collection[str],
+) -> dict[str, Clause]:
+    """The clauses that these arguments of `check_transformation` choose, by name."""
+    _check_level(owner, level)
+    if level == "must" and promises is not None:
+        raise ValueError(
+            f'{owner}: promises must be None where level is "must", got {shown(promises)}'
+        )
+    known = {
+        "promises": [name for name, one in _CLAUSES.items() if one.level == "promises"],
+        "clauses": list(_CLAUSES),
+        "skip": list(_CLAUSES),
+    }
+    given = {"promises": promises or (), "clauses": clauses or (), "skip": skip}
+    for argument, names in given.items():
+        unknown = [name for name in names if name not in known[argument]]
+        if unknown:
+            there = listed(known[argument], len(_CLAUSES), near=str(unknown[0]))
+            raise ValueError(
+                f"{owner}: {argument} has the unknown names {listed(unknown)}; there are {there}"
+            )
+
+    def is_chosen(name: str, clause: Clause) -> bool:
+        if name in skip or clauses is not None:
+            return name not in skip and name in (clauses or ())
+        return clause.level == "must" or (
+            level == "promises" and (promises is None or name in promises)
+        )
+
+    return {name: clause for name, clause in _CLAUSES.items() if is_chosen(name, clause)}
+
+
+def _check_level(owner: str, level: Level | None) -> None:
+    if level not in ("must", "promises", *((None,) if owner == "clauses" else ())):
+        raise ValueError(f'{owner}: level must be "must" or "promises", got {shown(level)}')
+
+
+def _check_is_transformation(owner: str, tx: Any) -> None:
+    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+        raise ValueError(f"{owner}: tx must be a gradient transformation, got {shown(tx)}")

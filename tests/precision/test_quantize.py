@@ -430,6 +430,6 @@ def test_layout_is_that_of_the_parameter(spec, is_explicit):
 def test_contract_around_a_transformation_of_optax(wrapper):
     params = jax.tree.map(lambda p: p.astype(jnp.float32), NARROW)
     # What optax's own Adam does not keep.
-    own = ("none_leaves", "non_parameters", "mismatches", "half_precision", "layouts")
+    own = ("missing_gradients", "non_parameters", "mismatches", "half_precision", "layouts")
     with jax.numpy_dtype_promotion("standard"):
         check_transformation(wrapper(optax.adam(0.1)), params, skip=own)

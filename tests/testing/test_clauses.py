@@ -39,6 +39,9 @@ class Broken(NamedTuple):
 
 BROKEN: dict[str, Broken] = {}
 
+# The clauses that have None among the gradients.
+HAVE_NONE = ("none_leaves", "empty_trees", "missing_gradients", "non_parameters")
+
 
 def breaks(*clauses: str, says: str):
     """Add a function that makes a transformation to the table, under the function's name."""
@@ -78,12 +81,37 @@ def is_inexact(leaf) -> bool:
     return jnp.issubdtype(getattr(leaf, "dtype", bool), jnp.inexact)
 
 
+@breaks(
+    "calls", says="expected update to return a tuple of the updates and the new state, got a dict"
+)
+def returning_the_updates_alone():
+    return ExtraArgs(GOOD.init, lambda updates, state, params=None, **extra: updates)
+
+
+@breaks("calls", says="got a demand for the argument 'loss' (TypeError")
+def demanding_a_loss():
+    def update(updates, state, params=None, *, loss, **extra):
+        return GOOD.update(updates, state, params)
+
+    return ExtraArgs(GOOD.init, update)
+
+
+@breaks(*HAVE_NONE, says="got a leaf that is None where an array was")
+def with_a_shape_for_every_leaf():
+    def result(updates, state, new_updates, new_state):
+        leaves = jax.tree.leaves(updates, is_leaf=lambda leaf: leaf is None)
+        assert all(leaf.shape is not None for leaf in leaves)
+        return new_updates, new_state
+
+    return changed(result=result)
+
+
 @breaks("type", says="expected an optax.GradientTransformationExtraArgs, got a Gradient")
 def without_extra_arguments():
     return optax.GradientTransformation(*GOOD)
 
 
-@breaks("type", says="unexpected keyword argument 'an_unknown_extra_argument'")
+@breaks("type", says="a refusal of the extra argument 'an_unknown_extra_argument' (TypeError)")
 def refusing_extra_arguments():
     return ExtraArgs(GOOD.init, lambda updates, state, params=None: GOOD.update(updates, state))
 
@@ -155,7 +183,7 @@ def widening_state():
     return changed(init, result)
 
 
-@breaks("none_leaves", says="at 'dense/kernel': expected the slot of 'dense/kernel' to be")
+@breaks("missing_gradients", says="at 'dense/kernel': expected the slot of 'dense/kernel' to be")
 def decaying_slots_without_gradient():
     def result(updates, state, new_updates, new_state):
         trace = jax.tree.map(
@@ -169,7 +197,7 @@ def decaying_slots_without_gradient():
     return changed(result=result)
 
 
-@breaks("none_leaves", says="expected the updates to have None, got float32[8, 3]")
+@breaks("missing_gradients", says="expected the updates to have None, got float32[8, 3]")
 def inventing_updates():
     def update(updates, state, params=None, **extra):
         new_updates, new_state = GOOD.update(updates, state, params)
@@ -205,7 +233,7 @@ def filling_masked_leaves():
     return changed(result=result)
 
 
-@breaks("empty_trees", says="raised ZeroDivisionError")
+@breaks("empty_trees", says="ZeroDivisionError at test_clauses.py:")
 def dividing_by_the_number_of_leaves():
     def result(updates, state, new_updates, new_state):
         assert 1 / len(jax.tree.leaves(updates)) > 0
@@ -317,11 +345,7 @@ def giving_away_its_own_buffer():
     return passenger(lambda params: weight)
 
 
-@breaks(
-    "sharding",
-    "layouts",
-    says="at 'dense/kernel': expected the state of init to lie as NamedSharding",
-)
+@breaks("layouts", says="at 'dense/kernel': expected the state of init to lie as NamedSharding")
 def starting_on_one_device():
     def init(params):
         return jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), GOOD.init(params))
@@ -352,11 +376,7 @@ def gathering_its_state_where_layouts_are_types():
     return changed(result=result)
 
 
-@breaks(
-    "sharding",
-    "layouts",
-    says="at 'dense/kernel': expected the state of update to lie as NamedSharding",
-)
+@breaks("layouts", says="at 'dense/kernel': expected the state of update to lie as NamedSharding")
 def gathering_its_state():
     def gathered(v):
         mesh = jax.typeof(v).sharding.mesh
@@ -371,7 +391,7 @@ def gathering_its_state():
     return changed(result=result)
 
 
-@breaks("sharding", says="raised ValueError")
+@breaks("sharding", says="got results that may differ from device to device")
 def depending_on_the_device():
     def result(updates, state, new_updates, new_state):
         try:
@@ -438,7 +458,7 @@ def test_every_clause_is_broken_by_something():
 
 def test_a_clause_alone_complains_as_in_the_whole():
     tx = calling_a_mean_elementwise()
-    with pytest.raises(ConformanceError, match=r"^locality: at 'dense/kernel'"):
+    with pytest.raises(ConformanceError, match=r"^locality: with the .*, at 'dense/kernel'"):
         clauses()["locality"](tx)
 
 

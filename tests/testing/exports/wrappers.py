@@ -34,7 +34,7 @@ EQUAL = {
     "biases": {"in": jnp.arange(3.0) + 1, "out": jnp.ones(3)},
     "table": jnp.ones((4, 2), jnp.bfloat16),
 }
-STACKED = {"none_leaves": "what the state has for the leaves of a group is one array"}
+STACKED = {"missing_gradients": "what the state has for the leaves of a group is one array"}
 
 EXPORTS = {
     "apply_if_finite": Export(lambda: gradtx.apply_if_finite(gradtx.adam(0.1), 2)),
