@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-from .papers import Paper
+from gradtx.testing import references
+from gradtx.testing.references import Reference
 
 STEPS = 24
 SHAPES = {"matrix": (2, 5), "vector": (7,)}
@@ -26,21 +26,24 @@ DOUBLE = 1e-12
 
 @dataclass(frozen=True)
 class Case:
-    """A factory, its paper's equation, and the arguments that both are given.
+    """A factory, and the arguments that it and its reference are given.
 
     Attributes:
         factory: makes the transformation.
-        paper: one step of the equation, see `papers`.
         arguments: keyword arguments. Floats and functions are hyperparameters, others are options.
-        on_tree: whether the equation is about all leaves as one vector.
+        equation: makes the reference; None: that of the factory's name.
         steps: the number of steps.
     """
 
     factory: Callable[..., optax.GradientTransformationExtraArgs]
-    paper: Paper
     arguments: dict[str, Any] = field(default_factory=dict)
-    on_tree: bool = False
+    equation: Callable[..., Reference] | None = None
     steps: int = STEPS
+
+    def reference(self) -> Reference:
+        """The equation with the arguments that are about numbers."""
+        make = self.equation or getattr(references, self.factory.__name__)
+        return make(**{name: x for name, x in self.arguments.items() if "dtype" not in name})
 
     def __str__(self) -> str:
         settings = [
@@ -69,9 +72,9 @@ class Case:
 Check = Callable[[Case], None]
 
 
-def cases(factory: Any, paper: Paper, *settings: dict[str, Any], **fields: Any) -> list[Case]:
+def cases(factory: Any, *settings: dict[str, Any], **fields: Any) -> list[Case]:
     """One case for each dictionary of arguments."""
-    return [Case(factory, paper, arguments, **fields) for arguments in settings]
+    return [Case(factory, arguments, **fields) for arguments in settings]
 
 
 def last_cases(table: list[Case]) -> list[Case]:
@@ -185,68 +188,96 @@ def run(
     gradients: list[dict[str, np.ndarray]],
     params: list[dict[str, np.ndarray]],
     jitted: bool = True,
+    extra: list[dict[str, Any]] | None = None,
 ) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
     """The updates and the state of each step, in single precision unless jax works in double."""
-    update = jax.jit(tx.update) if jitted else tx.update
+
+    def update(g: Any, state: Any, p: Any, more: Any) -> Any:
+        return tx.update(g, state, p, **more)
+
+    update = jax.jit(update) if jitted else update
     state = tx.init(jax.tree.map(jnp.asarray, params[0]))
-    for g, p in zip(gradients, params, strict=True):
-        g, p = jax.tree.map(jnp.asarray, (g, p))
-        updates, state = update(g, state, p)
+    for g, p, more in zip(gradients, params, extra or [{}] * len(params), strict=True):
+        g, p, more = jax.tree.map(jnp.asarray, (g, p, more))
+        updates, state = update(g, state, p, more)
         assert jax.tree.map(jnp.result_type, updates) == jax.tree.map(jnp.result_type, g)
         yield jax.tree.map(np.asarray, (updates, state))
 
 
-def run_paper(
-    case: Case,
-    gradients: list[dict[str, np.ndarray]],
-    params: list[dict[str, np.ndarray]],
-) -> Iterator[tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]]:
-    """The updates and the slots, name -> leaves, of each step."""
-    old: dict[str, Any] = {leaf: defaultdict(float) for leaf in gradients[0]}
-    for count, (g, p) in enumerate(zip(gradients, params, strict=True)):
-        values = {name: at(value, count) for name, value in case.arguments.items()}
-        updates = {}
-        for leaf in g:
-            updates[leaf], new = case.paper(count + 1, g[leaf], p[leaf], old[leaf], **values)
-            old[leaf] = defaultdict(float, new)
-        slots = next(iter(old.values()))
-        yield updates, {slot: {leaf: old[leaf][slot] for leaf in old} for slot in slots}
+def losses(steps: int) -> list[dict[str, float]]:
+    """A loss for each step, which single precision represents exactly."""
+    rng = np.random.default_rng(3)
+    return [{"value": float(np.float32(8 * loss))} for loss in rng.exponential(size=steps)]
 
 
-def at(value: Any, count: int) -> Any:
-    """The value at a step of a number or a schedule, exactly as given."""
-    value = value(jnp.int32(count)) if callable(value) else value
-    return float(value) if isinstance(value, jax.Array) else value
-
-
-def as_vector(tree: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All leaves as one vector."""
-    return {"tree": np.concatenate([leaf.ravel() for leaf in tree.values()])}
+def updates_of(
+    reference: Reference, gradients: list[dict[str, np.ndarray]]
+) -> list[dict[str, np.ndarray]]:
+    """The reference's update of each step, where it does not need the parameters."""
+    leaves = [list(g.values()) for g in gradients]
+    return [dict(zip(gradients[0], u, strict=True)) for u, _ in reference.run(leaves, leaves)]
 
 
 Trajectory = list[tuple[dict[str, np.ndarray], Any]]
 
 
-def check_equation(case: Case, *, is_complex: bool = False, jitted: bool = True) -> Trajectory:
-    """Compare updates and slots with the paper's at every step, as exactly as the dtype allows.
+def check_equation(
+    case: Case,
+    *,
+    is_complex: bool = False,
+    jitted: bool = True,
+    tolerance: float | None = None,
+    points: bool = False,
+) -> Trajectory:
+    """Compare updates and slots with the reference's at every step.
 
     The tolerance is relative to the largest element, because a sum of gradients may be much
     smaller than they are.
+
+    Args:
+        case: the factory and its arguments.
+        is_complex: whether parameters are complex.
+        jitted: whether to compile.
+        tolerance: None: as exact as the dtype allows.
+        points: whether to compare p + u, in the place of an update u that is the difference of two
+            points.
     """
     gradients, params = inputs(case.steps, is_complex)
-    trajectory = ours = list(run(case.factory(**case.arguments), gradients, params, jitted))
-    if case.on_tree:
-        gradients, params = [list(map(as_vector, trees)) for trees in (gradients, params)]
-        ours = [(as_vector(updates), state) for updates, state in ours]
-    tolerance = DOUBLE if jnp.zeros(()).dtype == jnp.float64 else SINGLE
-    theirs = run_paper(case, gradients, params)
+    reference = case.reference()
+    extra = losses(case.steps) if reference.given else None
+    ours = list(run(case.factory(**case.arguments), gradients, params, jitted, extra))
+    if tolerance is None:
+        tolerance = DOUBLE if jnp.zeros(()).dtype == jnp.float64 else SINGLE
+    leaves = [[list(tree.values()) for tree in trees] for trees in (gradients, params)]
+    theirs = reference.run(*leaves, extra or ())
     for t, ((updates, state), (expected, slots)) in enumerate(
         zip(ours, theirs, strict=True), start=1
     ):
-        assert_close(updates, expected, tolerance, f"updates of step {t}")
-        for slot, values in slots.items():
-            assert_close(optax.tree.get(state, slot), values, tolerance, f"{slot} of step {t}")
-    return trajectory
+        origin = params[t - 1] if points else dict.fromkeys(updates, 0.0)
+        right = dict(zip(updates, expected, strict=True))
+        shifted, right = ({k: origin[k] + u[k] for k in u} for u in (updates, right))
+        assert_close(shifted, right, tolerance, f"updates of step {t}", reference.whole)
+        for slot in slots[0]:
+            values = dict(zip(updates, [s[slot] for s in slots], strict=not reference.whole))
+            check_slot(state, slot, values, tolerance, f"{slot} of step {t}", reference.whole)
+    return ours
+
+
+def check_slot(
+    state: Any, slot: str, values: dict[str, Any], tolerance: float, what: str, whole: bool
+) -> None:
+    """Compare one slot of every leaf, or of all leaves as one vector."""
+    found = getattr(state, slot) if hasattr(state, slot) else optax.tree.get(state, slot)
+    if whole:
+        [value] = values.values()
+        vector = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found)])
+        found, values = {"all": vector.reshape(np.shape(value))}, {"all": value}
+    for leaf, value in values.items():
+        # A slot may be a list, such as the bounds of each axis.
+        parts = value if isinstance(value, list) else [value]
+        ours = found[leaf] if isinstance(value, list) else [found[leaf]]
+        named = {f"{leaf}, {i}": part for i, part in enumerate(ours)}
+        assert_close(named, dict(zip(named, parts, strict=True)), tolerance, what)
 
 
 def check_optax(case: Case, ours: Trajectory) -> None:
@@ -259,16 +290,20 @@ def check_optax(case: Case, ours: Trajectory) -> None:
         assert_close(updates, expected, 1e-11, f"updates of step {t}, against optax")
 
 
-def assert_close(tree: Any, expected: Any, tolerance: float, what: str) -> None:
-    """Compare leaf by leaf, relative to the leaf's largest element."""
+def assert_close(
+    tree: Any, expected: Any, tolerance: float, what: str, whole: bool = False
+) -> None:
+    """Compare leaf by leaf, relative to the largest element of the leaf, or of the whole tree."""
     assert tree.keys() == expected.keys()
+    largest = max(np.max(np.abs(value), initial=0) for value in expected.values())
     for leaf, value in expected.items():
+        size = largest if whole else np.max(np.abs(value))
         assert np.all(np.isfinite(value)), "the paper's equation left the range of numbers"
         np.testing.assert_allclose(
             tree[leaf],
             np.broadcast_to(value, np.shape(tree[leaf])),
             rtol=tolerance,
-            atol=tolerance * np.max(np.abs(value)),
+            atol=tolerance * size,
             err_msg=f"{what}, {leaf}",
         )
 

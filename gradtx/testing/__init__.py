@@ -3,9 +3,11 @@
 `check_transformation(tx)` runs all clauses; each of them is also a function by itself. They raise
 `ConformanceError`, which names the clause, the leaf, what was expected and what was found.
 `collectives(program)` counts what a compiled step sends between devices.
+`check_reference(tx, references.adam(0.1))` compares a port with its paper in double precision.
 Strategies for property-based tests are in `gradtx.testing.strategies`, which needs hypothesis.
 """
 
+from gradtx.testing import references
 from gradtx.testing.capabilities import CAPABILITIES
 from gradtx.testing.clause import Clause
 from gradtx.testing.clauses_calling import check_calls, check_purity, check_type
@@ -30,7 +32,7 @@ from gradtx.testing.clauses_tracing import (
 )
 from gradtx.testing.collectives import Sent, collectives
 from gradtx.testing.conformance import check_transformation, clauses
-from gradtx.testing.references import check_reference
+from gradtx.testing.references.check import check_reference
 from gradtx.testing.report import ConformanceError, Failure
 from gradtx.testing.trees import (
     cast_parameters,
@@ -74,4 +76,5 @@ __all__ = [
     "gradients_like",
     "hostile_parameters",
     "hostile_trees",
+    "references",
 ]

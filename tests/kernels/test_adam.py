@@ -6,7 +6,6 @@ import pytest
 
 import gradtx
 
-from .. import papers
 from ..trajectory import (
     DECAY,
     NON_NEGATIVE,
@@ -21,7 +20,6 @@ from ..trajectory import (
 CASES = [
     *cases(
         gradtx.scale_by_adam,
-        papers.adam,
         {},
         {"b1": 0.0, "b2": 0.5, "eps": 0.0},
         {"b1": 0.95, "b2": 0.9, "eps": 0.1, "bias_correction": False},
@@ -30,7 +28,6 @@ CASES = [
     ),
     *cases(
         gradtx.scale_by_amsgrad,
-        papers.amsgrad,
         {},
         {"b1": 0.5, "b2": 0.6, "bias_correction_mu": False},
         {"b2": 0.8, "bias_correction_nu": False},
@@ -38,7 +35,6 @@ CASES = [
     ),
     *cases(
         gradtx.scale_by_adamax,
-        papers.adamax,
         {},
         {"b1": 0.0, "b2": 0.0, "eps": 1e-3},
         {"b1": 0.5, "b2": 0.8, "eps": 0.0},

@@ -7,7 +7,6 @@ import pytest
 
 import gradtx
 
-from .. import papers_adam_relatives as papers
 from ..trajectory import (
     DECAY,
     NON_NEGATIVE,
@@ -23,7 +22,6 @@ from ..trajectory import (
 
 CASES = cases(
     gradtx.scale_by_adamini,
-    papers.adamini,
     {"blocks": ()},
     {"b1": 0.5, "b2": 0.9, "eps": 1e-2, "eps_root": 1e-2},
 )

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import gradtx
+from gradtx.testing import references
 
-from .. import papers_adam_relatives as papers
 from ..trajectory import (
     DECAY,
     NON_NEGATIVE,
@@ -25,7 +25,6 @@ from ..trajectory import (
 
 CASES = cases(
     gradtx.scale_by_adan,
-    papers.adan,
     {},
     {"b1": 0.8, "b2": 0.7, "b3": 0.9, "eps": 1e-2, "eps_root": 1e-2},
 )
@@ -50,7 +49,7 @@ def test_a_run_of_optax_goes_on_by_the_papers_equation():
     updates, _ = tx.update(jax.tree.map(jnp.asarray, gradients[7]), state)
     for leaf, g in gradients[7].items():
         old = {name: getattr(state, name)[leaf].astype(np.float64) for name in "mvng"}
-        expected, _ = papers.adan(8, g, params[7][leaf], old)
+        expected, _ = references.scale_by_adan.step(8, g, params[7][leaf], old)
         assert_close({leaf: updates[leaf]}, {leaf: expected}, 2e-6, "updates")
 
 

@@ -7,7 +7,6 @@ import pytest
 
 import gradtx
 
-from .. import papers_adam_relatives as papers
 from ..trajectory import (
     ANY_NUMBER,
     DECAY,
@@ -25,13 +24,11 @@ from ..trajectory import (
 CASES = [
     *cases(
         gradtx.scale_by_ademamix,
-        papers.ademamix,
         {},
         {"b1": 0.5, "b2": 0.9, "b3": 0.95, "alpha": 2.0, "eps": 1e-2, "eps_root": 1e-2},
     ),
     *cases(
         gradtx.scale_by_simplified_ademamix,
-        papers.simplified_ademamix,
         {},
         {"b1": 0.5, "b2": 0.9, "alpha": 2.0, "eps": 1e-2, "eps_root": 1e-2},
     ),

@@ -10,7 +10,6 @@ import pytest
 import gradtx
 from gradtx.testing.comparison import expect_same_types
 
-from .. import papers_adam_relatives as papers
 from ..trajectory import (
     DECAY,
     NON_NEGATIVE,
@@ -30,14 +29,12 @@ def narrow(count):
 
 ADOPT = cases(
     gradtx.scale_by_adopt,
-    papers.adopt,
     {},
     {"b1": 0.5, "use_clipping": False},
     {"b1": 0.8, "b2": 0.9, "eps": 0.5, "nesterov": True, "clip_value_fn": narrow},
 )
 ACPROP = cases(
     gradtx.scale_by_acprop,
-    papers.acprop,
     {},
     {"b1": 0.5, "b2": 0.9, "eps": 1e-2, "eps_root": 1e-2},
 )

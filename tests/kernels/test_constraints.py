@@ -12,18 +12,9 @@ import gradtx
 
 from ..trajectory import cases, check_refused, equation_tests, wrong_arguments
 
-
-def nonnegative(t, g, p, old):
-    return np.where(p + g < 0, -p, g), {}
-
-
-def normalized(t, g, p, old):
-    return (g / np.linalg.norm(g) if np.any(g) else g), {}
-
-
 CASES = [
-    *cases(gradtx.keep_params_nonnegative, nonnegative, {}),
-    *cases(gradtx.normalize, normalized, {}, on_tree=True),
+    *cases(gradtx.keep_params_nonnegative, {}),
+    *cases(gradtx.normalize, {}),
 ]
 
 

@@ -10,13 +10,7 @@ import gradtx
 
 from ..trajectory import COUNT, cases, check_refused, equation_tests, wrong_arguments
 
-
-def apply_every(t, g, p, old, *, k=1):
-    total = g if t % k == 1 % k else old["grad_acc"] + g
-    return (total if t % k == 0 else 0 * g), {"grad_acc": total}
-
-
-CASES = cases(gradtx.apply_every, apply_every, {}, {"k": 5})
+CASES = cases(gradtx.apply_every, {}, {"k": 5})
 
 
 @pytest.mark.parametrize(("check", "case"), equation_tests(CASES))

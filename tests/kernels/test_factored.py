@@ -8,8 +8,8 @@ import pytest
 
 import gradtx
 from gradtx.kernels.factored import power_decay
+from gradtx.testing import references
 
-from .. import papers_factored
 from ..trajectory import (
     COUNT,
     NON_NEGATIVE,
@@ -23,7 +23,6 @@ from ..wrappers.changing_hands import check_changes_hands
 
 CASES = cases(
     gradtx.scale_by_factored_rms,
-    papers_factored.factored_rms,
     {"decay_rate": 0.5, "epsilon": 1e-2},
     {"factored": False, "min_dim_size_to_factor": 1, "step_offset": 9},
     {"min_dim_size_to_factor": 2, "epsilon": 0.0, "step_offset": 5},
@@ -206,7 +205,7 @@ def test_rows_and_columns_far_below_the_mean_keep_their_own_scale():
     g = jnp.full((3, 3), 1e-18).at[0, 0].set(1e18)
     tx = gradtx.scale_by_factored_rms(min_dim_size_to_factor=2, epsilon=0.0)
     updates, _ = tx.update(g, tx.init(g))
-    exact, _ = papers_factored.factored_rms(
+    exact, _ = references.scale_by_factored_rms.step(
         1, np.float64(g), None, {"v_row": 0, "v_col": 0}, min_dim_size_to_factor=2, epsilon=0.0
     )
     np.testing.assert_allclose(updates, exact, rtol=1e-5)

@@ -7,7 +7,6 @@ import pytest
 
 import gradtx
 
-from .. import papers_adam_relatives as papers
 from ..trajectory import (
     DECAY,
     NON_NEGATIVE,
@@ -20,7 +19,6 @@ from ..trajectory import (
 
 CASES = cases(
     gradtx.scale_by_madgrad,
-    papers.madgrad,
     {"learning_rate": 1e-2},
     {"learning_rate": 0.1, "momentum": 0.5, "eps": 1e-2},
 )

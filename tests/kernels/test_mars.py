@@ -9,7 +9,6 @@ import pytest
 
 import gradtx
 
-from .. import papers_adam_relatives as papers
 from ..trajectory import (
     ANY_NUMBER,
     DECAY,
@@ -26,7 +25,6 @@ from ..trajectory import (
 
 CASES = cases(
     gradtx.scale_by_mars,
-    papers.mars,
     {},
     {"b1": 0.8, "gamma": 0.5, "max_norm": 6.0},
 )

@@ -7,7 +7,6 @@ import pytest
 
 import gradtx
 
-from .. import papers
 from ..trajectory import (
     COUNT,
     DECAY,
@@ -22,7 +21,6 @@ from ..trajectory import (
 CASES = [
     *cases(
         gradtx.trace,
-        papers.trace,
         {"decay": 0.9},
         {"decay": 0.0, "nesterov": True},
         {"decay": 0.99, "dampening": 0.99},
@@ -30,7 +28,6 @@ CASES = [
     ),
     *cases(
         gradtx.ema,
-        papers.ema,
         {"decay": 0.5, "debias": False},
         {"decay": 0.0},
         {"decay": 0.9999},

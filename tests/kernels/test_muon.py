@@ -8,11 +8,12 @@ import pytest
 import gradtx
 from gradtx.kernels.muon import scale_by_shape
 from gradtx.kernels.orthogonalize import newton_schulz
+from gradtx.testing import references
+from gradtx.testing.references.matrices import STANDARD, orthogonalized
 
-from ..trajectory import DECAY, NON_NEGATIVE, wrong_arguments
+from ..trajectory import DECAY, NON_NEGATIVE, updates_of, wrong_arguments
 
 SHAPES = {"tall": (5, 3), "stack": (2, 3, 4)}
-STANDARD = (3.4445, -4.7750, 2.0315)
 THREE = ((3.0, -3.0, 1.0), (2.0, -1.5, 0.5), (1.875, -1.25, 0.375))
 
 
@@ -25,51 +26,7 @@ def gradients(steps, shapes=SHAPES):
     ]
 
 
-def orthogonalized(x, coefficients=STANDARD, steps=5, preconditioning="frobenius", eps=0.0):
-    """U f(S) V^T for one matrix U S V^T."""
-    if preconditioning == "aol":
-        gram = x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x
-        scale = 1 / np.sqrt(np.abs(gram).sum(axis=1))
-        x = scale[:, None] * x if x.shape[0] <= x.shape[1] else x * scale
-    u, s, vt = np.linalg.svd(x, full_matrices=False)
-    if preconditioning != "aol":
-        order = {"frobenius": 2, "spectral": np.inf, "schatten": 4}[preconditioning]
-        s = s / (np.linalg.norm(s, order) + eps)
-    rows = [coefficients] * steps if np.ndim(coefficients) == 1 else coefficients
-    for a, b, c in rows:
-        s = a * s + b * s**3 + c * s**5
-    return (u * s) @ vt
-
-
-def on_matrices(function, x, *others):
-    """A function of matrices on the last two axes of arrays."""
-    if x.ndim == 2:
-        return function(x, *others)
-    return np.stack([on_matrices(function, *parts) for parts in zip(x, *others, strict=True)])
-
-
-def paper(gs, *, beta=0.95, nesterov=True, bias_correction=True, adaptive=False, **iteration):
-    """The updates of each step."""
-    names = {"ns_coeffs": "coefficients", "ns_steps": "steps"}
-    iteration = {names.get(name, name): value for name, value in iteration.items()}
-    mu = dict.fromkeys(gs[0], 0.0)
-
-    def update(m_hat):
-        o = orthogonalized(m_hat, **iteration)
-        return np.sum(m_hat * o) * o if adaptive else o
-
-    for t, g in enumerate(gs, start=1):
-        updates = {}
-        for name in g:
-            mu[name] = beta * mu[name] + (1 - beta) * g[name]
-            now, ahead = (1 - beta**t, 1 - beta ** (t + 1)) if bias_correction else (1, 1)
-            m_hat = mu[name] / now
-            if nesterov:
-                m_hat = beta * mu[name] / ahead + (1 - beta) * g[name] / now
-            updates[name] = on_matrices(update, m_hat)
-        yield updates
-
-
+SCALE_BY_MUON = (gradtx.scale_by_muon, references.scale_by_muon)
 CASES = {
     "defaults": {},
     "one-step-spectral": {"ns_steps": 1, "preconditioning": "spectral", "nesterov": False},
@@ -83,9 +40,9 @@ CASES = {
 def test_equation(arguments):
     gs = gradients(3)
     with jax.enable_x64(True):
-        tx = gradtx.scale_by_muon(eps=0.0, **arguments)
+        tx, reference = (of(eps=0.0, **arguments) for of in SCALE_BY_MUON)
         update, state = jax.jit(tx.update), tx.init(jax.tree.map(jnp.asarray, gs[0]))
-        for g, expected in zip(gs, paper(gs, **arguments), strict=True):
+        for g, expected in zip(gs, updates_of(reference, gs), strict=True):
             updates, state = update(jax.tree.map(jnp.asarray, g), state)
             for name, value in expected.items():
                 np.testing.assert_allclose(updates[name], value, rtol=0, atol=1e-11)
@@ -95,7 +52,7 @@ def test_single_precision_loses_no_more_than_the_slope_at_zero():
     gs = gradients(3)
     tx = gradtx.scale_by_muon()
     state = tx.init(jax.tree.map(jnp.float32, gs[0]))
-    for g, expected in zip(gs, paper(gs), strict=True):
+    for g, expected in zip(gs, updates_of(references.scale_by_muon(), gs), strict=True):
         updates, state = tx.update(jax.tree.map(jnp.float32, g), state)
         for name, value in expected.items():
             np.testing.assert_allclose(updates[name], value, rtol=0, atol=3.4445**5 * 6e-8)

@@ -1,32 +1,15 @@
 """NorMuon against its paper."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import gradtx
+from gradtx.testing import references
 
 from ..trajectory import DECAY, NON_NEGATIVE, wrong_arguments
-from .test_muon import NEWTON_SCHULZ, gradients, on_matrices, orthogonalized
-
-
-def paper(gs, *, beta=0.95, b2=0.95, eps=1e-8, consistent_rms=0.2):
-    """The updates of each step: Algorithm 1 with rows for columns."""
-    mu, nu = ({name: 0.0 * g for name, g in gs[0].items()} for _ in range(2))
-    nu = {name: v[..., 0, :] for name, v in nu.items()}
-    for g in gs:
-        updates = {}
-        for name in g:
-            mu[name] = beta * mu[name] + (1 - beta) * g[name]
-            o = on_matrices(functools.partial(orthogonalized, eps=eps), mu[name])
-            nu[name] = b2 * nu[name] + (1 - b2) * np.mean(o**2, axis=-2)
-            n = o / (np.sqrt(nu[name])[..., None, :] + eps)
-            norm = np.sqrt(np.sum(n**2, axis=(-2, -1), keepdims=True))
-            updates[name] = consistent_rms * np.sqrt(n.shape[-2] * n.shape[-1]) * n / norm
-        yield updates, nu
+from .test_muon import NEWTON_SCHULZ, gradients
 
 
 @pytest.mark.parametrize(
@@ -36,13 +19,15 @@ def paper(gs, *, beta=0.95, b2=0.95, eps=1e-8, consistent_rms=0.2):
 )
 def test_equation(arguments):
     gs = gradients(4)
+    leaves = [list(g.values()) for g in gs]
+    steps = references.scale_by_normuon(**arguments).run(leaves, leaves)
     with jax.enable_x64(True):
         tx = gradtx.scale_by_normuon(**arguments)
         update, state = jax.jit(tx.update), tx.init(jax.tree.map(jnp.asarray, gs[0]))
-        for g, (expected, nu) in zip(gs, paper(gs, **arguments), strict=True):
+        for g, (expected, slots) in zip(gs, steps, strict=True):
             updates, state = update(jax.tree.map(jnp.asarray, g), state)
-            for name, value in expected.items():
-                np.testing.assert_allclose(state.nu[name], nu[name], rtol=1e-11)
+            for name, value, slot in zip(g, expected, slots, strict=True):
+                np.testing.assert_allclose(state.nu[name], slot["nu"], rtol=1e-11)
                 np.testing.assert_allclose(updates[name], value, rtol=0, atol=1e-11)
 
 

@@ -7,7 +7,6 @@ import pytest
 
 import gradtx
 
-from .. import papers_trust
 from ..trajectory import (
     ANY_NUMBER,
     cases,
@@ -19,7 +18,6 @@ from ..trajectory import (
 
 CASES = cases(
     gradtx.scale_by_optimistic_gradient,
-    papers_trust.optimistic,
     {},
     {"alpha": 0.3, "beta": 2.0},
 )

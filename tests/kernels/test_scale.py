@@ -17,44 +17,21 @@ from ..trajectory import (
 )
 
 
-def scaled(t, g, p, old, *, step_size):
-    return step_size * g, {}
-
-
-def scheduled(t, g, p, old, *, step_size_fn):
-    return step_size_fn * g, {}
-
-
-def descent(t, g, p, old, *, learning_rate, flip_sign=True):
-    return learning_rate * g * (-1 if flip_sign else 1), {}
-
-
-def decayed(t, g, p, old, *, weight_decay=0.0):
-    return g + weight_decay * p, {}
-
-
-def centered(t, g, p, old, *, layout="jax"):
-    # A matrix into as many outputs as it has columns, or rows.
-    axis = 0 if layout == "jax" else 1
-    return (g - np.mean(g, axis=axis, keepdims=True) if g.ndim == 2 else g), {}
-
-
 def warmup(count):
     return (1 + count) / 16
 
 
 CASES = [
-    *cases(gradtx.scale, scaled, {"step_size": 0.0}, {"step_size": -0.3}),
-    *cases(gradtx.scale_by_schedule, scheduled, {"step_size_fn": warmup}),
+    *cases(gradtx.scale, {"step_size": 0.0}, {"step_size": -0.3}),
+    *cases(gradtx.scale_by_schedule, {"step_size_fn": warmup}),
     *cases(
         gradtx.scale_by_learning_rate,
-        descent,
         {"learning_rate": 0.1},
         {"learning_rate": warmup},
         {"learning_rate": 3.0, "flip_sign": False},
     ),
-    *cases(gradtx.add_decayed_weights, decayed, {}, {"weight_decay": 0.3}),
-    *cases(gradtx.centralize, centered, {"layout": "torch"}, {}),
+    *cases(gradtx.add_decayed_weights, {}, {"weight_decay": 0.3}),
+    *cases(gradtx.centralize, {"layout": "torch"}, {}),
 ]
 
 

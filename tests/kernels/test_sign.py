@@ -6,7 +6,6 @@ import pytest
 
 import gradtx
 
-from .. import papers
 from ..trajectory import (
     DECAY,
     NON_NEGATIVE,
@@ -17,10 +16,9 @@ from ..trajectory import (
 )
 
 CASES = [
-    *cases(gradtx.scale_by_sign, papers.sign, {}),
+    *cases(gradtx.scale_by_sign, {}),
     *cases(
         gradtx.scale_by_lion,
-        papers.lion,
         {},
         {"b1": 0.0, "b2": 0.5},
         {"b1": 0.95, "b2": 0.98, "mode": "refined"},

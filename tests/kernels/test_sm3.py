@@ -8,54 +8,26 @@ import pytest
 
 import gradtx
 
-from .. import papers_factored
 from ..trajectory import (
     DECAY,
-    DOUBLE,
     NON_NEGATIVE,
-    SINGLE,
     Case,
-    assert_close,
-    check_optax,
+    check_equation,
     check_refused,
-    inputs,
-    run,
-    run_paper,
+    complex_gradients,
+    double_and_optax,
     with_hyperparameters,
     wrong_arguments,
 )
 from ..wrappers.changing_hands import check_changes_hands
 
-SUMS = Case(gradtx.scale_by_sm3, papers_factored.sm3)
-AVERAGES = Case(
-    gradtx.scale_by_sm3, papers_factored.sm3, {"b1": 0.5, "b2": 0.75, "eps": 1e-2}, steps=14
-)
-
-
-def check_sm3(case, tolerance, *, is_complex=False):
-    """Compare with the paper, also the lists of bounds."""
-    gradients, params = inputs(case.steps, is_complex)
-    trajectory = list(run(case.factory(**case.arguments), gradients, params))
-    papers = run_paper(case, gradients, params)
-    for t, ((updates, state), (expected, slots)) in enumerate(
-        zip(trajectory, papers, strict=True), start=1
-    ):
-        assert_close(updates, expected, tolerance, f"updates of step {t}")
-        assert_close(optax.tree.get(state, "nu"), slots["nu"], tolerance, f"nu of step {t}")
-        for leaf, bounds in slots["mu"].items():
-            assert_close(
-                dict(enumerate(optax.tree.get(state, "mu")[leaf])),
-                dict(enumerate(bounds)),
-                tolerance,
-                f"mu of {leaf} of step {t}",
-            )
-    return trajectory
+SUMS = Case(gradtx.scale_by_sm3)
+AVERAGES = Case(gradtx.scale_by_sm3, {"b1": 0.5, "b2": 0.75, "eps": 1e-2}, steps=14)
 
 
 def test_equation_in_double_precision_and_optax():
-    with jax.enable_x64(True):
-        for case in (SUMS, AVERAGES):
-            check_optax(case, check_sm3(case, DOUBLE))
+    for case in (SUMS, AVERAGES):
+        double_and_optax(case)
 
 
 @pytest.mark.parametrize(
@@ -70,11 +42,11 @@ def test_equation_in_double_precision_and_optax():
     ],
 )
 def test_equation_in_single_precision(case):
-    check_sm3(case, SINGLE)
+    check_equation(case)
 
 
 def test_complex_gradients_count_by_their_modulus():
-    check_sm3(AVERAGES, SINGLE, is_complex=True)
+    complex_gradients(AVERAGES)
 
 
 def test_bounds_lie_above_the_sums_and_below_those_of_the_simpler_algorithm():

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import gradtx
+from gradtx.testing import references
 
 from ..trajectory import (
     COUNT,
@@ -18,9 +19,9 @@ from ..trajectory import (
     NON_NEGATIVE,
     SINGLE,
     assert_close,
-    at,
     check_refused,
     inputs,
+    run,
     wrong_arguments,
 )
 
@@ -36,17 +37,6 @@ def given_diagonal():
     return optax.GradientTransformationExtraArgs(lambda params: jnp.int32(0), update)
 
 
-def sophia(t, g, diagonal, old, *, b1, b2, eps, gamma, clip_threshold, bias_correction=False):
-    """Liu et al. 2023, Algorithm 3, lines 6 to 13, without the learning rate."""
-    m = b1 * old["mu"] + (1 - b1) * g
-    h = old["nu"]
-    if t % INTERVAL == 1:
-        h = b2 * h + (1 - b2) * diagonal
-    m_hat = m / (1 - b1**t) if bias_correction else m
-    u = m_hat / np.maximum(gamma * h, eps)
-    return np.clip(u, -clip_threshold, clip_threshold), {"mu": m, "nu": h}
-
-
 def rising(count):
     return 0.5 + jnp.asarray(np.arange(STEPS) / 32)[count]
 
@@ -57,7 +47,7 @@ SETTINGS = {
     "unclipped": {"b1": 0.5, "b2": 0.5, "eps": 0.2, "gamma": 1.0, "clip_threshold": None},
     "schedules": {"b1": rising, "b2": rising, "eps": rising, "clip_threshold": rising},
 }
-DEFAULTS = {"b1": 0.965, "b2": 0.99, "eps": 1e-8, "gamma": 0.01, "clip_threshold": 1.0}
+REFERENCE = references.scale_by_sophia(update_interval=INTERVAL)
 
 
 @pytest.mark.parametrize(
@@ -66,29 +56,28 @@ DEFAULTS = {"b1": 0.965, "b2": 0.99, "eps": 1e-8, "gamma": 0.01, "clip_threshold
     ids=lambda value: value if isinstance(value, str) else "double" if value else "single",
 )
 def test_equation(setting, is_double):
-    arguments = SETTINGS[setting]
-    gradients, diagonals = inputs(24)
+    arguments = SETTINGS[setting] | {"update_interval": INTERVAL}
+    gradients, diagonals = (trees[:STEPS] for trees in inputs(24))
+    leaves, hessians = ([list(tree.values()) for tree in trees] for trees in (gradients, diagonals))
+    # The estimates are a tree too, so that each leaf is an equation for itself.
+    reference = references.scale_by_sophia(**arguments)
+    runs = [
+        reference.run([[g[i]] for g in leaves], [[g[i]] for g in leaves], given)
+        for i in range(len(leaves[0]))
+        for given in [[{"diagonal": h[i]} for h in hessians]]
+    ]
+    tolerance = DOUBLE if is_double else SINGLE
     with jax.enable_x64(is_double):
-        tx = gradtx.scale_by_sophia(
-            update_interval=INTERVAL, hessian_diagonal_fn=given_diagonal(), **arguments
-        )
-        update = jax.jit(lambda g, state, h: tx.update(g, state, diagonal=h))
-        state = tx.init(jax.tree.map(jnp.asarray, gradients[0]))
-        old = {leaf: {"mu": 0.0, "nu": np.zeros_like(g)} for leaf, g in gradients[0].items()}
-        for t in range(1, STEPS + 1):
-            g, h = gradients[t - 1], diagonals[t - 1]
-            updates, state = update(*jax.tree.map(jnp.asarray, (g, state, h)))
-            values = {name: at(value, t - 1) for name, value in (DEFAULTS | arguments).items()}
-            if values["clip_threshold"] is None:
-                values["clip_threshold"] = np.inf
-            expected = {}
-            for leaf in g:
-                expected[leaf], old[leaf] = sophia(t, g[leaf], h[leaf], old[leaf], **values)
-            tolerance = DOUBLE if is_double else SINGLE
+        tx = gradtx.scale_by_sophia(hessian_diagonal_fn=given_diagonal(), **arguments)
+        extra = [{"diagonal": h} for h in diagonals]
+        found = run(tx, gradients, gradients, extra=extra)
+        for t, ((updates, state), *right) in enumerate(zip(found, *runs, strict=True), start=1):
+            names = gradients[0]
+            expected = {name: u for name, ([u], _) in zip(names, right, strict=True)}
             # Where curvature cancels, h loses its last digits, and the quotient with it.
             assert_close(updates, expected, 4 * tolerance, f"updates of step {t}")
             for slot in ("mu", "nu"):
-                theirs = {leaf: old[leaf][slot] for leaf in old}
+                theirs = {name: new[slot] for name, (_, [new]) in zip(names, right, strict=True)}
                 assert_close(getattr(state, slot), theirs, tolerance, f"{slot} of step {t}")
 
 
@@ -130,7 +119,8 @@ def test_state_is_that_of_optax_and_goes_on_from_it():
         if tx is ours:  # the third step, which leaves the Hessian as it is
             for name in params:
                 old = {"mu": np.float64(old_state.mu[name]), "nu": np.float64(old_state.nu[name])}
-                expected, new = sophia(3, np.float64(g[name]), None, old, **DEFAULTS)
+                step = functools.partial(REFERENCE.step, update_interval=INTERVAL, diagonal=0.0)
+                expected, new = step(3, np.float64(g[name]), None, old)
                 np.testing.assert_allclose(updates[name], -0.1 * expected, rtol=1e-6)
                 np.testing.assert_allclose(state[0].mu[name], new["mu"], rtol=1e-6)
         params = optax.apply_updates(params, updates)

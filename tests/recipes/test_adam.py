@@ -7,7 +7,6 @@ import pytest
 
 import gradtx
 
-from .. import papers
 from ..trajectory import (
     ANY_NUMBER,
     DECAY,
@@ -22,43 +21,36 @@ from ..trajectory import (
 CASES = [
     *cases(
         gradtx.adam,
-        papers.descend(papers.adam),
         {"learning_rate": 1e-3, "bias_correction": False},
         {"learning_rate": 0.1, "b1": 0.8, "b2": 0.95, "eps": 1e-2, "eps_root": 1e-3},
     ),
     *cases(
         gradtx.adamw,
-        papers.descend(papers.adam),
         {"learning_rate": 1e-3, "weight_decay": 1e-4},
         {"learning_rate": 0.1, "b2": 0.9, "weight_decay": 0.3, "nesterov": True},
     ),
     *cases(
         gradtx.nadam,
-        papers.descend(papers.nadam),
         {"learning_rate": 1e-3},
         {"learning_rate": 0.1, "b1": 0.5, "b2": 0.9, "eps_root": 1e-2},
     ),
     *cases(
         gradtx.nadamw,
-        papers.descend(papers.nadam),
         {"learning_rate": 1e-3, "weight_decay": 1e-4},
         {"learning_rate": 0.1, "b1": 0.5, "b2": 0.9, "weight_decay": 0.3},
     ),
     *cases(
         gradtx.amsgrad,
-        papers.descend(papers.amsgrad),
         {"learning_rate": 1e-3},
         {"learning_rate": 0.1, "b1": 0.5, "b2": 0.6, "bias_correction_nu": False},
     ),
     *cases(
         gradtx.adamax,
-        papers.descend(papers.adamax),
         {"learning_rate": 1e-3},
         {"learning_rate": 0.1, "b1": 0.5, "b2": 0.7, "eps": 1e-2},
     ),
     *cases(
         gradtx.adamaxw,
-        papers.descend(papers.adamax),
         {"learning_rate": 1e-3, "weight_decay": 1e-4},
         {"learning_rate": 0.1, "b1": 0.5, "b2": 0.7, "weight_decay": 0.3},
     ),

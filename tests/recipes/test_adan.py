@@ -9,7 +9,6 @@ import pytest
 import gradtx
 from gradtx.testing.comparison import expect_same_types
 
-from .. import papers_adam_relatives as papers
 from ..trajectory import (
     ANY_NUMBER,
     DECAY,
@@ -23,7 +22,6 @@ from ..wrappers.changing_hands import PARAMS, check_changes_hands
 
 CASES = cases(
     gradtx.adan,
-    papers.adan_proximal,
     {"learning_rate": 0.5, "b1": 0.8, "b2": 0.7, "b3": 0.9, "eps": 1e-2, "weight_decay": 0.5},
 )
 

@@ -7,7 +7,6 @@ import pytest
 
 import gradtx
 
-from .. import papers
 from ..trajectory import (
     ANY_NUMBER,
     DECAY,
@@ -19,27 +18,14 @@ from ..trajectory import (
     wrong_arguments,
 )
 
-
-def adadelta(t, g, p, old, *, learning_rate=None, weight_decay=0.0, **hyperparameters):
-    u, new = papers.adadelta(t, g + weight_decay * p, p, old, **hyperparameters)
-    return u if learning_rate is None else -learning_rate * u, new
-
-
-def rprop(t, g, p, old, **hyperparameters):
-    u, new = papers.rprop(t, g, p, old, **hyperparameters)
-    return -u, new
-
-
 CASES = [
     *cases(
         gradtx.adagrad,
-        papers.descend(papers.rss),
         {"learning_rate": 0.1},
         {"learning_rate": 1.0, "initial_accumulator_value": 0.5, "eps": 1e-2},
     ),
     *cases(
         gradtx.rmsprop,
-        papers.rmsprop,
         {"learning_rate": 1e-3},
         {"learning_rate": 0.1, "decay": 0.5, "eps_in_sqrt": False, "centered": True},
         {"learning_rate": 0.1, "decay": 0.8, "momentum": 0.9, "bias_correction": True},
@@ -55,13 +41,11 @@ CASES = [
     ),
     *cases(
         gradtx.adadelta,
-        adadelta,
         {},
         {"learning_rate": 1.0, "rho": 0.8, "eps": 1e-3, "weight_decay": 0.3},
     ),
     *cases(
         gradtx.rprop,
-        rprop,
         {"learning_rate": 1e-2},
         {
             "learning_rate": 1.0,

@@ -6,8 +6,6 @@ import pytest
 
 import gradtx
 
-from .. import papers_adam_relatives as papers
-from ..papers import descend
 from ..trajectory import (
     ANY_NUMBER,
     DECAY,
@@ -19,21 +17,13 @@ from ..trajectory import (
 )
 from ..wrappers.changing_hands import check_changes_hands
 
-
-def ademamix(t, g, p, old, *, alpha=5.0, **hyperparameters):
-    """The paper's equation, with the default of the optimizer."""
-    return papers.ademamix(t, g, p, old, alpha=alpha, **hyperparameters)
-
-
 CASES = [
     *cases(
         gradtx.ademamix,
-        descend(ademamix),
         {"learning_rate": 0.1, "b1": 0.5, "b2": 0.9, "b3": 0.95, "weight_decay": 0.1},
     ),
     *cases(
         gradtx.simplified_ademamix,
-        descend(papers.simplified_ademamix),
         {"learning_rate": 0.1, "b1": 0.5, "b2": 0.9, "alpha": 2.0, "weight_decay": 0.1},
     ),
 ]

@@ -7,7 +7,6 @@ import pytest
 
 import gradtx
 
-from .. import papers
 from ..trajectory import (
     ANY_NUMBER,
     COUNT,
@@ -21,13 +20,6 @@ from ..trajectory import (
 )
 
 
-def sgd(t, g, p, old, *, learning_rate, momentum=None, **hyperparameters):
-    if momentum is None:
-        return -learning_rate * g, {}
-    v, new = papers.trace(t, g, p, old, decay=momentum, **hyperparameters)
-    return -learning_rate * v, new
-
-
 def halving(count):
     return 0.5**count
 
@@ -35,7 +27,6 @@ def halving(count):
 CASES = [
     *cases(
         gradtx.sgd,
-        sgd,
         {"learning_rate": 0.1},
         {"learning_rate": halving, "momentum": 0.9},
         {"learning_rate": 0.1, "momentum": 0.5, "nesterov": True},
@@ -44,19 +35,16 @@ CASES = [
     ),
     *cases(
         gradtx.sign_sgd,
-        papers.descend(papers.sign),
         {"learning_rate": halving},
         {"learning_rate": 0.1},
     ),
     *cases(
         gradtx.signum,
-        papers.descend(papers.signum),
         {"learning_rate": 0.1},
         {"learning_rate": 0.1, "beta": 0.6},
     ),
     *cases(
         gradtx.lion,
-        papers.descend(papers.lion),
         {"learning_rate": 1e-3, "weight_decay": 1e-3},
         {"learning_rate": 0.1, "b1": 0.6, "b2": 0.8, "weight_decay": 0.2},
     ),

@@ -9,7 +9,6 @@ from jax import lax
 
 import gradtx
 
-from .. import papers_trust
 from ..trajectory import (
     cases,
     check_refused,
@@ -24,17 +23,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:.optimistic_adam. is deprecated:
 CASES = [
     *cases(
         gradtx.optimistic_gradient_descent,
-        papers_trust.optimistic_descent,
         {"learning_rate": 0.1, "alpha": 0.3, "beta": 2.0},
     ),
     *cases(
         gradtx.optimistic_adam,
-        papers_trust.optimistic_adam,
         {"learning_rate": 0.1, "optimism": 0.7, "b1": 0.5, "b2": 0.8, "nesterov": False},
     ),
     *cases(
         gradtx.optimistic_adam_v2,
-        papers_trust.optimistic_adam_v2,
         {"learning_rate": 0.1, "alpha": 0.3, "beta": 2.0, "b1": 0.5, "b2": 0.8, "eps": 0.1},
     ),
 ]

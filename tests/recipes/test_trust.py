@@ -9,7 +9,6 @@ from jax import lax
 
 import gradtx
 
-from .. import papers, papers_trust
 from ..trajectory import (
     cases,
     check_refused,
@@ -21,7 +20,6 @@ from ..wrappers.changing_hands import check_changes_hands
 CASES = [
     *cases(
         gradtx.lars,
-        papers_trust.lars,
         {
             "learning_rate": 0.1,
             "trust_coefficient": 0.3,
@@ -32,23 +30,19 @@ CASES = [
     ),
     *cases(
         gradtx.lamb,
-        papers_trust.lamb,
         {"learning_rate": 0.1, "b1": 0.5, "b2": 0.9, "eps_root": 1e-2, "weight_decay": 0.3},
     ),
     *cases(
         gradtx.fromage,
-        papers_trust.fromage,
         {"learning_rate": 0.5, "min_norm": 2.5},
     ),
     *cases(
         gradtx.novograd,
-        papers.descend(papers_trust.novograd),
         {"learning_rate": 0.1, "b1": 0.5, "b2": 0.9, "eps": 0.1, "eps_root": 0.5},
     ),
 ]
 DECAYED = cases(
     gradtx.lars,
-    papers_trust.lars,
     {"learning_rate": 0.1, "weight_decay": 0.5, "trust_coefficient": 0.3, "eps": 0.2},
 )
 

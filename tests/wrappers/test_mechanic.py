@@ -1,7 +1,5 @@
 """Mechanic against its paper and optax, and the scale that it finds."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,29 +9,31 @@ from optax import contrib
 
 import gradtx
 from gradtx.compose.parts import parts_of
+from gradtx.testing import references
 
-from .. import papers_step_size_free as papers
-from ..trajectory import DOUBLE, NON_NEGATIVE, check_refused, wrong_arguments
+from ..trajectory import NON_NEGATIVE, Case, check_equation, check_refused, wrong_arguments
 from .changing_hands import check_changes_hands
 
 ARGUMENTS = {"weight_decay": 0.25, "eps": 0.125, "s_init": 0.5, "num_betas": 3}
 
 
-def mechanized_sgd(rate, **arguments):
-    return gradtx.mechanize(gradtx.sgd(rate), **arguments)
+def mechanized_sgd(learning_rate, **arguments):
+    return gradtx.mechanize(gradtx.sgd(learning_rate), **arguments)
 
 
 @pytest.mark.parametrize("clip_rewards", [False, True])
 def test_equation(clip_rewards):
-    paper = functools.partial(papers.mechanic, clip_rewards=clip_rewards)
-    make = functools.partial(mechanized_sgd, clip_rewards=clip_rewards)
+    arguments = ARGUMENTS | {"learning_rate": 0.5, "clip_rewards": clip_rewards}
+    check_in_double_precision(arguments)
+
+
+def check_in_double_precision(arguments):
     with jax.enable_x64(True):
-        papers.check_paper(make, paper, ARGUMENTS | {"rate": 0.5}, DOUBLE, points=True)
+        check_equation(Case(mechanized_sgd, arguments, steps=20), points=True)
 
 
 def test_equation_with_defaults():
-    with jax.enable_x64(True):
-        papers.check_paper(mechanized_sgd, papers.mechanic, {"rate": 0.5}, DOUBLE, points=True)
+    check_in_double_precision({"learning_rate": 0.5})
 
 
 def test_equation_with_arrays_and_schedules():
@@ -41,10 +41,9 @@ def test_equation_with_arrays_and_schedules():
         "weight_decay": lambda count: 0.25 * (1 - count / 64),
         "eps": jnp.float32(0.125),
         "s_init": jnp.float32(0.5),
-        "rate": lambda count: 0.5 * (1 - count / 64),
+        "learning_rate": lambda count: 0.5 * (1 - count / 64),
     }
-    with jax.enable_x64(True):
-        papers.check_paper(mechanized_sgd, papers.mechanic, arguments, DOUBLE, points=True)
+    check_in_double_precision(arguments)
 
 
 def test_a_run_changes_hands_with_optax():
@@ -94,9 +93,8 @@ def test_a_run_that_starts_at_zero(weight_decay):
         for t in range(1, 9):
             updates, state = tx.update(found - target, state, found)
             found = found + updates
-            expected, old = papers.mechanic(
-                t, x - target, x, None, old, rate=0.5, weight_decay=weight_decay, s_init=0.1
-            )
+            settings = {"learning_rate": 0.5, "weight_decay": weight_decay, "s_init": 0.1}
+            expected, old = references.mechanized_sgd.step(t, x - target, x, old, **settings)
             x = x + expected
             np.testing.assert_allclose(found, x, rtol=1e-12)
     # The scale grows from s_init on, although nothing can be decayed in the first step.
