@@ -10,6 +10,7 @@ from gradtx.diagnostics.activations import activation_gain, relu_elbows
 from gradtx.diagnostics.checkup.attention import check_attention
 from gradtx.diagnostics.checkup.check_up import check_up
 from gradtx.diagnostics.checkup.data import check_data
+from gradtx.diagnostics.checkup.dropout import check_dropout
 from gradtx.diagnostics.checkup.examples import check_examples
 from gradtx.diagnostics.checkup.finding import Finding
 from gradtx.diagnostics.checkup.head import check_head
@@ -61,6 +62,7 @@ __all__ = [
     "apply_mask",
     "check_attention",
     "check_data",
+    "check_dropout",
     "check_examples",
     "check_head",
     "check_labels",

@@ -5,6 +5,7 @@ from typing import Any
 
 from gradtx.diagnostics.checkup.attention import ATTENTION
 from gradtx.diagnostics.checkup.data import DATA
+from gradtx.diagnostics.checkup.dropout import DROPOUT
 from gradtx.diagnostics.checkup.examples import EXAMPLES
 from gradtx.diagnostics.checkup.finding import Finding, folded
 from gradtx.diagnostics.checkup.head import HEAD
@@ -18,7 +19,18 @@ from gradtx.diagnostics.checkup.signal import SIGNAL
 from gradtx.diagnostics.checkup.subject import Examination, Subject, examine, subject_of
 from gradtx.messages import shown
 
-_EXAMINATIONS = (SIGNAL, PARAMETERS, DATA, LABELS, PRECISION, HEAD, ATTENTION, EXAMPLES, SHAPES)
+_EXAMINATIONS = (
+    SIGNAL,
+    PARAMETERS,
+    DATA,
+    LABELS,
+    PRECISION,
+    HEAD,
+    ATTENTION,
+    EXAMPLES,
+    SHAPES,
+    DROPOUT,
+)
 
 
 def check_up(

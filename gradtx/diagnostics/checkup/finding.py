@@ -82,6 +82,8 @@ _BROUGHT_ABOUT: dict[str, tuple[str, ...]] = {
     "unstandardized": ("exploding", "saturated", "large_logits", "initial_loss", "dead"),
     "exploding": ("large_logits", "initial_loss", "saturated", "one_hot_attention"),
     "dead": ("zero_gradient", "vanishing"),
+    "dropout_rate": ("dead", "exploding", "vanishing", "large_logits", "initial_loss"),
+    "dropped_outputs": ("initial_loss",),
     "vanishing": ("zero_gradient",),
     "saturated": ("zero_gradient", "vanishing"),
     "large_logits": ("initial_loss",),

@@ -33,13 +33,13 @@ def mixed(
         severity,
         sentence,
         cure,
-        place=place_of(_nearest(subject, concerned)),
+        place=place_of(nearest(subject, concerned)),
         source=node.line,
         evidence={"examples": subject.axes.number, "operation": node.name},
     )
 
 
-def _nearest(subject: Subject, value: Value) -> list[str]:
+def nearest(subject: Subject, value: Value) -> list[str]:
     """The parameters that enter a value last, at most two."""
     upstream = subject.graph.upstream(value)
     trained = (v for v in upstream if v.argument is not None and subject.is_trained(v))

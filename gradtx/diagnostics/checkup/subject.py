@@ -17,6 +17,7 @@ from gradtx.diagnostics.signal.report import SignalReport
 from gradtx.diagnostics.signal.signals import report_of
 from gradtx.diagnostics.tracing.attention import Attention, attentions
 from gradtx.diagnostics.tracing.axes import Axes
+from gradtx.diagnostics.tracing.dropouts import Dropout, dropouts
 from gradtx.diagnostics.tracing.graph import Graph, Node, Value
 from gradtx.diagnostics.tracing.observe import Measure, Measured, observer
 from gradtx.diagnostics.tracing.patterns import Sigmoid, Softmax, sigmoids, softmaxes
@@ -179,6 +180,11 @@ class Subject:
     def binary_cross_entropies(self) -> list[BinaryCrossEntropy]:
         """The cross-entropies of two classes with targets that are not trained."""
         return binary_cross_entropies(self.graph, self.is_trained, self.sigmoids)
+
+    @functools.cached_property
+    def dropouts(self) -> list[Dropout]:
+        """The dropouts of what is made of parameters and data."""
+        return dropouts(self.graph, lambda one: self.is_trained(one) and self.is_given(one))
 
     @property
     def parameters(self) -> list[Value]:

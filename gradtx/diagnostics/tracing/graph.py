@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
@@ -25,7 +26,7 @@ class Value:
         shape: its shape; in the body of a loop, in one iteration.
         dtype: its dtype.
         producer: the operation that makes it; None: it is an argument or a constant.
-        constant: its numbers, if it is a constant; else None.
+        constant: its numbers, if it is a constant, and not a PRNG key; else None.
         argument: its index among the arguments; None: it is not an argument.
         users: the operations that take it, each with the position at which they do.
         depends: the arguments that it depends on, a bit for each.
@@ -304,7 +305,14 @@ class Graph:
 
 
 def _constants(arrays: Iterable[Any]) -> list[Value]:
-    return [Value(array.shape, array.dtype, constant=array) for array in map(_as_array, arrays)]
+    return [
+        Value(array.shape, array.dtype, constant=None if _is_key(array) else array)
+        for array in map(_as_array, arrays)
+    ]
+
+
+def _is_key(array: Any) -> bool:
+    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
 
 
 def _as_array(array: Any) -> Any:

@@ -148,7 +148,11 @@ def nnx_set_up():
 
 
 def equinox_set_up():
-    model = eqx.nn.Sequential([eqx.nn.MLP(4, 3, 8, 2, key=jax.random.key(0)), eqx.nn.Dropout(0.1)])
+    mlp, head = (
+        eqx.nn.MLP(4, 8, 8, 2, key=jax.random.key(0)),
+        eqx.nn.Linear(8, 3, key=jax.random.key(2)),
+    )
+    model = eqx.nn.Sequential([mlp, eqx.nn.Dropout(0.1), head])
 
     def loss_fn(model, batch, key):
         keys = jax.random.split(key, 16)
