@@ -148,10 +148,8 @@ def nnx_set_up():
 
 
 def equinox_set_up():
-    mlp, head = (
-        eqx.nn.MLP(4, 8, 8, 2, key=jax.random.key(0)),
-        eqx.nn.Linear(8, 3, key=jax.random.key(2)),
-    )
+    mlp = eqx.nn.MLP(4, 8, 8, 1, final_activation=jax.nn.relu, key=jax.random.key(0))
+    head = eqx.nn.Linear(8, 3, key=jax.random.key(2))
     model = eqx.nn.Sequential([mlp, eqx.nn.Dropout(0.1), head])
 
     def loss_fn(model, batch, key):
