@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradtx.diagnostics.checkup import layouts, leaks
+from gradtx.diagnostics.checkup.constants import constant_features, listed
 from gradtx.diagnostics.checkup.entries import (
     Read,
     inputs_of,
@@ -15,6 +17,7 @@ from gradtx.diagnostics.checkup.entries import (
     reads_of,
     sources_of,
     statistics_requested,
+    tables_of,
 )
 from gradtx.diagnostics.checkup.finding import Finding
 from gradtx.diagnostics.checkup.subject import (
@@ -52,9 +55,10 @@ def check_data(
     The kinds of findings: "nan_data" (NaN or infinity in the batch or the parameters),
     "identical_examples" (all examples are the same, or most), "constant_feature" (a feature is the
     same in all examples), "huge_feature" (one is far larger than the others, or a large number that
-    stands for a missing value) and "unstandardized" (all are too large, too small, or vary little
-    around a large mean). Numbers that the loss function scales before the first layer are judged
-    after that.
+    stands for a missing value), "unstandardized" (all are too large, too small, or vary little
+    around a large mean), "target_leak" (a feature tells the target) and "wrong_layout" (a
+    convolution takes the rows of images for their channels). Numbers that the loss function scales
+    before the first layer are judged after that.
 
     Args:
         loss_fn: the loss, a real scalar: `loss_fn(params, *batch)`.
@@ -97,6 +101,8 @@ def _findings(subject: Subject) -> Iterator[Finding]:
         for read in reads_of(subject):
             yield from _judged(subject, read)
         yield from _no_spread(subject)
+        yield from leaks.findings(subject)
+    yield from layouts.findings(subject)
 
 
 # What is not a number.
@@ -144,7 +150,7 @@ def _no_spread(subject: Subject) -> Iterator[Finding]:
             continue
         sources = [subject.name(one) for one in sources_of(subject, node.inputs[position])]
         features = [int(i) for i in np.flatnonzero(zeros.reshape(-1, zeros.shape[-1]).any(0))]
-        which = f" of features {_listed(features)}" if zeros.shape[-1] > 1 else ""
+        which = f" of features {listed(features)}" if zeros.shape[-1] > 1 else ""
         yield Finding(
             "constant_feature",
             "error",
@@ -271,18 +277,20 @@ def _judged(subject: Subject, read: Read) -> Iterator[Finding]:
     typical = lively[(len(lively) - 1) // 2]
     huge = read.rms > max(_HUGE * typical, _HUGE)
     if huge.any():
-        yield _huge_features(read, np.flatnonzero(huge), float(typical))
+        yield _huge_features(subject, read, np.flatnonzero(huge), float(typical))
     constant = (read.std <= 1e-6 * read.rms) & ~huge
     if constant.any() and read.is_measured and not constant.all():
-        yield _constant_features(subject, read, np.flatnonzero(constant))
+        yield from constant_features(subject, read, np.flatnonzero(constant))
     rest = ~huge & ~constant if not constant.all() else ~huge
     if rest.any():
         yield from _unstandardized(subject, read, rest)
 
 
-def _huge_features(read: Read, huge: np.ndarray, typical: float) -> Finding:
+def _huge_features(subject: Subject, read: Read, huge: np.ndarray, typical: float) -> Finding:
     worst = int(huge[np.argmax(read.rms[huge])])
     features = [int(i) for i in huge]
+    named = [value for value in subject.data if subject.name(value) in read.named(huge)]
+    is_table = any(tables_of(subject.array(value), len(read.rms)) for value in named)
     return Finding(
         "huge_feature",
         "warning",
@@ -292,47 +300,9 @@ def _huge_features(read: Read, huge: np.ndarray, typical: float) -> Finding:
         "standardize each feature: subtract its mean over the training set and divide by its "
         "standard deviation; take the logarithm of what spans orders of magnitude. Replace codes "
         "for missing values, such as -999.",
-        place=f"{read.place(huge)} {_listed(features)}",
+        place=read.place(huge) + (f" {listed(features)}" if is_table else ""),
         source=read.source,
         evidence={"features": features, "rms": float(read.rms[worst]), "usual_rms": typical},
-    )
-
-
-def _constant_features(subject: Subject, read: Read, constant: np.ndarray) -> Finding:
-    features = [int(i) for i in constant]
-    one = len(features) == 1
-    value = read.mean[constant[0]]
-    return Finding(
-        "constant_feature",
-        "warning" if _is_odd(subject, read, constant) else "remark",
-        f"{len(features):,} of {len(read.rms):,} features {'is' if one else 'are'} the same in the "
-        f"whole batch: {_listed(features)}" + (f", always {value:.4g}." if one else "."),
-        "leave out what is constant in the whole training set: it tells the network nothing. A "
-        "column that should vary was not read or not joined as it was meant.",
-        place=f"{read.place(constant)} {_listed(features)}",
-        source=read.source,
-        evidence={"features": features, "share": len(features) / len(read.rms)},
-    )
-
-
-def _is_odd(subject: Subject, read: Read, constant: np.ndarray) -> bool:
-    """Whether a few columns of a table are constant that are no codes, borders or coordinates.
-
-    Zeros are common where most numbers are zero, as in the corners of images, a one is a bias, and
-    a boundary of a domain has few coordinates.
-    """
-    number = len(read.rms)
-    is_table = any(
-        subject.name(value) in read.arrays and value.shape == (subject.examples, number)
-        for value in subject.data
-    )
-    is_code = np.isin(np.abs(read.mean[constant]), (0, 1)).any()
-    return (
-        is_table
-        and not is_code
-        and number > 3
-        and 4 * len(constant) <= number
-        and (subject.examples or 0) >= _FEW
     )
 
 
@@ -365,8 +335,3 @@ def _unstandardized(subject: Subject, read: Read, rest: np.ndarray) -> Iterator[
             source=read.source,
             evidence={"rms": rms, "mean": float(np.mean(mean)), "std": float(np.mean(std))},
         )
-
-
-def _listed(features: Sequence[int], most: int = 8) -> str:
-    more = [f"... ({len(features) - most:,} more)"] if len(features) > most else []
-    return f"[{', '.join([*map(str, features[:most]), *more])}]"

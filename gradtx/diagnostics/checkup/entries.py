@@ -127,14 +127,18 @@ class Read:
     largest: np.ndarray
     is_measured: bool
 
-    def place(self, features: np.ndarray) -> str:
+    def named(self, features: np.ndarray) -> list[str]:
         """The names of the arrays that some features come from, unchanged if possible."""
         names = [
             name
             for name, largest in self.arrays.items()
             if np.isclose(largest, self.largest[features], rtol=1e-3).any()
         ]
-        return place_of(names or list(self.arrays))
+        return names or list(self.arrays)
+
+    def place(self, features: np.ndarray) -> str:
+        """These names, as the place of a finding."""
+        return place_of(self.named(features))
 
     @functools.cached_property
     def rms(self) -> np.ndarray:
@@ -171,6 +175,22 @@ def _largest(subject: Subject, value: Any) -> float:
     if not jnp.issubdtype(value.dtype, jnp.number) or not value.size:
         return math.nan
     return float(np.max(np.abs(subject.array(value).astype(np.complex64))))
+
+
+def tables_of(array: np.ndarray, features: int) -> list[np.ndarray]:
+    """The ways in which an array may be a table with so many columns, of shape (-1, features).
+
+    The features are along one of its axes, or all that an example has.
+    """
+    if array.ndim < 2 or array.size == 0:
+        return []
+    tables = [
+        np.moveaxis(array, axis, -1).reshape(-1, features)
+        for axis in range(1, array.ndim)
+        if array.shape[axis] == features
+    ]
+    whole = array.reshape(len(array), -1)
+    return [*tables, *([whole] if whole.shape[1] == features and array.ndim > 2 else [])]
 
 
 def _measurable(subject: Subject) -> list[Entry]:

@@ -191,3 +191,65 @@ def years(cured=False):
         return squared_error(perceptron(params, year, jnp.tanh)[:, 0], y)
 
     return SetUp(loss_fn, mlp(keys(), 1, 32, 1, gain=1.0), (year, y))
+
+
+@sick(
+    "images with channels first in flax",
+    "linen",
+    "Stack Overflow, flax convolutions expect channels last; PyTorch data loaders",
+    kinds="wrong_layout",
+    where=r"args\[0\]",
+    how="rows are taken for channels: the kernel has as many inputs as the image has columns",
+)
+def channels_first(cured=False):
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Conv(8, (3, 3))(x))  # fault
+            return nn.Dense(10)(x.reshape(x.shape[0], -1))
+
+    x, y = images()
+    x = x if cured else jnp.moveaxis(x, -1, 1)
+    return linen_set_up(Network(), cross_entropy, x, y)
+
+
+@sick(
+    "images with channels last in equinox",
+    "equinox",
+    "equinox issues, Conv2d expects channels first",
+    kinds="wrong_layout",
+    where=r"args\[0\]",
+    how="the kernel goes along the columns and the colours",
+)
+def channels_last(cured=False):
+    class Network(eqx.Module):
+        first: eqx.nn.Conv2d
+        last: eqx.nn.Linear
+
+        def __init__(self, channels):
+            self.first = eqx.nn.Conv2d(channels, 8, 3, padding=1, key=jax.random.key(0))
+            self.last = eqx.nn.Linear(8, 10, key=jax.random.key(1))
+
+        def __call__(self, x):
+            x = jax.nn.relu(self.first(x))  # fault
+            return self.last(jnp.mean(x, axis=(1, 2)))
+
+    x, y = images()
+    x = jnp.moveaxis(x, -1, 1) if cured else x
+    return equinox_set_up(Network(x.shape[1]), cross_entropy, x, y)
+
+
+@sick(
+    "the target among the features",
+    "jax",
+    "Kaufman et al. 2011, leakage in data mining; a table whose last column was not dropped",
+    kinds="target_leak",
+    where=r"args\[0\]",
+    how="the loss falls to zero, and the network knows nothing but the answer",
+)
+def leaked_target(cured=False):
+    def loss_fn(params, x, y):
+        return squared_error(perceptron(params, x)[:, 0], y)
+
+    x, y = regression()
+    return SetUp(loss_fn, mlp(keys(), 16, 32, 1), (x if cured else x.at[:, -1].set(2 * y + 1), y))
