@@ -13,7 +13,7 @@ import optax
 
 from gradtx.testing.capabilities import arguments_for, check_capabilities
 from gradtx.testing.report import ConformanceError, Failure, failure_of
-from gradtx.testing.trees import gradients_like, hostile_parameters
+from gradtx.testing.trees import gradients_like, usual_parameters
 
 Level: TypeAlias = Literal["must", "promises"]
 ExtraArgs = Mapping[str, Any] | Callable[[Any], Mapping[str, Any]] | None
@@ -156,7 +156,7 @@ class Clause:
 
         Args:
             tx: the transformation, of gradtx, optax or your own.
-            params: a tree of arrays; None: `hostile_parameters()`.
+            params: a tree of arrays; None: that of `check_transformation`.
             extra_args: the extra arguments that the update needs, or a function of the parameters
                 that returns them as a dictionary.
             capabilities: what the transformation needs, see `check_transformation`.
@@ -166,7 +166,7 @@ class Clause:
         Raises:
             ConformanceError: if the transformation breaks the clause.
         """
-        params = hostile_parameters() if params is None else params
+        params = usual_parameters() if params is None else params
         needs = check_capabilities(f"check_{self.name}", capabilities)
         failure = self.judge(Case(tx, params, extra_args, ulps, needs))
         if failure is not None:

@@ -14,7 +14,14 @@ from gradtx.effect import Degree
 from gradtx.kernel import Kernel
 from gradtx.lift import hyperparameters_of, kernel_of
 from gradtx.testing.clause import Case, clause
-from gradtx.testing.comparison import Violation, expect_finite, expect_same, flatten
+from gradtx.testing.clauses_structure import expect_update_types
+from gradtx.testing.comparison import (
+    Violation,
+    expect_finite,
+    expect_same,
+    expect_same_types,
+    flatten,
+)
 from gradtx.testing.trees import cast_parameters, is_parameter
 
 
@@ -29,8 +36,9 @@ from gradtx.testing.trees import cast_parameters, is_parameter
 def check_half_precision(case: Case) -> None:
     """In float16 and bfloat16, zero gradients give finite updates, and tiny and large ones no NaN.
 
-    Tiny is the smallest subnormal number. Large is the largest number whose square float32 can
-    add up; an overflow of float32 itself is not the fault of half precision.
+    Updates and states keep their dtypes. Tiny is the smallest subnormal number. Large is the
+    largest number whose square float32 can add up; an overflow of float32 itself is not the fault
+    of half precision. With bfloat16 the last leaf stays in its dtype, as in mixed precision.
 
     Example:
         >>> import jax.numpy as jnp
@@ -42,6 +50,8 @@ def check_half_precision(case: Case) -> None:
     for dtype in (jnp.float16, jnp.bfloat16):
         limits = jnp.finfo(dtype)
         params = cast_parameters(case.params, dtype)
+        if dtype == jnp.bfloat16:
+            params = _mixed(params, case.params)
         start = case.tx.init(params)
         for name, value in {
             "zero": 0.0,
@@ -53,6 +63,17 @@ def check_half_precision(case: Case) -> None:
                 updates, state = update(gradients, state, params)
                 what = f"updates for {name} gradients in {limits.dtype}"
                 expect_finite(what, updates, infinity=name != "zero")
+            expect_update_types(what, case, gradients, updates)
+            what = f"the state after steps in {limits.dtype}"
+            expect_same_types(what, start, state, weak=False)
+
+
+def _mixed(narrow: Any, params: Any) -> Any:
+    """The narrow parameters with the last one as it was, if there are others."""
+    leaves, treedef = jax.tree.flatten(narrow)
+    return (
+        treedef.unflatten([*leaves[:-1], *jax.tree.leaves(params)[-1:]]) if leaves[1:] else narrow
+    )
 
 
 def _filled(params: Any, value: float) -> Any:

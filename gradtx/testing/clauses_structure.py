@@ -65,11 +65,16 @@ def check_updates(case: Case) -> None:
         >>> check_updates(gradtx.sgd(0.1), jnp.ones(2))
     """
     for i, (updates, _) in enumerate(case.steps):
-        expected = case.gradients(i + 1)
-        if widens(case.tx):
-            expect_same_structure("the updates", expected, updates)
-            expected = jax.tree.map(_widened_like, expected, updates)
-        expect_same_types("the updates", expected, updates, weak=False)
+        expect_update_types("the updates", case, case.gradients(i + 1), updates)
+
+
+def expect_update_types(what: str, case: Case, gradients: Any, updates: Any) -> None:
+    """Demand the types of the gradients, or wider ones where the transformation `widens`."""
+    expected = gradients
+    if widens(case.tx):
+        expect_same_structure(what, expected, updates)
+        expected = jax.tree.map(_widened_like, expected, updates)
+    expect_same_types(what, expected, updates, weak=False)
 
 
 def _widened_like(gradient: Any, update: Any) -> Any:
@@ -161,21 +166,22 @@ def check_masked_leaves(case: Case) -> None:
 
 @clause(
     "empty_trees",
-    level="must",
+    level="promises",
     asks="init and update",
-    given="a tree without leaves",
-    hint="sums and maxima over leaves need a start: `sum(..., jnp.float32(0))`",
+    given="a tree without leaves, or an array without elements",
+    hint="sums and maxima need a start: `sum(..., jnp.float32(0))`, `jnp.max(x, initial=0)`",
     unless=_CHANGES_LEAVES,
 )
 def check_empty_trees(case: Case) -> None:
-    """A tree without leaves is not an error.
+    """A tree without leaves, or an array without elements, is not an error.
 
     Example:
         >>> import gradtx
         >>> from gradtx.testing import check_empty_trees
         >>> check_empty_trees(gradtx.sgd(0.1))
     """
-    empty: tuple[Any, ...] = ({}, {"frozen": None})
+    array = jnp.zeros((0, 2))
+    empty: tuple[Any, ...] = ({}, {"frozen": None}, {"empty": array, "others": case.gradients(1)})
     for tree in empty:
         state = case.tx.init(tree)
         updates, new_state = case.update(tree, state, tree)

@@ -29,7 +29,7 @@ from gradtx.testing.clauses_tracing import (
     check_vmap,
 )
 from gradtx.testing.report import ConformanceError
-from gradtx.testing.trees import hostile_parameters
+from gradtx.testing.trees import usual_parameters
 
 _CLAUSES = {
     clause.name: clause
@@ -40,7 +40,6 @@ _CLAUSES = {
         check_state,
         check_none_leaves,
         check_masked_leaves,
-        check_empty_trees,
         check_jit,
         check_vmap,
         check_scan,
@@ -48,6 +47,7 @@ _CLAUSES = {
         check_sharding,
         check_type,
         check_missing_gradients,
+        check_empty_trees,
         check_non_parameters,
         check_mismatches,
         check_donation,
@@ -102,7 +102,8 @@ def check_transformation(
 
     Args:
         tx: the transformation, of gradtx, optax or your own.
-        params: a tree of arrays; None: `hostile_parameters()`.
+        params: a tree of arrays; None: `hostile_parameters()`, but in float32 and with elements in
+            every array.
         level: "must" for the first level only, "promises" for both.
         promises: the names of the promises to check; None: all of them.
         capabilities: what the transformation needs, by the names in
@@ -144,7 +145,7 @@ def check_transformation(
     owner = "check_transformation"
     _check_is_transformation(owner, tx)
     chosen = choose(owner, level, promises, clauses, skip)
-    params = hostile_parameters() if params is None else params
+    params = usual_parameters() if params is None else params
     case = Case(tx, params, extra_args, ulps, check_capabilities(owner, capabilities))
     failures = []
     for clause in chosen.values():

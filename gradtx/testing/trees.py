@@ -30,8 +30,18 @@ def is_parameter(leaf: Any) -> bool:
     return jnp.issubdtype(getattr(leaf, "dtype", np.dtype(bool)), jnp.inexact)
 
 
-def hostile_parameters() -> Tree:
+def usual_parameters() -> Tree:
     """The tree on which `check_transformation` runs by default.
+
+    It is the hostile one in float32, where the last of the list has elements: half precision and
+    arrays without elements have clauses of their own, so that what fails there alone is reported
+    there.
+    """
+    return _numbers_in(_vector(jnp.float32), _vector(jnp.float32))
+
+
+def hostile_parameters() -> Tree:
+    """A tree that finds mistakes: odd shapes, dtypes and containers.
 
     It nests a dictionary, a named tuple and a list, and has a matrix (with 8 rows, so that it can
     be sharded over devices), a vector, a scalar, an array without elements and a bfloat16 vector.
@@ -46,9 +56,14 @@ def hostile_parameters() -> Tree:
         >>> print(jax.tree.map(lambda leaf: leaf.shape, hostile_parameters()["layers"]))
         [(3,), (0, 2)]
     """
+    return _numbers_in(_vector(jnp.bfloat16), jax.ShapeDtypeStruct((0, 2), jnp.float32))
+
+
+def _numbers_in(*layers: jax.ShapeDtypeStruct) -> Tree:
+    matrix = jax.ShapeDtypeStruct((8, 3), jnp.float32)
     shapes = {
-        "dense": Dense(kernel=jax.ShapeDtypeStruct((8, 3), jnp.float32), bias=_vector(jnp.float32)),
-        "layers": [_vector(jnp.bfloat16), jax.ShapeDtypeStruct((0, 2), jnp.float32)],
+        "dense": Dense(kernel=matrix, bias=_vector(jnp.float32)),
+        "layers": list(layers),
         "temperature": jax.ShapeDtypeStruct((), jnp.float32),
     }
     return gradients_like(shapes, seed=0)

@@ -148,16 +148,41 @@ def counting_in_secret():
     return passenger(lambda params: jnp.int32(next(count)))
 
 
-@breaks("updates", says="at 'layers/0': expected the updates of type bfloat16[3], got float32[3]")
-def widening_updates():
+@breaks(
+    "updates",
+    "half_precision",
+    says="at 'dense/bias': expected the updates of type float32[3], got float16[3]",
+)
+def narrowing_updates():
     def result(updates, state, new_updates, new_state):
-        wide = (jnp.float32, jnp.float16)  # the latter for the clause of half precision
         return jax.tree.map(
-            lambda u: u.astype(jnp.float32) if is_inexact(u) and u.dtype not in wide else u,
-            new_updates,
+            lambda u: u.astype(jnp.float16) if is_inexact(u) and u.ndim < 2 else u, new_updates
         ), new_state
 
     return changed(result=result)
+
+
+@breaks("half_precision", says="gradients in float16 of type float16[8, 3], got float32[8, 3]")
+def widening_updates():
+    def result(updates, state, new_updates, new_state):
+        return jax.tree.map(
+            lambda u: u.astype(jnp.float32) if is_inexact(u) else u, new_updates
+        ), new_state
+
+    return changed(result=result)
+
+
+@breaks("half_precision", says="expected the state after steps in float16 of type float16")
+def widening_a_state_of_half_precision():
+    def init(params):
+        slots = GOOD.init(params).trace
+        return jax.tree.map(lambda p, v: None if v is None else v.astype(p.dtype), params, slots)
+
+    def update(updates, state, params=None, **extra):
+        updates, new_state = GOOD.update(updates, optax.TraceState(state), params)
+        return updates, jax.tree.map(lambda v: v.astype(jnp.float32), new_state.trace)
+
+    return ExtraArgs(init, update)
 
 
 @breaks("state", says="of type weakly typed float32[], got float32[]")
@@ -172,7 +197,12 @@ def starting_weakly_typed():
     return ExtraArgs(init, update)
 
 
-@breaks("state", "scan", says="at 'trace/dense/kernel': expected the state after step 1 of type")
+@breaks(
+    "state",
+    "scan",
+    "half_precision",
+    says="at 'trace/dense/kernel': expected the state after step 1 of type",
+)
 def widening_state():
     def init(params):
         return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), GOOD.init(params))
@@ -229,6 +259,17 @@ def filling_masked_leaves():
             lambda u: jnp.zeros(()) if is_masked(u) else u, new_updates, is_leaf=is_masked
         )
         return filled, new_state
+
+    return changed(result=result)
+
+
+@breaks("empty_trees", says="got ValueError at test_clauses.py:")
+def dividing_by_the_largest_gradient():
+    def result(updates, state, new_updates, new_state):
+        def divide(u):
+            return u / jnp.max(jnp.abs(u) + 1) if is_inexact(u) and u.dtype == jnp.float32 else u
+
+        return jax.tree.map(divide, new_updates), new_state
 
     return changed(result=result)
 
