@@ -5,6 +5,7 @@ gradients at zero are zero.
 """
 
 import functools
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeAlias
 
@@ -74,6 +75,18 @@ def mean_square(x: jax.Array, axis: int) -> jax.Array:
     is_large = jnp.sum(abs_squared(x)) > jnp.finfo(x.dtype).max / 4
     factor = jnp.where(is_large, 2.0**-16, 1.0)
     return jnp.sum(abs_squared(x * factor), axis, keepdims=True) / number / factor**2
+
+
+def root_mean_square(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """The root of the mean of |x|^2 over axes, which are dropped; finite wherever x is."""
+    axes = tuple(axis % x.ndim for axis in axes)
+    number = max(math.prod(x.shape[axis] for axis in axes), 1)
+    if sums_in_float64(real_dtype(x.dtype)):
+        # Only the sum is divided: an array of quotients would need the memory of x once more.
+        with jax.enable_x64(True):
+            mean = sum_over(abs_squared(_doubled(x)), axes) / number
+            return lax.convert_element_type(lax.sqrt(mean), np.float32)
+    return jnp.squeeze(norm(x / math.sqrt(number), axes), axes)
 
 
 # Where float64 has the range of IEEE 754. On a TPU it has that of float32.

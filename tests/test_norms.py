@@ -131,6 +131,16 @@ def test_norm_of_one_array_up_to_the_ends_of_float32(size):
 
 
 @pytest.mark.usefixtures("sums")
+@pytest.mark.parametrize("size", [0.0, 4e-37, 1.0, 1e30, 3e38], ids=str)
+@pytest.mark.parametrize("axes", [(), (1,), (-1, 0)], ids=str)
+def test_root_mean_square_up_to_the_ends_of_float32(size, axes):
+    x = np.array([[1.0, -0.5], [0.25, 1.0], [1.0, 0.0]], np.float32) * np.float32(size)
+    expected = np.sqrt(np.mean(np.square(x.astype(np.float64)), axes))
+    found = jax.jit(norms.root_mean_square, static_argnums=1)(x, axes)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("sums")
 def test_norm_of_infinities_and_nan_is_what_it_is():
     assert np.isinf(norms.norm(jnp.array([jnp.inf, 1.0]))).all()
     assert np.isnan(norms.norm(jnp.array([jnp.nan, 1.0]))).all()

@@ -1,7 +1,7 @@
 """Measures all layers of a traced loss, and its gradient, in one compiled evaluation."""
 
-import math
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -24,6 +24,9 @@ from gradtx.diagnostics.tracing.traced import TracedLoss
 SATURATED_SLOPE = 0.05
 
 
+_Product = Callable[..., jax.Array]
+
+
 class Measurements(NamedTuple):
     """The loss, what was measured of each layer, and what is known about the parameters."""
 
@@ -38,10 +41,35 @@ def measure_layers(loss: TracedLoss) -> Measurements:
     """The loss, and the measurements of all layers in the order of evaluation."""
     found: list[Found] = []
     hidden: list[Hidden] = []
+    measure = jax.jit(evaluation(loss, found, hidden))
+    value, measured, has_gradient = jax.device_get(measure(loss.params, loss.data))
+    return Measurements(
+        loss=float(value),
+        layers=layer_signals(found, measured, loss.names),
+        found=[one.what for one in found],
+        hidden=hidden,
+        has_gradient=[bool(one) for one in has_gradient],
+    )
+
+
+def evaluation(
+    loss: TracedLoss, found: list[Found], hidden: list[Hidden]
+) -> Callable[[Any, Any], tuple[jax.Array, list[Arrays], list[jax.Array]]]:
+    """The function of the parameters and the data that measures everything.
+
+    Args:
+        loss: the loss.
+        found: becomes a list of the layers, without their measurements, when it is traced.
+        hidden: becomes a list of what cannot be looked into.
+
+    Returns:
+        A function whose results are the loss, the measurements of each layer, and whether each
+        parameter has a gradient.
+    """
 
     def forward(params: Any, slots: Any, data: Any) -> tuple[jax.Array, list[Arrays]]:
         interpreter = Interpreter(
-            _statistics, Probes(slots, range(len(slots))), _probe, merge=_merged
+            _statistics, Probes(slots, range(len(slots))), _probed, merge=_merged
         )
         (value,) = interpreter.run(
             loss.closed_jaxpr.jaxpr, loss.closed_jaxpr.consts, loss.values(params, data)
@@ -50,7 +78,6 @@ def measure_layers(loss: TracedLoss) -> Measurements:
         hidden[:] = interpreter.hidden.values()
         return value.array, [one.arrays for one in interpreter.found]
 
-    @jax.jit
     def whole(params: Any, data: Any) -> tuple[jax.Array, list[Arrays], list[jax.Array]]:
         slots = [jnp.zeros(slot.shape, slot.dtype) for slot in slots_of(loss.closed_jaxpr.jaxpr)]
         differentiated = jax.value_and_grad(forward, argnums=(0, 1), has_aux=True)
@@ -66,29 +93,35 @@ def measure_layers(loss: TracedLoss) -> Measurements:
             arrays["weight_grad_rms"] = _rms(jnp.concatenate(parts, -1), [-1])
         return value, measured, [jnp.any(gradient != 0) for gradient in gradients]
 
-    value, measured, has_gradient = jax.device_get(whole(loss.params, loss.data))
-    return Measurements(
-        loss=float(value),
-        layers=layer_signals(found, measured, loss.names),
-        found=[one.what for one in found],
-        hidden=hidden,
-        has_gradient=[bool(one) for one in has_gradient],
-    )
+    return whole
 
 
-@jax.custom_vjp
-def _probe(output: jax.Array, slot: jax.Array) -> jax.Array:
-    """A layer's output. The gradient of `slot` is the RMS of the gradient of the output."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _probed(multiply: _Product, slot: jax.Array, *operands: jax.Array) -> jax.Array:
+    """A product. The gradient of `slot` is the RMS of the gradient of the product."""
     del slot
-    return output
+    return multiply(*operands)
 
 
-def _probe_backward(slot: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _probed_forward(
+    multiply: _Product, slot: jax.Array, *operands: jax.Array
+) -> tuple[jax.Array, Any]:
+    return multiply(*operands), (slot, operands)
+
+
+def _probed_backward(multiply: _Product, saved: Any, gradient: jax.Array) -> tuple[jax.Array, ...]:
+    slot, operands = saved
+    size = _rms(gradient)
+    # XLA would transpose the weights of all layers for the backward pass at the very beginning,
+    # since they are there, and keep these copies until then. It does not know that this is 1.
+    one = jnp.where(size < 0, 2, 1)
+    operands = [array * one.astype(array.dtype) for array in operands]
+    _, pull_back = jax.vjp(multiply, *operands)
     # The slot is zero. On a mesh it may differ between devices, where the gradient does not.
-    return gradient, _rms(gradient).astype(slot.dtype) + slot
+    return size.astype(slot.dtype) + slot, *pull_back(gradient)
 
 
-_probe.defvjp(lambda output, slot: (output, slot), _probe_backward)
+_probed.defvjp(_probed_forward, _probed_backward)
 
 
 def _statistics(layer: Layer) -> Arrays:
@@ -129,11 +162,8 @@ def _wide(array: jax.Array) -> jax.Array:
 
 
 def _rms(array: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
-    """The root of the mean square over some axes, which does not overflow."""
-    array = _wide(array)
-    axes = tuple(range(array.ndim)) if axes is None else tuple(axes)
-    number = max(math.prod(array.shape[axis] for axis in axes), 1)
-    return jnp.squeeze(norms.norm(array / math.sqrt(number), axis=axes), axes)
+    """The root of the mean square over some axes."""
+    return norms.root_mean_square(_wide(array), range(array.ndim) if axes is None else axes)
 
 
 def _merged(key: str, old: jax.Array, new: jax.Array) -> jax.Array:

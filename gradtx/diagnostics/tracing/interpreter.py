@@ -78,7 +78,8 @@ class Interpreter:
         measure: returns the measurements of a layer, once its nonlinearity is known.
         probes: an array for each product, see `slots_of`, whose gradient will be the measurement in
             the backward pass; None: nothing is measured there.
-        attach: attaches a probe to a layer's output.
+        attach: evaluates a layer's product with a probe, given a function that multiplies, the
+            array of the probe, and the operands.
         watch: returns the measurements of an equation, from the equation, its inputs and its
             results, or None if it is of no interest; None: no equation is measured.
         merge: makes one measurement of those of two iterations of a `while_loop`, given its name
@@ -94,7 +95,7 @@ class Interpreter:
         self,
         measure: Callable[[Layer], Arrays] | None,
         probes: "Probes | None" = None,
-        attach: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+        attach: Callable[..., Any] | None = None,
         watch: Callable[[Any, Sequence[Any], Sequence[Any]], Arrays | None] | None = None,
         merge: Callable[[str, jax.Array, jax.Array], jax.Array] | None = None,
     ) -> None:
@@ -164,7 +165,8 @@ class Interpreter:
             return self._call(equation, *body, values)
         if primitives.hides(equation):
             self._hide(equation, values)
-        slot = self.take(1) if name in primitives.PRODUCTS else Probes(None, ())
+        if name in primitives.PRODUCTS:
+            return [self._product(equation, values)]
         arrays = primitives.bind(equation, *(value.array for value in values))
         if name == "unstack":
             return following.unstacked(equation, values[0], arrays)
@@ -177,15 +179,6 @@ class Interpreter:
             following.consumed(equation, values)
             return [mixture(array, values) for array in arrays]
         (array,) = arrays
-        weight = following.find_layer(equation, values)
-        if weight is not None and not self._is_derivative(equation, values[weight].array):
-            if slot.arrays and self.attach is not None:
-                array = self.attach(array, slot.arrays[0])
-            value = following.start_layer(equation, values, weight, array)
-            (layer,) = value.sources
-            number = slot.numbers[0] if slot.arrays else None
-            self.found.append(Found(layer, {}, (self._equations,), slot=number))
-            return [value]
         if name in primitives.ELEMENTWISE:
             return [self._elementwise(equation, values, array, name, frozenset({name}))]
         if name == "concatenate":
@@ -196,6 +189,28 @@ class Interpreter:
             return [following.rearranged(equation, values, array)]
         following.consumed(equation, values)
         return [mixture(array, values)]
+
+    def _product(self, equation: Any, values: list[TracedValue]) -> TracedValue:
+        """Evaluate a product, which is a layer if an operand is a parameter."""
+        probe = self.take(1)
+        arrays = [value.array for value in values]
+        weight = following.find_layer(equation, values)
+
+        def multiply(*operands: jax.Array) -> jax.Array:
+            return primitives.bind(equation, *operands)[0]
+
+        if weight is None or self._is_derivative(equation, arrays[weight]):
+            following.consumed(equation, values)
+            return mixture(multiply(*arrays), values)
+        if probe.arrays and self.attach is not None:
+            array = self.attach(multiply, probe.arrays[0], *arrays)
+        else:
+            array = multiply(*arrays)
+        value = following.start_layer(equation, values, weight, array)
+        (layer,) = value.sources
+        number = probe.numbers[0] if probe.arrays else None
+        self.found.append(Found(layer, {}, (self._equations,), slot=number))
+        return value
 
     def _is_derivative(self, equation: Any, weights: Any) -> bool:
         calls = [call for call, _ in self.calls]
