@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradtx.diagnostics.checkup import chains, penalties, ranges
+from gradtx.diagnostics.checkup import bootstrap, chains, penalties, ranges
 from gradtx.diagnostics.checkup.finding import Finding
 from gradtx.diagnostics.checkup.marginals import (
     has_head,
@@ -50,8 +50,9 @@ def check_head(
     guessing among C classes), "double_softmax" (a softmax or sigmoid of what is already one),
     "target_out_of_range" (targets that the last nonlinearity cannot reach, or of another order of
     magnitude), "wrong_sign" (the likelihood is minimized), "zero_loss" or "constant_loss" (a
-    softmax over a single class), "no_nonlinearity" (two layers with nothing between them) and
-    "dominant_penalty" (a penalty on the parameters that outweighs what depends on the data).
+    softmax over a single class), "no_nonlinearity" (two layers with nothing between them),
+    "dominant_penalty" (a penalty on the parameters that outweighs what depends on the data) and
+    "moving_target" (a gradient passes through returns or advantages).
 
     Args:
         loss_fn: the loss, a real scalar: `loss_fn(params, *batch)`.
@@ -104,6 +105,7 @@ def _findings(subject: Subject) -> Iterator[Finding]:
     yield from ranges.findings(subject)
     yield from chains.findings(subject)
     yield from penalties.findings(subject)
+    yield from bootstrap.findings(subject)
 
 
 HEAD = Examination(_findings, _requests)

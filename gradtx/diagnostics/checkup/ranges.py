@@ -160,11 +160,11 @@ def differences(subject: Subject) -> Iterator[Difference]:
                 continue
             if subject.is_trained(other) or not subject.is_given(other) or value.size < 2:
                 continue
-            if _is_measured_by_loss(node.output) and is_in_loss(subject, node.output):
+            if is_measured_by_loss(node.output) and is_in_loss(subject, node.output):
                 yield Difference(node, i)
 
 
-def _is_measured_by_loss(difference: Value) -> bool:
+def is_measured_by_loss(difference: Value) -> bool:
     """Whether a difference is squared, or its absolute value is taken."""
     for node, i in uses_of(difference, _AFTER_DIFFERENCE):
         if node.name in _DISTANCES:

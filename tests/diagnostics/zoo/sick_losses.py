@@ -16,6 +16,7 @@ from .materials import (
     linen_set_up,
     mlp,
     nnx_set_up,
+    normal,
     perceptron,
     regression,
     squared_error,
@@ -142,3 +143,46 @@ def class_as_number(cured=False):
         return squared_error(outputs[:, 0], y)  # fault
 
     return SetUp(loss_fn, model.init(jax.random.key(0), x), (x, y))
+
+
+@sick(
+    "Q-learning through its own target",
+    "jax",
+    "Stack Overflow, DQN without a target network or detach; Henderson et al. 2018",
+    kinds="moving_target",
+    where=r"args\[2\]",
+    how="the values of the next states are moved toward those of the states, as well",
+)
+def q_learning(cured=False):
+    def loss_fn(params, state, action, reward, following):
+        q = jnp.take_along_axis(perceptron(params, state), action[:, None], axis=-1)[:, 0]
+        best = jnp.max(perceptron(params, following), axis=-1)
+        target = reward + 0.99 * best  # fault
+        return squared_error(q, jax.lax.stop_gradient(target) if cured else target)
+
+    state, action = vectors()
+    batch = (state, action, normal(32), jnp.roll(state, 1, axis=0))
+    return SetUp(loss_fn, mlp(keys(), 16, 32, 4), batch)
+
+
+@sick(
+    "advantages that are not stopped",
+    "equinox",
+    "Stack Overflow, actor-critic without detach on the advantage",
+    kinds="moving_target",
+    where=r"critic",
+    how="the critic learns to make the actions look good, and not their value",
+)
+def open_advantages(cured=False):
+    def loss_fn(models, state, action, returns):
+        log_p = jax.nn.log_softmax(jax.vmap(models["actor"])(state))
+        log_p = jnp.take_along_axis(log_p, action[:, None], axis=-1)[:, 0]
+        value = jax.vmap(models["critic"])(state)
+        advantage = returns - value
+        if cured:
+            advantage = jax.lax.stop_gradient(advantage)
+        return squared_error(value, returns) - jnp.mean(log_p * advantage)  # fault
+
+    actor = eqx.nn.MLP(16, 4, 32, 1, key=jax.random.key(0))
+    critic = eqx.nn.MLP(16, "scalar", 32, 1, key=jax.random.key(1))
+    return SetUp(loss_fn, {"actor": actor, "critic": critic}, (*vectors(), normal(32)))

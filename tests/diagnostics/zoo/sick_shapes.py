@@ -82,7 +82,7 @@ def q_learning_broadcast(cured=False):
 
     action = jnp.asarray(np.random.default_rng(0).integers(0, 3, 32), jnp.int32)
     state = normal(32, 8)
-    return SetUp(loss_fn, mlp(keys(), 8, 32, 32, 3), (state, action, state[:, 0]))
+    return SetUp(loss_fn, mlp(keys(), 8, 32, 32, 3), (state, action, state[:, 0] * state[:, 1]))
 
 
 @sick(
