@@ -22,6 +22,7 @@ from gradtx.testing.clauses_structure import (
     check_none_leaves,
     check_state,
     check_updates,
+    check_weak_types,
 )
 from gradtx.testing.clauses_tracing import (
     check_donation,
@@ -71,6 +72,7 @@ __all__ = [
     "check_type",
     "check_updates",
     "check_vmap",
+    "check_weak_types",
     "clauses",
     "collectives",
     "gradients_like",

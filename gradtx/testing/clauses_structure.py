@@ -28,7 +28,7 @@ from gradtx.trees import compute_dtype
     "as in `m.astype(state.m.dtype)` and `count + jnp.ones_like(count)`",
 )
 def check_state(case: Case) -> None:
-    """The state keeps its structure, shapes, dtypes and weak types; no second step is retraced.
+    """The state keeps its structure, shapes and dtypes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -37,12 +37,30 @@ def check_state(case: Case) -> None:
         >>> check_state(gradtx.sgd(0.1), jnp.ones(2))
     """
     for i, (_, state) in enumerate(case.steps):
+        expect_same_types(f"the state after step {i + 1}", case.state, state, weak=False)
+
+
+@clause(
+    "weak_types",
+    level="promises",
+    asks="two compiled updates",
+    hint="give each array of the state a dtype: `jnp.float32(0)`, `jnp.full(shape, 0.1, p.dtype)`; "
+    "without one it is weakly typed, and the second step is compiled anew",
+)
+def check_weak_types(case: Case) -> None:
+    """The state keeps its weak types too, and no second step is traced again.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> from gradtx.testing import check_weak_types
+        >>> check_weak_types(gradtx.sgd(0.1), jnp.ones(2))
+    """
+    for i, (_, state) in enumerate(case.steps):
         expect_same_types(f"the state after step {i + 1}", case.state, state)
-    try:
-        is_retraced = case.compiled_run.is_retraced
-    except Exception:
-        return  # another clause says that it cannot be compiled
-    if is_retraced:
+    run = case.compiled_run
+    expect_same_types("the state of the compiled init", case.state, run.state)
+    if run.is_retraced:
         raise Violation("", "the second compiled step to reuse the first", "another trace")
 
 

@@ -20,6 +20,7 @@ from gradtx.testing.clauses_structure import (
     check_none_leaves,
     check_state,
     check_updates,
+    check_weak_types,
 )
 from gradtx.testing.clauses_tracing import (
     check_donation,
@@ -46,6 +47,7 @@ _CLAUSES = {
         check_eval_shape,
         check_sharding,
         check_type,
+        check_weak_types,
         check_missing_gradients,
         check_empty_trees,
         check_non_parameters,

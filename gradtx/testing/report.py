@@ -19,9 +19,12 @@ _BROUGHT_ABOUT: dict[str, tuple[str, ...]] = {
     ),
     "state": (
         *("none_leaves", "masked_leaves", "empty_trees", "jit", "vmap", "scan", "eval_shape"),
-        *("sharding", "donation", "layouts", "missing_gradients", "half_precision"),
+        *("sharding", "donation", "layouts", "missing_gradients", "half_precision", "weak_types"),
     ),
-    "jit": ("vmap", "scan", "eval_shape", "sharding", "donation", "layouts", "half_precision"),
+    "jit": (
+        *("vmap", "scan", "eval_shape", "sharding", "weak_types"),
+        *("donation", "layouts", "half_precision"),
+    ),
     "none_leaves": ("missing_gradients",),
     "sharding": ("layouts",),
 }

@@ -185,7 +185,7 @@ def widening_a_state_of_half_precision():
     return ExtraArgs(init, update)
 
 
-@breaks("state", says="of type weakly typed float32[], got float32[]")
+@breaks("weak_types", says="of type weakly typed float32[], got float32[]")
 def starting_weakly_typed():
     def init(params):
         return GOOD.init(params), jnp.asarray(0.0)
@@ -200,6 +200,7 @@ def starting_weakly_typed():
 @breaks(
     "state",
     "scan",
+    "weak_types",
     "half_precision",
     says="at 'trace/dense/kernel': expected the state after step 1 of type",
 )
@@ -353,7 +354,7 @@ def with_a_wrong_batching_rule():
     return changed(result=result)
 
 
-@breaks("eval_shape", says="of type float32[], got weakly typed float32[]")
+@breaks("weak_types", says="of type float32[], got weakly typed float32[]")
 def weakly_typed_when_traced():
     def init(params):
         weight = jnp.asarray(1.0) if is_traced(params) else jnp.float32(1)
@@ -364,6 +365,19 @@ def weakly_typed_when_traced():
         return updates, (new_state, state[1])
 
     return ExtraArgs(init, update)
+
+
+@breaks(
+    *("jit", "vmap", "scan", "eval_shape", "sharding"),
+    *("weak_types", "donation", "layouts", "half_precision"),
+    says="got a decision in Python about a number that is only known when the program runs",
+)
+def deciding_in_python():
+    def result(updates, state, new_updates, new_state):
+        total = sum(jnp.sum(u) for u in jax.tree.leaves(new_updates) if is_inexact(u))
+        return (new_updates if total < jnp.inf else updates), new_state
+
+    return changed(result=result)
 
 
 @breaks("donation", says="a new buffer, got that of the parameter 'dense/kernel'")
