@@ -2,6 +2,7 @@
 
 `check_transformation(tx)` runs all clauses; each of them is also a function by itself. They raise
 `ConformanceError`, which names the clause, the leaf, what was expected and what was found.
+`transformation_test_suite(tx)` makes tests of them for pytest.
 `collectives(program)` counts what a compiled step sends between devices.
 `check_reference(tx, references.adam(0.1))` compares a port with its paper in double precision.
 Strategies for property-based tests are in `gradtx.testing.strategies`, which needs hypothesis.
@@ -35,6 +36,7 @@ from gradtx.testing.collectives import Sent, collectives
 from gradtx.testing.conformance import check_transformation, clauses
 from gradtx.testing.references.check import check_reference
 from gradtx.testing.report import ConformanceError, Failure
+from gradtx.testing.suite import transformation_test_suite
 from gradtx.testing.trees import (
     cast_parameters,
     gradients_like,
@@ -79,4 +81,5 @@ __all__ = [
     "hostile_parameters",
     "hostile_trees",
     "references",
+    "transformation_test_suite",
 ]

@@ -63,7 +63,7 @@ def check_half_precision(case: Case) -> None:
                 updates, state = update(gradients, state, params)
                 what = f"updates for {name} gradients in {limits.dtype}"
                 expect_finite(what, updates, infinity=name != "zero")
-            expect_update_types(what, case, gradients, updates)
+                expect_update_types(what, case, gradients, updates)
             what = f"the state after steps in {limits.dtype}"
             expect_same_types(what, start, state, weak=False)
 

@@ -145,7 +145,7 @@ def check_transformation(
         type: expected an optax.GradientTransformationExtraArgs, got a GradientTransformation
     """
     owner = "check_transformation"
-    _check_is_transformation(owner, tx)
+    check_is_transformation(owner, tx)
     chosen = choose(owner, level, promises, clauses, skip)
     params = usual_parameters() if params is None else params
     case = Case(tx, params, extra_args, ulps, check_capabilities(owner, capabilities))
@@ -202,6 +202,7 @@ def _check_level(owner: str, level: Level | None) -> None:
         raise ValueError(f'{owner}: level must be "must" or "promises", got {shown(level)}')
 
 
-def _check_is_transformation(owner: str, tx: Any) -> None:
+def check_is_transformation(owner: str, tx: Any) -> None:
+    """Refuse what has no `init` and `update`."""
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
         raise ValueError(f"{owner}: tx must be a gradient transformation, got {shown(tx)}")
