@@ -73,6 +73,17 @@ WAYS = {
     "plain": through(block),
     "nested_jit": jax.jit(through(jax.jit(lambda *arguments: jax.jit(block)(*arguments)))),
     "checkpoint": through(jax.checkpoint(block)),
+    "checkpoint_of_all": jax.checkpoint(through(block)),
+    "checkpoint_of_the_product": through(
+        lambda w, b, x: jnp.tanh(jax.checkpoint(jnp.matmul)(x, w) + b[None])
+    ),
+    "checkpoint_of_the_rest": through(
+        lambda w, b, x: jax.checkpoint(lambda z: jnp.tanh(z + b[None]))(x @ w)
+    ),
+    "checkpoint_with_a_policy": through(
+        jax.checkpoint(block, policy=jax.checkpoint_policies.dots_saveable)
+    ),
+    "checkpoint_of_a_switch": through(jax.checkpoint(in_a_switch)),
     "transposed": through(written_transposed),
     "heads": through(written_with_reshape),
     "per_sample": through(written_per_sample),

@@ -28,7 +28,7 @@ def convolutions():
             )
         return jnp.mean(jnp.square(x))
 
-    return loss_fn, params, jnp.zeros((1, 8, 8, 64))
+    return loss_fn, params, jnp.zeros((1, 8, 8, 64)), 8 * 8 * 64 * 4
 
 
 def widths():
@@ -41,7 +41,7 @@ def widths():
             x = jnp.tanh(x @ kernel)
         return jnp.mean(jnp.square(x))
 
-    return loss_fn, params, jnp.zeros((2, sizes[0]))
+    return loss_fn, params, jnp.zeros((2, sizes[0])), 2 * sizes[-1] * 4
 
 
 def perceptron():
@@ -53,16 +53,31 @@ def perceptron():
             x = jax.nn.gelu(x @ kernel + bias[None])
         return jnp.mean(jnp.square(x))
 
-    return loss_fn, params, jnp.zeros((512, 64))
+    return loss_fn, params, jnp.zeros((512, 64)), 512 * 64 * 4
+
+
+def checkpoints():
+    """Signals of 16 kB, which a scan keeps, and of 262 kB, which it calculates again."""
+    params = jnp.zeros((DEPTH, 16, 256)), jnp.zeros((DEPTH, 256, 16))
+
+    @jax.checkpoint
+    def block(x, kernels):
+        rise, fall = kernels
+        return x + jax.nn.gelu(x @ rise) @ fall, None
+
+    def loss_fn(params, x):
+        return jnp.mean(jnp.square(lax.scan(block, x, params)[0]))
+
+    return loss_fn, params, jnp.zeros((256, 16)), 256 * 256 * 4
 
 
 def temporaries(function, *args):
     return jax.jit(function).lower(*args).compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("network", [convolutions, widths, perceptron])
+@pytest.mark.parametrize("network", [convolutions, widths, perceptron, checkpoints])
 def test_memory_beyond_that_of_the_gradient(network):
-    loss_fn, params, x = network()
+    loss_fn, params, x, signal = network()
     traced = trace_loss("test", loss_fn, params, (x,), has_aux=False)
     of_gradient = temporaries(jax.value_and_grad(loss_fn), params, x)
     of_report = temporaries(evaluation(traced, [], []), traced.params, traced.data)
@@ -70,4 +85,4 @@ def test_memory_beyond_that_of_the_gradient(network):
     # layer before. Its signal: the image and the slope of the nonlinearity, and their gradients.
     # What is kept until the end, as one array for each layer, exceeds this.
     weights = max(leaf.nbytes for leaf in jax.tree.leaves(params))
-    assert of_report <= of_gradient + 3 * weights + 4 * x.nbytes
+    assert of_report <= of_gradient + 3 * weights + 4 * signal

@@ -24,6 +24,7 @@ from gradtx.diagnostics.tracing.provenance import (
     constant_value,
     mixture,
 )
+from gradtx.diagnostics.tracing.rematerialized import rematerialized
 
 _BODIES = {
     "scan": bodies.scan,
@@ -276,7 +277,13 @@ class Interpreter:
             name = jaxpr.debug_info.func_name.lstrip("_")
             return [self._elementwise(equation, values, array, name, parts)]
         if not has_own_derivative:
-            return self._evaluate(jaxpr, [constant_value(array) for array in constants], values)
+
+            def evaluate() -> list[TracedValue]:
+                return self._evaluate(jaxpr, [constant_value(array) for array in constants], values)
+
+            if equation.primitive.name in primitives.REMATERIALIZED and self.attach is not None:
+                return rematerialized(self, equation, evaluate, values)
+            return evaluate()
         # The layers inside are measured, and so are their gradients, but the gradient that reaches
         # the arguments is that of the custom derivative.
         arrays = primitives.bind(equation, *(value.array for value in values))

@@ -86,6 +86,9 @@ CALLS = {
     "custom_vjp_call": "call_jaxpr",
 }
 
+# Those whose function is evaluated again in the backward pass.
+REMATERIALIZED = frozenset({"remat", "remat2", "checkpoint"})
+
 # Operations of JAX that solve a system of equations given as a function.
 _HIDING = frozenset({"custom_linear_solve", "linear_solve"})
 
