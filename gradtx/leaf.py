@@ -6,7 +6,7 @@ back has the dtype that it was stored in.
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from gradtx.explicit import laid_out_alike, laid_out_as
 from gradtx.inputs import refuse_shapes_alone
 from gradtx.kernel import Scalar, Slot
 from gradtx.placement import full_beside, lengths
+from gradtx.remembered import passing_among, remembered
 from gradtx.stored import to_store
 
 
@@ -94,6 +95,11 @@ class LeafStep:
     elementwise: bool = False
     gives_parameter: bool = False
 
+    @functools.cached_property
+    def passing(self) -> Any:
+        """A function of the step that may end before the process does, or None."""
+        return passing_among((self.function, *(value for _, value in self.static)))
+
     def __call__(
         self, g: Any, p: Any, slots: tuple[Any, ...], key: Any, t: Any, scalars: Mapping[str, Any]
     ) -> tuple[jax.Array, tuple[Any, ...]]:
@@ -146,11 +152,27 @@ class LeafStep:
                 )
 
 
-# Equal steps are one object, so that a composed step is found again quickly.
-leaf_step_of = functools.lru_cache(maxsize=1024)(LeafStep)
+def _passing_of(
+    name: str, function: Callable[..., Any], slots: Any, static: Any, *rest: Any
+) -> Any:
+    return passing_among((function, *(value for _, value in static)))
 
 
-@functools.lru_cache(maxsize=4096)
+@remembered(_passing_of, maxsize=1024)
+def leaf_step_of(*fields: Any) -> LeafStep:
+    """The step with these fields. Equal ones are one object, so that their programs are found."""
+    return LeafStep(*fields)
+
+
+def passing_of(steps: Iterable[LeafStep], *_: Any) -> Any:
+    """A function of these steps that may end before the process does, or None."""
+    for step in steps:  # plainly, because it happens for each leaf of an eager step
+        if step.passing is not None:
+            return step.passing
+    return None
+
+
+@remembered(passing_of)
 def composed_step(
     steps: tuple[LeafStep, ...], stacked: bool
 ) -> Callable[..., tuple[jax.Array, list[Any]]]:
@@ -191,7 +213,7 @@ def composed_step(
     return jax.jit(function)
 
 
-@functools.lru_cache(maxsize=1024)
+@remembered(passing_of)
 def steps_of_many(steps: tuple[LeafStep, ...]) -> Callable[..., list[Any]]:
     """`composed_step` of a list of leaves in one compiled function.
 
@@ -211,7 +233,7 @@ def steps_of_many(steps: tuple[LeafStep, ...]) -> Callable[..., list[Any]]:
     return jax.jit(of_many)
 
 
-@functools.lru_cache(maxsize=1024)
+@remembered(lambda step: step.passing)
 def stacked_step(step: LeafStep) -> Callable[..., tuple[jax.Array, tuple[Any, ...]]]:
     """The compiled step of several leaves of one type, stacked along the first axis."""
 
@@ -222,7 +244,7 @@ def stacked_step(step: LeafStep) -> Callable[..., tuple[jax.Array, tuple[Any, ..
     return jax.jit(stacked)
 
 
-@functools.lru_cache(maxsize=1024)
+@remembered(lambda name, step, static: passing_among((step, *(value for _, value in static))))
 def scalar_step_of(
     name: str,
     step: Callable[..., Any],

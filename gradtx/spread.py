@@ -16,8 +16,9 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gradtx.explicit import explicit_mesh, layout_of
-from gradtx.leaf import LeafStep, composed_step
+from gradtx.leaf import LeafStep, composed_step, passing_of
 from gradtx.placement import following
+from gradtx.remembered import passing_among, remembered
 from gradtx.stacks import Stack, rows_of
 
 # Whose stacks these are.
@@ -96,7 +97,7 @@ class Spread:
         return composed_step(steps, True) if self.is_inside else _spread_step(self, steps)
 
 
-@functools.lru_cache(maxsize=1024)
+@remembered(lambda spread, steps: passing_of(steps))
 def _spread_step(spread: Spread, steps: tuple[LeafStep, ...]) -> Callable[..., Any]:
     step, everywhere = composed_step(steps, True), PartitionSpec()
     return jax.jit(
@@ -114,7 +115,7 @@ def _spread_step(spread: Spread, steps: tuple[LeafStep, ...]) -> Callable[..., A
     )
 
 
-@functools.lru_cache(maxsize=1024)
+@remembered(lambda spread, function, *_: passing_among([function]))
 def _spread_call(
     spread: Spread,
     function: Callable[..., Any],

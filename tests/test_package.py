@@ -27,6 +27,7 @@ LAYERS = [
         "effect.py",
         "kernel.py",
         "tables.py",
+        "remembered.py",
     ),
     ("roles.py", "select.py"),
     (

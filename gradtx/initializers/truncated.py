@@ -49,7 +49,7 @@ def concrete_bounds(lower: Scalar, upper: Scalar) -> tuple[float, float] | None:
     return low, high
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)
 def truncated_deviation(lower: float, upper: float) -> float:
     """The standard deviation s of a standard normal given lower < z < upper, to 13 digits.
 
