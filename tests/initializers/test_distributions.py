@@ -267,3 +267,9 @@ def test_scale_may_be_traced():
     stacked = jax.jit(jax.vmap(draw))(jnp.asarray([0.1, 0.2]))
     np.testing.assert_allclose(stacked[1], draw(0.2), rtol=1e-6)
     np.testing.assert_allclose(stacked[0], draw(0.1), rtol=1e-6)
+
+
+def test_symmetric_uniform_reaches_its_lower_limit_and_not_its_upper_one():
+    draw = gi.uniform_symmetric(0.5)(jax.random.key(0), (4096,), jnp.bfloat16)
+    assert jnp.min(draw) == -0.5
+    assert jnp.max(draw) < 0.5

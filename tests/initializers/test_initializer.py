@@ -14,6 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import stats
 
 from gradtx import initializers as gi
+from gradtx.initializers.initializer import rescale
 
 KEY = jax.random.key(6)
 SHAPE = (16, 8)
@@ -270,3 +271,8 @@ def test_equinox_takes_it():
     layer = eqx.tree_at(lambda linear: linear.weight, layer, weight)
     assert layer(jnp.ones(16)).shape == (8,)
     assert gi.compute_fans(weight.shape, in_axis=-1, out_axis=-2) == (16, 8)
+
+
+def test_samples_keep_their_dtype_when_they_are_scaled():
+    scaled = rescale(jnp.ones(2, jnp.float16), jnp.float32(0.5))
+    np.testing.assert_array_equal(scaled, np.full(2, 0.5, np.float16), strict=True)

@@ -1,10 +1,14 @@
 """AdaBelief, Yogi and RAdam against their papers."""
 
+import math
+from fractions import Fraction
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import gradtx
+from gradtx.kernels.adam_variants import _LANGEVIN
 
 from ..trajectory import (
     DECAY,
@@ -118,3 +122,13 @@ ADAM = {"b1": DECAY, "b2": DECAY, "eps": NON_NEGATIVE, "eps_root": NON_NEGATIVE}
 )
 def test_wrong_argument(factory, arguments, name, value):
     check_refused(factory, arguments, name, value)
+
+
+def test_series_of_the_degrees_of_freedom_is_that_of_the_bernoulli_numbers():
+    # coth(x) - 1 / x is the sum of 2^(2n) B_2n / (2n)! x^(2n - 1) over n > 0.
+    bernoulli = [Fraction(1)]
+    for m in range(1, 15):
+        rest = sum(math.comb(m + 1, k) * b for k, b in enumerate(bernoulli))
+        bernoulli.append(-rest / (m + 1))
+    exact = [Fraction(4) ** n * bernoulli[2 * n] / math.factorial(2 * n) for n in range(7, 0, -1)]
+    assert [Fraction(c).limit_denominator(10**9) for c in _LANGEVIN] == exact

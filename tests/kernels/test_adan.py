@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import gradtx
+from gradtx.kernels.adan import PROXIMAL_DESCENT
 from gradtx.testing import references
 
 from ..trajectory import (
@@ -99,3 +100,8 @@ ADAN = {"b1": DECAY, "b2": DECAY, "b3": DECAY, "eps": NON_NEGATIVE, "eps_root": 
 )
 def test_wrong_argument(factory, arguments, name, value):
     check_refused(factory, arguments, name, value)
+
+
+def test_the_rate_that_is_reported_is_that_of_the_proximal_step():
+    assert PROXIMAL_DESCENT.factor(0.5, 2.0, True) == 0.25
+    assert PROXIMAL_DESCENT.factor(0.5, 2.0, False) == 0.5

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradtx.kernels.arithmetic import clip_factor, debias, log_decay, safe_divide
+from gradtx.kernels.arithmetic import clip_factor, clip_room, debias, log_decay, safe_divide
 
 STEPS = np.array([1, 2, 3, 10, 1000, 2**24])
 
@@ -55,3 +55,11 @@ def test_clip_factor(norm, max_norm, factor):
 
 def test_clip_factor_passes_nan_on():
     assert np.isnan(clip_factor(jnp.float32(np.nan), 1.0))
+
+
+@pytest.mark.parametrize("max_norm", [1e-29, 0.01, 7.5, 8.0, 1e20])
+def test_room_is_a_power_of_two_that_brings_a_limit_between_8_and_16(max_norm):
+    room = clip_room(max_norm)
+    assert math.frexp(room)[0] == 0.5
+    assert room == 1 if max_norm >= 8 else 8 <= room * max_norm <= 16
+    assert clip_room(jnp.float32(max_norm)) == room

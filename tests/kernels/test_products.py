@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 import gradtx
-from gradtx.kernels.products import gram_along, multiply_along, squares_along
+from gradtx.kernels.products import gram_along, matrix_axes_up_to, multiply_along, squares_along
 
 RNG = np.random.default_rng(0)
 X = (RNG.normal(size=(2, 3, 4)) + 1j * RNG.normal(size=(2, 3, 4))).astype(np.complex64)
@@ -64,3 +64,8 @@ def test_the_iteration_is_as_precise_as_jax_is_told_to_be(name):
     assert {equation.params["precision"] for equation in found} == {(lax.Precision.HIGHEST,) * 2}
     # Of the two Gram matrices the smaller one is enough.
     assert {(40, 3), (3, 40), (3, 3)} >= {equation.outvars[0].aval.shape for equation in found}
+
+
+def test_matrices_are_kept_for_short_axes_and_not_for_vectors():
+    assert matrix_axes_up_to((3, 7, 5), 5) == [0, 2]
+    assert matrix_axes_up_to((3,), 5) == matrix_axes_up_to((), 5) == []

@@ -1,5 +1,6 @@
 """Signs of gradients and of momenta against their papers."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -69,3 +70,11 @@ def test_storage_dtype_of_the_momentum():
 )
 def test_wrong_argument(factory, arguments, name, value):
     check_refused(factory, arguments, name, value)
+
+
+@pytest.mark.parametrize("traced", ["min_step_size", "max_step_size"])
+def test_limits_of_rprop_are_compared_only_if_both_are_numbers(traced):
+    def step_size(limit):
+        return gradtx.scale_by_rprop(0.1, **{traced: limit}).init(jnp.ones(2)).step_sizes
+
+    np.testing.assert_array_equal(jax.jit(step_size)(1e-3), np.float32([0.1, 0.1]))

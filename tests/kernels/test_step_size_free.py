@@ -344,3 +344,12 @@ def test_missing_loss_is_asked_for(make):
     tx, params = make(), jnp.ones(2)
     with pytest.raises(ValueError, match="needs value"):
         tx.update(params, tx.init(params), params)
+
+
+def test_momo_keeps_a_bound_that_the_model_just_reaches():
+    # Without momentum the model at p is the loss. The first step sets the bound to 8 - 2^2 / 2.
+    tx, params = gradtx.momo(1.0, beta=0.0, adapt_lower_bound=True), jnp.array([1.0])
+    state = tx.init(params)
+    for value, bound, step in ((8.0, 6.0, -2.0), (6.0, 6.0, 0.0)):
+        updates, state = tx.update(2 * params, state, params, value=value)
+        assert (state.lb, updates[0]) == (bound, step)

@@ -75,6 +75,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="a part of the paths of the files to change")
     parser.add_argument("--limit", type=int, default=150, help="processor seconds for one change")
+    parser.add_argument(
+        "--tests", type=int, default=5, help="how many files of tests for one change"
+    )
     parser.add_argument("--again", action="store_true", help="run the survivors of --out again")
     arguments = parser.parse_args()
 
@@ -89,7 +92,7 @@ def main() -> None:
     try:
         for change in sample:
             if change.name not in results:
-                result = _tried(change, arguments.limit)
+                result = _tried(change, arguments.limit, arguments.tests)
                 results[change.name] = result | {"kind": change.kind, "line": change.line}
                 print(f"{result['outcome']:9} {result['seconds']:6} s  {change.name}", flush=True)
                 arguments.out.write_text(json.dumps(results, indent=1))
@@ -98,9 +101,9 @@ def main() -> None:
     print(report(results))
 
 
-def _tried(change: Change, limit: int) -> dict[str, Any]:
+def _tried(change: Change, limit: int, tests: int) -> dict[str, Any]:
     """What became of a change; a test that fails without it too says nothing about it."""
-    result = run(change, covering(change.file), limit)
+    result = run(change, covering(change.file, tests), limit)
     is_by_a_test = result["outcome"] == "killed" and "::" in result["by"]
     if is_by_a_test and _fails_anyway(result["by"]):
         return result | {"outcome": "no result", "by": f"fails anyway: {result['by']}"}

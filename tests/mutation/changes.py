@@ -149,7 +149,7 @@ class _Changes:
             return
         for kind, place, new in self._of(node, scope):
             yield self._change(kind, scope, place, new)
-        hidden = {id(part) for part in _annotations(node)}
+        hidden = {id(part) for part in _for_readers(node)}
         for child in ast.iter_child_nodes(node):
             if id(child) not in hidden:
                 yield from self._visit(child, _scope_of(child, scope))
@@ -240,8 +240,10 @@ def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-def _annotations(node: ast.AST) -> Iterator[ast.AST]:
-    """The parts of a node that only type checkers read."""
+def _for_readers(node: ast.AST) -> Iterator[ast.AST]:
+    """The parts of a node that only type checkers and readers need."""
+    if isinstance(node, ast.keyword) and node.arg == "strict":
+        yield node.value  # of zip, which only states what holds
     names = ("annotation", "returns", "decorator_list")
     if isinstance(node, ast.ClassDef):
         names = ("bases", "decorator_list")

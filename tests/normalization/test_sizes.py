@@ -343,6 +343,16 @@ def test_a_condition_stays_one_under_vmap():
         assert found == [(), ()]
 
 
+def test_one_extraordinary_row_of_a_batch_is_enough():
+    x = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    x[1] *= 1e-25
+    rows = jnp.asarray(x)
+    apart = jnp.stack([layer_norm(row, epsilon=0.0) for row in rows])
+    together = jax.vmap(lambda row: layer_norm(row, epsilon=0.0))(rows)
+    np.testing.assert_allclose(together, apart, rtol=1e-5)
+    np.testing.assert_allclose(jnp.std(together, 1), np.ones(3), rtol=1e-5)
+
+
 class TestAccelerators:
     """They have no conditional to wait for, and give the same numbers."""
 

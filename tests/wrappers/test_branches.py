@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradtx.wrappers.branches import either, zeros_like
+from gradtx.wrappers.branches import copied, either, zeros_like
 
 UPDATES = {"w": jnp.ones(2, jnp.bfloat16), "steps": jnp.int32(3), "name": jnp.tanh, "none": None}
 STATE = (jnp.zeros(2), jnp.int32(0))
@@ -37,3 +37,9 @@ def test_each_branch_gives_the_same_types(condition, jitted):
 def test_updates_of_another_structure_are_refused():
     with pytest.raises(ValueError, match=r"test: .*the inner updates"):
         either("test", jnp.array(True), lambda: ({}, ()), lambda: (UPDATES, ()), UPDATES, ())
+
+
+def test_a_copy_of_a_mere_shape_is_zero():
+    shape = jax.ShapeDtypeStruct((2,), jnp.bfloat16)
+    np.testing.assert_array_equal(copied(shape), jnp.zeros(2, jnp.bfloat16), strict=True)
+    np.testing.assert_array_equal(copied(shape, jnp.float32), np.zeros(2, np.float32), strict=True)

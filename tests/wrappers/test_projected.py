@@ -11,6 +11,7 @@ import pytest
 from optax.contrib import GaLoreDimensionNumbers
 
 import gradtx
+from gradtx.testing import references
 
 from ..trajectory import ANY_NUMBER, COUNT, check_refused, wrong_arguments
 
@@ -34,10 +35,8 @@ def run(tx, steps):
         yield jax.tree.map(np.asarray, (updates, state))
 
 
-def adam(t, g, old, b1=0.9, b2=0.999, eps=1e-8):
-    """Kingma & Ba 2015, Algorithm 1."""
-    m, v = b1 * old[0] + (1 - b1) * g, b2 * old[1] + (1 - b2) * g**2
-    return m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps), (m, v)
+def adam(t, g, old):
+    return references.scale_by_adam.step(t, g, 0.0, old)
 
 
 def onto(basis):
@@ -53,7 +52,7 @@ def test_equation(dtype):
     with jax.enable_x64(dtype == "float64"):
         tx = gradtx.scale_by_galore(RANK, GAP, scale=0.25)
         trajectory = list(run(tx, steps))
-    old, before = dict.fromkeys(SHAPES, (0.0, 0.0)), {}
+    old, before = {name: {"mu": 0.0, "nu": 0.0} for name in SHAPES}, {}
     for t, (g, (updates, state)) in enumerate(zip(steps, trajectory, strict=True), start=1):
         for name, gradient in g.items():
             # The shorter side is projected: a tall matrix is treated as its transpose.
@@ -279,3 +278,13 @@ def test_dimension_numbers_must_have_the_structure_of_the_parameters(numbers):
 )
 def test_wrong_argument(factory, arguments, name, value):
     check_refused(factory, arguments, name, value)
+
+
+def test_a_projector_may_be_kept_in_another_dtype():
+    g = jnp.asarray(gradients(1)[0]["wide"])
+    tx = gradtx.scale_by_galore(RANK, base_optimizer=gradtx.identity())
+    _, state = tx.update(g, tx.init(g))
+    narrow = state._replace(projector=state.projector.astype(jnp.bfloat16))
+    updates, narrow = tx.update(g, narrow)
+    assert (updates.dtype, narrow.projector.dtype) == (jnp.float32, jnp.bfloat16)
+    np.testing.assert_allclose(updates, tx.update(g, state)[0], rtol=0.1, atol=0.05)

@@ -1,5 +1,7 @@
 """The average of the iterates in place of a schedule."""
 
+from collections import defaultdict
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,22 +9,35 @@ import optax.contrib
 import pytest
 
 import gradtx
+from gradtx.testing import references
 
 PARAMS = {"w": jnp.array([1.0, -2.0, 3.0]), "b": jnp.array([[0.5]])}
 SETTINGS = {
-    "sgd": (lambda: gradtx.schedule_free_sgd(0.3, b1=0.8, weight_decay=0.1), "schedule_free_sgd"),
-    "sgd-warmup": (lambda: gradtx.schedule_free_sgd(0.3, 4, weight_lr_power=1.0), None),
+    "sgd": ("schedule_free_sgd", {"learning_rate": 0.3, "b1": 0.8, "weight_decay": 0.1}),
+    "sgd-warmup": (
+        "schedule_free_sgd",
+        {"learning_rate": 0.3, "warmup_steps": 4, "weight_lr_power": 1.0},
+    ),
     "sgd-warmup-schedule": (
-        lambda: gradtx.schedule_free_sgd(
-            lambda count: 0.3 / (1 + count / 8), 4, weight_lr_power=1.0
-        ),
-        None,
+        "schedule_free_sgd",
+        {
+            "learning_rate": lambda count: 0.3 / (1 + count / 8),
+            "warmup_steps": 4,
+            "weight_lr_power": 1.0,
+        },
     ),
     "adamw": (
-        lambda: gradtx.schedule_free_adamw(0.05, None, 0.95, 0.9, weight_decay=0.1),
         "schedule_free_adamw",
+        {"learning_rate": 0.05, "b1": 0.95, "b2": 0.9, "weight_decay": 0.1},
     ),
 }
+
+
+def made_by(library, kind):
+    name, arguments = SETTINGS[kind]
+    return getattr(library, name)(**arguments)
+
+
 PEERS = {
     "sgd": lambda: optax.contrib.schedule_free_sgd(0.3, b1=0.8, weight_decay=0.1),
     "adamw": lambda: optax.contrib.schedule_free_adamw(0.05, None, 0.95, 0.9, weight_decay=0.1),
@@ -43,32 +58,16 @@ def trajectory(tx, state, params, steps):
     return params, state
 
 
-def paper(kind, steps):
-    """Equations (3) to (5) with x, y and z all kept; returns y and x."""
-    x = z = y = np.array([1.0, -2.0, 3.0, 0.5])
-    b1, decay, total, largest, v = (0.8, 0.1, 0.0, 0.0, 0.0)
-    if "warmup" in kind:
-        b1, decay = 0.9, 0.0
-    for t in range(1, steps + 1):
-        warm = 0.3 * min((t - 1) / 4, 1)
-        rate, power = {
-            "sgd": (0.3, 2),
-            "sgd-warmup": (warm, 1),
-            "sgd-warmup-schedule": (warm / (1 + (t - 1) / 8), 1),
-            "adamw": (0.05, 2),
-        }[kind]
-        g = np.sin(y) + 0.3 * y
-        if kind == "adamw":
-            b1 = 0.95
-            v = 0.9 * v + 0.1 * g**2
-            g = g / (np.sqrt(v / (1 - 0.9**t)) + 1e-8)
-        z = z - rate * (g + decay * y)
-        largest = max(largest, rate)
-        total += largest**power
-        c = largest**power / total if total else 0
-        x = (1 - c) * x + c * z
-        y = (1 - b1) * z + b1 * x
-    return y, x
+def path(reference, steps):
+    """The points y and x at the end, where each gradient is that at the last y."""
+    y, slots = np.array([1.0, -2.0, 3.0, 0.5]), {}
+    values = reference.hyperparameters
+    for count in range(steps):
+        now = {name: value(count) if callable(value) else value for name, value in values.items()}
+        old = defaultdict(float, slots)
+        u, slots = reference.step(count + 1, np.sin(y) + 0.3 * y, y, old, **now)
+        y = y + u
+    return y, slots["x"]
 
 
 def flat(tree):
@@ -78,10 +77,10 @@ def flat(tree):
 @pytest.mark.parametrize("kind", list(SETTINGS))
 def test_equation(kind):
     with jax.enable_x64(True):
-        tx = SETTINGS[kind][0]()
+        tx = made_by(gradtx, kind)
         params = jax.tree.map(lambda p: p.astype(jnp.float64), PARAMS)
         params, state = trajectory(tx, tx.init(params), params, 12)
-        y, x = paper(kind, 12)
+        y, x = path(made_by(references, kind), 12)
         # optax's schedule of the warmup is one in single precision.
         rtol = 1e-6 if "warmup" in kind else 1e-12
         np.testing.assert_allclose(flat(params), y, rtol=rtol, atol=rtol / 10)
@@ -91,7 +90,7 @@ def test_equation(kind):
 
 @pytest.mark.parametrize("kind", list(PEERS))
 def test_runs_change_hands_with_optax(kind):
-    ours, theirs = SETTINGS[kind][0](), PEERS[kind]()
+    ours, theirs = made_by(gradtx, kind), PEERS[kind]()
     expected, final = trajectory(theirs, theirs.init(PARAMS), PARAMS, 8)
     for first, second in ((ours, theirs), (theirs, ours)):
         state = first.init(PARAMS)

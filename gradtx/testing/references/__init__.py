@@ -63,6 +63,7 @@ from gradtx.testing.references.adaptive import (
     scale_by_rss,
     scale_by_stddev,
 )
+from gradtx.testing.references.averages import schedule_free_adamw, schedule_free_sgd
 from gradtx.testing.references.check import check_reference
 from gradtx.testing.references.curvature import (
     scale_by_sophia,
@@ -227,6 +228,8 @@ __all__ = [
     "scale_by_stddev",
     "scale_by_trust_ratio",
     "scale_by_yogi",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
     "sgd",
     "sign_sgd",
     "signum",
