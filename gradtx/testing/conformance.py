@@ -60,6 +60,8 @@ _CLAUSES = {
     )
 }
 
+_IS_SOUND = "These are promises; what every transformation must keep (level='must') is kept."
+
 
 def clauses(level: Level | None = None) -> dict[str, Clause]:
     """The clauses of the contract, by name, in the order in which they are checked.
@@ -157,7 +159,11 @@ def check_transformation(
             if clause is check_calls:
                 break
     if failures:
-        raise ConformanceError(failures) from failures[0].error
+        must = {name for name, clause in _CLAUSES.items() if clause.level == "must"}
+        is_sound = must.issubset(chosen) and must.isdisjoint(one.clause for one in failures)
+        raise ConformanceError(failures, remark=_IS_SOUND if is_sound else "") from failures[
+            0
+        ].error
 
 
 def choose(

@@ -83,9 +83,21 @@ _EXPLAINED: tuple[tuple[type[BaseException], str, str, str], ...] = (
     ),
     (
         TypeError,
+        "NoneType",
+        "arithmetic with None",
+        "skip leaves that are None, as `jax.tree.map` does by default",
+    ),
+    (
+        TypeError,
         "float0",
         "arithmetic with a float0 array, which is the gradient of an integer",
         "return the gradients of what is no parameter as they are",
+    ),
+    (
+        TypeError,
+        "not supported for the input types|requires ndarray or scalar|unsupported operand",
+        "arithmetic with a leaf that is no number",
+        "return what is no parameter as it is",
     ),
     (
         ValueError,
@@ -102,13 +114,7 @@ _EXPLAINED: tuple[tuple[type[BaseException], str, str, str], ...] = (
     ),
     (
         TypeError,
-        "NoneType",
-        "arithmetic with None",
-        "skip leaves that are None, as `jax.tree.map` does by default",
-    ),
-    (
-        TypeError,
-        "is not a valid JAX type",
+        "is not a valid JAX type|as an abstract array",
         "a leaf in the state or the updates that is no array",
         "keep arrays and numbers in the state, and put the rest into the closure",
     ),
@@ -143,8 +149,14 @@ _EXPLAINED: tuple[tuple[type[BaseException], str, str, str], ...] = (
         "make new arrays, as in `x.at[i].set(y)`, and change no argument in place",
     ),
     (
-        TypeError,
-        "[Ii]ncompatible shapes|got incompatible shapes|broadcast",
+        Exception,
+        "zero-size array|[Nn]eed at least one array|empty (sequence|iterable)",
+        "a maximum of no elements, or a concatenation of no arrays",
+        "give maxima a start, `jnp.max(x, initial=0)`, and return early where there are no leaves",
+    ),
+    (
+        Exception,
+        "[Ii]ncompatible shapes|could not be broadcast",
         "arrays whose shapes do not fit",
         "keep each leaf in its own shape, whatever the number of dimensions and of elements",
     ),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from gradtx.testing.comparison import Violation
 from gradtx.testing.errors import explained, place_of
 
-_LINES = 9
+_LINES = 8
 
 # What a broken clause brings about: the clauses that are not reported where it is. Each of them is
 # checked later than its cause.
@@ -68,19 +68,23 @@ class ConformanceError(AssertionError):
     Args:
         failures: the broken clauses, in the order in which they were checked, or only their names
             with what was expected and what was found.
+        remark: the last line of the message; empty: none.
 
     Attributes:
         failures: the name of each broken clause, with what was expected and what was found.
         causes: the names of the clauses that are the cause, each with those that fail with it.
     """
 
-    def __init__(self, failures: Sequence[Failure] | Mapping[str, str]) -> None:
+    def __init__(
+        self, failures: Sequence[Failure] | Mapping[str, str], *, remark: str = ""
+    ) -> None:
         if isinstance(failures, Mapping):
             failures = [Failure(*item) for item in failures.items()]
         self.failures = {one.clause: one.sentence for one in failures}
         self.causes = folded(failures)
         named = {one.clause: one for one in failures}
-        super().__init__(_text([(named[name], also) for name, also in self.causes.items()]))
+        lines = _lines([(named[name], also) for name, also in self.causes.items()])
+        super().__init__("\n".join([*lines, *filter(None, [remark])]))
 
 
 def folded(failures: Sequence[Failure]) -> dict[str, tuple[str, ...]]:
@@ -111,7 +115,7 @@ def _is_same_error(first: Exception | None, second: Exception | None) -> bool:
     return type(first) is type(second) and place_of(first) == place_of(second) != ""
 
 
-def _text(causes: Sequence[tuple[Failure, tuple[str, ...]]]) -> str:
+def _lines(causes: Sequence[tuple[Failure, tuple[str, ...]]]) -> list[str]:
     lines: list[str] = []
     for i, (one, also) in enumerate(causes):
         block = [str(one)]
@@ -122,4 +126,4 @@ def _text(causes: Sequence[tuple[Failure, tuple[str, ...]]]) -> str:
             lines.append(f"Broken too: {', '.join(other.clause for other, _ in causes[i:])}.")
             break
         lines += block
-    return "\n".join(lines)
+    return lines

@@ -112,3 +112,20 @@ def test_one_error_of_one_line_is_one_fault():
     assert "(TracerBoolConversionError at test_levels.py:" in first
     assert look.startswith("    Look at: use `jnp.where`")
     assert also.startswith("    Also fails: vmap, scan")
+
+
+def test_a_message_has_fewer_than_ten_lines_and_says_that_only_promises_are_broken():
+    def update(updates, state, params=None):
+        return jax.tree.map(lambda u, v: u * v.astype(u.dtype), updates, state), state
+
+    tx = optax.GradientTransformation(lambda params: params, update)
+    with pytest.raises(ConformanceError) as caught:
+        check_transformation(tx, PARAMS)
+    assert len(caught.value.causes) > 4
+    *lines, more, last = str(caught.value).splitlines()
+    assert len(lines) < 8
+    assert more.startswith("Broken too: ")
+    assert "level='must'" in last
+    with pytest.raises(ConformanceError) as caught:
+        check_transformation(by_name(), PARAMS)
+    assert "level='must'" not in str(caught.value)
