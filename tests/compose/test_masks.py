@@ -154,3 +154,8 @@ def test_what_a_mask_lacks_is_named():
 
     with pytest.raises(ValueError, match="got a traced value; make the mask outside jit at 'w'"):
         jax.jit(traced)(jnp.array(True))
+
+
+def test_what_is_masked_must_be_a_transformation():
+    with pytest.raises(ValueError, match=r"masked: inner must be .*0\.5"):
+        gradtx.masked(0.5, True)

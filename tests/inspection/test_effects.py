@@ -1,5 +1,6 @@
 """The effect of a factor before a rule, and that it is known for each rule."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -85,6 +86,18 @@ def test_what_a_factor_before_a_piece_does_is_what_it_is_taken_to_do(name):
         assert found not in ({"own"}, {"grows"})
     else:
         assert found == {"grows" if effect in ("gain", "linear") else effect}
+
+
+def test_what_a_subspace_leaves_of_a_gradient_depends_on_it():
+    tx = gradtx.scale_by_galore(1, base_optimizer=gradtx.identity())
+    lengths = []
+    for second in (0.0, 1.0):
+        g = jnp.diag(jnp.array([1.0, second]))
+        updates, _ = tx.update(g, tx.init(g), g)
+        lengths.append(float(jnp.linalg.norm(updates) / jnp.linalg.norm(g)))
+    np.testing.assert_allclose(lengths, [1, 0.5**0.5], rtol=1e-6)
+    *_, rule = unwrapped(routes_of(tx, g)[0])
+    assert growth_of(rule, 0) == "gain"
 
 
 @pytest.mark.parametrize("name", EXPORTS)

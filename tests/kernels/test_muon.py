@@ -8,7 +8,7 @@ import pytest
 import gradtx
 from gradtx.kernels.muon import scale_by_shape
 from gradtx.kernels.orthogonalize import newton_schulz
-from gradtx.testing import references
+from gradtx.testing import check_degree, references
 from gradtx.testing.references.matrices import STANDARD, orthogonalized
 
 from ..trajectory import DECAY, NON_NEGATIVE, updates_of, wrong_arguments
@@ -248,3 +248,8 @@ def test_an_array_without_elements():
     x = jnp.ones((0, 3))
     options = {"ns_steps": 5, "preconditioning": "spectral", "ns_dtype": None}
     assert newton_schulz(x, jnp.array(STANDARD), 0.0, **options).shape == (0, 3)
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_only_the_adaptive_update_grows_with_the_gradient(adaptive):
+    check_degree(gradtx.scale_by_muon(adaptive=adaptive), {"w": jnp.ones((2, 3))})

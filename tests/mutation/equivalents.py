@@ -1,3 +1,21 @@
 """Changes that no test can notice, or need not, each with the reason."""
 
-EQUIVALENTS: dict[str, str] = {}
+EQUIVALENTS = {
+    "gradtx/kernels/shampoo.py::_power: jnp.where(values > 0, jnp.where(values > 0, values, 1.0) "
+    "** exponent, 0.0) -> (jnp.where(values > 0, values, 1.0) ** exponent)": (
+        "The momentum lies in the span of the gradients, so that it is 0 where an eigenvalue is."
+    ),
+    "gradtx/wrappers/hyperparameters.py::_Hyperparameters.advanced: "
+    "jnp.asarray(optax.safe_increment(state.count)) -> optax.safe_increment(state.count)": (
+        "What safe_increment returns is an array already."
+    ),
+    "gradtx/compose/conditions.py::_widened: jnp.asarray(number) -> number": (
+        "Arrays of NumPy have astype too, and the conditional makes arrays of JAX of them."
+    ),
+    "gradtx/normalization/statistics.py::moments: jnp.ones -> jnp.zeros": (
+        "Nothing is divided by the deviation there, so any epsilon will do."
+    ),
+    "gradtx/kernels/scale.py::WeightDecaySchedule: count -> (count + 1)": (
+        "Only the class of the state of this transformation is used."
+    ),
+}
