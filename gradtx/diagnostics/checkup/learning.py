@@ -37,10 +37,10 @@ def check_learning(
     learning rates of 1e-4, 1e-3 and 1e-2; or that of a classifier does not fall by three tenths in
     160 steps), "wrong_gradient" (a function's custom derivative is not what central differences
     along random directions give), "learning_rate" (the loss rises with `tx`, and falls if its steps
-    are shorter; or it falls only if they are 100 times as long), "update_ratio" (a step is longer
-    than the weights, or shorter than their rounding), "weight_decay" (a step is mostly decay) and
-    "always_clipped" (the gradient is cut down to a tenth or less in each step, without being
-    normalized later).
+    are shorter; or it hardly falls, and does if they are at least 100 times as long),
+    "update_ratio" (a step is longer than the weights, or shorter than their rounding),
+    "weight_decay" (a step is mostly decay) and "always_clipped" (the gradient is cut down to a
+    tenth or less in each step, without being normalized later).
 
     Args:
         loss_fn: the loss, a real scalar: `loss_fn(params, *batch)`.
@@ -92,8 +92,7 @@ def _findings(subject: Subject) -> Iterator[Finding]:
     yield from update_ratios(trials, own)
     yield from weight_decay(trials)
     yield from always_clipped(trials, own)
-    rate = [] if own.has_fallen else [*learning_rate(trials, own)]
-    yield from rate or fit
+    yield from [*learning_rate(trials, own)] or fit
 
 
 LEARNING = Examination(_findings, derivative_requests)

@@ -11,8 +11,11 @@ from gradtx.diagnostics.checkup.trials import FALL, Trial, Trials
 
 # What the updates are multiplied by to see whether the learning rate is too large or too small, or
 # the sign is wrong.
-_SMALLER, _LARGER = (0.1, 0.01, 0.001), (10.0, 100.0, 1000.0)
+_SMALLER, _LARGER = (0.1, 0.01, 0.001), (10.0, 100.0, 1e3, 1e4, 1e5)
 _OPPOSITE = (-1.0, -0.1, -0.01)
+# In 40 steps, gradient descent at a fair rate takes more than the first share off a loss, if the
+# second one can be taken off. Adam is used for fine-tuning with rates that take less off.
+_SLOW, _MUCH = 0.03, 0.3
 # A step that is longer than a matrix, or shorter than the spacing of float32.
 _LARGEST_RATIO, _SMALLEST_RATIO = 1.0, 1e-7
 # Matrices that begin near zero are moved away from it on purpose.
@@ -22,9 +25,8 @@ _CLIPPED = 10.0
 
 
 def learning_rate(trials: Trials, own: Trial) -> Iterator[Finding]:
-    """A learning rate with which the loss does not fall, while it does with another one."""
-    diverges = own.fall < 0
-    if diverges:
+    """A learning rate with which the loss does not fall, or hardly, while it does with another."""
+    if own.fall < 0:
         for factor in _SMALLER:
             if trials.run(factor, until=FALL).has_fallen:
                 yield _too_large(own, factor)
@@ -33,14 +35,39 @@ def learning_rate(trials: Trials, own: Trial) -> Iterator[Finding]:
             if trials.run(factor, until=FALL).has_fallen:
                 yield _climbs(own, factor)
                 return
+    elif own.fall < _SLOW and not _warms_up(own):
+        yield from _slow(trials, own)
+
+
+def _slow(trials: Trials, own: Trial) -> Iterator[Finding]:
+    """A learning rate that is far below the one with which the loss falls most."""
+    is_descent = _is_proportional(trials)
+    if own.has_fallen and not is_descent:
         return
-    if _warms_up(own):
-        return
+    falls: dict[float, float] = {}
     for factor in _LARGER:
-        if trials.run(factor, until=FALL).has_fallen:
-            if factor > _LARGER[0]:
-                yield _too_small(own, factor)
+        fall = trials.run(factor).fall
+        if fall < max(falls.values(), default=-np.inf):
+            break
+        falls[factor] = fall
+        # For others than gradient descent, ten times less than what does is a matter of taste.
+        if falls[_LARGER[0]] > FALL and not is_descent:
             return
+    most = max(falls.values(), default=-np.inf)
+    if most < (_MUCH if falls.get(_LARGER[0], 0) > FALL else FALL):
+        return
+    factor = next(factor for factor, fall in falls.items() if fall >= most / 2)
+    if factor > _LARGER[0]:
+        yield _too_small(own, factor, falls[factor])
+
+
+def _is_proportional(trials: Trials) -> bool:
+    """Whether updates are proportional to gradients, as those of gradient descent are."""
+    zeros = [0 * p for p in trials.subject.traced.params]
+    gradients = trials.subject.gradients
+    whole = trials.first_update(gradients, zeros)
+    tenth = trials.first_update([(0.1 * g).astype(g.dtype) for g in gradients], zeros)
+    return bool(np.isclose(_norm(tenth), 0.1 * _norm(whole), rtol=0.01, atol=0))
 
 
 def _too_large(own: Trial, factor: float) -> Finding:
@@ -70,16 +97,17 @@ def _climbs(own: Trial, factor: float) -> Finding:
     )
 
 
-def _too_small(own: Trial, factor: float) -> Finding:
+def _too_small(own: Trial, factor: float, fall: float) -> Finding:
     return Finding(
         "learning_rate",
         "warning",
         f"the learning rate is too small: in 40 steps on the same batch the loss falls by "
-        f"{max(own.fall, 0):.2%} only, and by more than 1% not before the updates are {factor:g} "
-        "times as long.",
-        f"multiply the learning rate by about {factor:g}; `learning_rate_range` finds a good one.",
+        f"{max(own.fall, 0):.2%}, and by {fall:.0%} if the updates are {factor:,.0f} times as "
+        "long.",
+        f"multiply the learning rate by about {factor:,.0f}; `learning_rate_range` finds a good "
+        "one.",
         place="tx",
-        evidence={"factor": factor, "fall": own.fall},
+        evidence={"factor": factor, "fall": own.fall, "reached": fall},
     )
 
 

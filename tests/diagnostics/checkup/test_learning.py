@@ -76,16 +76,30 @@ def test_learning_rate_that_is_too_large():
     assert not kinds(found(cured))
 
 
-def test_learning_rate_that_is_too_small():
-    (finding,) = (one for one in found(optax.sgd(1e-6)) if one.kind == "learning_rate")
-    assert (finding.severity, finding.evidence["factor"]) == ("warning", 1000)
+def own_fall(rate):
     params, losses = PARAMS, []
     for _ in range(41):
         loss, gradient = jax.value_and_grad(loss_fn)(params, X, Y)
         losses.append(float(loss))
-        params = jax.tree.map(lambda p, g: p - 1e-6 * g, params, gradient)
-    fall = (losses[0] - np.mean(losses[-3:])) / losses[0]
-    assert finding.evidence["fall"] == pytest.approx(fall, rel=0.1)
+        params = jax.tree.map(lambda p, g: p - rate * g, params, gradient)
+    return (losses[0] - np.mean(losses[-3:])) / losses[0]
+
+
+@pytest.mark.parametrize("rate", [1e-6, 1e-5, 1e-4])
+def test_learning_rate_that_is_too_small(rate):
+    (finding,) = (one for one in found(optax.sgd(rate)) if one.kind == "learning_rate")
+    assert (finding.severity, finding.place) == ("warning", "tx")
+    assert finding.evidence["fall"] == pytest.approx(own_fall(rate), rel=0.1)
+    factor = finding.evidence["factor"]
+    assert finding.evidence["reached"] == pytest.approx(own_fall(factor * rate), rel=0.01)
+    assert finding.evidence["reached"] > 10 * max(finding.evidence["fall"], 0.01)
+    # The cure needs to be followed only once.
+    assert not kinds(found(optax.sgd(factor * rate)))
+
+
+@pytest.mark.parametrize("tx", [optax.adamw(3e-5), optax.sgd(1e-3, momentum=0.9)])
+def test_learning_rates_of_fine_tuning(tx):
+    assert not kinds(found(tx))
 
 
 def test_optimizer_that_climbs():
