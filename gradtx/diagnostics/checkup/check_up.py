@@ -55,7 +55,8 @@ def check_up(
         has_aux: whether the loss returns a pair of the loss and something else.
         classes: the number of classes of a classifier; None: what the loss shows.
         tx: the optimizer, a gradient transformation; None: nothing is said about updates.
-        learning: whether to train on the batch for some seconds, and see what the loss does; see
+        learning: whether to train on the batch, and see what the loss does. That takes a few
+            seconds for a small network, and half as long again as the rest for a large one; see
             `check_learning`.
 
     Returns:

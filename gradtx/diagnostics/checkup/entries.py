@@ -13,7 +13,7 @@ from gradtx.diagnostics.checkup.subject import Subject, place_of
 from gradtx.diagnostics.tracing.found import Arrays
 from gradtx.diagnostics.tracing.graph import Node, Value
 from gradtx.diagnostics.tracing.observe import Measure
-from gradtx.diagnostics.tracing.primitives import PLAIN_PRODUCTS
+from gradtx.diagnostics.tracing.primitives import PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def entries_of(subject: Subject) -> list[Entry]:
     """
     layers = [
         node
-        for node in subject.graph.named(*PLAIN_PRODUCTS)
+        for node in subject.graph.named(*PRODUCTS)
         if any(_is_weight(subject, value) for value in node.inputs)
     ]
     return [
@@ -98,10 +98,13 @@ def _is_weight(subject: Subject, value: Value) -> bool:
 def _features(node: Node, position: int) -> tuple[int, ...]:
     if node.name == "mul":
         return tuple(range(len(node.output.shape)))[1:][-1:]
-    numbers = node.equation.params["dimension_numbers"]
-    if node.name == "dot_general":
-        return tuple(numbers[0][position])
-    return (numbers.lhs_spec[1],) if position == 0 else ()
+    if node.name == "ragged_dot_general":
+        numbers = node.equation.params["ragged_dot_dimension_numbers"].dot_dimension_numbers
+    else:
+        numbers = node.equation.params["dimension_numbers"]
+    if node.name == "conv_general_dilated":
+        return (numbers.lhs_spec[1],) if position == 0 else ()
+    return tuple(numbers[0][position])
 
 
 # The features that the first layers receive.

@@ -42,9 +42,8 @@ class Finding:
         text = f"{self.severity}: {self.kind}"
         text += f" ({where})" if where else ""
         text += f"\n    {self.sentence}\n    Cure: {self.cure}"
-        if self.consequences:
-            kinds = ", ".join(dict.fromkeys(one.kind for one in self.consequences))
-            text += f"\n    What follows from it: {kinds}"
+        kinds = dict.fromkeys(one.kind for one in self.consequences if one.kind != self.kind)
+        text += f"\n    What follows from it: {', '.join(kinds)}" if kinds else ""
         return text
 
     def as_dict(self) -> dict[str, Any]:

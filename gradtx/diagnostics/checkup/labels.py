@@ -13,7 +13,7 @@ from gradtx.diagnostics.checkup.subject import Examination, Subject, examine, pl
 from gradtx.diagnostics.tracing.graph import Node
 from gradtx.diagnostics.tracing.observe import Measure
 from gradtx.diagnostics.tracing.patterns import VIEWS
-from gradtx.diagnostics.tracing.primitives import PLAIN_PRODUCTS
+from gradtx.diagnostics.tracing.primitives import PRODUCTS
 
 # Fewer labels than this may be of one class by chance.
 _FEWEST_LABELS = 4
@@ -174,7 +174,7 @@ def _is_label(subject: Subject, lookup: Lookup) -> bool:
     coded = subject.graph.downstream(lookup.node.output, lambda node, i: node.name in _RESCALING)
     used = [(node, i) for value in coded for node, i in value.users]
     as_input = any(
-        node.name in PLAIN_PRODUCTS
+        node.name in PRODUCTS
         and subject.is_trained(node.inputs[1 - i])
         and not subject.is_given(node.inputs[1 - i])
         for node, i in used

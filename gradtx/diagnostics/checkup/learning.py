@@ -42,6 +42,10 @@ def check_learning(
     "weight_decay" (a step is mostly decay) and "always_clipped" (the gradient is cut down to a
     tenth or less in each step, without being normalized later).
 
+    It takes 1 to 3 seconds of a CPU for a small perceptron, and 24 to 49 for a transformer with 12
+    layers and 10M parameters on 256 tokens, without and with `tx`. Where the loss does not fall,
+    there are up to ten more trials of 40 to 160 steps.
+
     Args:
         loss_fn: the loss, a real scalar: `loss_fn(params, *batch)`.
         params: the parameters, a tree of arrays. They are not modified. Leaves that are not inexact

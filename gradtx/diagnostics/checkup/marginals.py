@@ -12,7 +12,7 @@ from gradtx.diagnostics.checkup.subject import Subject
 from gradtx.diagnostics.tracing.graph import Node, Value
 from gradtx.diagnostics.tracing.observe import Measure
 from gradtx.diagnostics.tracing.patterns import VIEWS, source_of
-from gradtx.diagnostics.tracing.primitives import PLAIN_PRODUCTS
+from gradtx.diagnostics.tracing.primitives import PRODUCTS
 from gradtx.diagnostics.tracing.targets import BinaryCrossEntropy, CrossEntropy, OneHot, one_hots
 
 _AFTER_LOGITS = VIEWS | {"add", "sub", "mul", "div", "select_n", "max", "min", "clamp", "tanh"}
@@ -129,7 +129,7 @@ def head_of(subject: Subject, logits: Value | None) -> Node | None:
         return None
     for value in subject.graph.upstream(logits, lambda node, i: node.name in _AFTER_LOGITS):
         node = value.producer
-        if node is not None and node.name in PLAIN_PRODUCTS:
+        if node is not None and node.name in PRODUCTS:
             return node if weight_of(subject, node) is not None else None
     return None
 
@@ -145,7 +145,7 @@ def names_of_head(subject: Subject, logits: Value | None) -> list[str]:
 
 def weight_of(subject: Subject, node: Node) -> int | None:
     """Which input of a product depends on parameters only; None: no single one."""
-    if node.name not in PLAIN_PRODUCTS:
+    if node.name not in PRODUCTS:
         return None
     weights = [subject.is_trained(one) and not subject.is_given(one) for one in node.inputs[:2]]
     return weights.index(True) if weights.count(True) == 1 else None

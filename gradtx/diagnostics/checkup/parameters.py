@@ -20,7 +20,7 @@ from gradtx.diagnostics.checkup.subject import (
 from gradtx.diagnostics.signal.blocked import cure_of
 from gradtx.diagnostics.signal.learning import IdleParameter
 from gradtx.diagnostics.tracing.graph import Value
-from gradtx.diagnostics.tracing.primitives import PLAIN_PRODUCTS
+from gradtx.diagnostics.tracing.primitives import PRODUCTS
 
 # Operations that a weight may pass before it takes part in a product.
 _VIEWS = ("transpose", "reshape", "squeeze", "broadcast_in_dim", "convert_element_type", "copy")
@@ -197,7 +197,7 @@ def _waits(subject: Subject, parameter: Value) -> bool:
     mine = 1 << (parameter.argument or 0)
     for zero in subject.zeros_that_learn:
         theirs = 1 << (zero.argument or 0)
-        for node in subject.graph.named(*PLAIN_PRODUCTS, "mul"):
+        for node in subject.graph.named(*PRODUCTS, "mul"):
             depends = [value.depends for value in node.inputs]
             if any(d & theirs for d in depends) and any(
                 d & mine and not d & theirs for d in depends
@@ -248,7 +248,7 @@ def _integers(subject: Subject) -> Iterator[Finding]:
         if "params" not in name.split("[")[0] or not jnp.issubdtype(value.dtype, jnp.integer):
             continue
         views = subject.graph.downstream(value, lambda node, i: node.name in _VIEWS)
-        if any(node.name in PLAIN_PRODUCTS for view in views for node, _ in view.users):
+        if any(node.name in PRODUCTS for view in views for node, _ in view.users):
             yield Finding(
                 "integer_parameter",
                 "warning",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradtx.diagnostics.checkup.finding import SEVERITIES, Finding
+from gradtx.diagnostics.checkup.kinds import KINDS
 from gradtx.diagnostics.signal.report import SignalReport
 
 # How many findings an error message names.
@@ -54,10 +55,14 @@ class CheckUp:
 
         Raises:
             AssertionError: if there is such a finding; the message names the worst ones.
-            ValueError: if `severity` is none of these, or `ignore` is a string.
+            ValueError: if `severity` is none of these, or `ignore` is a string, or a word in it is
+                no kind.
         """
         if isinstance(ignore, str):
             raise ValueError(f"assert_healthy: ignore must hold several kinds, got {ignore!r}")
+        unknown = set(ignore) - {kind for kinds in KINDS.values() for kind in kinds}
+        if unknown:
+            raise ValueError(f"assert_healthy: ignore must hold kinds, got {sorted(unknown)}")
         wrong = [one for one in self.at_least(severity) if one.kind not in ignore]
         if wrong:
             lines = [f"{one.kind} ({one.place or one.source}): {one.sentence}" for one in wrong]

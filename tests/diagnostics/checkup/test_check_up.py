@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import equinox as eqx
@@ -13,7 +14,7 @@ import pytest
 from flax import nnx
 
 from gradtx import diagnostics
-from gradtx.diagnostics.checkup.finding import folded
+from gradtx.diagnostics.checkup.finding import Finding, folded
 from gradtx.diagnostics.checkup.subject import Examination, subject_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -242,3 +243,12 @@ def test_batch_is_not_outvoted_by_what_else_is_given():
     assert examples(None, None, X, jnp.ones(())) == 16
     # Neither a column of eight nor a row of sixteen has the majority.
     assert examples(jnp.ones(8), None, jnp.ones(4), jnp.ones(16)) is None
+
+
+def test_what_follows_is_of_another_kind():
+    consequence = Finding("constant_loss", "error", "a sentence.", "a cure.")
+    finding = replace(consequence, consequences=(consequence,))
+    assert "What follows" not in str(finding)
+    other = replace(consequence, kind="zero_gradient")
+    finding = replace(finding, consequences=(consequence, other))
+    assert str(finding).endswith("What follows from it: zero_gradient")

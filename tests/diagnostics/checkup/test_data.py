@@ -338,3 +338,23 @@ def test_targets_and_noise_are_not_inputs():
 
     y = np.full((32, 1), 3e5, np.float32)
     assert not diagnostics.check_data(loss, PARAMS, X, y, jax.random.key(0))
+
+
+def test_experts_read_the_batch():
+    """A ragged product is a layer like any other."""
+
+    def loss(params, x, sizes):
+        hidden = jax.nn.relu(jax.lax.ragged_dot(x, params["in"], sizes))
+        return jnp.mean(jax.lax.ragged_dot(hidden, params["out"], sizes) ** 2)
+
+    x = jnp.asarray(RNG.standard_normal((32, 5)), jnp.float32)
+    params = {
+        "in": jnp.asarray(RNG.standard_normal((2, 5, 8)), jnp.float32) / 2,
+        "out": jnp.asarray(RNG.standard_normal((2, 8, 1)), jnp.float32) / 3,
+    }
+    sizes = jnp.array([12, 20])
+    (finding,) = diagnostics.check_data(loss, params, 100 * x, sizes)
+    assert (finding.kind, finding.place) == ("unstandardized", "argument args[0]")
+    rms = 100 * np.sqrt(np.mean(np.square(np.asarray(x, float))))
+    assert finding.evidence["rms"] == pytest.approx(rms, rel=1e-4)
+    assert not diagnostics.check_data(loss, params, x, sizes)
