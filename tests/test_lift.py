@@ -452,3 +452,12 @@ def test_decay_range_is_half_open():
 def test_count_is_not_a_hyperparameter_and_takes_no_schedule():
     with pytest.raises(ValueError, match="simple_moving_average: window must be a number"):
         gradtx.simple_moving_average(lambda count: 3)
+
+
+def test_slots_stay_in_the_containers_that_they_came_in():
+    # Checkpoints may give back tuples for lists.
+    tx, g = gradtx.scale_by_sm3(), jnp.ones((2, 3))
+    state = tx.init(g)
+    for container in (list, tuple):
+        _, new = tx.update(g, state._replace(mu=container(state.mu)))
+        assert type(new.mu) is container

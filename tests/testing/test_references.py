@@ -4,6 +4,7 @@ import inspect
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -149,3 +150,32 @@ def test_references_know_nothing_of_jax():
 def test_a_wrong_hyperparameter_is_refused_by_name():
     with pytest.raises(TypeError, match="b4"):
         references.adam(0.1, b4=0.5)
+
+
+def test_an_equation_that_loses_digits_in_single_precision_is_right():
+    def update(updates, state, params=None):
+        count = state + 1
+        # The plain 1 - b^t, of which single precision leaves four digits.
+        return 0.001 * updates / (1 - 0.999 ** count.astype(updates.dtype)), count
+
+    tx = optax.GradientTransformation(lambda params: jnp.int32(0), update)
+
+    @references.equation
+    def corrected(t, g, p, old, *, decay=0.999):
+        return (1 - decay) * g / (1 - decay**t), {}
+
+    check_reference(tx, corrected(), jnp.array([1.0, -2.0]))
+    with pytest.raises(ConformanceError, match="expected the update of step 1"):
+        check_reference(tx, corrected(decay=0.99901), jnp.array([1.0, -2.0]))
+
+
+def test_optax_agrees_too():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        check_reference(optax.adam(0.1), references.adam(0.1))
+
+
+def test_a_number_is_a_vector_of_one_element():
+    gradients = [np.array(2.0), np.array(-1.0)]
+    vector = references.scale_by_sm3()([g[None] for g in gradients], 0.0)
+    number = references.scale_by_sm3()(gradients, 0.0)
+    np.testing.assert_array_equal(number, np.ravel(vector))

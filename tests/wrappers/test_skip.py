@@ -162,3 +162,12 @@ def test_squared_norm_of_complex_numbers_is_real():
 )
 def test_wrong_argument(factory, arguments, name, value):
     check_refused(factory, arguments, name, value)
+
+
+def test_the_limit_of_large_updates_may_have_another_dtype():
+    updates = jnp.array([1.0, -2.0])
+    for limit, is_large in ((4.5, True), (5.5, False)):
+        for number in (limit, jnp.float16(limit), np.float64(limit)):
+            skips, info = gradtx.skip_large_updates(updates, jnp.int32(0), updates, number)
+            assert bool(skips) == is_large
+            assert info["norm_squared"] == 5

@@ -6,8 +6,9 @@ from gradtx.testing.references.equation import equation, square
 
 
 def _schedule_free(t, u, p, old, learning_rate, warmup_steps, b1, weight_lr_power):
-    """Equations (3) to (5) with x, y and z all kept; p is y, and u the direction there."""
-    x, z = old.get("x", p), old.get("z", p)
+    """Equations (3) to (5); p is y, and u the direction there, x what y says of it."""
+    z = old.get("z", p)
+    x = (p - (1 - b1) * z) / b1
     rate = learning_rate * (1.0 if warmup_steps is None else min((t - 1) / warmup_steps, 1))
     z = z - rate * u
     largest = max(old.get("max_lr", 0.0), rate)
@@ -32,7 +33,7 @@ def schedule_free_sgd(
     weight_decay=None,
     weight_lr_power=2.0,
 ):
-    """Schedule-free gradient descent; p is the point y, and each step starts where the last ended.
+    """Schedule-free gradient descent, of which p is the point y.
 
         z <- z - rate (g + weight_decay y),  x <- (1 - c) x + c z,  y = (1 - b1) z + b1 x
 

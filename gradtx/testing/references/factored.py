@@ -120,14 +120,16 @@ def scale_by_sm3(t, g, p, old, *, b1=0.9, b2=1.0, eps=1e-8):
     Source:
         Anil et al. 2019, Algorithm SM3-II, with rows and columns as its cover.
     """
-    bounds = old["mu"] if t > 1 else [np.zeros(n) for n in g.shape]
-    s = np.zeros(g.shape)
-    for i in np.ndindex(g.shape):
+    # A number is a vector of one element.
+    squares = np.atleast_1d(square(g))
+    shape = squares.shape
+    bounds = old["mu"] if t > 1 else [np.zeros(n) for n in shape]
+    s = np.zeros(shape)
+    for i in np.ndindex(shape):
         bound = min(mu[k] for mu, k in zip(bounds, i, strict=True))
-        s[i] = b2 * bound + (1 if b2 == 1 else 1 - b2) * square(g[i])
-    mu = [
-        np.array([np.max(np.take(s, k, axis)) for k in range(n)]) for axis, n in enumerate(g.shape)
-    ]
+        s[i] = b2 * bound + (1 if b2 == 1 else 1 - b2) * squares[i]
+    mu = [np.array([np.max(np.take(s, k, axis)) for k in range(n)]) for axis, n in enumerate(shape)]
+    s = s.reshape(np.shape(g))
     m = b1 * old["nu"] + (1 - b1) * divide(g, np.where(s > 0, np.sqrt(s + eps), 0))
     return m, {"mu": mu, "nu": m}
 

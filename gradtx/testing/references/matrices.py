@@ -196,6 +196,9 @@ def scale_by_soap(
 ):
     """SOAP's direction: Adam's in the eigenbasis of Shampoo's Gram matrices.
 
+    It is determined where the first gradient has as many different singular values along each axis
+    as the axis is long; elsewhere rounding chooses the basis.
+
     Args:
         b1: the decay rate of the first moment.
         b2: the decay rate of the second moment, in the basis.
