@@ -9,11 +9,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gradtx.testing.capabilities import arguments_for, check_capabilities
 from gradtx.testing.report import ConformanceError, Failure, failure_of
-from gradtx.testing.trees import gradients_like, usual_parameters
+from gradtx.testing.trees import gradients_like, is_parameter, usual_parameters
 
 Level: TypeAlias = Literal["must", "promises"]
 ExtraArgs = Mapping[str, Any] | Callable[[Any], Mapping[str, Any]] | None
@@ -68,6 +69,16 @@ class Case:
     def update(self, updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
         """One step of the transformation."""
         return self.tx.update(updates, state, params, **self.extra(params))
+
+    @functools.cached_property
+    def magnitude(self) -> float:
+        """The size of the largest parameter."""
+        sizes = (
+            np.max(np.abs(np.asarray(leaf)), initial=0)
+            for leaf in jax.tree.leaves(self.params)
+            if is_parameter(leaf)
+        )
+        return max(map(float, sizes), default=0.0)
 
     @functools.cached_property
     def state(self) -> Any:

@@ -34,7 +34,7 @@ def check_calls(case: Case) -> None:
     state = case.state
     for step in (1, 2):
         result = case.update(case.gradients(step), state, case.params)
-        if not (isinstance(result, tuple) and len(result) == 2):
+        if not (isinstance(result, tuple | list) and len(result) == 2):
             got = f"a {type(result).__name__}"
             raise Violation("", "update to return a tuple of the updates and the new state", got)
         state = result[1]

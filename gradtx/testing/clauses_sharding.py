@@ -88,12 +88,12 @@ def check_sharding(case: Case) -> None:
     if jax.device_count() < 2:
         return
     run = _run(case)
-    expect_same("the result on sharded inputs", case.steps[0], run.first, case.ulps)
+    expect_same("the result on sharded inputs", case.steps[0], run.first, case.ulps, case.magnitude)
 
     everywhere = PartitionSpec()
     mapped = jax.shard_map(case.update, mesh=run.mesh, in_specs=everywhere, out_specs=everywhere)
     result = jax.jit(mapped)(case.gradients(1), case.state, case.params)
-    expect_same("the result under shard_map", case.steps[0], result, case.ulps)
+    expect_same("the result under shard_map", case.steps[0], result, case.ulps, case.magnitude)
 
 
 @clause(

@@ -27,9 +27,11 @@ def check_jit(case: Case) -> None:
         >>> check_jit(gradtx.sgd(0.1), jnp.ones(2))
     """
     run = case.compiled_run
-    expect_same("the compiled init", case.state, run.state, case.ulps)
+    expect_same("the compiled init", case.state, run.state, case.ulps, case.magnitude)
     for i, (eager, compiled) in enumerate(zip(case.steps, run.steps, strict=True)):
-        expect_same(f"the result of compiled step {i + 1}", eager, compiled, case.ulps)
+        expect_same(
+            f"the result of compiled step {i + 1}", eager, compiled, case.ulps, case.magnitude
+        )
 
 
 @clause(
@@ -59,7 +61,7 @@ def check_vmap(case: Case) -> None:
     batch = state, jax.jit(jax.vmap(case.update, axis_size=2))(gradients, state, params)
     for i, single in enumerate(singles):
         found = jax.tree.map(lambda leaf, i=i: leaf[i], batch)
-        expect_same(f"element {i} of a batch", single, found, case.ulps)
+        expect_same(f"element {i} of a batch", single, found, case.ulps, case.magnitude)
 
 
 @clause(
@@ -84,9 +86,9 @@ def check_scan(case: Case) -> None:
 
     gradients = _stack(case.gradients(1), case.gradients(2))
     state, updates = lax.scan(step, case.state, gradients, length=2)
-    expect_same("the last state of a scan", case.steps[-1][1], state, case.ulps)
+    expect_same("the last state of a scan", case.steps[-1][1], state, case.ulps, case.magnitude)
     expected = _stack(*(updates for updates, _ in case.steps))
-    expect_same("the updates of a scan", expected, updates, case.ulps)
+    expect_same("the updates of a scan", expected, updates, case.ulps, case.magnitude)
 
 
 @clause(
@@ -140,7 +142,9 @@ def check_donation(case: Case) -> None:
             owners[_buffer(leaf)] = f"'{path}' of this or an earlier state"
     for state in states:
         result = case.compiled(case.gradients(1), state, case.params)
-        expect_same("the result with donated arguments", case.steps[0], result, case.ulps)
+        expect_same(
+            "the result with donated arguments", case.steps[0], result, case.ulps, case.magnitude
+        )
 
 
 def _stack(*trees: Any) -> Any:

@@ -65,7 +65,9 @@ def expect_same_types(what: str, expected: Any, got: Any, *, weak: bool = True) 
             raise Violation(path, f"{what} of type {_type(ours, weak)}", _type(theirs, weak))
 
 
-def expect_same(what: str, expected: Any, got: Any, ulps: float = 0.0) -> None:
+def expect_same(
+    what: str, expected: Any, got: Any, ulps: float = 0.0, magnitude: float = 0.0
+) -> None:
     """Demand the same structure, shapes, dtypes and numbers.
 
     Args:
@@ -74,6 +76,8 @@ def expect_same(what: str, expected: Any, got: Any, ulps: float = 0.0) -> None:
         got: the tree to judge.
         ulps: how far inexact numbers may differ, in units of the last place of the leaf's
             largest number; NaN equals NaN.
+        magnitude: how large the numbers were from which the trees were calculated; with `ulps`,
+            two roundings of such a number are no difference, as in `new - old`.
     """
     expect_same_types(what, expected, got, weak=False)
     for (path, ours), (_, theirs) in zip(flatten(expected)[0], flatten(got)[0], strict=True):
@@ -85,9 +89,10 @@ def expect_same(what: str, expected: Any, got: Any, ulps: float = 0.0) -> None:
         is_close = (right == found) | (_is_nan(right) & _is_nan(found))
         if ulps and np.issubdtype(right.dtype, np.inexact):
             finite = np.abs(right[np.isfinite(right)])
-            unit = jnp.finfo(jnp.result_type(ours)).eps * np.max(finite, initial=0.0)
+            eps = float(jnp.finfo(jnp.result_type(ours)).eps)
+            allowed = eps * (ulps * np.max(finite, initial=0.0) + 2 * magnitude)
             with np.errstate(invalid="ignore"):
-                is_close |= np.abs(right - found) <= ulps * float(unit)
+                is_close |= np.abs(right - found) <= allowed
         if not np.all(is_close):
             worst = np.argwhere(~is_close)[0]
             index = tuple(int(i) for i in worst)

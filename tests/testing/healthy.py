@@ -227,6 +227,16 @@ def a_wrapper_that_looks_ahead():
 
 
 @healthy
+def a_difference_of_new_and_old_parameters():
+    def update(grads, state, params):
+        # A compiled program rounds once where an eager one rounds twice.
+        new = tree_map(lambda p, g: p * (1 - 1e-5) - 1e-4 * g, params, grads)
+        return tree_map(lambda n, p: n - p, new, params), state
+
+    return optax.GradientTransformation(lambda params: (), update)
+
+
+@healthy
 def a_wrapper_that_skips_what_is_not_finite():
     inner = optax.sgd(0.1, momentum=0.9)
 
