@@ -65,6 +65,12 @@ def test_a_change_is_one_that_compiles_and_leaves_messages_and_annotations_alone
         assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(SOURCE))
 
 
+def test_changes_of_the_same_text_have_different_names():
+    names = [change.name for change in changes("file.py", SOURCE)]
+    assert len(names) == len(set(names))
+    assert {"file.py::step: mu -> nu", "file.py::step: mu -> nu (2)"} <= set(names)
+
+
 def test_the_same_seed_chooses_the_same_changes_in_every_file():
     sample = chosen(count=12, seed=3, only="compose/")
     assert sample == chosen(count=12, seed=3, only="compose/")

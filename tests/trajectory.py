@@ -277,6 +277,8 @@ def check_slot(
         parts = value if isinstance(value, list) else [value]
         ours = found[leaf] if isinstance(value, list) else [found[leaf]]
         named = {f"{leaf}, {i}": part for i, part in enumerate(ours)}
+        # What is real, such as a square, must not take the memory of complex numbers.
+        assert list(map(np.iscomplexobj, ours)) == list(map(np.iscomplexobj, parts)), what
         assert_close(named, dict(zip(named, parts, strict=True)), tolerance, what)
 
 

@@ -85,6 +85,7 @@ def main() -> None:
     sample = chosen(arguments.count, arguments.seed, arguments.only)
     if arguments.again:
         left = {name for name, result in results.items() if result["outcome"] != "killed"}
+        left -= EQUIVALENTS.keys()
         sample = [change for change in _all(results) if change.name in left]
         results = {name: result for name, result in results.items() if name not in left}
     programs = Path(tempfile.mkdtemp(prefix="programs-"))

@@ -2,9 +2,9 @@
 
 import ast
 import bisect
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Change:
         end: where it ends.
         old: the text there.
         new: the text in its stead.
+        number: which one it is among those of one name.
     """
 
     file: str
@@ -30,11 +31,13 @@ class Change:
     end: int
     old: str
     new: str
+    number: int = 1
 
     @property
     def name(self) -> str:
         """A name that stays when other lines change."""
-        return f"{self.file}::{self.scope}: {self.old} -> {self.new}"
+        name = f"{self.file}::{self.scope}: {self.old} -> {self.new}"
+        return name if self.number == 1 else f"{name} ({self.number})"
 
     def apply(self, source: str) -> str:
         """The changed file."""
@@ -107,7 +110,13 @@ _SILENT = (ast.Raise, ast.JoinedStr, ast.Assert, ast.Import, ast.ImportFrom)
 
 def changes(file: str, source: str) -> list[Change]:
     """All changes of a file, in the order of their places."""
-    return sorted(set(_Changes(file, source).collect()), key=lambda c: (c.start, c.end, c.new))
+    ordered = sorted(set(_Changes(file, source).collect()), key=lambda c: (c.start, c.end, c.new))
+    seen: Counter[str] = Counter()
+    numbered = []
+    for change in ordered:
+        seen[change.name] += 1
+        numbered.append(replace(change, number=seen[change.name]))
+    return numbered
 
 
 def compiles(source: str) -> bool:
