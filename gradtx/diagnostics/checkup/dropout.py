@@ -15,7 +15,7 @@ from gradtx.diagnostics.tracing.dropouts import Dropout, is_shared_along
 from gradtx.diagnostics.tracing.found import Arrays
 from gradtx.diagnostics.tracing.graph import Node, Value
 from gradtx.diagnostics.tracing.observe import Measure
-from gradtx.diagnostics.tracing.patterns import VIEWS
+from gradtx.diagnostics.tracing.patterns import VIEWS, source_of
 
 # Published rates of dropout are at most 0.8; what keeps less was meant the other way round.
 _SMALLEST_SHARE = 0.12
@@ -159,7 +159,11 @@ def _for_all_examples(subject: Subject) -> Iterator[Finding]:
     axes = subject.axes
     if axes.number < 2 or axes.is_sequence(subject.is_given):
         return
+    # Attention in flax drops the same weights of all examples, unless it is told not to.
+    weights = {one.probabilities for one in subject.softmaxes}
     for one in subject.dropouts:
+        if source_of(one.signal) in weights:
+            continue
         rows = axes.rows_of(one.signal)
         is_wide = len(one.signal.shape) == len(one.mask.shape) and one.bits.output.size > 1
         if len(rows) == 1 and is_wide and is_shared_along(one.mask, rows[0]):

@@ -6,12 +6,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from gradtx.diagnostics.checkup.contrast import self_similarity
 from gradtx.diagnostics.checkup.finding import Finding
 from gradtx.diagnostics.checkup.future import future_leak, sums_of_logits
 from gradtx.diagnostics.checkup.mixing import mixed_examples
-from gradtx.diagnostics.checkup.padding import padding
+from gradtx.diagnostics.checkup.padding import padding, padding_requests
 from gradtx.diagnostics.checkup.subject import Examination, Subject, examine, subject_of
 from gradtx.diagnostics.tracing.graph import Node, Value
+from gradtx.diagnostics.tracing.observe import Measure
 from gradtx.diagnostics.tracing.patterns import VIEWS, source_of
 
 _LINEAR = VIEWS | {"neg", "add_any", "reduce_sum"}
@@ -30,8 +32,10 @@ def check_examples(
     The kinds of findings: "mixed_examples" (a softmax, an attention, a norm, a reshape, a
     convolution or a recurrence goes over the axis of the examples, or what is pooled over it goes
     back into each of them), "sum_over_examples" (the loss is a sum over the batch, not a mean),
-    "padding" (what stands where a mask is zero changes the loss) and "future_leak" (the predictions
-    of the next entry of a sequence depend on it).
+    "padding" (what stands where a mask is zero changes the loss, or padding that no mask speaks of
+    takes part in a mean or an attention), "future_leak" (the predictions of the next entry of a
+    sequence depend on it) and "self_similarity" (the softmax of a contrastive loss contains the
+    similarity of each example with itself).
 
     Args:
         loss_fn: the loss, a real scalar: `loss_fn(params, *batch)`.
@@ -68,9 +72,15 @@ def _findings(subject: Subject) -> Iterator[Finding]:
     yield from _sum_over_examples(subject)
     yield from padding(subject)
     yield from future_leak(subject)
+    yield from self_similarity(subject)
 
 
-EXAMPLES = Examination(_findings, sums_of_logits)
+def _requests(subject: Subject) -> Iterator[tuple[Node, Measure]]:
+    yield from sums_of_logits(subject)
+    yield from padding_requests(subject)
+
+
+EXAMPLES = Examination(_findings, _requests)
 
 
 # A loss that is a sum over the batch.

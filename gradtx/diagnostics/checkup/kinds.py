@@ -15,6 +15,9 @@ KINDS: dict[str, dict[str, tuple[str, str]]] = {
     "parameters": {
         "unused": ("warning", "the loss does not depend on a parameter"),
         "blocked": ("error, warning, remark", "an operation passes no gradient on to a parameter"),
+        "constant_state": ("error", "a loop returns its state as it came"),
+        "constant_norm": ("error", "a norm over a single number leaves nothing of it"),
+        "running_average": ("warning", "a batch norm uses averages that nobody has taken"),
         "zero_gradient": ("warning, remark", "a gradient is exactly zero for this batch"),
         "integer_parameter": ("warning", "a parameter that no gradient can train"),
         "identical_units": ("error", "units with the same weights and the same gradients"),
@@ -62,6 +65,7 @@ KINDS: dict[str, dict[str, tuple[str, str]]] = {
         "sum_over_examples": ("warning", "the loss is a sum over the batch, and no mean"),
         "padding": ("warning, remark", "padding takes part in the loss"),
         "future_leak": ("error", "a prediction sees what it is to predict"),
+        "self_similarity": ("error", "an example is its own negative in a contrastive loss"),
     },
     "shapes": {
         "broadcast_difference": ("error", "(N, 1) and (N,) become (N, N)"),

@@ -12,7 +12,7 @@ from gradtx.diagnostics.checkup.lookups import Lookup, is_masked, lookups, reque
 from gradtx.diagnostics.checkup.subject import Examination, Subject, examine, place_of, subject_of
 from gradtx.diagnostics.tracing.graph import Node
 from gradtx.diagnostics.tracing.observe import Measure
-from gradtx.diagnostics.tracing.patterns import VIEWS
+from gradtx.diagnostics.tracing.patterns import VIEWS, source_of
 from gradtx.diagnostics.tracing.primitives import PRODUCTS
 
 # Fewer labels than this may be of one class by chance.
@@ -115,7 +115,8 @@ def _out_of_range(subject: Subject, lookup: Lookup) -> Iterator[Finding]:
         return
     is_label = _is_label(subject, lookup)
     # A label that is clipped is another class.
-    if lookup.is_meant and not is_label:
+    is_meant = lookup.is_meant and not is_label
+    if is_meant and not _are_many(subject, lookup, low, high):
         return
     is_sum = lookup.node.name == "scatter-add"
     if is_sum and high < size:
@@ -125,7 +126,7 @@ def _out_of_range(subject: Subject, lookup: Lookup) -> Iterator[Finding]:
     table = lookup.table_name(subject)
     yield Finding(
         "label_out_of_range" if is_label else "index_out_of_range",
-        "warning" if is_sum or (low == -1 and high < size and is_finite) else "error",
+        "warning" if is_meant or is_sum or (low == -1 and high < size and is_finite) else "error",
         f"the {what} {_of(names)}go from {low} to {high}, but {_bounds(is_label, table, size)}: "
         f"{number:,} of {total:,} are outside, {_consequence(lookup)}.",
         _cure(is_label, low, high, size),
@@ -133,6 +134,21 @@ def _out_of_range(subject: Subject, lookup: Lookup) -> Iterator[Finding]:
         source=lookup.node.line,
         evidence={"low": low, "high": high, "size": size, "outside": number, "number": total},
     )
+
+
+def _are_many(subject: Subject, lookup: Lookup, low: int, high: int) -> bool:
+    """Whether several indices of the data are beyond a trained table, and clipped on purpose.
+
+    A single one may stand for padding; of several, all become the same. What is filled in with a
+    number is left out on purpose.
+    """
+    is_filled = lookup.node.equation.params.get("fill_value") is not None
+    if lookup.table is None or len(lookup.sizes) != 1 or is_filled:
+        return False
+    table, crossed = source_of(lookup.table), VIEWS | {"select_n", "add", "lt", "concatenate"}
+    is_trained = table.argument is not None and subject.is_trained(table)
+    is_given = source_of(lookup.indices, crossed).argument is not None
+    return is_trained and is_given and (low < -1 or high > lookup.sizes[0])
 
 
 def _of(names: list[str]) -> str:
@@ -150,8 +166,9 @@ def _consequence(lookup: Lookup) -> str:
         return "and their one-hot codes are rows of zeros"
     if lookup.node.name == "scatter-add":
         return "and what belongs to them is dropped"
-    if lookup.node.equation.params.get("fill_value") is not None:
-        return "and what is looked up there is NaN"
+    fill = lookup.node.equation.params.get("fill_value")
+    if fill is not None:
+        return f"and what is looked up there is {'NaN' if np.isnan(fill) else fill}"
     return "and JAX takes the nearest entry instead"
 
 

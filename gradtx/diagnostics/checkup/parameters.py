@@ -9,6 +9,8 @@ import numpy as np
 
 from gradtx import trees
 from gradtx.diagnostics.checkup.finding import Finding
+from gradtx.diagnostics.checkup.in_vain import computed_in_vain
+from gradtx.diagnostics.checkup.running import fresh_averages
 from gradtx.diagnostics.checkup.subject import (
     Examination,
     Subject,
@@ -37,10 +39,13 @@ def check_parameters(
 
     The kinds of findings: "unused" (the loss does not depend on it), "blocked" (no gradient passes
     through an operation, such as a `stop_gradient`, a `round`, an `argmax` or a `while_loop`; a
-    remark if that seems to be on purpose, as for a teacher), "zero_gradient" (the gradient is
-    exactly zero), "integer_parameter" (weights of an integer dtype), "identical_units" (weights and
-    gradients are the same for all units of a layer, which therefore stay the same) and
-    "lost_update" (a step of `tx` is less than the spacing of the parameter's dtype).
+    remark if that seems to be on purpose, as for a teacher; also where a second derivative is zero
+    everywhere), "constant_state" (a loop returns its state as it came), "constant_norm" (single
+    numbers are normalized), "running_average" (a batch norm uses averages of 0 and 1 that were
+    passed in, and normalizes nothing), "zero_gradient" (the gradient is exactly zero),
+    "integer_parameter" (weights of an integer dtype), "identical_units" (weights and gradients are
+    the same for all units of a layer, which therefore stay the same) and "lost_update" (a step of
+    `tx` is less than the spacing of the parameter's dtype).
 
     Args:
         loss_fn: the loss, a real scalar: `loss_fn(params, *batch)`.
@@ -92,6 +97,8 @@ def _findings(subject: Subject) -> Iterator[Finding]:
     ]
     if identical:
         yield _identical_units(identical, subject.array(by_name[identical[0]]))
+    yield from computed_in_vain(subject)
+    yield from fresh_averages(subject)
     yield from _integers(subject)
     if subject.tx is not None:
         yield from _lost_updates(subject)

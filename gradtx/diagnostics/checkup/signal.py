@@ -21,7 +21,7 @@ def _findings(subject: Subject) -> Iterator[Finding]:
 
 
 def _diagnosis(report: SignalReport) -> Finding:
-    diagnosis, culprit = report.diagnosis, report.culprit
+    diagnosis, culprit, silence = report.diagnosis, report.culprit, report.silence
     sentence, _, cure = diagnosis.sentence.partition(" To fix it, ")
     return Finding(
         kind=diagnosis.kind,
@@ -29,7 +29,7 @@ def _diagnosis(report: SignalReport) -> Finding:
         sentence=sentence.removeprefix(f"{diagnosis.kind}: "),
         cure=cure or "see the sentence.",
         place=place_of(diagnosis.layers),
-        source=culprit.source if culprit else "",
+        source=culprit.source if culprit else silence.line if silence else "",
         evidence={"factor": diagnosis.factor, "layers": list(diagnosis.layers)},
     )
 

@@ -30,6 +30,7 @@ FIXES = {
     "argument with jnp.where before the root instead of selecting the result after it",
     "exp": "subtract the largest exponent first, as logsumexp and softmax do",
     "pow": "keep its base away from zero",
+    **dict.fromkeys(("acos", "asin"), "clip its argument to -1 + 1e-6 and 1 - 1e-6"),
     "dot_general": "make the weights or the inputs smaller, or compute in a wider dtype",
 }
 

@@ -14,7 +14,8 @@ _CURES = {
     "stop_gradient": "remove the stop_gradient or, if the parameters are frozen on purpose, take "
     "them out of the parameters",
     "argmax": "use a softmax, which has a derivative, or train on the logits",
-    "argmin": "use a softmax of the negative values, which has a derivative",
+    "argmin": "pass the gradient of codes straight through, z + stop_gradient(codes - z), or use a "
+    "softmax of the negative values, which has a derivative",
     **dict.fromkeys(
         ("argsort", "top_k"), "use the sorted or selected values, which have a derivative"
     ),

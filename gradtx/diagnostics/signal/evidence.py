@@ -128,6 +128,13 @@ def _explanations(
     dtype = node.output.dtype
     if made == "infinity" and node.name in _GROWING and jnp.issubdtype(dtype, jnp.floating):
         yield from _overflow(node, operands, dtype)
+    if node.name == "sqrt" and operands and operands[0].smallest == 0 <= operands[0].largest:
+        yield (
+            f"Its argument ranges from {_range(operands[0])}. At zero, the derivative of a root is "
+            "infinite.",
+            "add a small epsilon under the root, or replace the zeros before it, and not only its "
+            "result: jnp.sqrt(jnp.where(square > 0, square, 1.0)), as optax.safe_norm does",
+        )
     if len(operands) == 1 and node.name in _OF_ONE:
         yield f"Its argument ranges from {_range(operands[0])}.", ""
     if node.name in ("div", "pow") and len(operands) == 2:

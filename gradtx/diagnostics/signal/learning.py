@@ -133,8 +133,10 @@ class _Cuts:
     @property
     def most_telling(self) -> Node:
         """The one to name."""
+        # Beside the nearest code stands what pulls it, behind a stop_gradient.
+        nearest = [cut for cut in self.cuts if cut.name == "argmin" and self._feeds_a_layer(cut)]
         others = [cut for cut in self.cuts if cut.name != "stop_gradient"]
-        return (self.stops or others or self.cuts)[0]
+        return (nearest or self.stops or others or self.cuts)[0]
 
     def are_wanted(self, *, is_severed: bool) -> bool:
         """Whether the parameter seems to be cut off on purpose.

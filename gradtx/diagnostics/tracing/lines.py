@@ -13,8 +13,7 @@ _LIBRARIES = "site-packages"
 
 def functions_of(equation: Any) -> list[str]:
     """The names of the functions in which an equation was made, innermost first."""
-    traceback = equation.source_info.traceback
-    return [frame.function_name for frame in traceback.frames] if traceback is not None else []
+    return [frame.function_name for frame in _frames(equation)]
 
 
 def line_of(equation: Any, calls: Sequence[tuple[Any, Any]] = ()) -> str:
@@ -32,10 +31,17 @@ def line_of(equation: Any, calls: Sequence[tuple[Any, Any]] = ()) -> str:
     for call, function in calls:
         if _LIBRARIES in (getattr(function.debug_info, "func_src_info", None) or ""):
             return line_of(call)
-    traceback = equation.source_info.traceback
-    frames = list(traceback.frames) if traceback is not None else []
     for libraries in ((_LIBRARIES, _HERE), (f"{_SEPARATOR}jax{_SEPARATOR}", _HERE)):
-        for frame in frames:
+        for frame in _frames(equation):
             if not any(library in frame.file_name for library in libraries):
-                return f"{Path(frame.file_name).name}:{frame.line_num} ({frame.function_name})"
+                return _shown(frame)
     return ""
+
+
+def _frames(equation: Any) -> list[Any]:
+    traceback = equation.source_info.traceback
+    return list(traceback.frames) if traceback is not None else []
+
+
+def _shown(frame: Any) -> str:
+    return f"{Path(frame.file_name).name}:{frame.line_num} ({frame.function_name})"

@@ -173,6 +173,26 @@ def test_masks_that_are_smaller_than_the_signal(shape):
     assert not diagnostics.check_dropout(loss_fn, HIDDEN, WORDS, LABELS, KEY)
 
 
+class Attending(nnx.Module):
+    def __init__(self, rngs):
+        self.attention = nnx.MultiHeadAttention(
+            2, D, dropout_rate=0.5, deterministic=False, decode=False, rngs=rngs
+        )
+        self.head = nnx.Linear(D, C, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.attention(x, x, x).mean(1))
+
+
+def test_the_weights_of_attention_may_be_dropped_for_all_examples():
+    graph, params, rest = nnx.split(Attending(nnx.Rngs(0)), nnx.Param, ...)
+
+    def loss_fn(params, rest, x, y):
+        return entropy(nnx.merge(graph, params, rest, copy=True)(x), y)
+
+    assert not diagnostics.check_dropout(loss_fn, params, rest, WORDS, LABELS)
+
+
 def test_weights_that_are_dropped_are_those_of_all_examples():
     def loss_fn(params, x, y, key):
         w0 = drop(key, params["w0"])

@@ -132,14 +132,18 @@ def test_index_beyond_the_table(loss_fn):
 
 
 def test_what_is_out_of_range_on_purpose():
+    def loss_fn(params, x, tokens, mode):
+        fill = {"fill_value": 0} if mode == "fill" else {}
+        rows = params["table"].at[tokens].get(mode=mode, **fill)
+        return jnp.mean((rows @ params["head"]) ** 2) + jnp.sum(x)
+
     tokens = jnp.arange(20).reshape(4, 5)
-
-    def loss_fn(params, x, tokens):
-        filled = params["table"].at[tokens].get(mode="fill", fill_value=0)
-        clipped = jnp.take(params["table"], tokens, axis=0, mode="clip")
-        return jnp.mean(((filled + clipped) @ params["head"]) ** 2) + jnp.sum(x)
-
-    assert not diagnostics.check_labels(loss_fn, TABLE, X, tokens)
+    assert not diagnostics.check_labels(loss_fn, TABLE, X, tokens, "fill")
+    # One index beyond the table may stand for padding; of several, all become the last row.
+    assert not diagnostics.check_labels(loss_fn, TABLE, X, tokens % 11, "clip")
+    (finding,) = diagnostics.check_labels(loss_fn, TABLE, X, tokens, "clip")
+    assert (finding.kind, finding.severity) == ("index_out_of_range", "warning")
+    assert (finding.evidence["outside"], finding.evidence["high"]) == (10, 19)
 
 
 def test_positions_beyond_their_table():

@@ -169,7 +169,7 @@ def norm_over_batch(cured=False):
     "batch normalization of one example",
     "linen",
     "PyTorch forum, batch norm with batch size 1; Keras issues",
-    kinds="zero_gradient dead identical_units vanishing",
+    kinds="constant_norm zero_gradient dead identical_units vanishing",
     where=r"Dense_0|BatchNorm_0",
     how="what is left of the only example is zero, and the layer before gets no gradient",
 )
