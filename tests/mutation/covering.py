@@ -12,12 +12,17 @@ _ALSO = {
     "gradtx/lift.py": ("tests/test_lift.py", "tests/kernels/test_adam.py", "tests/test_updates.py"),
     "gradtx/leaf.py": ("tests/test_lift.py", "tests/kernels/test_adam.py", "tests/test_stored.py"),
     "gradtx/kernels/": (
+        "tests/testing/test_references.py",
         "tests/kernels/test_non_negative.py",
         "tests/test_parity.py",
         "tests/recipes/test_torch_trajectories.py",
         "tests/test_integers.py",
     ),
-    "gradtx/recipes/": ("tests/recipes/test_torch_trajectories.py", "tests/test_parity.py"),
+    "gradtx/recipes/": (
+        "tests/testing/test_references.py",
+        "tests/recipes/test_torch_trajectories.py",
+        "tests/test_parity.py",
+    ),
     "gradtx/wrappers/factory.py": ("tests/wrappers/test_hyperparameters.py",),
     "gradtx/kernels/arithmetic.py": (
         "tests/kernels/test_adam.py",

@@ -280,3 +280,18 @@ def test_another_tree_is_refused():
 )
 def test_wrong_argument(factory, arguments, name, value):
     check_refused(factory, arguments, name, value)
+
+
+@pytest.mark.parametrize(
+    "every_k",
+    [np.int8(2), lambda step: 2, lambda step: jnp.float32(2), lambda step: jnp.int8(2)],
+    ids=["int8", "int-schedule", "float-schedule", "int8-schedule"],
+)
+def test_the_number_of_mini_steps_may_have_another_dtype(every_k):
+    tx = gradtx.MultiSteps(gradtx.sgd(1.0), every_k)
+    g = jnp.array([1.0, -2.0])
+    state, found = tx.init(g), []
+    for _ in range(4):
+        updates, state = tx.update(g, state)
+        found.append(float(updates[0]))
+    assert found == [0, -1, 0, -1]
