@@ -67,7 +67,11 @@ def test_every_exported_factory_is_in_the_table():
 def test_contract(name):
     export = {**EXPORTS, **OPTAX}[name]
     check_transformation(
-        export.make(), export.params, extra_args=export.extra_args, skip=export.skip
+        export.make(),
+        export.params,
+        capabilities=export.capabilities,
+        extra_args=export.extra_args,
+        skip=export.skip,
     )
 
 

@@ -1,6 +1,6 @@
 """How to make what is exported, and what the tables of exports share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ class Export(NamedTuple):
         make: makes the transformation.
         extra_args: the extra arguments of its update as a function of the parameters.
         params: the parameters, None for those of the kit.
+        capabilities: what it needs, by the names in `gradtx.testing.CAPABILITIES`.
         skip: the clauses that it does not keep, each with the reason.
         begins_with_values: whether its state begins with copies of the parameters, or with a number
             that is calculated from them, so that `init` needs more than their shapes.
@@ -26,6 +27,7 @@ class Export(NamedTuple):
     make: Callable[[], Any]
     extra_args: Callable[[Any], Mapping[str, Any]] | None = None
     params: Any = None
+    capabilities: Collection[str] = ()
     skip: Mapping[str, str] = {}
     begins_with_values: bool = False
 
