@@ -1,0 +1,10 @@
+"""`python -m gradtx.testing RESULTS.json [README.md]`: see `gradtx.testing.survey`."""
+
+import sys
+
+from gradtx.testing.survey import main
+
+if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit("usage: python -m gradtx.testing RESULTS.json [README.md]")
+    main(sys.argv[1:])

@@ -1,0 +1,83 @@
+"""What is known of the factories of both libraries, and the README about it."""
+
+import contextlib
+import io
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gradtx.testing import check_transformation, clauses, survey
+
+PATH = Path(__file__).parent / "survey.json"
+README = (Path(__file__).parents[2] / "README.md").read_text()
+RESULTS = json.loads(PATH.read_text())
+RENEW = "python -m gradtx.testing tests/testing/survey.json README.md"
+
+# They compile nothing.
+EAGER = ("calls", "type", "missing_gradients", "non_parameters", "mismatches")
+
+
+@pytest.mark.parametrize("library", survey.LIBRARIES)
+def test_every_factory_was_tried_on_every_clause(library):
+    assert sorted(RESULTS[library]) == survey.factories(), RENEW
+    for name, found in RESULTS[library].items():
+        tried = [*found["breaks"].split(), *found["keeps"].split()]
+        assert sorted(tried) == sorted(survey.tried(RESULTS)), f"{name}: {RENEW}"
+    assert set(clauses()) >= survey.tried(RESULTS) >= {"calls", "jit", "type", "half_precision"}
+
+
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [("optax", "sgd"), ("optax", "sm3"), ("optax", "identity"), ("gradtx", "sgd")],
+)
+def test_the_results_are_what_comes_out(library, name):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        found = survey.broken(library, name, EAGER)
+    stored = RESULTS[library][name]["breaks"].split()
+    assert found == set(EAGER).intersection(stored), RENEW
+
+
+def test_what_is_missing_is_tried_and_what_is_gone_is_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr(survey, "factories", lambda: ["identity", "sgd"])
+    few = {name: clauses()[name] for name in ("calls", "type")}
+    monkeypatch.setattr(survey, "clauses", lambda: few)
+    path, said = tmp_path / "results.json", []
+    known = {"identity": {"breaks": "calls", "keeps": "old"}, "gone": {"breaks": "", "keeps": ""}}
+    path.write_text(json.dumps({"optax": known}))
+    survey.update(path, said.append)
+    assert json.loads(path.read_text()) == {
+        # What is known is not tried again.
+        "optax": {
+            "identity": {"breaks": "calls type", "keeps": ""},
+            "sgd": {"breaks": "", "keeps": "calls type"},
+        },
+        "gradtx": {name: {"breaks": "", "keeps": "calls type"} for name in ("identity", "sgd")},
+    }
+    assert said[0] == "optax.identity: breaks 2 of 2"
+    assert len(said) == 4
+
+
+def test_the_readme_has_the_table():
+    assert survey.table(RESULTS) in README, RENEW
+    assert f"of {len(survey.factories())} factories" in README
+    shorter = re.sub(r"^\| `scan` .*\n", "", README, flags=re.MULTILINE)
+    assert shorter != README
+    assert survey.with_table(shorter, RESULTS) == README
+
+
+def test_what_the_readme_shows_is_what_is_said():
+    found = re.search(
+        r"```python\n(import optax\n\n\ndef drop_small.*?)```\n\n```\n(.*?)```", README, re.S
+    )
+    code, shown = found.groups()
+    names = {"check_transformation": check_transformation, "jax": jax, "jnp": jnp}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code, "drop_small.py", "exec"), names)
+    said, wanted = printed.getvalue().splitlines(), shown.splitlines()
+    assert said[:2] == wanted[:2]
+    # The others depend on how many devices there are.
+    assert set(re.findall(r"\w+", wanted[2])) <= set(re.findall(r"\w+", said[2]))
