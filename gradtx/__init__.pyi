@@ -272,6 +272,8 @@ from gradtx.recipes.trust import fromage as fromage
 from gradtx.recipes.trust import lamb as lamb
 from gradtx.recipes.trust import lars as lars
 from gradtx.recipes.trust import novograd as novograd
+from gradtx.safe import safe_norm as safe_norm
+from gradtx.safe import safe_root_mean_squares as safe_root_mean_squares
 from gradtx.schedules import constant_schedule as constant_schedule
 from gradtx.schedules import cosine_decay_schedule as cosine_decay_schedule
 from gradtx.schedules import cosine_onecycle_schedule as cosine_onecycle_schedule

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from gradtx import trees
-from gradtx.messages import listed
+from gradtx.messages import listed, shown
 
 # A parameter that `update` was not given; None is one that is missing.
 UNKNOWN = object()
@@ -89,6 +89,33 @@ def refuse_shapes_alone(owner: str, what: str, leaf: Any) -> None:
             f"{owner}: {what} starts with the values of the parameters, got {leaf}; for the "
             "shapes of the state use jax.eval_shape(tx.init, params)"
         )
+
+
+def refuse_foreign(owner: str, params: Any, leaves: Sequence[Any]) -> None:
+    """Refuse leaves that are neither numbers nor arrays of them, nor functions, nor missing.
+
+    Args:
+        owner: name of the caller, which opens error messages.
+        params: the parameters.
+        leaves: their leaves, None among them.
+
+    Raises:
+        ValueError: naming the path and the leaf.
+    """
+    for i, leaf in enumerate(leaves):
+        if not _belongs(leaf):
+            raise ValueError(
+                f"{owner}: params has {shown(leaf)} at '{trees.paths(params)[i]}'; a leaf must be "
+                "a number or an array of numbers, or None or a function, which are left alone"
+            )
+
+
+def _belongs(leaf: Any) -> bool:
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None:
+        return leaf is None or isinstance(leaf, int | float | complex) or callable(leaf)
+    # Of numpy's own kinds of arrays those of objects, texts and times.
+    return getattr(dtype, "kind", "") not in tuple("OSUMm")
 
 
 def check_given(owner: str, params: Any) -> None:

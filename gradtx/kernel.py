@@ -27,7 +27,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from gradtx.effect import Effect
+from gradtx.lengths import Length
 from gradtx.messages import shown
 
 
@@ -250,8 +251,9 @@ class Kernel(Effect):
         hyperparameters: name -> valid range. Values may be numbers, scalar arrays or schedules.
         options: names of static choices, such as `nesterov`; a value may be a `PerLeaf`.
         measures: name -> function of the list of gradient leaves, and by name of whatever else it
-            mentions, that returns a scalar for the whole tree. It is a sum over elements, or made
-            of such sums, because `grouped` hands it several leaves of one shape as one array.
+            mentions, that returns a scalar, or a `Length`, for the whole tree. It is a sum over
+            elements, or made of such sums, because `grouped` hands it several leaves of one shape
+            as one array.
         scalars: what it keeps for the whole tree.
         scalar_step: the equation of the whole tree, see the module's docstring.
         factors: what the scalar step returns beside the new scalars.
@@ -262,6 +264,10 @@ class Kernel(Effect):
         scheduled_state: what replaces an empty state when a hyperparameter is a schedule: a
             NamedTuple with the one field `count`.
         elementwise: whether each element's update depends on that element alone.
+        bounded: what the equation makes of a gradient and keeps, and what therefore must not be
+            infinite: "sums", "squares", squares of "differences", or the square of a leaf's "norm";
+            "": nothing. A finite gradient that is too large for this counts as the largest that is
+            not: its elements by themselves, or all of them together for the norm.
         stacked: whether leaves of one type go through one step, stacked: worth their copies where
             the step is a long series of small products.
         source: the paper, with section or equation.
@@ -275,7 +281,7 @@ class Kernel(Effect):
     slots: tuple[Slot, ...] = ()
     hyperparameters: Mapping[str, Range] = field(default_factory=dict)
     options: tuple[str, ...] = ()
-    measures: Mapping[str, Callable[..., jax.Array]] = field(default_factory=dict)
+    measures: Mapping[str, Callable[..., jax.Array | Length]] = field(default_factory=dict)
     scalars: tuple[Scalar, ...] = ()
     scalar_step: Callable[..., Mapping[str, Any]] | None = None
     factors: tuple[str, ...] = ()
@@ -284,6 +290,7 @@ class Kernel(Effect):
     counters: tuple[str, ...] = ("count",)
     scheduled_state: type = optax.ScaleByScheduleState
     elementwise: bool = True
+    bounded: Literal["", "sums", "squares", "differences", "norm"] = ""
     stacked: bool = False
     source: str = ""
 

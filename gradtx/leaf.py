@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradtx import norms, pieces, trees
+from gradtx.bounds import bounded
 from gradtx.explicit import laid_out_alike, laid_out_as
 from gradtx.inputs import refuse_shapes_alone
 from gradtx.kernel import Scalar, Slot
+from gradtx.lengths import Length
 from gradtx.placement import full_beside, lengths
 from gradtx.remembered import passing_among, remembered
 from gradtx.stored import to_store
@@ -84,6 +86,7 @@ class LeafStep:
         static: the options and the hyperparameters that are compiled in.
         reads_parameter: whether the equation mentions the parameter.
         elementwise: whether each element of the results depends on that element alone.
+        bounded: what the equation makes of a gradient, see `gradtx.kernel.Kernel`.
         gives_parameter: whether it returns the new parameter instead of an update.
     """
 
@@ -93,6 +96,7 @@ class LeafStep:
     static: tuple[tuple[str, Any], ...] = ()
     reads_parameter: bool = False
     elementwise: bool = False
+    bounded: str = ""
     gives_parameter: bool = False
 
     @functools.cached_property
@@ -116,7 +120,7 @@ class LeafStep:
                 given[name] = jax.tree.map(widen, slot, is_leaf=trees.is_stored)
         if self.reads_parameter:
             given["p"] = jnp.asarray(p).astype(dtype)
-        given |= _in_one_layout({**given, "g": g.astype(dtype)})
+        given |= _in_one_layout({**given, "g": self._limited(g.astype(dtype))})
         if t is not None:
             given["t"] = t.astype(real)
         if key is not None:
@@ -131,6 +135,10 @@ class LeafStep:
             jax.tree.map(_stored_as, value, slot) for value, slot in zip(new, slots, strict=True)
         )
         return to_store(update, g.dtype), new
+
+    def _limited(self, g: jax.Array) -> jax.Array:
+        """The gradient, so that what the equation makes of it fits into its dtype."""
+        return bounded(g, self.bounded) if self.bounded else g
 
     def _check_shapes(self, g: Any, slots: Any, update: Any, new: list[Any]) -> None:
         """Refuse what a kernel returned if it does not fit what it was given."""
@@ -289,8 +297,13 @@ def to_compute(slot: Any, dtype: np.dtype) -> jax.Array:
     return (jnp.real(slot) if is_real else slot).astype(dtype)
 
 
-def as_scalar(value: jax.Array, dtype: np.dtype) -> jax.Array:
-    """A number of the whole tree in the real dtype to calculate in; a boolean as it is."""
+def as_scalar(value: Any, dtype: np.dtype) -> Any:
+    """A number or a length of the whole tree in the real dtype to calculate in.
+
+    A boolean stays as it is.
+    """
+    if isinstance(value, Length):
+        return value.astype(dtype)
     return value if value.dtype == np.bool_ else value.astype(dtype)
 
 

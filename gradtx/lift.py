@@ -19,7 +19,16 @@ from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from gradtx import norms, trees
-from gradtx.inputs import as_array, as_gradients, check_state, has_fields, trained, with_fields
+from gradtx.bounds import bounded_each
+from gradtx.inputs import (
+    as_array,
+    as_gradients,
+    check_state,
+    has_fields,
+    refuse_foreign,
+    trained,
+    with_fields,
+)
 from gradtx.joined import Finish, Leaves, Link, run
 from gradtx.kernel import (
     Kernel,
@@ -200,6 +209,7 @@ class _Lifted(Link):
         kernel = self.kernel
         params = trained(params)
         leaves, treedef = trees.flatten(params)
+        refuse_foreign(self.owner, params, leaves)
         shaping = {name for slot in self.slots for name in slot.shape_options}
         own = self.own_options(params, params, len(leaves), shaping)
         fields: dict[str, Any] = {
@@ -409,6 +419,7 @@ class _Lifted(Link):
             tuple((name, value) for name, value in (self.static | own).items() if name in asked),
             "p" in asked,
             self.kernel.elementwise and "key" not in asked,
+            self.kernel.bounded,
         )
 
     def _measured(
@@ -422,7 +433,7 @@ class _Lifted(Link):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the step takes of the whole tree, and the new scalars of the state."""
         kernel = self.kernel
-        values = self._hyperparameters(count)
+        values: dict[str, Any] = dict(self._hyperparameters(count))
         if not (kernel.scalar_step or kernel.measures or kernel.scalars or kernel.extras):
             return values, {}
         if kernel.measures:
@@ -430,6 +441,8 @@ class _Lifted(Link):
         own_leaves = [leaves.leaves[i] for i in active]
         values_of = [leaf.present(leaf.value) for leaf in own_leaves]
         gradients = [g if isinstance(g, jax.Array) else jnp.asarray(g) for g in values_of]
+        if kernel.bounded and kernel.measures:
+            gradients = bounded_each(gradients, kernel.bounded)
         dtype = norms.widest(gradients)
         kept = {scalar.name: getattr(inner, scalar.name) for scalar in kernel.scalars}
         known: dict[str, Any] = {
@@ -490,7 +503,7 @@ class _Lifted(Link):
         static = tuple((name, value) for name, value in self.static.items() if name in asked)
         step: Any = scalar_step_of(kernel.name, kernel.scalar_step, static)
         given = {name: known[name] for name in asked if name in known}
-        if any(isinstance(value, Tracer) for value in given.values()):
+        if any(isinstance(value, Tracer) for value in jax.tree.leaves(given)):
             # It happens once in the program, and a function of its own would take longer to trace.
             step = step.__wrapped__
         result = step(kept, given)

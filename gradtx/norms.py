@@ -16,6 +16,7 @@ from jax import lax
 from jax.core import Tracer
 
 from gradtx.explicit import sum_over
+from gradtx.lengths import Length, direction, in_its_unit
 from gradtx.messages import shown
 from gradtx.trees import compute_dtype, is_parameter, real_dtype
 
@@ -34,7 +35,6 @@ def abs_squared(x: jax.Array) -> jax.Array:
     return lax.real(lax.mul(x, lax.conj(x))) if jnp.iscomplexobj(x) else lax.square(x)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def norm(x: jax.Array, axis: Axes = None) -> jax.Array:
     """The Euclidean norm of one array along `axis`, its axes kept with length 1.
 
@@ -44,12 +44,18 @@ def norm(x: jax.Array, axis: Axes = None) -> jax.Array:
         x: an array of at least 32 bits.
         axis: the axes to sum over; None: all.
     """
+    return length(x, axis).norm
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def length(x: jax.Array, axis: Axes = None) -> Length:
+    """`norm`, also where its own dtype cannot hold it."""
     axes = range(x.ndim) if axis is None else [axis] if isinstance(axis, int) else axis
     axes = tuple(axis % x.ndim for axis in axes)
     if sums_in_float64(real_dtype(x.dtype)):
         with jax.enable_x64(True):
             root = lax.sqrt(sum_over(abs_squared(_doubled(x)), axes))
-            return lax.convert_element_type(lax.expand_dims(root, axes), np.float32)
+            return _of_float32(lax.expand_dims(root, axes))
     # One pass says by which power of two to scale, the second one does: for single leaves that
     # costs less than the loop of `_root_of_sum`.
     first = lax.expand_dims(sum_over(abs_squared(x), axes), axes)
@@ -57,7 +63,13 @@ def norm(x: jax.Array, axis: Axes = None) -> jax.Array:
     # If it knows x, XLA would multiply its squares by the square of the factor, which overflows.
     hidden = lax.optimization_barrier(x)
     squares = lax.expand_dims(_squares(hidden, factor, axes), axes)
-    return lax.div(lax.sqrt(squares), factor)
+    return in_its_unit(lax.sqrt(squares), factor)
+
+
+def _of_float32(size: jax.Array) -> Length:
+    """The length of a norm of float32 numbers that is given in float64."""
+    measured = in_its_unit(size, exponent=jnp.finfo(np.float32).maxexp)
+    return jax.tree.map(lambda x: lax.convert_element_type(x, np.float32), measured)
 
 
 def mean_square(x: jax.Array, axis: int) -> jax.Array:
@@ -107,12 +119,17 @@ def _doubled(x: jax.Array) -> jax.Array:
     return lax.convert_element_type(x, np.promote_types(x.dtype, np.float64))
 
 
-@norm.defjvp
-def _norm_jvp(axis: Any, primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+@length.defjvp
+def _length_jvp(axis: Any, primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
     (x,), (change,) = primals, tangents
-    length = norm(x, axis)
-    parts = jnp.real(jnp.conj(direction(x, length.astype(x.dtype))) * change)
-    return length, jnp.sum(parts, axis=axis, keepdims=True)
+    whole = length(x, axis)
+    parts = jnp.real(jnp.conj(direction(x, whole)) * change)
+    return whole, _change_of(whole, jnp.sum(parts, axis=axis, keepdims=True))
+
+
+def _change_of(whole: Length, change: jax.Array) -> Length:
+    """The tangent of a length whose norm changes."""
+    return Length(change * whole.unit, jnp.zeros_like(whole.unit))
 
 
 def _squares(x: jax.Array, factor: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -135,18 +152,8 @@ def _factor_for(size: jax.Array) -> jax.Array:
     return lax.select(lax.gt(size, high), small, scaled_up)
 
 
-def direction(g: jax.Array, norm: jax.Array) -> jax.Array:
-    """Divide g by its norm; g itself where that is 0."""
-    one = lax.full_like(norm, 1.0)
-    # XLA may multiply by the inverse of the norm, which must not be subnormal.
-    is_large = lax.gt(norm, lax.full_like(norm, 2.0 ** (jnp.finfo(norm.dtype).maxexp - 8)))
-    unit = lax.select(is_large, lax.full_like(norm, 2.0**-8), one)
-    is_zero = lax.eq(norm, lax.full_like(norm, 0.0))
-    return g * unit / lax.select(is_zero, one, lax.mul(norm, unit))
-
-
-def _root_of_sum(total: Callable[[jax.Array], jax.Array], one: jax.Array) -> jax.Array:
-    """The root of a sum of squares which may lie outside the range of its dtype.
+def _root_of_sum(total: Callable[[jax.Array], jax.Array], one: jax.Array) -> Length:
+    """The root of a sum of squares, both of which may lie outside the range of their dtype.
 
     Where the sum is an ordinary number, one pass is enough. Elsewhere a second pass scales by a
     power of two, which is exact. Both passes are one loop, so that the code of the sum stands
@@ -174,7 +181,7 @@ def _root_of_sum(total: Callable[[jax.Array], jax.Array], one: jax.Array) -> jax
     # varies over the same axes from the start.
     start = (lax.full_like(one, 0.0), one)
     factor, squares = lax.while_loop(is_unfinished, sum_up, start)
-    return lax.div(lax.sqrt(squares), factor)
+    return in_its_unit(lax.sqrt(squares), factor)
 
 
 def global_norm(
@@ -230,24 +237,40 @@ def norm_of_leaves(
     axis_reduction: str = "sum",
 ) -> jax.Array:
     """`global_norm` of a list of inexact arrays."""
+    return length_of_leaves(leaves, axis_name=axis_name, axis_reduction=axis_reduction).norm
+
+
+def length_of_leaves(
+    leaves: Sequence[jax.Array],
+    *,
+    axis_name: AxisName | None = None,
+    axis_reduction: str = "sum",
+) -> Length:
+    """`norm_of_leaves`, also where its own dtype cannot hold it."""
     if not leaves:
-        return jnp.zeros((), jnp.float32)
+        return Length(jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32))
     summed_over = axis_name if axis_reduction == "sum" else None
     if isinstance(summed_over, list):
         summed_over = tuple(summed_over)
     if not axis_name and not any(isinstance(leaf, Tracer) for leaf in leaves):
         # Eagerly few compiled calls, of not too many leaves each: XLA takes long to compile one sum
         # of thousands, and layers of a network share the programs.
+        unit = None
         while len(leaves) > _TOGETHER:
             starts = range(0, len(leaves), _TOGETHER)
-            leaves = [_compiled_norm(leaves[i : i + _TOGETHER], None) for i in starts]
-        return _compiled_norm(leaves, None)
-    result = _norm_of_leaves(leaves, summed_over)
-    return lax.pmean(result, axis_name) if axis_name and axis_reduction == "mean" else result
+            parts = [_compiled_length(leaves[i : i + _TOGETHER], None) for i in starts]
+            leaves, unit = _in_one_unit(parts, unit)
+        whole = _compiled_length(leaves, None)
+        return whole if unit is None else Length(whole.size, whole.unit * unit)
+    whole = _length_of_leaves(leaves, summed_over)
+    if axis_name and axis_reduction == "mean":
+        unit = lax.pmin(lax.stop_gradient(whole.unit), axis_name)
+        return Length(lax.pmean(whole.size_in(unit), axis_name), unit)
+    return whole
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _norm_of_leaves(leaves: Sequence[jax.Array], axis_name: AxisName | None) -> jax.Array:
+def _length_of_leaves(leaves: Sequence[jax.Array], axis_name: AxisName | None) -> Length:
     # Every leaf in the dtype of the widest: what underflows in its own may count in the whole.
     dtype = widest(leaves)
     if sums_in_float64(dtype):
@@ -267,7 +290,7 @@ def _norm_of_leaves(leaves: Sequence[jax.Array], axis_name: AxisName | None) -> 
     return _root_of_sum(total, one)
 
 
-def _root_of_sum_in_float64(leaves: Sequence[jax.Array], axis_name: AxisName | None) -> jax.Array:
+def _root_of_sum_in_float64(leaves: Sequence[jax.Array], axis_name: AxisName | None) -> Length:
     with jax.enable_x64(True):
         squares = [abs_squared(_doubled(leaf)) for leaf in leaves]
         rows = [sum_over(x, tuple(range(x.ndim))) for x in squares]
@@ -275,7 +298,7 @@ def _root_of_sum_in_float64(leaves: Sequence[jax.Array], axis_name: AxisName | N
             lax.concatenate([lax.expand_dims(row, (0,)) for row in rows], 0), (0,)
         )
         whole = lax.psum(whole, axis_name) if axis_name else whole
-        return lax.convert_element_type(lax.sqrt(whole), np.float32)
+        return _of_float32(lax.sqrt(whole))
 
 
 @jax.jit
@@ -285,21 +308,31 @@ def _row(leaf: jax.Array, factor: jax.Array) -> jax.Array:
     return lax.expand_dims(_squares(x, factor, tuple(range(x.ndim))), (0,))
 
 
-@_norm_of_leaves.defjvp
-def _norm_of_leaves_jvp(axis_name: Any, primals: tuple[Any], tangents: tuple[Any]) -> Any:
+@_length_of_leaves.defjvp
+def _length_of_leaves_jvp(axis_name: Any, primals: tuple[Any], tangents: tuple[Any]) -> Any:
     (leaves,), (changes,) = primals, tangents
-    length = _norm_of_leaves(leaves, axis_name)
+    whole = _length_of_leaves(leaves, axis_name)
+    dtype = whole.size.dtype
 
     def part(leaf: jax.Array, change: jax.Array) -> jax.Array:
-        x = _widened(leaf, length.dtype)
-        return inner_product(direction(x, length), _widened(change, length.dtype))
+        return inner_product(direction(_widened(leaf, dtype), whole), _widened(change, dtype))
 
-    total = sum(map(part, leaves, changes))
-    return length, lax.psum(total, axis_name) if axis_name else total
+    total: Any = sum(map(part, leaves, changes))
+    return whole, _change_of(whole, lax.psum(total, axis_name) if axis_name else total)
 
 
 _TOGETHER = 64
-_compiled_norm = jax.jit(_norm_of_leaves, static_argnums=1)
+_compiled_length = jax.jit(_length_of_leaves, static_argnums=1)
+
+
+@jax.jit
+def _in_one_unit(lengths: list[Length], unit: jax.Array | None) -> tuple[list[jax.Array], Any]:
+    """The sizes of lengths in the smallest of their units, and that unit times another one."""
+    dtype = widest([length.size for length in lengths])
+    lengths = [length.astype(dtype) for length in lengths]
+    common = functools.reduce(jnp.minimum, [length.unit for length in lengths])
+    sizes = [length.size_in(common) for length in lengths]
+    return sizes, common if unit is None else common * unit
 
 
 def sum_of(function: Callable[..., jax.Array], *lists: Sequence[Any]) -> jax.Array:

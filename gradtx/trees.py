@@ -3,6 +3,7 @@
 `None` is a leaf here, because a missing gradient stands for a parameter that is left alone.
 """
 
+import difflib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -276,7 +277,7 @@ def describe_difference(
             return (
                 f"{reference_name} and {what} differ at '{path}': "
                 f"{reference_name} has {_describe(theirs, path)}, "
-                f"{what} has {_describe(ours, path)}"
+                f"{what} has {_describe(ours, path)}{_instead(what, path, ours, theirs)}"
             )
     place, theirs_there, ours_there = different_containers(reference, tree)
     return (
@@ -319,6 +320,17 @@ def _leaves_by_path(tree: Any) -> dict[str, Any]:
 
 def _is_empty_container(x: Any) -> bool:
     return isinstance(x, tuple | list | dict) and not x
+
+
+def _instead(what: str, path: str, ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """Which path the other tree may have in place of one that it lacks; "" if there is none."""
+    if path in ours or path not in theirs:
+        return ""
+    others = [other for other in ours if other not in theirs]
+    if not others:
+        return ""
+    alike = difflib.get_close_matches(path, others, n=1, cutoff=0.0)
+    return f" but one at '{(alike or others)[0]}'"
 
 
 def _describe(leaves: dict[str, Any], path: str) -> str:

@@ -247,7 +247,8 @@ TEXTS = {
 # Names that mean something else in almost every function.
 DIFFERENT = {
     "gradtx": {
-        *("*args", "axis", "base_optimizer", "inner", "max_norm", "params", "select", "state"),
+        *("*args", "axis", "base_optimizer", "inner", "max_norm", "min_norm", "params"),
+        *("select", "state", "x"),
         *("tx", "updates", "weight_dimension_numbers"),
     },
     "gradtx.initializers": {"scale", "shape", "stddev"},

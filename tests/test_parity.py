@@ -40,8 +40,6 @@ LEFT_TO_OPTAX = {
     "power_iteration": ALGEBRA,
     "multi_normal": "a probability distribution, for optax's stochastic gradient estimators",
     "scale_gradient": "acts inside of a loss function, not on its gradient",
-    "safe_norm": "a piece of optax's insides; global_norm is safe by itself",
-    "safe_root_mean_squares": "a piece of optax's insides; norms here are safe by themselves",
 }
 MODULES_LEFT_TO_OPTAX = {
     "assignment": "matching, no optimization by gradients",

@@ -45,6 +45,7 @@ ADAM = Kernel(
     state=optax.ScaleByAdamState,
     degree=0,
     source="Kingma & Ba 2015, Algorithm 1",
+    bounded="squares",
 )
 
 
@@ -131,6 +132,7 @@ AMSGRAD = Kernel(
     state=optax.ScaleByAmsgradState,
     degree=0,
     source="Reddi et al. 2018, Algorithm 2",
+    bounded="squares",
 )
 
 

@@ -27,7 +27,7 @@ Blocks: TypeAlias = Axes | Callable[[str, Any], Axes]
 def _adamini(g, *, mu, nu, t, b1, b2, eps, eps_root):
     within = tuple(axis for axis, length in enumerate(nu.shape) if length == 1)
     number = math.prod(g.shape[axis] for axis in within)
-    square = jnp.sum(abs_squared(g), axis=within, keepdims=True) / max(number, 1)
+    square = jnp.sum(abs_squared(g) / max(number, 1), axis=within, keepdims=True)
     mu = b1 * mu + (1 - b1) * g
     nu = b2 * nu + (1 - b2) * square
     return safe_divide(debias(mu, b1, t), lax.sqrt(debias(nu, b2, t) + eps_root) + eps, eps), mu, nu
@@ -47,6 +47,7 @@ ADAMINI = Kernel(
     elementwise=False,
     degree=0,
     source="Zhang et al. 2024, Algorithm 1",
+    bounded="squares",
 )
 
 

@@ -31,6 +31,7 @@ BELIEF = Kernel(
     state=optax.ScaleByBeliefState,
     degree=0,
     source="Zhuang et al. 2020, Algorithm 2",
+    bounded="differences",
 )
 
 
@@ -94,6 +95,7 @@ YOGI = Kernel(
     state=optax.ScaleByAdamState,
     degree=0,
     source="Zaheer et al. 2018, Algorithm 2",
+    bounded="squares",
 )
 
 
@@ -205,6 +207,7 @@ RADAM = Kernel(
     state=optax.ScaleByAdamState,
     degree="between",
     source="Liu et al. 2020, Algorithm 2",
+    bounded="squares",
 )
 
 

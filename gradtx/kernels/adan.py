@@ -49,6 +49,7 @@ ADAN = Kernel(
     counters=("t",),
     degree=0,
     source="Xie et al. 2022, Algorithm 1",
+    bounded="differences",
 )
 
 

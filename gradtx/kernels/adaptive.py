@@ -8,14 +8,14 @@ from jax import lax
 from optax import ScalarOrSchedule
 
 from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, state_class
-from gradtx.kernels.arithmetic import debias, safe_divide
+from gradtx.kernels.arithmetic import debias, finite_sum, safe_divide
 from gradtx.lift import lift
 from gradtx.norms import abs_squared
 
 
 def _rss(g, *, sum_of_squares, eps):
-    total = sum_of_squares + abs_squared(g)
-    return jnp.where(total > 0, safe_divide(g, lax.sqrt(total + eps)), 0.0), total
+    total = finite_sum(sum_of_squares, abs_squared(g))
+    return safe_divide(g, lax.sqrt(total + eps)), total
 
 
 RSS = Kernel(
@@ -26,6 +26,7 @@ RSS = Kernel(
     state=optax.ScaleByRssState,
     degree=0,
     source="Duchi et al. 2011, Figure 1",
+    bounded="squares",
 )
 
 
@@ -90,6 +91,7 @@ RMS = Kernel(
     state=optax.ScaleByRmsState,
     degree=0,
     source="Tieleman & Hinton 2012, lecture 6.5",
+    bounded="squares",
 )
 
 RMS_DEBIASED = dataclasses.replace(RMS, step=_rms_debiased, state=_RmsWithCountState)
@@ -169,6 +171,7 @@ STDDEV = Kernel(
     state=optax.ScaleByRStdDevState,
     degree=0,
     source="Graves 2013, equations (38) to (40)",
+    bounded="squares",
 )
 
 STDDEV_DEBIASED = dataclasses.replace(STDDEV, step=_stddev_debiased, state=_StddevWithCountState)
@@ -238,6 +241,7 @@ ADADELTA = Kernel(
     state=optax.ScaleByAdaDeltaState,
     degree=0,
     source="Zeiler 2012, Algorithm 1",
+    bounded="squares",
 )
 
 

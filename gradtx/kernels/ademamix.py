@@ -36,6 +36,7 @@ ADEMAMIX = Kernel(
     counters=("count", "count_m2"),
     degree=0,
     source="Pagliardini et al. 2024, Algorithm 1",
+    bounded="squares",
 )
 
 
@@ -114,6 +115,7 @@ SIMPLIFIED_ADEMAMIX = Kernel(
     counters=("t",),
     degree=0,
     source="Morwani et al. 2025",
+    bounded="squares",
 )
 
 

@@ -56,6 +56,7 @@ ADOPT = Kernel(
     state=optax.ScaleByAdamState,
     degree=0,
     source="Taniguchi et al. 2024, Algorithm 2",
+    bounded="squares",
 )
 
 
@@ -139,6 +140,7 @@ ACPROP = Kernel(
     state=optax.ScaleByBeliefState,
     degree="between",
     source="Zhuang et al. 2021, Algorithm 2",
+    bounded="differences",
 )
 
 

@@ -10,19 +10,22 @@ from optax import ScalarOrSchedule
 
 from gradtx import norms
 from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, Slot
-from gradtx.kernels.arithmetic import (
+from gradtx.kernels.arithmetic import root_mean_square
+from gradtx.kernels.unitwise import as_axes, unit_axes
+from gradtx.lengths import (
+    Length,
     clip_factor,
     clip_room,
     clip_to_norm,
     direction,
-    root_mean_square,
+    shortened,
 )
-from gradtx.kernels.unitwise import as_axes, unit_axes
 from gradtx.lift import lift
 
 
 def _clip(g, *, max_delta):
-    return jnp.clip(g, -max_delta, max_delta)
+    # Subnormal numbers would not survive the comparison.
+    return jnp.where(jnp.abs(g) <= max_delta, g, jnp.clip(g, -max_delta, max_delta))
 
 
 CLIP = Kernel(
@@ -61,17 +64,17 @@ def clip(max_delta: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
     return lift(CLIP, max_delta=max_delta)
 
 
-def norm_of_gradients(
+def length_of_gradients(
     gradients: Sequence[jax.Array], axis_name: norms.AxisName | None, axis_reduction: str
-) -> jax.Array:
+) -> Length:
     """The measure of a kernel whose options are those that `mapped_axes` returns."""
-    return norms.norm_of_leaves(gradients, axis_name=axis_name, axis_reduction=axis_reduction)
+    return norms.length_of_leaves(gradients, axis_name=axis_name, axis_reduction=axis_reduction)
 
 
 def mapped_axes(
     owner: str, axis_name: norms.AxisName | None, axis_reduction: str
 ) -> dict[str, Any]:
-    """The options of a kernel that measures `norm_of_gradients`, checked.
+    """The options of a kernel that measures `length_of_gradients`, checked.
 
     Raises:
         ValueError: if `axis_reduction` is unknown.
@@ -82,19 +85,19 @@ def mapped_axes(
     return {"axis_name": axis_name, "axis_reduction": axis_reduction}
 
 
-def _clip_factor(*, norm, max_norm):
-    return {"factor": clip_factor(norm, max_norm, clip_room(max_norm))}
+def _clip_factor(*, length, max_norm):
+    return {"factor": clip_factor(length, max_norm, clip_room(max_norm))}
 
 
-def _clip_by_global_norm(g, *, factor, max_norm):
-    return g * factor / clip_room(max_norm)
+def _clip_by_global_norm(g, *, factor, length, max_norm):
+    return shortened(g, factor, length, max_norm, clip_room(max_norm))
 
 
 CLIP_BY_GLOBAL_NORM = Kernel(
     "clip_by_global_norm",
     _clip_by_global_norm,
     hyperparameters={"max_norm": NON_NEGATIVE},
-    measures={"norm": norm_of_gradients},
+    measures={"length": length_of_gradients},
     options=("axis_name", "axis_reduction"),
     scalar_step=_clip_factor,
     factors=("factor",),
@@ -140,15 +143,15 @@ def clip_by_global_norm(
     return lift(CLIP_BY_GLOBAL_NORM, max_norm=max_norm, **axes)
 
 
-def _normalize_by_update_norm(g, *, norm, scale_factor, eps):
-    return direction(g, norm + eps) * scale_factor
+def _normalize_by_update_norm(g, *, length, scale_factor, eps):
+    return direction(g, length.plus(eps)) * scale_factor
 
 
 NORMALIZE_BY_UPDATE_NORM = Kernel(
     "normalize_by_update_norm",
     _normalize_by_update_norm,
     hyperparameters={"scale_factor": ANY_NUMBER, "eps": NON_NEGATIVE},
-    measures={"norm": norm_of_gradients},
+    measures={"length": length_of_gradients},
     options=("axis_name", "axis_reduction"),
     degree=0,
     factor="scale_factor",
@@ -242,7 +245,7 @@ def clip_by_block_rms(threshold: ScalarOrSchedule) -> optax.GradientTransformati
 def _adaptive_grad_clip(g, *, p, clipping, eps, axis):
     axis = unit_axes("adaptive_grad_clip", p.shape) if axis is None else axis
     max_norm = clipping * jnp.maximum(norms.norm(p, axis), eps)
-    return clip_to_norm(g, norms.norm(g, axis), max_norm)
+    return clip_to_norm(g, norms.length(g, axis), max_norm)
 
 
 ADAPTIVE_GRAD_CLIP = Kernel(

@@ -38,6 +38,7 @@ COCOB = Kernel(
     sense=-1,
     hidden="finds its own step size",
     source="Orabona & Tommasi 2017, Algorithm 2",
+    bounded="sums",
 )
 
 

@@ -5,8 +5,8 @@ import optax
 
 from gradtx import norms
 from gradtx.kernel import Kernel
-from gradtx.kernels.arithmetic import direction
-from gradtx.kernels.clip import mapped_axes, norm_of_gradients
+from gradtx.kernels.clip import length_of_gradients, mapped_axes
+from gradtx.lengths import direction
 from gradtx.lift import lift
 
 
@@ -60,14 +60,14 @@ def keep_params_nonnegative() -> optax.GradientTransformationExtraArgs:
     return lift(KEEP_PARAMS_NONNEGATIVE)
 
 
-def _normalize(g, *, norm):
-    return direction(g, norm)
+def _normalize(g, *, length):
+    return direction(g, length)
 
 
 NORMALIZE = Kernel(
     "normalize",
     _normalize,
-    measures={"norm": norm_of_gradients},
+    measures={"length": length_of_gradients},
     options=("axis_name", "axis_reduction"),
     degree=0,
     decay="keeps",

@@ -133,6 +133,7 @@ DADAPT_ADAMW = Kernel(
     factor="learning_rate",
     hidden="finds its own step size",
     source="Defazio & Mishchenko 2023, Algorithm 5",
+    bounded="squares",
 )
 
 

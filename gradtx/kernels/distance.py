@@ -21,7 +21,8 @@ from gradtx.kernel import (
     check,
     state_class,
 )
-from gradtx.kernels.arithmetic import quotient
+from gradtx.kernels.arithmetic import finite_sum, quotient
+from gradtx.lengths import Length, clip_factor
 from gradtx.lift import ScheduledState, lift
 from gradtx.messages import shown
 
@@ -30,9 +31,21 @@ ScaleByDistanceOverGradientsState = state_class(optax.scale_by_distance_over_gra
 _FIRST_STEPS = ("distance", "learning_rate", "heuristic")
 
 
-def squared_norm_of(g):
-    """The squared norm of a list of arrays."""
-    return norms.sum_of(_sum_of_squares, g)
+def _norm(g):
+    return norms.length_of_leaves(g)
+
+
+def _limited(length: Length) -> tuple[jax.Array, jax.Array]:
+    """The squared norm of a gradient, and what to multiply it by so that it has that norm.
+
+    It is 1, but for a gradient whose squared norm its dtype cannot hold: that counts as one whose
+    squared norm leaves room for a sum.
+    """
+    largest = 2.0 ** (jnp.finfo(length.size.dtype).maxexp // 2 - 2)
+    shrink = clip_factor(length, largest)
+    is_within = length.is_at_most(largest)
+    squared = jnp.square(jnp.minimum(length.norm, largest))
+    return squared, jnp.where(is_within, shrink, shrink * length.unit)
 
 
 def _sum_of_squares(x):
@@ -47,15 +60,17 @@ def _sum_of_squared_differences(x, y):
     return _sum_of_squares(x - y)
 
 
-def _stretch(g, *, init_params, length):
-    return length * g, init_params
+def _stretch(g, *, init_params, length, shrink):
+    # One after the other, because their product may underflow.
+    return length * (shrink * g), init_params
 
 
 def _dog_scalars(
-    *, is_init_step, max_dist, sum_sq_norm_grads, squared_distance, squared_norm, kind, first, eps
+    *, is_init_step, max_dist, sum_sq_norm_grads, squared_distance, norm, kind, first, eps
 ):
+    squared_norm, shrink = _limited(norm)
     max_dist = jnp.maximum(max_dist, lax.sqrt(squared_distance))
-    total = sum_sq_norm_grads + squared_norm
+    total = finite_sum(sum_sq_norm_grads, squared_norm)
     length = quotient(max_dist, lax.sqrt(total + eps))
     if kind == "learning_rate":
         # While the gradient is zero nothing moves, and there is no distance to scale by.
@@ -65,6 +80,7 @@ def _dog_scalars(
         "max_dist": max_dist,
         "sum_sq_norm_grads": total,
         "length": length,
+        "shrink": shrink,
     }
 
 
@@ -78,8 +94,8 @@ DOG = Kernel(
         Scalar("sum_sq_norm_grads"),
     ),
     scalar_step=_dog_scalars,
-    factors=("length",),
-    measures={"squared_distance": _squared_distance, "squared_norm": squared_norm_of},
+    factors=("length", "shrink"),
+    measures={"squared_distance": _squared_distance, "norm": _norm},
     hyperparameters={"first": POSITIVE, "first_distance": NON_NEGATIVE, "eps": NON_NEGATIVE},
     options=("kind",),
     state=DoGState,
@@ -140,13 +156,15 @@ def scale_by_dog(
     return _started_in_proportion(tx) if kind == "heuristic" else tx
 
 
-def _dowg_scalars(*, estim_sq_dist, weighted_sq_norm_grads, squared_distance, squared_norm, eps):
+def _dowg_scalars(*, estim_sq_dist, weighted_sq_norm_grads, squared_distance, norm, eps):
+    squared_norm, shrink = _limited(norm)
     squared = jnp.maximum(estim_sq_dist, squared_distance)
-    weighted = weighted_sq_norm_grads + squared * squared_norm
+    weighted = finite_sum(weighted_sq_norm_grads, squared * squared_norm)
     return {
         "estim_sq_dist": squared,
         "weighted_sq_norm_grads": weighted,
         "length": quotient(squared, lax.sqrt(weighted) + eps),
+        "shrink": shrink,
     }
 
 
@@ -156,8 +174,8 @@ DOWG = Kernel(
     slots=(Slot("init_params", fill="p"),),
     scalars=(Scalar("weighted_sq_norm_grads"), Scalar("estim_sq_dist", fill="first")),
     scalar_step=_dowg_scalars,
-    factors=("length",),
-    measures={"squared_distance": _squared_distance, "squared_norm": squared_norm_of},
+    factors=("length", "shrink"),
+    measures={"squared_distance": _squared_distance, "norm": _norm},
     hyperparameters={"first": POSITIVE, "eps": NON_NEGATIVE},
     state=DoWGState,
     degree=0,
@@ -228,6 +246,7 @@ LAYERWISE_DOG = Kernel(
     degree=0,
     hidden="finds its own step size",
     source="Ivgi et al. 2023, section 4",
+    bounded="norm",
 )
 
 

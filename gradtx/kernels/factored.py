@@ -127,6 +127,7 @@ FACTORED_RMS = Kernel(
     elementwise=False,
     degree=0,
     source="Shazeer & Stern 2018, Algorithm 4",
+    bounded="squares",
 )
 
 

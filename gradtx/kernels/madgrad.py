@@ -7,7 +7,7 @@ from optax import ScalarOrSchedule
 from optax.contrib import MadgradState
 
 from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
-from gradtx.kernels.arithmetic import safe_divide
+from gradtx.kernels.arithmetic import finite_sum, safe_divide
 from gradtx.lift import lift
 from gradtx.norms import abs_squared
 
@@ -15,7 +15,7 @@ from gradtx.norms import abs_squared
 def _madgrad(g, *, grad_sum_sq, s, x0, p, t, learning_rate, momentum, eps):
     weight = learning_rate * lax.sqrt(t)
     s = s + weight * g
-    grad_sum_sq = grad_sum_sq + weight * abs_squared(g)
+    grad_sum_sq = finite_sum(grad_sum_sq, weight * abs_squared(g))
     z = x0 - safe_divide(s, jnp.cbrt(grad_sum_sq) + eps)
     return (1 - momentum) * (z - p), grad_sum_sq, s, x0
 
@@ -31,6 +31,7 @@ MADGRAD = Kernel(
     factor="learning_rate",
     hidden="takes a root of the learning rate",
     source="Defazio & Jelassi 2021, Algorithm 1",
+    bounded="squares",
 )
 
 

@@ -9,7 +9,7 @@ from optax import ScalarOrSchedule
 from gradtx import norms
 from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Slot
 from gradtx.kernels.adan import change_of
-from gradtx.kernels.arithmetic import clip_to_norm
+from gradtx.lengths import clip_to_norm
 from gradtx.lift import lift
 
 
@@ -26,8 +26,11 @@ class ScaleByMarsState(NamedTuple):
 
 
 def _mars(g, *, previous_gradient, t, b1, gamma, max_norm):
-    c = g + gamma * b1 / (1 - b1) * change_of(g, previous_gradient, t)
-    return clip_to_norm(c, norms.norm(c), max_norm), g
+    # In small units, because the largest gradients differ by more than their dtype can hold.
+    unit = 2.0**-5
+    small = g * unit
+    c = small + gamma * b1 / (1 - b1) * change_of(small, previous_gradient * unit, t)
+    return clip_to_norm(c, norms.length(c), max_norm * unit) / unit, g
 
 
 MARS = Kernel(

@@ -91,7 +91,9 @@ def _length_and_bound(
         below = (model - jnp.abs(model) / 2) / (growth * weights)
         lb = jnp.where(model < growth * weights * lb, jnp.maximum(below, lower_bound), lb)
     gap = jnp.maximum(model - growth * weights * lb, 0)
-    length = jnp.minimum(learning_rate / weights, quotient(gap, squares))
+    # Where the squares underflow the step is as long as it may be; a gradient of zero has none.
+    longest = jnp.where((gap > 0) & jnp.isfinite(learning_rate), jnp.inf, 0.0)
+    length = jnp.minimum(learning_rate / weights, quotient(gap, squares, at_zero=longest))
     if adapt_lower_bound:
         lb = jnp.maximum((barf - gamma + product - length * squares / 2) / weights, lower_bound)
     return {"barf": barf, "gamma": gamma, "lb": lb, "length": length}
@@ -123,6 +125,7 @@ MOMO = Kernel(
     factor="learning_rate",
     hidden="finds its own step size",
     source="Schaipp et al. 2023, Algorithm 1",
+    bounded="squares",
 )
 
 

@@ -48,9 +48,10 @@ MUON = Kernel(
     stacked=True,
     degree=0,
     source="Jordan et al. 2024",
+    bounded="sums",
 )
 # Multiplied by the nuclear norm of its momentum, the update is as long as that.
-ADAPTIVE_MUON = replace(MUON, degree=1, gain=True, decay="mixes")
+ADAPTIVE_MUON = replace(MUON, degree=1, gain=True, decay="mixes", bounded="")
 
 
 def scale_by_muon(

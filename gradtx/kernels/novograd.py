@@ -30,6 +30,7 @@ NOVOGRAD = Kernel(
     elementwise=False,
     degree=0,
     source="Ginsburg et al. 2019, Algorithm 1",
+    bounded="norm",
 )
 
 

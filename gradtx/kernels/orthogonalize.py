@@ -11,8 +11,8 @@ from jax.typing import DTypeLike
 from gradtx import norms
 from gradtx.explicit import gathered, laid_out_as
 from gradtx.kernel import check_dtype
-from gradtx.kernels.arithmetic import safe_divide
 from gradtx.kernels.products import adjoint
+from gradtx.lengths import direction
 from gradtx.messages import shown
 
 NS_COEFFS = (3.4445, -4.7750, 2.0315)
@@ -122,7 +122,7 @@ def newton_schulz(
         # f(X^H) = f(X)^H: the smaller of X X^H and X^H X is enough.
         options = {"ns_steps": ns_steps, "preconditioning": preconditioning, "ns_dtype": ns_dtype}
         return adjoint(newton_schulz(adjoint(x), coefficients, eps, **options))
-    x = safe_divide(x, jnp.broadcast_to(norms.norm(x, axis=(-2, -1)) + eps, x.shape))
+    x = direction(x, norms.length(x, axis=(-2, -1)).plus(eps))
     if coefficients.ndim == 1:
         coefficients = jnp.broadcast_to(coefficients, (ns_steps, 3))
     for k in range(coefficients.shape[0]):

@@ -4,32 +4,42 @@ import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule
 
+from gradtx import norms
 from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel
 from gradtx.kernels.arithmetic import quotient
-from gradtx.kernels.distance import squared_norm_of
+from gradtx.lengths import direction
 from gradtx.lift import lift
 from gradtx.messages import shown
 
 _VARIANTS = ("sps", "sps+")
 
 
-def _polyak_length(*, value, squared_norm, f_min, max_learning_rate, eps, variant):
+def _norm(g):
+    return norms.length_of_leaves(g)
+
+
+def _polyak_reach(*, value, norm, f_min, max_learning_rate, eps, variant):
+    """The length of the step; the square of the norm may lie outside the range of its dtype."""
     gap = value - f_min
     if variant == "sps+":
         gap = jnp.maximum(gap, 0)
-    return {"length": jnp.minimum(quotient(gap, squared_norm + eps), max_learning_rate)}
+    length = norm.norm
+    longest = quotient(gap, length + quotient(eps, length))
+    # A learning rate of infinity is no limit, and a gradient of zero no direction.
+    limit = jnp.where(length == 0, 0.0, max_learning_rate * length)
+    return {"reach": jnp.minimum(longest, limit)}
 
 
-def _stretch(g, *, length):
-    return length * g
+def _stretch(g, *, norm, reach):
+    return reach * direction(g, norm)
 
 
 POLYAK = Kernel(
     "scale_by_polyak",
     _stretch,
-    scalar_step=_polyak_length,
-    factors=("length",),
-    measures={"squared_norm": squared_norm_of},
+    scalar_step=_polyak_reach,
+    factors=("reach",),
+    measures={"norm": _norm},
     extras=("value",),
     hyperparameters={
         "f_min": ANY_NUMBER,

@@ -26,9 +26,9 @@ from gradtx.kernel import (
     check,
     check_hyperparameter,
 )
-from gradtx.kernels.arithmetic import clip_factor
 from gradtx.kernels.noise import noise_key
 from gradtx.leaves import Aligned
+from gradtx.lengths import clip_factor, clip_room
 from gradtx.lift import ScheduledState, evaluate
 from gradtx.messages import one_of_each, shown
 from gradtx.stored import to_store
@@ -261,15 +261,21 @@ def _clipped_sums(
     """The sum of the clipped gradients, in at least float32, and how many were clipped."""
     if not examples:
         return [], jnp.zeros([], jnp.int32)
-    lengths = jax.vmap(norms.norm_of_leaves)(examples)
-    factors = jax.vmap(clip_factor, (0, None))(lengths, jnp.asarray(max_norm, lengths.dtype))
+    lengths = jax.vmap(norms.length_of_leaves)(examples)
+    max_norm = jnp.asarray(max_norm, lengths.size.dtype)
+    # The weights have so much room that none underflows: examples of every size are one product.
+    room = clip_room(max_norm, above=64)
+    factors = jax.vmap(clip_factor, (0, None, None))(lengths, max_norm, room)
+    weights = jnp.where(lengths.is_at_most(max_norm), factors, factors * lengths.unit)
     sums = []
     for leaf in examples:
         wide = leaf.astype(trees.compute_dtype(leaf.dtype))
         # In full precision: a less precise product would let the norm exceed its limit.
-        weights = factors.astype(wide.dtype)
-        sums.append(jnp.tensordot(weights, wide, axes=1, precision=lax.Precision.HIGHEST))
-    return sums, jnp.sum(factors < 1)
+        total = jnp.tensordot(
+            weights.astype(wide.dtype), wide, axes=1, precision=lax.Precision.HIGHEST
+        )
+        sums.append(total / room.astype(wide.dtype))
+    return sums, jnp.sum(lengths.is_more_than(max_norm))
 
 
 @jax.jit

@@ -183,6 +183,7 @@ PRODIGY = Kernel(
     factor="learning_rate",
     hidden="finds its own step size",
     source="Mishchenko & Defazio 2023, Algorithm 4",
+    bounded="squares",
 )
 LIMITED_PRODIGY = replace(
     PRODIGY,

@@ -109,6 +109,7 @@ SHAMPOO = Kernel(
     stacked=True,
     degree=0,
     source="Gupta et al. 2018, Algorithm 2",
+    bounded="norm",
 )
 
 

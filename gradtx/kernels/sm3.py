@@ -9,6 +9,7 @@ from jax import lax
 from optax import ScalarOrSchedule
 
 from gradtx.kernel import DECAY, NON_NEGATIVE, SHARE, Kernel, Slot
+from gradtx.kernels.arithmetic import finite_sum, safe_divide
 from gradtx.lift import lift
 from gradtx.norms import abs_squared
 
@@ -24,13 +25,12 @@ def _sm3(g, *, mu, nu, b1, b2, eps) -> tuple[jax.Array, list[jax.Array], jax.Arr
         for axis, bound in enumerate(mu)
     ]
     gained = jnp.where(b2 == 1, 1.0, 1 - b2) * abs_squared(g)
-    total = gained + b2 * functools.reduce(jnp.minimum, along)
+    total = finite_sum(b2 * functools.reduce(jnp.minimum, along), gained)
     mu = [
         jnp.max(total, axis=[i for i in range(g.ndim) if i != axis], initial=0.0)
         for axis in range(len(mu))
     ]
-    is_zero = total == 0
-    direction = jnp.where(is_zero, 0.0, g / lax.sqrt(jnp.where(is_zero, 1.0, total + eps)))
+    direction = safe_divide(g, lax.sqrt(total + eps))
     nu = b1 * nu + (1 - b1) * direction
     return nu, mu, nu
 
@@ -44,6 +44,7 @@ SM3 = Kernel(
     elementwise=False,
     degree=0,
     source="Anil et al. 2019, SM3-II",
+    bounded="squares",
 )
 
 

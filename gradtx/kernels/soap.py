@@ -141,6 +141,7 @@ SOAP = Kernel(
     stacked=True,
     degree=0,
     source="Vyas et al. 2024, Algorithm 3",
+    bounded="norm",
 )
 
 

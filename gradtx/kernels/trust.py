@@ -12,24 +12,24 @@ from optax import ScalarOrSchedule
 
 from gradtx import norms
 from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, PerLeaf
-from gradtx.kernels.arithmetic import direction, root_mean_square
+from gradtx.kernels.arithmetic import root_mean_square
 from gradtx.kernels.scale import WeightDecaySchedule
+from gradtx.lengths import Length, direction, multiplied
 from gradtx.lift import lift
 
 
-def _with_length(g: jax.Array, from_norm: jax.Array, to_norm: jax.Array, factor: Any) -> jax.Array:
-    """Multiply g by factor * to_norm / from_norm, or by 1 where a norm is 0.
+def _with_length(g: jax.Array, before: Length, after: Length, factor: Any) -> jax.Array:
+    """Multiply g by factor * after / before, or by 1 where a norm is 0.
 
     The quotient of the norms could overflow where the result does not, so it is not computed.
     """
-    is_zero = (from_norm == 0) | (to_norm == 0)
-    return jnp.where(is_zero, g, direction(g, from_norm) * (factor * to_norm))
+    is_zero = (before.size == 0) | (after.size == 0)
+    return jnp.where(is_zero, g, multiplied(direction(g, before), after.times(factor)))
 
 
 def _trust_ratio(g, *, p, min_norm, trust_coefficient, eps):
-    g_norm = jnp.maximum(norms.norm(g), min_norm)
-    p_norm = jnp.maximum(norms.norm(p), min_norm)
-    return _with_length(g, g_norm + eps, p_norm, trust_coefficient)
+    g_length, p_length = (norms.length(x).at_least(min_norm) for x in (g, p))
+    return _with_length(g, g_length.plus(eps), p_length, trust_coefficient)
 
 
 TRUST_RATIO = Kernel(
@@ -92,9 +92,9 @@ def _local_rate(g, *, p, weight_decay, trust_coefficient, eps, decays, trusts):
     decayed = g + weight_decay * p
     if not trusts:
         return decayed
-    p_norm = norms.norm(p)
-    bound = norms.norm(g) + weight_decay * p_norm
-    return _with_length(decayed, bound + eps, p_norm, trust_coefficient)
+    p_length = norms.length(p)
+    bound = norms.length(g).and_also(p_length.times(weight_decay))
+    return _with_length(decayed, bound.plus(eps), p_length, trust_coefficient)
 
 
 LARS = Kernel(
@@ -217,7 +217,7 @@ def undo_growth(learning_rate: ScalarOrSchedule) -> optax.GradientTransformation
 
 
 def _param_block_norm(g, *, p, min_scale):
-    return jnp.maximum(norms.norm(p), min_scale) * g
+    return multiplied(g, norms.length(p).at_least(min_scale))
 
 
 PARAM_BLOCK_NORM = Kernel(
@@ -265,7 +265,7 @@ def scale_by_param_block_norm(
 
 
 def _param_block_rms(g, *, p, min_scale):
-    return jnp.maximum(root_mean_square(p), min_scale) * g
+    return multiplied(g, root_mean_square(p).at_least(min_scale))
 
 
 PARAM_BLOCK_RMS = replace(PARAM_BLOCK_NORM, name="scale_by_param_block_rms", step=_param_block_rms)

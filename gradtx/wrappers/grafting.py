@@ -3,16 +3,14 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from gradtx import norms
+from gradtx import lengths, norms
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
 from gradtx.inputs import check_state
 from gradtx.joined import Finish, Leaves, join
-from gradtx.kernels.arithmetic import safe_divide
 from gradtx.leaves import equation, map_leaves
 
 GRAFT = Effect(degree=1, decay="hides", inside="graft", states=("magnitude", "direction"))
@@ -109,5 +107,5 @@ def graft(
 
 @equation()
 def _grafted(d: jax.Array, m: jax.Array) -> jax.Array:
-    length, own_length = (jnp.broadcast_to(norms.norm(x), d.shape).astype(d.dtype) for x in (m, d))
-    return safe_divide(d, own_length) * length
+    unit = lengths.direction(d, norms.length(d))
+    return lengths.multiplied(unit, norms.length(m))

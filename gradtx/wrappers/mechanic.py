@@ -13,6 +13,7 @@ from optax import ScalarOrSchedule
 from optax.contrib import MechanicState
 
 from gradtx import norms
+from gradtx.bounds import bounded_each
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
@@ -139,6 +140,8 @@ def _tuned(
     named = {"updates": changes, "the gradients": gradients, "params": params, start: old["x0"]}
     aligned = Aligned(_OWNER, named)
     changed, uphill, points, starts = map(aligned.arrays, named)
+    # Its products with distances are squared.
+    uphill = bounded_each(uphill, "differences")
     # Training may start from other parameters than those that init was given.
     starts = [
         _first(x0, p, is_first=old["count"] == 0) for x0, p in zip(starts, points, strict=True)

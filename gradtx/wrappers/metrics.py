@@ -17,6 +17,7 @@ from gradtx.compose.sequence import as_transformation
 from gradtx.effect import LINEAR
 from gradtx.inputs import check_order
 from gradtx.leaves import Aligned, parameters_of
+from gradtx.lengths import Length
 from gradtx.precision.lost import share_lost
 from gradtx.precision.narrow import is_narrow, moves
 from gradtx.wrappers.accumulate import reported_skip
@@ -136,8 +137,9 @@ _LOST = "lost_to_rounding"
 
 
 def _norms(owner: str, gradients: Any, updates: Any, params: Any) -> dict[str, jax.Array]:
-    size, change = (norms.norm_of_leaves(parameters_of(tree)) for tree in (gradients, updates))
-    ratio = jnp.full_like(change, jnp.nan)
+    size = norms.norm_of_leaves(parameters_of(gradients))
+    change = norms.length_of_leaves(parameters_of(updates))
+    ratio = jnp.full_like(change.size, jnp.nan)
     if params is not None:
         moved = Aligned(
             owner,
@@ -145,11 +147,16 @@ def _norms(owner: str, gradients: Any, updates: Any, params: Any) -> dict[str, j
             takes_part=lambda *leaf: all(map(trees.is_parameter, leaf)),
             same_shapes=False,
         )
-        whole = norms.norm_of_leaves(moved.arrays("params"))
-        dtype = np.promote_types(change.dtype, whole.dtype)
-        is_nothing = (change == 0) & (whole == 0)
-        ratio = change.astype(dtype) / jnp.where(is_nothing, 1, whole.astype(dtype))
-    return dict(zip(_NORMS, (size, change, ratio), strict=True))
+        ratio = _ratio(change, norms.length_of_leaves(moved.arrays("params")))
+    return dict(zip(_NORMS, (size, change.norm, ratio), strict=True))
+
+
+def _ratio(change: Length, whole: Length) -> jax.Array:
+    """The quotient of two norms, also where they lie beyond the range of their dtype."""
+    dtype = np.promote_types(change.size.dtype, whole.size.dtype)
+    change, whole = change.astype(dtype), whole.astype(dtype)
+    is_nothing = (change.size == 0) & (whole.size == 0)
+    return change.size / jnp.where(is_nothing, 1, whole.size) * (whole.unit / change.unit)
 
 
 def _share_lost(owner: str, updates: Any, params: Any) -> jax.Array:

@@ -39,6 +39,17 @@ CALLS: dict[str, list[Any]] = {
         lambda lib: lib.global_norm({"a": None, "b": (jnp.arange(3), 2.0)}),
         lambda lib: lib.global_norm(HUGE),
     ],
+    "safe_norm": [
+        lambda lib: lib.safe_norm(TREE["a"], 0.5),
+        lambda lib: lib.safe_norm(NARROW["a"], 1.0, 2, 0),
+        lambda lib: lib.safe_norm(TREE["a"], 5.0, axis=1, keepdims=True),
+        lambda lib: lib.safe_norm(HUGE["a"], 0.5),
+    ],
+    "safe_root_mean_squares": [
+        lambda lib: lib.safe_root_mean_squares(TREE["a"], 0.5),
+        lambda lib: lib.safe_root_mean_squares(NARROW["a"], 50.0),
+        lambda lib: lib.safe_root_mean_squares(HUGE["a"], 0.5),
+    ],
     "incremental_update": [
         lambda lib: lib.incremental_update(TREE, OTHER, 0.1),
         lambda lib: lib.incremental_update(NARROW, NARROW_OTHER, 1.0),

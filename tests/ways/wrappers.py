@@ -18,12 +18,12 @@ from .way import (
 
 WAYS = {
     "apply_if_finite": [
-        lambda lib: {"inner": lib.adam(0.1), "max_consecutive_errors": 2},
+        lambda lib: {"inner": lib.sgd(0.1, momentum=0.9), "max_consecutive_errors": 2},
         lambda lib: {"inner": lib.sgd(0.1, momentum=0.9), "max_consecutive_errors": 0},
         lambda lib: {"inner": lib.sgd(falling), "max_consecutive_errors": 5},
     ],
     "chain": [
-        lambda lib: [lib.adam(0.1)],
+        lambda lib: [lib.sgd(0.1, momentum=0.9)],
         lambda lib: [lib.clip_by_global_norm(1.0), lib.adamw(falling)],
         lambda lib: [lib.trace(0.9), lib.chain(lib.scale(2.0), lib.identity())],
     ],
@@ -46,7 +46,7 @@ WAYS = {
         },
     ],
     "flatten": [
-        lambda lib: {"inner": lib.adam(0.1)},
+        lambda lib: {"inner": lib.sgd(0.1, momentum=0.9)},
         lambda lib: {"inner": lib.sgd(falling, momentum=0.9)},
         lambda lib: {"inner": lib.adamw(0.1, weight_decay=0.1)},
     ],
@@ -72,7 +72,7 @@ WAYS = {
         lambda lib: {"fast_optimizer": lib.adam(falling), "sync_period": 1, "slow_step_size": 1.0},
     ],
     "masked": [
-        lambda lib: {"inner": lib.adam(0.1), "mask": matrices_of},
+        lambda lib: {"inner": lib.sgd(0.1, momentum=0.9), "mask": matrices_of},
         lambda lib: {"inner": lib.sgd(falling), "mask": {"matrix": True, "rest": False}},
         lambda lib: {"inner": lib.adam(0.1), "mask": False},
     ],
@@ -83,7 +83,7 @@ WAYS = {
     ],
     "multi_transform": [
         lambda lib: {
-            "transforms": {"a": lib.adam(0.1), "b": lib.sgd(0.1)},
+            "transforms": {"a": lib.sgd(0.1, momentum=0.9), "b": lib.sgd(0.1)},
             "param_labels": labels_of,
         },
         lambda lib: {
@@ -114,13 +114,13 @@ WAYS = {
         ),
     ],
     "named_chain": [
-        lambda lib: [("one", lib.adam(0.1))],
+        lambda lib: [("one", lib.sgd(0.1, momentum=0.9))],
         lambda lib: [("clip", lib.clip(0.5)), ("adam", lib.adamw(falling))],
         lambda lib: [("z", lib.trace(0.9)), ("a", lib.scale(-0.1))],
     ],
     "partition": [
         lambda lib: {
-            "transforms": {"a": lib.adam(0.1), "b": lib.sgd(0.1)},
+            "transforms": {"a": lib.sgd(0.1, momentum=0.9), "b": lib.sgd(0.1)},
             "param_labels": labels_of,
         },
         lambda lib: {
@@ -169,11 +169,11 @@ WAYS = {
         {"measure_name": "all", "measure": lambda updates: (updates["matrix"], updates["rest"])},
     ],
     "split_real_and_imaginary": [
-        lambda lib: {"inner": lib.adam(0.1)},
+        lambda lib: {"inner": lib.sgd(0.1, momentum=0.9)},
         lambda lib: {"inner": lib.sgd(falling)},
     ],
     "with_extra_args_support": [
-        lambda lib: {"tx": lib.adam(0.1)},
+        lambda lib: {"tx": lib.sgd(0.1, momentum=0.9)},
         lambda lib: {"tx": optax.GradientTransformation(*lib.sgd(falling))},
     ],
 }
