@@ -36,7 +36,9 @@ import optax
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
+from gradtx import trees
 from gradtx.effect import Effect
+from gradtx.inputs import is_exact
 from gradtx.lengths import Length
 from gradtx.messages import shown
 
@@ -85,9 +87,7 @@ def check(owner: str, argument: str, value: Any, valid: Range) -> Any:
     Raises:
         ValueError: if the value is not a single real number, or lies outside `valid`.
     """
-    if isinstance(value, bool | np.bool_) or not isinstance(
-        value, int | float | np.ndarray | np.generic | jax.Array
-    ):
+    if not _is_number(value):
         raise ValueError(f"{owner}: {argument} must be a number, got {shown(value)}")
     value = squeezed(f"{owner}: {argument}", value)
     if isinstance(value, Tracer):
@@ -95,6 +95,30 @@ def check(owner: str, argument: str, value: Any, valid: Range) -> Any:
     if not np.isrealobj(value) or not valid.contains(float(value)):
         raise ValueError(f"{owner}: {argument} must be {valid.description}, got {value}")
     return value
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number or an array of numbers; a boolean is none."""
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return trees.is_number(value)
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_flag(owner: str, argument: str, value: Any) -> bool:
+    """A choice between two as a Python boolean.
+
+    Args:
+        owner: name of the function that was called, which opens the message.
+        argument: name of the argument.
+        value: a boolean, 0 or 1, or an array of one of them.
+
+    Raises:
+        ValueError: if the value is anything else, such as a text, which would always be true.
+    """
+    is_single = isinstance(value, int | np.ndarray | np.generic | jax.Array) and np.size(value) == 1
+    if isinstance(value, Tracer) or (is_single and is_exact(value) and value in (0, 1)):
+        return bool(value)
+    raise ValueError(f"{owner}: {argument} must be True or False, got {shown(value)}")
 
 
 def check_hyperparameter(owner: str, argument: str, value: Any, valid: Range) -> Any:

@@ -233,11 +233,26 @@ def mask_for(owner: str, mask: Mask, tree: Any, argument: str = "mask") -> Any:
         ValueError: if it has other leaves, or does not match the tree; the message names the key
             path.
     """
-    if isinstance(mask, str):
-        raise ValueError(
-            f"{owner}: {argument} must not be a string; did you mean select({shown(mask)})?"
-        )
     flags = mask(tree) if is_function_of_tree(mask) else mask
+    _check_flags(owner, flags, argument)
+    return fitted(owner, argument, jax.tree.map(_as_boolean, flags), tree)
+
+
+def check_mask(owner: str, mask: Mask, argument: str = "mask") -> None:
+    """Refuse a mask that is no mask for any tree; what a function returns is not known yet.
+
+    Raises:
+        ValueError: if it has other leaves than booleans and the numbers 0 and 1.
+    """
+    if not is_function_of_tree(mask):
+        _check_flags(owner, mask, argument)
+
+
+def _check_flags(owner: str, flags: Any, argument: str) -> None:
+    if isinstance(flags, str):
+        raise ValueError(
+            f"{owner}: {argument} must not be a string; did you mean select({shown(flags)})?"
+        )
     for path, flag in jax.tree_util.tree_flatten_with_path(flags)[0]:
         if not _is_boolean(flag):
             place = f" at '{path_name(path)}'" if path else ""
@@ -246,7 +261,6 @@ def mask_for(owner: str, mask: Mask, tree: Any, argument: str = "mask") -> Any:
             raise ValueError(
                 f"{owner}: {argument} must have scalar booleans as leaves, got {found}{place}"
             )
-    return fitted(owner, argument, jax.tree.map(_as_boolean, flags), tree)
 
 
 def fitted(owner: str, argument: str, chosen: Any, tree: Any) -> Any:
@@ -298,6 +312,7 @@ def _plain_paths(tree: Any) -> list[str]:
 
 def flag_of_each_leaf(owner: str, mask: Mask, argument: str = "mask") -> PerLeaf:
     """Whether a mask chooses a leaf, as an option of a kernel; None and True choose all."""
+    check_mask(owner, mask, argument)
 
     def choose(tree: Any) -> Any:
         flags = mask_for(owner, True if mask is None else mask, tree, argument)

@@ -229,6 +229,8 @@ WRONG = {
     "long": jnp.ones(2),
     "complex": 1j,
     "boolean": True,
+    "boolean_array": np.array(True),
+    "array_of_texts": np.array("0.1"),
     "transformation": gradtx.sgd(0.1),
     "empty": jnp.ones(0),
     "object": object(),
@@ -254,6 +256,57 @@ NUMBERS = [
 def test_a_wrong_number_is_refused_by_name_when_it_is_given(name, others, argument, wrong):
     with pytest.raises((ValueError, TypeError), match=argument):
         getattr(gradtx, name)(**others, **{argument: WRONG[wrong]})
+
+
+SWITCHES = [
+    ("adam", {"learning_rate": 0.1}, "nesterov"),
+    ("sgd", {"learning_rate": 0.1, "momentum": 0.9}, "nesterov"),
+    ("scale_by_amsgrad", {}, "bias_correction_mu"),
+    ("scale_by_rms", {}, "bias_correction"),
+    ("rmsprop", {"learning_rate": 0.1}, "centered"),
+    ("scale_by_learning_rate", {"learning_rate": 0.1}, "flip_sign"),
+    ("ema", {"decay": 0.9}, "debias"),
+]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["False", None, 0.5, [True], jnp.ones(2), gradtx.sgd(0.1)], ids=str
+)
+@pytest.mark.parametrize(("name", "others", "argument"), SWITCHES, ids=str)
+def test_what_is_neither_true_nor_false_is_refused(name, others, argument, wrong):
+    with pytest.raises(ValueError, match=f"{argument} must be True or False"):
+        getattr(gradtx, name)(**others, **{argument: wrong})
+
+
+@pytest.mark.parametrize(
+    "right", [True, 1, np.bool_(True), np.array([True]), jnp.array(1)], ids=repr
+)
+def test_a_switch_may_be_a_number_or_an_array(right):
+    gradient = jnp.array([1.0, -3.0])
+    found, wanted = (gradtx.sgd(0.1, 0.9, nesterov=flag) for flag in (right, True))
+    np.testing.assert_array_equal(updated(found, gradient), updated(wanted, gradient))
+
+
+def updated(tx, gradient):
+    return tx.update(gradient, tx.init(gradient), gradient)[0]
+
+
+MASKED = {
+    "masked": lambda mask: gradtx.masked(gradtx.sgd(0.1), mask),
+    "freeze": gradtx.freeze,
+    "adamw": lambda mask: gradtx.adamw(0.1, mask=mask),
+    "lars": lambda mask: gradtx.lars(0.1, weight_decay_mask=mask),
+    "selective_transform": lambda mask: gradtx.selective_transform(
+        gradtx.sgd(0.1), freeze_mask=mask
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", ["a", {"a": "b"}, 0.5, [2], {"a": jnp.ones(2)}], ids=str)
+@pytest.mark.parametrize("name", MASKED)
+def test_what_is_no_mask_is_refused_when_it_is_given(name, wrong):
+    with pytest.raises(ValueError, match="mask must"):
+        MASKED[name](wrong)
 
 
 NO_TRANSFORMATIONS = {

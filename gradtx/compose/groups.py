@@ -14,7 +14,7 @@ from gradtx.effect import IN_SERIES
 from gradtx.inputs import check_state, describe_state
 from gradtx.joined import Finish, Leaves, join
 from gradtx.messages import listed
-from gradtx.select import Mask, fitted, is_function_of_tree, mask_for
+from gradtx.select import Mask, check_mask, fitted, is_function_of_tree, mask_for
 
 
 def masked(
@@ -65,6 +65,7 @@ def masked_for(
 ) -> ExtraArgs:
     """`masked`, whose messages name the function that was called and its argument."""
     inner = as_transformation(owner, "inner", inner)
+    check_mask(owner, mask, argument)
     flags_of = functools.partial(mask_for, owner, mask, argument=argument)
 
     def init(params: Any) -> Any:
@@ -308,6 +309,7 @@ def selective_transform(optimizer: Transformation, *, freeze_mask: Mask) -> Extr
         >>> [momentum.shape for momentum in jax.tree.leaves(state)]
         [(1,)]
     """
+    check_mask("selective_transform", freeze_mask, "freeze_mask")
 
     def labels(tree: Any) -> Any:
         flags = mask_for("selective_transform", freeze_mask, tree, "freeze_mask")

@@ -6,7 +6,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, check_flag
 from gradtx.kernels.arithmetic import bias_corrections, debias, safe_divide
 from gradtx.lift import lift
 from gradtx.norms import abs_squared
@@ -104,8 +104,8 @@ def scale_by_adam(
         b2=b2,
         eps=eps,
         eps_root=eps_root,
-        nesterov=bool(nesterov),
-        bias_correction=bool(bias_correction),
+        nesterov=check_flag("scale_by_adam", "nesterov", nesterov),
+        bias_correction=check_flag("scale_by_adam", "bias_correction", bias_correction),
     )
 
 
@@ -188,8 +188,8 @@ def scale_by_amsgrad(
         b2=b2,
         eps=eps,
         eps_root=eps_root,
-        bias_correction_mu=bool(bias_correction_mu),
-        bias_correction_nu=bool(bias_correction_nu),
+        bias_correction_mu=check_flag("scale_by_amsgrad", "bias_correction_mu", bias_correction_mu),
+        bias_correction_nu=check_flag("scale_by_amsgrad", "bias_correction_nu", bias_correction_nu),
     )
 
 

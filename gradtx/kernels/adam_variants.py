@@ -6,7 +6,7 @@ import optax
 from jax import lax
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import NON_NEGATIVE, Kernel, Range, Slot
+from gradtx.kernel import NON_NEGATIVE, Kernel, Range, Slot, check_flag
 from gradtx.kernels.adam import ADAM_RANGES, first_moment
 from gradtx.kernels.arithmetic import bias_corrections, log_decay, safe_divide
 from gradtx.lift import lift
@@ -74,7 +74,14 @@ def scale_by_belief(
         >>> print(f"{updates:.3f}")
         -2.000
     """
-    return lift(BELIEF, b1=b1, b2=b2, eps=eps, eps_root=eps_root, nesterov=bool(nesterov))
+    return lift(
+        BELIEF,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        eps_root=eps_root,
+        nesterov=check_flag("scale_by_belief", "nesterov", nesterov),
+    )
 
 
 def _yogi(g, *, mu, nu, correction1, correction2, b1, b2, eps, eps_root):
@@ -262,5 +269,5 @@ def scale_by_radam(
         eps=eps,
         eps_root=eps_root,
         threshold=threshold,
-        nesterov=bool(nesterov),
+        nesterov=check_flag("scale_by_radam", "nesterov", nesterov),
     )

@@ -7,7 +7,7 @@ import optax
 from jax import lax
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, state_class
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, check_flag, state_class
 from gradtx.kernels.arithmetic import debias, finite_sum, safe_divide
 from gradtx.lift import lift
 from gradtx.norms import abs_squared
@@ -135,12 +135,13 @@ def scale_by_rms(
         >>> print(tx.update(jnp.array([-3.0]), tx.init(jnp.zeros(1)))[0])
         [-2.]
     """
+    bias_correction = check_flag("scale_by_rms", "bias_correction", bias_correction)
     return lift(
         RMS_DEBIASED if bias_correction else RMS,
         decay=decay,
         eps=eps,
         initial_scale=initial_scale,
-        eps_in_sqrt=bool(eps_in_sqrt),
+        eps_in_sqrt=check_flag("scale_by_rms", "eps_in_sqrt", eps_in_sqrt),
     )
 
 
@@ -217,12 +218,13 @@ def scale_by_stddev(
         >>> print(tx.update(jnp.array([-3.0]), tx.init(jnp.zeros(1)))[0])
         [-2.]
     """
+    bias_correction = check_flag("scale_by_stddev", "bias_correction", bias_correction)
     return lift(
         STDDEV_DEBIASED if bias_correction else STDDEV,
         decay=decay,
         eps=eps,
         initial_scale=initial_scale,
-        eps_in_sqrt=bool(eps_in_sqrt),
+        eps_in_sqrt=check_flag("scale_by_stddev", "eps_in_sqrt", eps_in_sqrt),
     )
 
 

@@ -15,7 +15,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, check_flag
 from gradtx.kernels.adam import ADAM_RANGES
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
@@ -108,6 +108,7 @@ def scale_by_adopt(
         >>> print(updates)
         [0.5]
     """
+    use_clipping = check_flag("scale_by_adopt", "use_clipping", use_clipping)
     if not callable(clip_value_fn):
         raise ValueError(
             f"scale_by_adopt: clip_value_fn must be a function, got {shown(clip_value_fn)}"
@@ -119,7 +120,7 @@ def scale_by_adopt(
         b2=b2,
         eps=eps,
         clip_value_fn=clip_value_fn if use_clipping else math.inf,
-        nesterov=bool(nesterov),
+        nesterov=check_flag("scale_by_adopt", "nesterov", nesterov),
     )
 
 

@@ -21,6 +21,7 @@ from gradtx.kernel import (
     Scalar,
     Slot,
     check,
+    check_flag,
     check_hyperparameter,
 )
 from gradtx.kernels.arithmetic import quotient, safe_divide, sum_of_weights
@@ -205,5 +206,5 @@ def dadapt_adamw(
         estim_lr0=estim_lr0,
         weight_decay=weight_decay,
         growth_rate=growth_rate,
-        bias_correction=bool(bias_correction),
+        bias_correction=check_flag("dadapt_adamw", "bias_correction", bias_correction),
     )

@@ -21,6 +21,7 @@ from gradtx.kernel import (
     Range,
     Slot,
     check,
+    check_flag,
     check_hyperparameter,
 )
 from gradtx.kernels.arithmetic import safe_divide
@@ -212,6 +213,6 @@ def scale_by_factored_rms(
         FACTORED_RMS,
         decay=decay,
         epsilon=epsilon,
-        factored=bool(factored),
+        factored=check_flag("scale_by_factored_rms", "factored", factored),
         min_dim_size_to_factor=int(min_dim_size_to_factor),
     )

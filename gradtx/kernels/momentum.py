@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
 from gradtx.explicit import laid_out_as
-from gradtx.kernel import COUNT, DECAY, KEPT, Kernel, Slot, check
+from gradtx.kernel import COUNT, DECAY, KEPT, Kernel, Slot, check, check_flag
 from gradtx.kernels.arithmetic import debias as debiased
 from gradtx.lift import lift
 
@@ -77,6 +77,7 @@ def trace(
         >>> print(updates)
         [1.75]
     """
+    nesterov = check_flag("trace", "nesterov", nesterov)
     return lift(
         TRACE,
         dtypes={"trace": accumulator_dtype},
@@ -139,7 +140,12 @@ def ema(
         >>> print(updates)
         [5.]
     """
-    return lift(EMA, dtypes={"ema": accumulator_dtype}, decay=decay, debias=bool(debias))
+    return lift(
+        EMA,
+        dtypes={"ema": accumulator_dtype},
+        decay=decay,
+        debias=check_flag("ema", "debias", debias),
+    )
 
 
 class SimpleMovingAverageState(NamedTuple):

@@ -7,7 +7,7 @@ from optax import ScalarOrSchedule
 from optax.contrib import MomoState
 
 from gradtx import norms
-from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Scalar, Slot, check
+from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Scalar, Slot, check, check_flag
 from gradtx.kernels.arithmetic import quotient, sum_of_weights
 from gradtx.lift import lift
 
@@ -189,6 +189,6 @@ def momo(
         beta=beta,
         lower_bound=lower_bound,
         weight_decay=weight_decay,
-        adapt_lower_bound=bool(adapt_lower_bound),
+        adapt_lower_bound=check_flag("momo", "adapt_lower_bound", adapt_lower_bound),
         starts_at_zero=False,
     )

@@ -10,7 +10,15 @@ from optax import ScalarOrSchedule
 from optax.contrib import MomoAdamState
 
 from gradtx import norms
-from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Slot, check, check_hyperparameter
+from gradtx.kernel import (
+    ANY_NUMBER,
+    DECAY,
+    NON_NEGATIVE,
+    Slot,
+    check,
+    check_flag,
+    check_hyperparameter,
+)
 from gradtx.kernels.arithmetic import safe_divide, sum_of_weights
 from gradtx.kernels.momo import MOMO, mixed, shrunk
 from gradtx.lift import lift
@@ -118,6 +126,6 @@ def momo_adam(
         eps=eps,
         lower_bound=lower_bound,
         weight_decay=weight_decay,
-        adapt_lower_bound=bool(adapt_lower_bound),
+        adapt_lower_bound=check_flag("momo_adam", "adapt_lower_bound", adapt_lower_bound),
         starts_at_zero=True,
     )

@@ -11,7 +11,7 @@ from optax import ScalarOrSchedule
 from optax.contrib import MuonState
 
 from gradtx.explicit import laid_out_as
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, PerLeaf, Scalar, Slot
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, PerLeaf, Scalar, Slot, check_flag
 from gradtx.kernels import arithmetic
 from gradtx.kernels.adam import first_moment
 from gradtx.kernels.matrices import WeightDimensionNumbers, matrix_axes
@@ -125,6 +125,7 @@ def scale_by_muon(
         >>> print(jnp.all((jnp.diag(updates) > 0.68) & (jnp.diag(updates) < 1.21)))
         True
     """
+    adaptive = check_flag("scale_by_muon", "adaptive", adaptive)
     owner = "scale_by_muon"
     options = newton_schulz_options(owner, ns_coeffs, ns_steps, preconditioning, ns_dtype)
     return lift(
@@ -133,9 +134,9 @@ def scale_by_muon(
         beta=beta,
         eps=eps,
         axes=_axes(owner, weight_dimension_numbers),
-        nesterov=bool(nesterov),
-        bias_correction=bool(bias_correction),
-        adaptive=bool(adaptive),
+        nesterov=check_flag("scale_by_muon", "nesterov", nesterov),
+        bias_correction=check_flag("scale_by_muon", "bias_correction", bias_correction),
+        adaptive=adaptive,
         **options,
     )
 

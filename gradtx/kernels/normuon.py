@@ -12,7 +12,7 @@ from optax import ScalarOrSchedule
 
 from gradtx import norms
 from gradtx.explicit import laid_out_as
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Scalar, Slot
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Scalar, Slot, check_flag
 from gradtx.kernels.adam import first_moment
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.kernels.matrices import WeightDimensionNumbers, as_matrices
@@ -166,7 +166,7 @@ def scale_by_normuon(
         eps=eps,
         consistent_rms=0.0 if consistent_rms is None else consistent_rms,
         as_long_as_muon=consistent_rms is None,
-        nesterov=bool(nesterov),
+        nesterov=check_flag("scale_by_normuon", "nesterov", nesterov),
         **options,
     )
     return as_matrices(tx, weight_dimension_numbers)

@@ -52,9 +52,14 @@ def newton_schulz_options(
         raise ValueError(
             f"{owner}: ns_coeffs must be numbers or one of {list(_PRESETS)}, got {shown(ns_coeffs)}"
         )
-    coefficients = np.asarray(
-        _PRESETS[ns_coeffs] if isinstance(ns_coeffs, str) else ns_coeffs, float
-    )
+    try:
+        coefficients = np.asarray(
+            _PRESETS[ns_coeffs] if isinstance(ns_coeffs, str) else ns_coeffs, float
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{owner}: ns_coeffs must be numbers or one of {list(_PRESETS)}, got {shown(ns_coeffs)}"
+        ) from error
     if coefficients.ndim not in (1, 2) or coefficients.shape[-1] != 3 or not coefficients.size:
         raise ValueError(
             f"{owner}: ns_coeffs must have shape (3,) or (n, 3), got {coefficients.shape}"

@@ -13,7 +13,7 @@ from optax import ScalarOrSchedule
 from optax.contrib import ProdigyState
 
 from gradtx import norms
-from gradtx.kernel import DECAY, NON_NEGATIVE, POSITIVE, Kernel, Scalar, Slot, check
+from gradtx.kernel import DECAY, NON_NEGATIVE, POSITIVE, Kernel, Scalar, Slot, check, check_flag
 from gradtx.kernels.arithmetic import quotient, safe_divide
 from gradtx.kernels.dadaptation import (
     ADAM,
@@ -277,7 +277,7 @@ def prodigy(
         estim_lr0=estim_lr0,
         estim_lr_coef=estim_lr_coef,
         weight_decay=weight_decay,
-        bias_correction=bool(bias_correction),
+        bias_correction=check_flag("prodigy", "bias_correction", bias_correction),
         growth_rate=growth_rate,
-        safeguard_warmup=bool(safeguard_warmup),
+        safeguard_warmup=check_flag("prodigy", "safeguard_warmup", safeguard_warmup),
     )

@@ -8,7 +8,7 @@ from optax import ScalarOrSchedule
 
 from gradtx.compose.groups import masked_for
 from gradtx.compose.sequence import identity
-from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, state_class
+from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, check_flag, state_class
 from gradtx.kernels.unitwise import as_axes
 from gradtx.lift import lift
 from gradtx.messages import shown
@@ -131,6 +131,7 @@ def scale_by_learning_rate(
         >>> print(updates)
         [-1.]
     """
+    flip_sign = check_flag("scale_by_learning_rate", "flip_sign", flip_sign)
     if learning_rate is None:
         return identity()
     kernel = LEARNING_RATE if flip_sign else ASCENDING_RATE

@@ -14,7 +14,7 @@ from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import LINEAR
 from gradtx.joined import Finish, Leaves, join
-from gradtx.kernel import check_dtype, check_key
+from gradtx.kernel import check_dtype, check_flag, check_key
 from gradtx.messages import shown
 from gradtx.precision.laws import map_by_law, refuse_groups
 from gradtx.precision.narrow import WIDE
@@ -188,6 +188,7 @@ def cast_state(
         0.80
         0.95
     """
+    stochastic = check_flag("cast_state", "stochastic", stochastic)
     inner = as_transformation(_OWNER, "tx", tx)
     refuse_groups(_OWNER, inner)
     narrow = check_dtype(_OWNER, "dtype", dtype)

@@ -4,7 +4,7 @@ from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain, identity
-from gradtx.kernel import KEPT, check_hyperparameter
+from gradtx.kernel import KEPT, check_flag, check_hyperparameter
 from gradtx.kernels.adaptive import (
     scale_by_adadelta,
     scale_by_rms,
@@ -114,6 +114,8 @@ def rmsprop(
         >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
         1.000
     """
+    centered = check_flag("rmsprop", "centered", centered)
+    nesterov = check_flag("rmsprop", "nesterov", nesterov)
     if momentum is not None:
         momentum = check_hyperparameter("rmsprop", "momentum", momentum, KEPT)
     scaling = scale_by_stddev if centered else scale_by_rms

@@ -7,7 +7,7 @@ from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain, identity
-from gradtx.kernel import DECAY, KEPT, Range, check_hyperparameter
+from gradtx.kernel import DECAY, KEPT, Range, check_flag, check_hyperparameter
 from gradtx.kernels.curvature import scale_by_newton
 from gradtx.kernels.momentum import ema, trace
 from gradtx.kernels.scale import scale_by_learning_rate, weight_decay_of
@@ -61,6 +61,7 @@ def sgd(
         >>> print(f"{gradtx.apply_updates(params, updates):.3f}")
         1.750
     """
+    nesterov = check_flag("sgd", "nesterov", nesterov)
     if momentum is None:
         check_hyperparameter(
             "sgd", "dampening", dampening, Range("0 without momentum", lambda value: value == 0)

@@ -6,7 +6,7 @@ from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
-from gradtx.kernel import DECAY, NON_NEGATIVE, check, check_dtype, check_hyperparameter
+from gradtx.kernel import DECAY, NON_NEGATIVE, check, check_dtype, check_flag, check_hyperparameter
 from gradtx.kernels.clip import clip_by_block_rms
 from gradtx.kernels.factored import STEP, scale_by_factored_rms
 from gradtx.kernels.momentum import ema
@@ -92,6 +92,9 @@ def adafactor(
         [[3. 3.]
          [3. 3.]]
     """
+    multiply_by_parameter_scale = check_flag(
+        "adafactor", "multiply_by_parameter_scale", multiply_by_parameter_scale
+    )
     for argument, value, valid in (
         ("clipping_threshold", clipping_threshold, NON_NEGATIVE),
         ("momentum", momentum, DECAY),

@@ -13,7 +13,7 @@ from gradtx.compose.parts import Part, composed, widens
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
 from gradtx.inputs import as_gradients, check_state
-from gradtx.kernel import COUNT, check_dtype, check_hyperparameter
+from gradtx.kernel import COUNT, check_dtype, check_flag, check_hyperparameter
 from gradtx.leaves import Aligned, equation, map_parameters
 from gradtx.lift import evaluate
 from gradtx.messages import shown
@@ -81,7 +81,7 @@ class MultiSteps:
         self._opt = as_transformation(_OWNER, "opt", opt)
         every_k_schedule = check_hyperparameter(_OWNER, "every_k_schedule", every_k_schedule, COUNT)
         self._every_k_schedule = every_k_schedule
-        self._use_grad_mean = use_grad_mean
+        self._use_grad_mean = check_flag("MultiSteps", "use_grad_mean", use_grad_mean)
         if should_skip_update_fn is not None and not callable(should_skip_update_fn):
             raise ValueError(
                 f"{_OWNER}: should_skip_update_fn must be a function, got "

@@ -11,7 +11,7 @@ from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import LINEAR
 from gradtx.inputs import check_given, check_order
-from gradtx.kernel import DECAY, check_hyperparameter
+from gradtx.kernel import DECAY, check_flag, check_hyperparameter
 from gradtx.kernels.momentum import ema
 from gradtx.leaves import map_leaves
 from gradtx.stored import to_store
@@ -83,6 +83,7 @@ def average_params(
         >>> print(params, gradtx.averaged_params(state).round(1))
         [2.] [2.3]
     """
+    debias = check_flag("average_params", "debias", debias)
     inner = as_transformation(_OWNER, "tx", tx)
     decay = check_hyperparameter(_OWNER, "decay", decay, DECAY)
     average = ema(decay, debias=False)

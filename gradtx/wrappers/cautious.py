@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from gradtx.compose.parts import Part, composed, effect_of, parts_of
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
-from gradtx.kernel import NON_NEGATIVE, Kernel, check
+from gradtx.kernel import NON_NEGATIVE, Kernel, check, check_flag
 from gradtx.lift import hyperparameters_of, kernel_of, lift
 
 
@@ -87,7 +87,8 @@ def cautious(
     inner = as_transformation("cautious", "tx", tx)
     xi = check("cautious", "xi", xi, NON_NEGATIVE)
     # The gradient is passed as the parameters, which the equation does not need.
-    mask = lift(CAUTIOUS, xi=xi, downhill=_flips(inner) if downhill is None else bool(downhill))
+    flips = _flips(inner) if downhill is None else check_flag("cautious", "downhill", downhill)
+    mask = lift(CAUTIOUS, xi=xi, downhill=flips)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         proposed, state = inner.update(updates, state, params, **extra)

@@ -17,7 +17,7 @@ from gradtx.effect import IN_SERIES
 from gradtx.explicit import layout_of
 from gradtx.inputs import as_gradients, check_state, trained
 from gradtx.joined import Finish, Leaves, join
-from gradtx.kernel import COUNT, check
+from gradtx.kernel import COUNT, check, check_flag
 from gradtx.lift import kernel_of, options_of
 from gradtx.placement import with_numbers_placed
 from gradtx.select import Specification
@@ -115,6 +115,7 @@ def grouped(
         >>> print(params["layer3"])
         [3.9 3.9 3.9]
     """
+    elementwise = check_flag("grouped", "elementwise", elementwise)
     inner = as_transformation(_OWNER, "tx", tx)
     check_preserved(_OWNER, inner, elementwise)
     size = int(check(_OWNER, "group_size", group_size, COUNT))

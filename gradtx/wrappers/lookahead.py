@@ -11,7 +11,7 @@ from gradtx import trees
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
-from gradtx.kernel import COUNT, NON_NEGATIVE, check
+from gradtx.kernel import COUNT, NON_NEGATIVE, check, check_flag
 from gradtx.leaves import map_leaves
 from gradtx.stored import to_store
 from gradtx.updates import apply_updates
@@ -74,6 +74,7 @@ def lookahead(
         [3.] [4.]
         [3.] [3.]
     """
+    reset_state = check_flag("lookahead", "reset_state", reset_state)
     inner = as_transformation(_OWNER, "fast_optimizer", fast_optimizer)
     sync_period = check(_OWNER, "sync_period", sync_period, COUNT)
     slow_step_size = check(_OWNER, "slow_step_size", slow_step_size, NON_NEGATIVE)

@@ -18,7 +18,7 @@ from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
 from gradtx.inputs import check_given
-from gradtx.kernel import COUNT, NON_NEGATIVE, POSITIVE, check, check_hyperparameter
+from gradtx.kernel import COUNT, NON_NEGATIVE, POSITIVE, check, check_flag, check_hyperparameter
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.leaves import Aligned, equation, map_parameters, parameters_of
 from gradtx.lift import evaluate
@@ -113,7 +113,9 @@ def mechanize(
         old = {name: getattr(state, name) for name in ("count", *"rmvs", "x0")}
         decay = evaluate(weight_decay, state.count) if callable(weight_decay) else weight_decay
         numbers = {"weight_decay": decay, "eps": eps, "s_init": s_init}
-        tune = functools.partial(_tune, **numbers, clip_rewards=bool(clip_rewards))
+        tune = functools.partial(
+            _tune, **numbers, clip_rewards=check_flag("mechanize", "clip_rewards", clip_rewards)
+        )
 
         def advance() -> Any:
             return _tuned(changes, updates, params, old, tune)

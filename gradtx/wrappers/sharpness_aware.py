@@ -14,7 +14,7 @@ from gradtx.compose.sequence import ExtraArgs, as_transformation
 from gradtx.effect import Effect
 from gradtx.explicit import laid_out_as
 from gradtx.inputs import check_given
-from gradtx.kernel import COUNT, check
+from gradtx.kernel import COUNT, check, check_flag
 from gradtx.leaves import Aligned, equation, map_leaves, map_parameters
 from gradtx.updates import apply_updates
 from gradtx.wrappers.branches import copied, either
@@ -89,6 +89,8 @@ def sam(
         [2.5]
         [1.5]
     """
+    reset_state = check_flag("sam", "reset_state", reset_state)
+    opaque_mode = check_flag("sam", "opaque_mode", opaque_mode)
     outer = as_transformation(_OWNER, "optimizer", optimizer)
     climb = as_transformation(_OWNER, "adv_optimizer", adv_optimizer)
     sync_period = check(_OWNER, "sync_period", sync_period, COUNT)
