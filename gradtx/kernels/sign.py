@@ -123,7 +123,8 @@ def scale_by_lion(
 def _rprop(
     g, *, step_sizes, prev_updates, eta_minus, eta_plus, min_step_size, max_step_size
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    agreement = jnp.sign(g) * jnp.sign(prev_updates)
+    # Of complex numbers the part along the other one, so that a turn by 90 degrees is neither.
+    agreement = jnp.real(jnp.sign(g) * jnp.conj(jnp.sign(prev_updates)))
     factor = jnp.where(agreement > 0, eta_plus, eta_minus)
     bounded = jnp.clip(factor * step_sizes, min_step_size, max_step_size)
     step_sizes = jnp.where(agreement == 0, step_sizes, bounded)

@@ -78,3 +78,19 @@ def test_limits_of_rprop_are_compared_only_if_both_are_numbers(traced):
         return gradtx.scale_by_rprop(0.1, **{traced: limit}).init(jnp.ones(2)).step_sizes
 
     np.testing.assert_array_equal(jax.jit(step_size)(1e-3), np.float32([0.1, 0.1]))
+
+
+def test_rprop_steps_in_imaginary_numbers_as_in_real_ones():
+    tx = gradtx.scale_by_rprop(0.1)
+    gradients = jnp.array([[1.0, -2.0, 3.0], [2.0, 1.0, 3.0], [-1.0, 1.0, 0.5]])
+
+    def steps(factor):
+        state, found = tx.init(jnp.zeros(3, jnp.complex64)), []
+        for g in gradients:
+            update, state = tx.update(g.astype(jnp.complex64) * jnp.complex64(factor), state)
+            found.append(update)
+        return np.array(found)
+
+    np.testing.assert_allclose(steps(1j), 1j * steps(1), rtol=1e-6)
+    # 1.2 times as long while the sign stays, and nothing where it changes.
+    np.testing.assert_allclose(steps(1)[:2], [[0.1, -0.1, 0.1], [0.12, 0, 0.12]], rtol=1e-6)
