@@ -89,7 +89,10 @@ def _filled(params: Any, value: float) -> Any:
     unless=("shapes",),
 )
 def check_locality(case: Case) -> None:
-    """A kernel declared elementwise gives the same for elements in another order or shape.
+    """A kernel declared elementwise looks at each element by itself.
+
+    Its updates are the same for elements in another order or shape, and those of an element do not
+    change with its neighbours' gradients, unless a scalar of the whole tree is made of them.
 
     `gradtx.lift.kernel_of` has the declaration; other transformations promise nothing, and neither
     do kernels that draw random numbers.
@@ -117,6 +120,27 @@ def check_locality(case: Case) -> None:
             shuffled(case.gradients(i + 1)), state, params, **case.extra(case.params)
         )
         expect_same("updates of shuffled leaves", shuffled(expected), updates, case.ulps)
+    if not kernel.measures:
+        _expect_independence(case)
+
+
+def _expect_independence(case: Case) -> None:
+    """Demand that an element's update does not change with the gradients of its neighbours."""
+
+    def others(leaf: Any) -> np.ndarray:
+        return (np.arange(leaf.size) % 2 == 1).reshape(leaf.shape)
+
+    def vary(leaf: Any) -> Any:
+        return jnp.where(others(leaf), -2 * leaf, leaf) if is_parameter(leaf) else leaf
+
+    expected, _state = case.steps[0]
+    changed, _ = case.update(jax.tree.map(vary, case.gradients(1)), case.state, case.params)
+
+    def kept(updates: Any) -> Any:
+        return jax.tree.map(lambda u: np.asarray(u)[~others(u)] if is_parameter(u) else u, updates)
+
+    what = "updates beside elements whose gradients change"
+    expect_same(what, kept(expected), kept(changed), case.ulps, case.magnitude)
 
 
 # Powers of two, so that no rounding differs; and large, so that neither eps nor what a
@@ -137,8 +161,9 @@ def check_degree(case: Case) -> None:
     """A kernel's updates grow with the gradient, and point along it or against it, as it declares.
 
     For 4 g a degree of 1 promises updates that differ 4 times as much from those of a zero
-    gradient, so that weight decay and noise do not matter, and 0 promises those of g but for eps.
-    A sense promises the sign of the inner product with a gradient that stays the same. The kernels
+    gradient, so that weight decay and noise do not matter, 0 promises those of g but for eps, and
+    "between" at most those of a degree of 1. A sense promises the sign of the inner product with a
+    gradient that stays the same; a sense of 0, that nothing moves. The kernels
     of a chain are asked one by one; what declares nothing promises nothing.
 
     Example:
@@ -153,7 +178,7 @@ def check_degree(case: Case) -> None:
             continue
         update = jax.jit(functools.partial(tx.update, **case.extra(case.params)))
         link = optax.GradientTransformationExtraArgs(tx.init, update)
-        if kernel.degree in (0, 1):
+        if kernel.degree is not None:
             _check_degree(case, link, kernel)
         factor = hyperparameters_of(tx).get(str(kernel.factor), 1.0)
         if not callable(factor):
@@ -183,26 +208,31 @@ def _check_degree(case: Case, tx: optax.GradientTransformation, kernel: Kernel) 
         # In the first step a variance may still be zero, and eps all that is divided by.
         return found[1:]
 
-    growth = _TIMES if kernel.degree == 1 else 1.0
+    growth = {0: "1", 1: f"{_TIMES:g}", "between": f"at most {_TIMES:g}"}[kernel.degree]
     for one, more, still in zip(*map(updates_for, (_LARGE, _TIMES * _LARGE, 0.0)), strict=True):
         named = zip(flatten(one)[0], flatten(more)[0], flatten(still)[0], strict=True)
         for (path, u), (_, v), (_, zero) in named:
             if is_parameter(u) and u.size and not _grows(u, v, zero, kernel.degree):
                 raise Violation(
                     path,
-                    f"the updates of {kernel.name} for {_TIMES:g} g to be {growth:g} times those "
+                    f"the updates of {kernel.name} for {_TIMES:g} g to be {growth} times those "
                     f"for g, as its degree of {kernel.degree} says",
                     f"lengths of {_length(v):.3g} and {_length(u):.3g}",
                 )
 
 
 def _check_sense(case: Case, tx: optax.GradientTransformation, name: str, sense: float) -> None:
-    gradients, found = case.gradients(1), 0.0
+    gradients, found, moved = case.gradients(1), 0.0, 0.0
     state, still = tx.init(case.params), tx.init(case.params)
     for _ in range(3):
         updates, state = tx.update(gradients, state, case.params)
         zero, still = tx.update(jax.tree.map(jnp.zeros_like, gradients), still, case.params)
         found += sum(map(_inner_product, *map(jax.tree.leaves, (gradients, updates, zero))))
+        differences = jax.tree.map(lambda u, v: u - v, updates, zero)
+        moved += sum(map(_length, jax.tree.leaves(differences)))
+    if sense == 0 and moved > 0:
+        expected = f"no updates of {name}, as its sense says"
+        raise Violation("", expected, f"a length of {moved:.3g}")
     if sense * found < 0:
         way = "along" if sense > 0 else "against"
         raise Violation(
@@ -226,6 +256,8 @@ def _grows(once: Any, more: Any, still: Any, degree: Degree | None) -> bool:
     u, v, start = (
         np.asarray(x, np.promote_types(x.dtype, np.float32)) for x in (once, more, still)
     )
+    if degree == "between":
+        return _length(v - start) <= (1 + _TOLERANCE) * _TIMES * _length(u - start)
     error = v - start - _TIMES * (u - start) if degree == 1 else v - u
     size = max(np.max(np.abs(u)), np.max(np.abs(v)))
     return bool(np.max(np.abs(error)) <= _TOLERANCE * size)

@@ -4,10 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from gradtx.testing.clause import Case, clause
 from gradtx.testing.comparison import Violation, expect_same, expect_same_types, flatten
+from gradtx.testing.runs import at, long_run
 from gradtx.testing.trees import is_parameter
 
 
@@ -67,7 +67,7 @@ def check_vmap(case: Case) -> None:
 @clause(
     "scan",
     level="must",
-    asks="a `jax.lax.scan` of two updates",
+    asks="a `jax.lax.scan` of updates",
     hint="return each field of the state with the structure, shape and dtype that it came with",
 )
 def check_scan(case: Case) -> None:
@@ -79,16 +79,13 @@ def check_scan(case: Case) -> None:
         >>> from gradtx.testing import check_scan
         >>> check_scan(gradtx.sgd(0.1), jnp.ones(2))
     """
-
-    def step(state: Any, gradients: Any) -> tuple[Any, Any]:
-        updates, state = case.update(gradients, state, case.params)
-        return state, updates
-
-    gradients = _stack(case.gradients(1), case.gradients(2))
-    state, updates = lax.scan(step, case.state, gradients, length=2)
-    expect_same("the last state of a scan", case.steps[-1][1], state, case.ulps, case.magnitude)
-    expected = _stack(*(updates for updates, _ in case.steps))
-    expect_same("the updates of a scan", expected, updates, case.ulps, case.magnitude)
+    run = long_run(case)
+    if isinstance(run, Exception):
+        raise run
+    for step, eager in enumerate(case.steps, 1):
+        found = at(run.updates, step), at(run.states, step)
+        what = f"the result of step {step} of a scan"
+        expect_same(what, eager, found, case.ulps, case.magnitude)
 
 
 @clause(
@@ -124,7 +121,8 @@ def check_donation(case: Case) -> None:
     """Gradients and state may be donated to the compiled update, again and again.
 
     So init must return new buffers: not the parameters, not one buffer in two places, and not one
-    that it will return again.
+    that it will return again. And what an eager step took and did not return is never looked at
+    again: neither buffers of the caller nor of its own may be kept in a closure.
 
     Example:
         >>> import jax.numpy as jnp
@@ -145,6 +143,23 @@ def check_donation(case: Case) -> None:
         expect_same(
             "the result with donated arguments", case.steps[0], result, case.ulps, case.magnitude
         )
+    for _ in range(2):
+        state = case.tx.init(case.params)
+        for step, expected in enumerate(case.steps, 1):
+            gradients = case.gradients(step)
+            result = case.update(gradients, state, case.params)
+            expect_same("the result after deleting earlier arguments", expected, result)
+            _delete((gradients, state), unless=(result, case.params))
+            state = result[1]
+        _delete(state, unless=case.params)
+
+
+def _delete(tree: Any, unless: Any) -> None:
+    """Delete the buffers of a tree, as donating it does, but for those of another tree."""
+    kept = {_buffer(leaf) for _, leaf in _arrays(unless)}
+    for _, leaf in _arrays(tree):
+        if _buffer(leaf) not in kept and not leaf.is_deleted():
+            leaf.delete()
 
 
 def _stack(*trees: Any) -> Any:

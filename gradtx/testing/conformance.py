@@ -9,8 +9,23 @@ from gradtx.messages import listed, shown
 from gradtx.testing.capabilities import check_capabilities
 from gradtx.testing.clause import ULPS, Case, Clause, ExtraArgs, Level
 from gradtx.testing.clauses_calling import check_calls, check_purity, check_type
+from gradtx.testing.clauses_effects import check_leaks, check_side_effects
+from gradtx.testing.clauses_inputs import (
+    check_complex,
+    check_double_precision,
+    check_init_values,
+    check_numpy,
+)
+from gradtx.testing.clauses_late import (
+    check_counters,
+    check_full_counters,
+    check_long_run,
+    check_zeros,
+)
 from gradtx.testing.clauses_mismatch import check_mismatches
 from gradtx.testing.clauses_numerics import check_degree, check_half_precision, check_locality
+from gradtx.testing.clauses_order import check_order, check_sizes
+from gradtx.testing.clauses_random import check_random_keys
 from gradtx.testing.clauses_sharding import check_layouts, check_sharding
 from gradtx.testing.clauses_structure import (
     check_empty_trees,
@@ -29,6 +44,7 @@ from gradtx.testing.clauses_tracing import (
     check_scan,
     check_vmap,
 )
+from gradtx.testing.clauses_use import check_idle
 from gradtx.testing.report import ConformanceError
 from gradtx.testing.trees import usual_parameters
 
@@ -46,6 +62,17 @@ _CLAUSES = {
         check_scan,
         check_eval_shape,
         check_sharding,
+        check_leaks,
+        check_side_effects,
+        check_idle,
+        check_random_keys,
+        check_long_run,
+        check_counters,
+        check_zeros,
+        check_init_values,
+        check_numpy,
+        check_order,
+        check_sizes,
         check_type,
         check_weak_types,
         check_missing_gradients,
@@ -55,6 +82,9 @@ _CLAUSES = {
         check_donation,
         check_layouts,
         check_half_precision,
+        check_double_precision,
+        check_complex,
+        check_full_counters,
         check_locality,
         check_degree,
     )

@@ -12,19 +12,30 @@ _LINES = 8
 # checked later than its cause.
 _BROUGHT_ABOUT: dict[str, tuple[str, ...]] = {
     "calls": ("*",),
-    "purity": ("jit", "vmap", "scan", "eval_shape", "sharding", "donation", "layouts"),
+    "purity": (
+        *("jit", "vmap", "scan", "eval_shape", "sharding", "donation", "layouts", "side_effects"),
+        *("long_run", "numpy", "order", "type"),
+    ),
     "updates": (
-        *("none_leaves", "masked_leaves", "empty_trees", "vmap", "scan"),
-        *("missing_gradients", "half_precision"),
+        *("none_leaves", "masked_leaves", "empty_trees", "vmap", "scan", "double_precision"),
+        *("complex", "missing_gradients", "half_precision"),
     ),
     "state": (
         *("none_leaves", "masked_leaves", "empty_trees", "jit", "vmap", "scan", "eval_shape"),
-        *("sharding", "donation", "layouts", "missing_gradients", "half_precision", "weak_types"),
+        *("sharding", "double_precision", "donation", "layouts", "missing_gradients"),
+        *("half_precision", "weak_types"),
     ),
     "jit": (
-        *("vmap", "scan", "eval_shape", "sharding", "weak_types"),
+        *("vmap", "scan", "eval_shape", "sharding", "long_run", "weak_types"),
         *("donation", "layouts", "half_precision"),
     ),
+    "weak_types": ("double_precision",),
+    "leaks": ("side_effects",),
+    "side_effects": ("long_run", "numpy", "order", "type", "donation", "missing_gradients"),
+    "idle": ("mismatches",),
+    "long_run": ("counters", "zeros", "half_precision", "full_counters"),
+    "counters": ("full_counters",),
+    "zeros": ("half_precision",),
     "none_leaves": ("missing_gradients",),
     "sharding": ("layouts",),
 }

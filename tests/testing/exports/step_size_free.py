@@ -23,6 +23,7 @@ EXPORTS = {
     "scale_by_cocob": Export(gradtx.scale_by_cocob, begins_with_values=True),
     "scale_by_distance_over_gradients": Export(
         lambda: gradtx.scale_by_distance_over_gradients(global_scale=halved),
+        skip={"double_precision": "param_dtype is float32 by default, as in optax"},
         begins_with_values=True,
     ),
     "scale_by_polyak": Export(lambda: gradtx.scale_by_polyak(variant="sps+"), with_value),

@@ -1,0 +1,89 @@
+"""Clauses about what calls leave behind, in Python and in the state."""
+
+import random
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradtx.testing.clause import Case, clause
+from gradtx.testing.comparison import Violation, expect_same
+from gradtx.testing.memory import differences, generator_state, remembered
+
+# More than after which a counter in Python may first matter.
+_CALLS = 48
+# The calls in which a cache may be filled.
+_FIRST = 3
+
+
+@clause(
+    "leaks",
+    level="must",
+    asks="init and update, traced,",
+    given="",
+    hint="keep everything that changes in the state, nothing in a closure, a global or `self`",
+)
+def check_leaks(case: Case) -> None:
+    """No traced array is kept after init and update were traced.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> from gradtx.testing import check_leaks
+        >>> check_leaks(gradtx.sgd(0.1), jnp.ones(2))
+    """
+    for name, function, arguments in (
+        ("init", case.tx.init, (case.params,)),
+        ("update", case.update, (case.gradients(1), case.state, case.params)),
+    ):
+        try:
+            with jax.checking_leaks():
+                jax.eval_shape(lambda *given, function=function: function(*given), *arguments)
+        except Exception as error:
+            if "leaked trace" in str(error).lower():
+                got = "one that a closure, a global, an attribute or a cache still holds"
+                raise Violation("", f"no traced array to outlive {name}", got) from error
+
+
+@clause(
+    "side_effects",
+    level="must",
+    asks=f"{_CALLS} calls with the same arguments",
+    given="the same arguments again and again",
+    hint="keep everything that changes in the state: no counters, lists and random numbers in "
+    "Python, which a compiled step reads once and never changes",
+)
+def check_side_effects(case: Case) -> None:
+    """Called many times with the same arguments, init and update give the same and change nothing.
+
+    What counts is what their closures, attributes and the globals that they name hold, and the
+    random numbers of NumPy and Python. A cache may be filled in the first calls.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> from gradtx.testing import check_side_effects
+        >>> check_side_effects(gradtx.sgd(0.1), jnp.ones(2))
+    """
+    gradients = case.gradients(1)
+    before: dict[str, Any] = {}
+    for call in range(1, _CALLS + 1):
+        result = case.update(gradients, case.state, case.params)
+        expect_same(f"the result of call {call}", case.steps[0], result)
+        if call <= _FIRST:
+            case.tx.init(case.params)
+            before = _outside(case)
+    for _ in range(_FIRST):
+        expect_same("the state of another init", case.state, case.tx.init(case.params))
+    for place, old, new in differences(before, _outside(case)):
+        raise Violation("", f"{place} to stay as it was, {old}", f"{new}")
+
+
+def _outside(case: Case) -> dict[str, Any]:
+    """What a call could change without saying so."""
+    return {
+        **remembered("init", case.tx.init),
+        **remembered("update", case.tx.update),
+        "the generator of `numpy.random`": generator_state(np.random),
+        "the generator of `random`": generator_state(random),
+    }
