@@ -4,6 +4,7 @@
 `ConformanceError`, which names the clause, the leaf, what was expected and what was found.
 `transformation_test_suite(tx)` makes tests of them for pytest.
 `collectives(program)` counts what a compiled step sends between devices.
+`check_schedule`, `check_initializer` and `check_normalization` do the same for these functions.
 `check_reference(tx, references.adam(0.1))` compares a port with its paper in double precision.
 Strategies for property-based tests are in `gradtx.testing.strategies`, which needs hypothesis.
 """
@@ -50,8 +51,11 @@ from gradtx.testing.clauses_tracing import (
 from gradtx.testing.clauses_use import check_idle
 from gradtx.testing.collectives import Sent, collectives
 from gradtx.testing.conformance import check_transformation, clauses
+from gradtx.testing.initializers import check_initializer
+from gradtx.testing.normalizations import check_normalization
 from gradtx.testing.references.check import check_reference
 from gradtx.testing.report import ConformanceError, Failure
+from gradtx.testing.schedules import check_schedule
 from gradtx.testing.suite import transformation_test_suite
 from gradtx.testing.trees import (
     cast_parameters,
@@ -79,6 +83,7 @@ __all__ = [
     "check_half_precision",
     "check_idle",
     "check_init_values",
+    "check_initializer",
     "check_jit",
     "check_layouts",
     "check_leaks",
@@ -89,12 +94,14 @@ __all__ = [
     "check_missing_gradients",
     "check_non_parameters",
     "check_none_leaves",
+    "check_normalization",
     "check_numpy",
     "check_order",
     "check_purity",
     "check_random_keys",
     "check_reference",
     "check_scan",
+    "check_schedule",
     "check_sharding",
     "check_side_effects",
     "check_sizes",

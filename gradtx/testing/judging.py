@@ -1,0 +1,78 @@
+"""Checks of functions that are no transformations: each by itself, and all failures at once."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradtx.testing.comparison import Violation, expect_same
+from gradtx.testing.report import ConformanceError, Failure, failure_of
+
+
+class Check(NamedTuple):
+    """One demand on a function.
+
+    Attributes:
+        name: what it is called in the message.
+        asks: what is called, for the message of a function that raises.
+        hint: what to look at.
+        run: raises `Violation`, or whatever the function raises.
+    """
+
+    name: str
+    asks: str
+    hint: str
+    run: Callable[[], None]
+
+
+def judge(checks: Sequence[Check]) -> None:
+    """Run the checks, up to the first one if that fails, and report what is broken.
+
+    Raises:
+        ConformanceError: if any of them fails.
+    """
+    failures: list[Failure] = []
+    for check in checks:
+        try:
+            check.run()
+        except Exception as error:
+            failures.append(failure_of(error, check.name, check.asks, "", check.hint))
+            if check is checks[0]:
+                break
+    if failures:
+        raise ConformanceError(failures) from failures[0].error
+
+
+def expect_close(what: str, expected: Any, got: Any, ulps: float) -> None:
+    """Demand the same shape, dtype and numbers, up to rounding."""
+    expect_same(what, jnp.asarray(expected), jnp.asarray(got), ulps)
+
+
+def expect_near(what: str, expected: Any, got: Any, within: float) -> None:
+    """Demand real numbers that are at most `within` apart, whatever their dtypes."""
+    right, found = (np.asarray(x).astype(np.float64) for x in (expected, got))
+    is_near = np.abs(right - found) <= within
+    if not np.all(is_near):
+        index = tuple(map(int, np.argwhere(~is_near)[0]))
+        where = f" at index {index}" if index else ""
+        raise Violation("", f"{what} to be {right[index]:.6g}{where}", f"{found[index]:.6g}")
+
+
+def expect_type(what: str, shape: Sequence[int], dtype: Any, got: Any) -> None:
+    """Demand an array of this shape and dtype."""
+    if not isinstance(got, jax.Array):
+        raise Violation("", f"{what} to be a jax array", f"a {type(got).__name__}")
+    wanted = f"{np.dtype(dtype).name}{list(shape)}"
+    found = f"{got.dtype.name}{list(got.shape)}"
+    if wanted != found:
+        raise Violation("", f"{what} of type {wanted}", found)
+
+
+def expect_all_finite(what: str, got: Any) -> None:
+    """Demand numbers that are finite."""
+    numbers = np.asarray(got).astype(np.complex128)
+    if not np.all(np.isfinite(numbers)):
+        wrong = np.asarray(got)[~np.isfinite(numbers)][0]
+        raise Violation("", f"{what} that are finite", f"{wrong}")

@@ -1,0 +1,241 @@
+"""What a normalization must be: right statistics, right gradients, in every dtype."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradtx.messages import shown
+from gradtx.testing.comparison import Violation
+from gradtx.testing.judging import (
+    Check,
+    expect_all_finite,
+    expect_close,
+    expect_near,
+    expect_type,
+    judge,
+)
+
+_ULPS = 64.0
+# The eps of a normalization is at most this, so what it does to a variance of 1 is less.
+_EPS = 1e-3
+_STEP = 1e-6
+
+
+def check_normalization(
+    normalize: Callable[..., Any],
+    shape: Sequence[int] = (4, 6),
+    *,
+    axes: int | Sequence[int] = -1,
+    centers: bool = True,
+    mask: str = "",
+    in_parts: Callable[[Sequence[jax.Array]], Sequence[jax.Array]] | None = None,
+    ulps: float = _ULPS,
+) -> None:
+    """Check a normalization: a function that divides an array by what it measures of it.
+
+        y = (x - mean(x)) / sqrt(var(x) + eps),    or x / sqrt(mean(x²) + eps)
+
+    - The result has the shape and dtype of x: float32, bfloat16, float16, float64 under x64.
+    - Over `axes` its mean is 0, unless it does not center, and its mean square 1, but for eps; also
+      far from zero, where a variance as a difference of large squares has no digits left.
+    - In half precision it is the float32 result, rounded; the largest numbers do not overflow, and
+      constants and zeros give finite results and gradients.
+    - Its gradient is that of finite differences in float64.
+    - Compiled it gives the same.
+    - Elements that are masked do not influence the others.
+    - In parts of the first axis it gives what it does for the whole.
+
+    Args:
+        normalize: the function of an array x, and of the mask by keyword if there is one. Scales,
+            biases and running statistics have to be left out or bound.
+        shape: the shape of x; along `axes` at least 4 elements.
+        axes: the axes over which it takes statistics.
+        centers: whether it subtracts the mean.
+        mask: the name of the argument that takes a Boolean array of the shape of x, True where an
+            element counts; empty: there is none.
+        in_parts: the same for a list of parts of x along its first axis, which returns the list of
+            results; None: nothing is promised about parts.
+        ulps: how far eager and compiled numbers may differ, in units of the last place of the
+            largest number.
+
+    Raises:
+        ConformanceError: if the function breaks any of that.
+        ValueError: if `normalize` is not a function.
+
+    Example:
+        >>> import gradtx
+        >>> import jax.numpy as jnp
+        >>> from gradtx.testing import check_normalization
+        >>> check_normalization(gradtx.normalization.layer_norm)
+        >>> check_normalization(gradtx.normalization.rms_norm, centers=False)
+        >>> def by_squares(x):
+        ...     mean, square = jnp.mean(x, -1, keepdims=True), jnp.mean(x * x, -1, keepdims=True)
+        ...     return (x - mean) / jnp.sqrt(square - mean * mean + jnp.asarray(1e-5, x.dtype))
+        >>> try:
+        ...     check_normalization(by_squares)
+        ... except AssertionError as error:
+        ...     print(str(error).split(" to be")[0])
+        statistics: expected the result for numbers around 1000
+    """
+    if not callable(normalize):
+        raise ValueError(
+            f"check_normalization: normalize must be a function, got {shown(normalize)}"
+        )
+    shape = tuple(shape)
+    axes = tuple(axis % len(shape) for axis in ((axes,) if isinstance(axes, int) else axes))
+    x = np.random.default_rng(0).standard_normal(shape)
+    checks = [
+        ("calls", "a call", "return y, in the shape and dtype of x", lambda: _calls(normalize, x)),
+        (
+            "statistics",
+            "a call",
+            "subtract the mean before squaring, and divide by the number of elements",
+            lambda: _statistics(normalize, x, axes, centers),
+        ),
+        (
+            "half_precision",
+            "a call in half precision",
+            "take statistics in float32, and round once at the end",
+            lambda: _narrow(normalize, x),
+        ),
+        (
+            "gradients",
+            "a gradient",
+            "a custom derivative, or a `stop_gradient` around statistics",
+            lambda: _gradients(normalize, x),
+        ),
+        (
+            "zeros",
+            "a call with constants",
+            "add eps under the root",
+            lambda: _constants(normalize, x),
+        ),
+        (
+            "jit",
+            "a compiled call",
+            "use `jnp.where` in place of `if`",
+            lambda: _compiled(normalize, x, ulps),
+        ),
+        (
+            "mask",
+            "a call with a mask",
+            "leave masked elements out of sums, and out of the number that they are divided by",
+            lambda: _masked(normalize, x, axes, mask, ulps),
+        ),
+        (
+            "parts",
+            "calls with parts",
+            "merge means and squared deviations, weighted by the numbers of elements",
+            lambda: _parts(normalize, x, in_parts),
+        ),
+    ]
+    judge([Check(name, asks, hint, run) for name, asks, hint, run in checks])
+
+
+def _calls(normalize: Callable[..., Any], x: np.ndarray) -> None:
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+        given = jnp.asarray(x, dtype)
+        expect_type("the result", x.shape, dtype, normalize(given))
+        expect_close("a second result", normalize(given), normalize(given), 0.0)
+    with jax.enable_x64(True):
+        expect_type("the result", x.shape, jnp.float64, normalize(jnp.asarray(x)))
+
+
+def _statistics(
+    normalize: Callable[..., Any], x: np.ndarray, axes: tuple[int, ...], centers: bool
+) -> None:
+    y = np.asarray(normalize(jnp.asarray(x, jnp.float32)), np.float64)
+    if centers:
+        expect_near("the mean of the result", np.zeros_like(y.mean(axes)), y.mean(axes), 1e-5)
+    square = np.mean(y**2, axes)
+    expect_near("the mean square of the result", np.ones_like(square), square, 20 * _EPS)
+    # Powers of two, so that the numbers are the same in both dtypes.
+    far = np.round(x * 2**10) / 2**10 + 1024 * centers
+    with jax.enable_x64(True):
+        right = np.asarray(normalize(jnp.asarray(far)))
+    found = normalize(jnp.asarray(far, jnp.float32))
+    expect_near("the result for numbers around 1000", right, found, 2e-3)
+
+
+def _narrow(normalize: Callable[..., Any], x: np.ndarray) -> None:
+    for dtype in (jnp.bfloat16, jnp.float16):
+        given, name = jnp.asarray(x, dtype), np.dtype(dtype).name
+        right = normalize(given.astype(jnp.float32))
+        within = 2 * float(jnp.finfo(dtype).eps) * float(jnp.max(jnp.abs(right)))
+        expect_near(f"the result in {name}", right, normalize(given), within)
+        large = jnp.asarray(x / np.max(np.abs(x)), dtype) * jnp.asarray(6e4, dtype)
+        right = normalize(large.astype(jnp.float32))
+        expect_near(f"the result for large numbers in {name}", right, normalize(large), within)
+
+
+def _gradients(normalize: Callable[..., Any], x: np.ndarray) -> None:
+    weights = np.random.default_rng(1).standard_normal(x.shape)
+    directions = np.random.default_rng(2).standard_normal((3, *x.shape))
+
+    def loss(x: jax.Array) -> jax.Array:
+        return jnp.sum(normalize(x) * jnp.asarray(weights, x.dtype))
+
+    with jax.enable_x64(True):
+        gradient = np.asarray(jax.grad(loss)(jnp.asarray(x)))
+        for direction in directions:
+            up, down = (float(loss(jnp.asarray(x + s * _STEP * direction))) for s in (1, -1))
+            right = (up - down) / (2 * _STEP)
+            found = np.sum(gradient * direction)
+            expect_near("the slope of the result", right, found, 1e-5 * (1 + abs(right)))
+
+
+def _constants(normalize: Callable[..., Any], x: np.ndarray) -> None:
+    for value in (0.0, 3.0):
+        for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+            given = jnp.full(x.shape, value, dtype)
+            name = f"for {value:g} everywhere, in {np.dtype(dtype).name},"
+            expect_all_finite(f"results {name}", normalize(given))
+            slope = jax.grad(lambda x: jnp.sum(normalize(x).astype(jnp.float32)))(given)
+            expect_all_finite(f"gradients {name}", slope)
+
+
+def _compiled(normalize: Callable[..., Any], x: np.ndarray, ulps: float) -> None:
+    given = jnp.asarray(x, jnp.float32)
+    expect_close("the compiled result", normalize(given), jax.jit(normalize)(given), ulps)
+
+
+def _masked(
+    normalize: Callable[..., Any], x: np.ndarray, axes: tuple[int, ...], mask: str, ulps: float
+) -> None:
+    if not mask:
+        return
+    given = jnp.asarray(x, jnp.float32)
+    everything = normalize(given, **{mask: jnp.ones(x.shape, bool)})
+    expect_close("the result with a mask of everything", normalize(given), everything, ulps)
+    # The last quarter along one axis of the statistics does not count.
+    axis = max(axes, key=lambda axis: x.shape[axis])
+    kept = x.shape[axis] - max(x.shape[axis] // 4, 1)
+    index = np.arange(x.shape[axis]).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+    counts = np.broadcast_to(index < kept, x.shape)
+    chosen = np.take(x, range(kept), axis)
+    right = normalize(jnp.asarray(chosen, jnp.float32))
+    for filler in (0.0, 1e4, np.nan):
+        filled = jnp.asarray(np.where(counts, x, filler), jnp.float32)
+        found = normalize(filled, **{mask: jnp.asarray(counts)})
+        found = np.take(np.asarray(found), range(kept), axis)
+        if np.isnan(filler) and np.any(np.isnan(found)):
+            raise Violation("", "numbers where a masked element is NaN", "NaN")
+        expect_near(f"the result beside masked elements of {filler}", right, found, 1e-4)
+
+
+def _parts(
+    normalize: Callable[..., Any],
+    x: np.ndarray,
+    in_parts: Callable[[Sequence[jax.Array]], Sequence[jax.Array]] | None,
+) -> None:
+    if in_parts is None:
+        return
+    given = jnp.asarray(x, jnp.float32)
+    # Of unequal lengths, so that a mean of means is wrong.
+    cut = max(x.shape[0] // 4, 1)
+    results = in_parts([given[:cut], given[cut:]])
+    found = np.concatenate([np.asarray(result) for result in results])
+    expect_near("the results of parts", normalize(given), found, 1e-5)
