@@ -32,6 +32,7 @@ _ALSO = {
     ),
     "gradtx/kernels/normuon.py": ("tests/sharding/test_explicit_matrices.py",),
     "gradtx/compose/conditions.py": ("tests/precision/test_narrow_in_use.py",),
+    "gradtx/wrappers/projected.py": ("tests/sharding/test_distributed.py",),
     "gradtx/wrappers/lookahead.py": ("tests/wrappers/test_steps.py",),
     "gradtx/kernels/orthogonalize.py": ("tests/kernels/test_muon.py",),
     "gradtx/kernels/distance.py": ("tests/kernels/test_step_size_free.py",),
@@ -56,7 +57,7 @@ _ALSO = {
     ),
 }
 # Slow tests of other things, which would only say later what others say.
-_LEFT_OUT = re.compile("diagnostics|examples|bench|killed|distributed|contributing|readme|package")
+_LEFT_OUT = re.compile("diagnostics|examples|bench|killed|contributing|readme|package")
 
 
 def covering(file: str, limit: int = 5) -> list[str]:

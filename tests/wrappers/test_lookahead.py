@@ -249,3 +249,17 @@ def test_it_may_come_after_other_pieces_of_a_chain():
         results.append(p)
     np.testing.assert_array_equal(results[0].fast["w"], results[1].fast["w"])
     np.testing.assert_array_equal(results[0].slow["w"], results[1].slow["w"])
+
+
+def test_mini_steps_do_not_count():
+    fast = gradtx.MultiSteps(gradtx.sgd(1.0), 2).gradient_transformation()
+    tx = gradtx.lookahead(fast, sync_period=2, slow_step_size=0.5)
+    params = optax.LookaheadParams.init_synced(jnp.array([0.0]))
+    state, counts = tx.init(params), []
+    for _ in range(4):
+        updates, state = tx.update(jnp.array([1.0]), state, params)
+        params = optax.apply_updates(params, updates)
+        counts.append(int(state.steps_since_sync))
+    assert counts == [0, 1, 1, 0]
+    # Two steps of the fast parameters from 0 to -2, and half of the way back.
+    np.testing.assert_array_equal([params.fast[0], params.slow[0]], [-1, -1])
