@@ -45,6 +45,8 @@ import hypothesis
 import jax
 import pytest
 
+from tests.smoke import FILES, SMOKE
+
 try:
     from jax._src.interpreters import mlir
 except ImportError:
@@ -87,6 +89,21 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 _LIMIT = 1.8 * 2**30
 _TESTS_BETWEEN_CLEARANCES = 50
 _finished = itertools.count(1)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import the other files for `-m smoke`, which would take longer than its tests."""
+    is_other = collection_path.relative_to(config.rootpath).as_posix() not in FILES
+    is_test = collection_path.is_file()
+    return True if config.option.markexpr == "smoke" and is_test and is_other else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what belongs to the quick selection."""
+    for item in items:
+        if item.nodeid.startswith(SMOKE):
+            item.add_marker("smoke")
 
 
 def pytest_runtest_teardown() -> None:

@@ -1,0 +1,33 @@
+"""The quick selection has tests of every part, and `pytest -m smoke` runs no others."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .smoke import SMOKE
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", SMOKE)
+def test_what_is_listed_is_there(name):
+    file, _, test = name.partition("::")
+    assert (ROOT / file).exists()
+    assert not test or f"def {test.partition('[')[0]}(" in (ROOT / file).read_text()
+
+
+def test_every_part_has_some():
+    parts = {path.relative_to(ROOT).parts[1] for path in (ROOT / "tests").glob("*/**/test_*.py")}
+    assert parts == {name.split("/")[1] for name in SMOKE if name.count("/") > 1}
+
+
+def test_the_mark_selects_them():
+    command = [sys.executable, "-m", "pytest", "-m", "smoke", "--collect-only", "-q", "-n", "0"]
+    done = subprocess.run(
+        [*command, "tests/kernels"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    found = [line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line]
+    assert len(found) > 20
+    assert set(found) == {name for name in SMOKE if name.startswith("tests/kernels")}
