@@ -48,7 +48,7 @@ from gradtx.testing.clauses_tracing import (
     check_scan,
     check_vmap,
 )
-from gradtx.testing.clauses_use import check_idle
+from gradtx.testing.clauses_use import check_idle, check_unread_parameters
 from gradtx.testing.collectives import Sent, collectives
 from gradtx.testing.conformance import check_transformation, clauses
 from gradtx.testing.initializers import check_initializer
@@ -108,6 +108,7 @@ __all__ = [
     "check_state",
     "check_transformation",
     "check_type",
+    "check_unread_parameters",
     "check_updates",
     "check_vmap",
     "check_weak_types",

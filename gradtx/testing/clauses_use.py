@@ -23,12 +23,11 @@ _CLOCKS = frozenset({"count", "step", "steps", "step_count", "t", "iteration", "
     hint="return the new value of each slot in the new state, and leave out what nothing reads",
 )
 def check_idle(case: Case) -> None:
-    """Slots move or are read, counters count, and parameters are looked at if they are asked for.
+    """Slots move or are read, and counters count.
 
     A slot is an array of the state in the shape of its parameter. One that the update hands on as
     it is must be read, and hold something else than zeros; so must one that no gradient ever
-    reaches. A counter, by its name, must not be handed on as it is. An update that raises without
-    parameters must not take anything for parameters.
+    reaches. A counter, by its name, must not be handed on as it is.
 
     Example:
         >>> import jax.numpy as jnp
@@ -42,7 +41,45 @@ def check_idle(case: Case) -> None:
     for path, number, start in _slots(case, program):
         _expect_use(case, program, path, number, start)
     _expect_clocks(case, program)
-    _expect_parameters_to_matter(case)
+
+
+@clause(
+    "unread_parameters",
+    level="promises",
+    asks="an update with and without parameters",
+    given="",
+    hint="raise for missing parameters only where they are read",
+)
+def check_unread_parameters(case: Case) -> None:
+    """An update that raises without parameters looks at them.
+
+    It must not take anything at all for parameters. optax's factories ask for parameters even where
+    a weight decay of 0 leaves them unread.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import gradtx
+        >>> from gradtx.testing import check_unread_parameters
+        >>> check_unread_parameters(gradtx.adamw(0.1), jnp.ones(2))
+    """
+    gradients, extra = case.gradients(1), case.extra(case.params)
+    try:
+        case.tx.update(gradients, case.state, None, **extra)
+    except Exception:
+        pass
+    else:
+        return  # it does not ask for them
+    try:
+        anything: Any = _Anything()
+        result = case.tx.update(gradients, case.state, anything, **extra)
+        expect_same("the result", case.steps[0], result)
+    except Exception:
+        return
+    raise Violation(
+        "",
+        "parameters to be read, as an update without them is an error",
+        "the same for something that is no tree of arrays",
+    )
 
 
 def _slots(case: Case, program: Program) -> Iterator[tuple[str, int, Any]]:
@@ -97,27 +134,6 @@ def _expect_clocks(case: Case, program: Program) -> None:
         is_clock = is_integer and path.split("/")[-1] in _CLOCKS
         if is_clock and made.results[argument].same == program.arguments.index(argument):
             raise Violation(path, "a counter that counts", "one that is handed on as it is")
-
-
-def _expect_parameters_to_matter(case: Case) -> None:
-    gradients, extra = case.gradients(1), case.extra(case.params)
-    try:
-        case.tx.update(gradients, case.state, None, **extra)
-    except Exception:
-        pass
-    else:
-        return  # it does not ask for them
-    try:
-        anything: Any = _Anything()
-        result = case.tx.update(gradients, case.state, anything, **extra)
-        expect_same("the result", case.steps[0], result)
-    except Exception:
-        return
-    raise Violation(
-        "",
-        "parameters to be read, as an update without them is an error",
-        "the same for something that is no tree of arrays",
-    )
 
 
 class _Anything:

@@ -44,7 +44,7 @@ from gradtx.testing.clauses_tracing import (
     check_scan,
     check_vmap,
 )
-from gradtx.testing.clauses_use import check_idle
+from gradtx.testing.clauses_use import check_idle, check_unread_parameters
 from gradtx.testing.report import ConformanceError
 from gradtx.testing.trees import usual_parameters
 
@@ -78,6 +78,7 @@ _CLAUSES = {
         check_missing_gradients,
         check_empty_trees,
         check_non_parameters,
+        check_unread_parameters,
         check_mismatches,
         check_donation,
         check_layouts,

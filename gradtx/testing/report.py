@@ -33,6 +33,7 @@ _BROUGHT_ABOUT: dict[str, tuple[str, ...]] = {
     "leaks": ("side_effects",),
     "side_effects": ("long_run", "numpy", "order", "type", "donation", "missing_gradients"),
     "idle": ("mismatches",),
+    "unread_parameters": ("mismatches",),
     "long_run": ("counters", "zeros", "half_precision", "full_counters"),
     "counters": ("full_counters",),
     "zeros": ("half_precision",),

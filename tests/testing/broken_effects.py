@@ -142,7 +142,7 @@ def an_average_of_nothing():
     )
 
 
-@breaks(BROKEN, "idle", "expected")
+@breaks(BROKEN, "unread_parameters", "expected")
 def asking_for_parameters_in_vain():
     def result(given, updates, state):
         if given[2] is None:

@@ -327,7 +327,11 @@ def refusing_without_a_name():
     return ExtraArgs(GOOD.init, update)
 
 
-@breaks("mismatches", "idle", says="expected params with a leaf of another shape to be refused")
+@breaks(
+    "mismatches",
+    "unread_parameters",
+    says="expected params with a leaf of another shape to be refused",
+)
 def not_looking_at_parameters():
     def update(updates, state, params=None, **extra):
         if params is None:
