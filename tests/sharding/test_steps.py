@@ -1,6 +1,7 @@
 """Every optimizer on several devices: its state stays where its parameters are."""
 
 import contextlib
+import functools
 import inspect
 
 import jax
@@ -68,6 +69,16 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.fixture(scope="module")
+def on_one_device(compilations):
+    """The parameters after three steps on one device, for all tests of an optimizer."""
+
+    def place(tree):
+        return jax.tree.map(jnp.asarray, tree)
+
+    return functools.cache(lambda name: three_steps(name, place, compilations)[-1][0])
+
+
 def numbers(seed):
     generator = np.random.default_rng(seed)
     return {n: np.float32(generator.standard_normal(shape)) for n, shape in SHAPES.items()}
@@ -110,8 +121,8 @@ def three_steps(name, place, compilations, wrap=lambda tx: tx):
 
 
 @pytest.mark.parametrize("name", COMPILED)
-def test_steps_on_several_devices(name, compilations):
-    params, _ = three_steps(name, lambda tree: jax.tree.map(jnp.asarray, tree), compilations)[-1]
+def test_steps_on_several_devices(name, compilations, on_one_device):
+    params = on_one_device(name)
     for kind, layout in ((AUTO, "fsdp"), (AUTO, "2d"), (EXPLICIT, "2d")):
         mesh, shardings = sharded(kind, layout)
         with jax.set_mesh(mesh) if kind == EXPLICIT else contextlib.nullcontext():
@@ -127,8 +138,8 @@ def test_steps_on_several_devices(name, compilations):
 
 
 @pytest.mark.parametrize("name", COMPILED)
-def test_steps_with_zero(name, compilations):
-    params, _ = three_steps(name, lambda tree: jax.tree.map(jnp.asarray, tree), compilations)[-1]
+def test_steps_with_zero(name, compilations, on_one_device):
+    params = on_one_device(name)
     mesh, shardings = sharded(AUTO, "replicated")
     run = three_steps(
         name,
@@ -198,9 +209,9 @@ def test_types_stay_on_explicit_meshes(name, layout):
 
 
 @pytest.mark.parametrize("name", ["adam", "adafactor", "sm3", "adopt", "MultiSteps"])
-def test_a_scan_takes_steps_on_an_explicit_mesh(name, compilations):
+def test_a_scan_takes_steps_on_an_explicit_mesh(name, on_one_device):
     tx, update = update_of(name)
-    expected, _ = three_steps(name, lambda tree: jax.tree.map(jnp.asarray, tree), compilations)[-1]
+    expected = on_one_device(name)
     mesh, shardings = sharded(EXPLICIT, "2d")
     gradients = jax.tree.map(lambda *leaves: np.stack(leaves), *map(numbers, (1, 2, 3)))
     params = jax.device_put(numbers(0), shardings)

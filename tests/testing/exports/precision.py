@@ -11,9 +11,9 @@ NARROW = {
     "bias": jnp.linspace(0.5, 1, 3, dtype=jnp.float16),
     "scale": jnp.float32(1.5),
 }
+# States and steps of other kinds than those of AdamW, around which all wrappers go too: slots in
+# other shapes than their parameters, and steps that look at whole matrices.
 INSIDE = {
-    "momentum": lambda: gradtx.sgd(0.1, momentum=0.9),
-    "adam": lambda: gradtx.adam(0.1),
     "adafactor": lambda: gradtx.adafactor(0.1, min_dim_size_to_factor=2),
     "muon": lambda: gradtx.muon(0.1),
 }
