@@ -270,7 +270,9 @@ SWITCHES = [
 
 
 @pytest.mark.parametrize(
-    "wrong", ["False", None, 0.5, [True], jnp.ones(2), gradtx.sgd(0.1)], ids=str
+    "wrong",
+    ["False", None, 0.5, [True], jnp.ones(2), gradtx.sgd(0.1)],
+    ids=["text", "None", "half", "list", "array", "transformation"],
 )
 @pytest.mark.parametrize(("name", "others", "argument"), SWITCHES, ids=str)
 def test_what_is_neither_true_nor_false_is_refused(name, others, argument, wrong):
@@ -279,7 +281,9 @@ def test_what_is_neither_true_nor_false_is_refused(name, others, argument, wrong
 
 
 @pytest.mark.parametrize(
-    "right", [True, 1, np.bool_(True), np.array([True]), jnp.array(1)], ids=repr
+    "right",
+    [True, 1, np.bool_(True), np.array([True]), jnp.array(1)],
+    ids=["bool", "int", "numpy_bool", "numpy_array", "array"],
 )
 def test_a_switch_may_be_a_number_or_an_array(right):
     gradient = jnp.array([1.0, -3.0])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gradtx
 from gradtx import diagnostics
 
 from .signal_statistics import assert_statistics, forward_statistics, rms, untouched, with_taps
@@ -77,3 +78,20 @@ def test_complex_weights():
     assert layer.grad_rms == pytest.approx(complex_rms(2 * z / z.size), rel=1e-5)
     gradient = x.conj().T @ (2 * z / z.size)
     assert layer.weight_grad_rms == pytest.approx(complex_rms(gradient), rel=1e-5)
+
+
+def test_a_part_in_double_precision():
+    """A norm is summed up in float64, also where float32 is all that the program has else."""
+    rng = np.random.default_rng(4)
+    x = jnp.asarray(rng.standard_normal((16, 8)), jnp.float32)
+    y = jnp.asarray(rng.standard_normal((16, 1)), jnp.float32)
+    params = {"w": jnp.asarray(rng.standard_normal((8, 8)) / 3, jnp.float32), "v": jnp.ones((8, 1))}
+
+    def loss_fn(params, x, y):
+        errors = jnp.tanh(x @ params["w"]) @ params["v"] - y
+        return jnp.mean(errors**2) + 1e-3 * gradtx.global_norm(params)
+
+    assert "float64" in str(jax.make_jaxpr(loss_fn)(params, x, y))
+    checked = diagnostics.check_up(loss_fn, params, x, y)
+    assert np.isclose(checked.signal.loss, loss_fn(params, x, y), rtol=1e-6)
+    assert "not_examined" not in {finding.kind for finding in checked.findings}

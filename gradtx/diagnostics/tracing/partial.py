@@ -3,7 +3,8 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import jax
+import numpy as np
 
 from gradtx.diagnostics.tracing import primitives
 from gradtx.diagnostics.tracing.graph import Graph, Node, Value
@@ -34,9 +35,13 @@ def without(
         known = dict(zip(graph.arguments, [*params, *data], strict=True))
 
         def read(value: Value) -> Any:
+            # Arrays of NumPy keep double precision, which a part of a program may be in.
             if value in zeros:
-                return jnp.zeros(value.shape, value.dtype)
-            return known[value] if value in known else jnp.asarray(value.constant)
+                return np.zeros(value.shape, value.dtype)
+            if value in known:
+                return known[value]
+            is_array = isinstance(value.constant, jax.Array)
+            return value.constant if is_array else np.asarray(value.constant, value.dtype)
 
         for node in nodes:
             results = primitives.bind(node.equation, *map(read, node.inputs))

@@ -1,5 +1,6 @@
 """What the interpreter knows about JAX's primitives."""
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -203,9 +204,20 @@ def bind(equation: Any, *arrays: Any) -> list[Any]:
     """The results of one equation of a jaxpr."""
     primitive = equation.primitive
     parameters = primitive.get_bind_params(equation.params)
-    with equation.ctx.manager:
+    # A part of a program may be in double precision, in which its numbers have to stay.
+    precision = jax.enable_x64(True) if _is_wide(equation) else contextlib.nullcontext()
+    with equation.ctx.manager, precision:
         results = primitive.bind(*arrays, **parameters)
     return list(results) if primitive.multiple_results else [results]
+
+
+def _is_wide(equation: Any) -> bool:
+    """Whether an equation has numbers of 64 bits."""
+    variables = (*equation.invars, *equation.outvars)
+    return any(str(getattr(v.aval, "dtype", "")) in _WIDE for v in variables)
+
+
+_WIDE = _names("float64 complex128 int64 uint64")
 
 
 def evaluate(closed_jaxpr: Any, arrays: Sequence[Any]) -> list[Any]:
