@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from gradtx.messages import shown
 from gradtx.norms import abs_squared
 from gradtx.trees import compute_dtype, is_parameter, real_dtype
 
@@ -37,7 +38,8 @@ def safe_norm(
         The norms, real numbers of the precision of `x`. NaN and infinities pass.
 
     Raises:
-        ValueError: if there is no norm of this order for this number of axes.
+        ValueError: if there is no norm of this order for this number of axes, or `ord` or `axis` is
+            something else.
 
     Example:
         >>> import jax
@@ -52,6 +54,9 @@ def safe_norm(
     def norm(array: jax.Array) -> jax.Array:
         return jnp.linalg.norm(array, ord=ord, axis=axis, keepdims=True)
 
+    for argument, value in (("ord", ord), ("axis", axis)):
+        if not isinstance(value, int | float | str | tuple | None):
+            raise ValueError(f"safe_norm: {argument} is unknown, got {shown(value)}")
     x = jnp.asarray(x)
     # A norm of order 0 counts, and does not grow with its vector.
     result = _guarded(norm, x, min_norm, lambda wide: 1.0 if ord == 0 else _scale(wide, axis))

@@ -142,7 +142,7 @@ class AxesState(NamedTuple):
 
 
 def along_axes(g, *, sums):
-    new = [s + jnp.sum(g**2, axis=i, keepdims=True) for i, s in enumerate(sums)]
+    new = [s + jnp.sum(jnp.abs(g) ** 2, axis=i, keepdims=True) for i, s in enumerate(sums)]
     return g / (1 + sum(jnp.broadcast_to(s, g.shape) for s in new)), new
 
 

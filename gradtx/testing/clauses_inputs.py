@@ -115,7 +115,7 @@ def check_complex(case: Case) -> None:
 
     def steps(factor: complex) -> list[Any] | None:
         def turned(leaf: Any) -> Any:
-            is_single = is_parameter(leaf) and leaf.dtype == jnp.float32
+            is_single = is_parameter(leaf) and leaf.dtype in (jnp.float32, jnp.complex64)
             return jnp.asarray(np.asarray(leaf) * np.complex64(factor)) if is_single else leaf
 
         try:

@@ -252,6 +252,5 @@ def test_wrong_argument(factory, arguments, name, value):
 
 @pytest.mark.parametrize("argument", ["weight_decay_mask", "trust_ratio_mask"])
 def test_mask_of_lars_that_is_a_string_is_refused_by_name(argument):
-    tx = gradtx.lars(0.1, **{argument: "bias"})
-    with pytest.raises(ValueError, match=argument):
-        tx.update({"bias": jnp.ones(2)}, tx.init({"bias": jnp.ones(2)}), {"bias": jnp.ones(2)})
+    with pytest.raises(ValueError, match=f"lars: {argument}"):
+        gradtx.lars(0.1, **{argument: "bias"})
