@@ -157,7 +157,7 @@ def _states(subject: Subject) -> Iterator[Finding]:
 
     What a loop returns as it came is a constant of the loop for jax.
     """
-    found: dict[Value, Node] = {}
+    found: dict[Value, list[Node]] = {}
     others: set[Value] = set()
     for node in subject.graph.named(*PLAIN_PRODUCTS, "mul"):
         for i, value in enumerate(node.inputs):
@@ -165,13 +165,18 @@ def _states(subject: Subject) -> Iterator[Finding]:
             if parameter.argument is None or not subject.is_trained(parameter):
                 continue
             if other.size > 1 and is_number(other, 0) and node.name != "mul":
-                found.setdefault(parameter, node)
+                found.setdefault(parameter, []).append(node)
             else:
                 others.add(parameter)
-    names = [subject.name(one) for one in found if one not in others]
-    if not names:
+    # Once, and outside a loop, the zeros may be those of a dropout that keeps nothing.
+    idle = {
+        one: nodes[0]
+        for one, nodes in found.items()
+        if one not in others and (len(nodes) > 1 or _loop_around(subject, nodes[0]))
+    }
+    if not idle:
         return
-    node = next(found[one] for one in found if one not in others)
+    names, node = [subject.name(one) for one in idle], next(iter(idle.values()))
     loop = _loop_around(subject, node)
     where = f" in the loop at {loop}" if loop else ""
     yield Finding(
