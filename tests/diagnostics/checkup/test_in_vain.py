@@ -151,6 +151,15 @@ def test_a_state_that_is_never_replaced(is_replaced, is_unrolled):
     assert bool(np.any(jax.grad(loss_fn)(params, WORDS, LABELS)["recurrent"])) == is_replaced
 
 
+def test_zeros_outside_a_loop_are_no_state():
+    def loss_fn(params, x, y):
+        h = jnp.tanh(x @ params["in"]) * 0  # as dropout does that keeps nothing
+        return entropy(jnp.zeros_like(h) @ params["hidden"] + params["bias"], y)
+
+    params = {"in": normal(D, 8), "hidden": normal(8, C), "bias": jnp.ones(C)}
+    assert not named(diagnostics.check_parameters(loss_fn, params, X, LABELS), "constant_state")
+
+
 # Norms.
 
 
@@ -166,7 +175,10 @@ def test_layer_norm_of_single_numbers(axis):
     def found(x, y, axis):
         model = Network()
         params = model.init(jax.random.key(0), x)
-        loss_fn = lambda params, x, y: entropy(model.apply(params, x), y)  # noqa: E731
+
+        def loss_fn(params, x, y):
+            return entropy(model.apply(params, x), y)
+
         return named(diagnostics.check_parameters(loss_fn, params, x, y), "constant_norm")
 
     assert [one.place for one in found(X, LABELS, axis)] == (
