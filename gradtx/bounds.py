@@ -45,8 +45,9 @@ _EXPONENTS: dict[str, Callable[[int], float]] = {
 def limited(x: jax.Array, limit: float) -> jax.Array:
     """X with finite elements of at most this size, which keep their direction."""
     if not jnp.iscomplexobj(x):
-        low, high = (lax.full((), bound, x.dtype) for bound in (-limit, limit))
-        return lax.select(lax.is_finite(x), lax.clamp(low, x, high), x)
+        low, high = (lax.full_like(x, bound) for bound in (-limit, limit))
+        # XLA takes longer to compile a clamp.
+        return lax.select(lax.is_finite(x), lax.max(lax.min(x, high), low), x)
     size = jnp.maximum(jnp.abs(x.real), jnp.abs(x.imag))
     share = limit / jnp.maximum(size, limit)
     return lax.select(lax.is_finite(size), x * share.astype(x.dtype), x)

@@ -115,6 +115,8 @@ def check_flag(owner: str, argument: str, value: Any) -> bool:
     Raises:
         ValueError: if the value is anything else, such as a text, which would always be true.
     """
+    if isinstance(value, bool):
+        return value
     is_single = isinstance(value, int | np.ndarray | np.generic | jax.Array) and np.size(value) == 1
     if isinstance(value, Tracer) or (is_single and is_exact(value) and value in (0, 1)):
         return bool(value)

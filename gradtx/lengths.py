@@ -77,8 +77,8 @@ def in_its_unit(size: jax.Array, scale: Any = 1.0, exponent: int | None = None) 
     # In float32 a norm above 2^96 is measured in multiples of 2^64.
     limit = lax.full_like(size, 2.0 ** (exponent * 3 // 4))
     is_large = lax.gt(size, lax.mul(scale, limit))
-    one, small = lax.full_like(size, 1.0), lax.full_like(size, 2.0 ** -(exponent // 2))
-    unit = lax.select(is_large, small, one)
+    one, large = lax.full_like(size, 1.0), lax.full_like(size, 2.0 ** (exponent // 2))
+    unit = lax.div(one, lax.select(is_large, large, one))  # once for all, see `clip_factor`
     return Length(lax.mul(size, lax.div(unit, scale)), lax.stop_gradient(unit))
 
 
@@ -106,8 +106,8 @@ def _direction_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple
     return result, change - _real_multiple(result, size_change / _divisor(size))
 
 
-def clip_factor(length: Length, max_norm: Any, room: Any = 1.0) -> jax.Array:
-    """min(1, max_norm / norm) times a factor, also where the norm is 0; NaN where it is NaN.
+def clip_factor(length: Length, max_norm: Any, room: Any = 1.0, within: float = 1.0) -> jax.Array:
+    """min(within, max_norm / norm) times a factor, also where the norm is 0; NaN where it is NaN.
 
     Where it is less than 1 it is that of a gradient which was multiplied by the length's unit.
     """
@@ -116,15 +116,17 @@ def clip_factor(length: Length, max_norm: Any, room: Any = 1.0) -> jax.Array:
     limit = jnp.broadcast_to(jnp.asarray(max_norm, size.dtype), size.shape)
     is_within = length.is_at_most(limit)
     # The quotient that is not selected has a derivative too, which must not overflow.
-    return lax.select(is_within, one, limit) * room / lax.select(is_within, one, size)
+    # The last operation is a division, which XLA does once, and not again for each reader.
+    most = lax.select(is_within, lax.full_like(size, within), limit)
+    return most * room / lax.select(is_within, one, size)
 
 
-def clip_room(max_norm: Any, above: int = 3) -> Any:
+def clip_room(max_norm: Any, above: int = -29) -> Any:
     """The power of two to multiply a `clip_factor` with, so that it is not subnormal.
 
-    XLA flushes subnormal numbers to zero. max_norm times the room is at least 8, which is divided
-    by the largest size, and at most 16, so that squares do not overflow. Of a Python number the
-    room is one too.
+    XLA flushes subnormal numbers to zero. max_norm times the room is at least 2^-29, which is
+    divided by sizes of at most 2^96, and so small that its square does not overflow. The room of
+    all usual limits is 1. Of a Python number it is one too.
 
     Args:
         max_norm: the largest norm.
@@ -142,7 +144,16 @@ def clip_room(max_norm: Any, above: int = 3) -> Any:
 def clip_to_norm(g: jax.Array, length: Length, max_norm: Any) -> jax.Array:
     """Multiply g by min(1, max_norm / norm), even where that is too small for its dtype."""
     room = clip_room(max_norm)
-    return shortened(g, clip_factor(length, max_norm, room), length, max_norm, room)
+    return shortened(g, shortening(length, max_norm, room), length, max_norm, room)
+
+
+def shortening(length: Length, max_norm: Any, room: Any) -> jax.Array:
+    """`clip_factor`, but negative where the norm is within its limit, as `shortened` takes it.
+
+    Many leaves read from this one number whether they are shortened. If each of them compared the
+    norm with its limit again, XLA would take half as long again to compile them.
+    """
+    return clip_factor(length, max_norm, room, -1.0)
 
 
 def shortened(g: jax.Array, factor: jax.Array, length: Length, max_norm: Any, room: Any) -> Any:
@@ -150,7 +161,7 @@ def shortened(g: jax.Array, factor: jax.Array, length: Length, max_norm: Any, ro
 
     Args:
         g: the gradient, or a part of it.
-        factor: `clip_factor` of these arguments.
+        factor: `shortening` of these arguments.
         length: the length of the gradient.
         max_norm: the largest norm.
         room: the power of two that the factor was multiplied by.
@@ -164,20 +175,19 @@ def shortened(g: jax.Array, factor: jax.Array, length: Length, max_norm: Any, ro
 def _shortened(g, size, limit, factor, unit, room):
     # Subnormal numbers would not survive a product.
     multiple = _real_multiple(_real_multiple(g, unit), factor) / room
-    return jnp.where(Length(size, unit).is_at_most(limit), g, multiple)
+    return jnp.where(factor < 0, g, multiple)
 
 
 @_shortened.defjvp
 def _shortened_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    g, size, limit, *constants = primals
-    unit = constants[1]
+    g, size, limit, factor, unit, room = primals
+    constants = (factor, unit, room)
     g_change, size_change, limit_change, *_ = tangents
-    is_within = Length(size, unit).is_at_most(limit)
     result = _shortened(*primals)
     change = _shortened(g_change, size, limit, *constants)
     turned = _real_multiple(_direction(g, size, unit), limit_change)
     turned -= _real_multiple(result, size_change / _divisor(size))
-    return result, change + jnp.where(is_within, jnp.zeros_like(turned), turned)
+    return result, change + jnp.where(factor < 0, jnp.zeros_like(turned), turned)
 
 
 def _real_multiple(x: jax.Array, factor: jax.Array) -> jax.Array:

@@ -14,11 +14,11 @@ from gradtx.kernels.arithmetic import root_mean_square
 from gradtx.kernels.unitwise import as_axes, unit_axes
 from gradtx.lengths import (
     Length,
-    clip_factor,
     clip_room,
     clip_to_norm,
     direction,
     shortened,
+    shortening,
 )
 from gradtx.lift import lift
 
@@ -86,7 +86,7 @@ def mapped_axes(
 
 
 def _clip_factor(*, length, max_norm):
-    return {"factor": clip_factor(length, max_norm, clip_room(max_norm))}
+    return {"factor": shortening(length, max_norm, clip_room(max_norm))}
 
 
 def _clip_by_global_norm(g, *, factor, length, max_norm):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradtx.kernels.arithmetic import debias, log_decay, safe_divide
-from gradtx.lengths import clip_factor, clip_room, in_its_unit
+from gradtx.lengths import clip_factor, clip_room, clip_to_norm, in_its_unit
 
 STEPS = np.array([1, 2, 3, 10, 1000, 2**24])
 
@@ -61,9 +61,25 @@ def test_clip_factor_passes_nan_on():
     assert np.isnan(clip_factor(in_its_unit(jnp.float32(np.nan)), 1.0))
 
 
-@pytest.mark.parametrize("max_norm", [1e-29, 0.01, 7.5, 8.0, 1e20])
-def test_room_is_a_power_of_two_that_brings_a_limit_between_8_and_16(max_norm):
+@pytest.mark.parametrize("max_norm", [1e-29, 1e-12, 1.8e-9, 2e-9, 0.01, 1e20])
+def test_room_is_a_power_of_two_that_keeps_a_factor_ordinary(max_norm):
     room = clip_room(max_norm)
     assert math.frexp(room)[0] == 0.5
-    assert room == 1 if max_norm >= 8 else 8 <= room * max_norm <= 16
+    assert room == 1 if max_norm >= 2**-29 else 2**-29 <= room * max_norm <= 2**-28
     assert clip_room(jnp.float32(max_norm)) == room
+    smallest = clip_factor(in_its_unit(jnp.float32(2.0**96)), max_norm, room)
+    assert np.isclose(float(smallest), room * max_norm / 2.0**96, rtol=1e-6)
+    assert smallest >= np.finfo(np.float32).smallest_normal
+
+
+@pytest.mark.parametrize("max_norm", [1e-12, 1e-3, 1.0, 1e20])
+@pytest.mark.parametrize("times", [0.0, 0.5, 1.0, 1.001, 1e3, 1e15])
+def test_a_gradient_is_shortened_to_its_limit_or_stays_as_it_is(max_norm, times):
+    norm = np.float32(max_norm) * np.float32(times)
+    g = jnp.asarray([0.6, -0.8], jnp.float32) * norm
+    clipped = np.asarray(clip_to_norm(g, in_its_unit(jnp.float32(norm)), max_norm), np.float64)
+    if times <= 1:
+        np.testing.assert_array_equal(clipped, g)
+    else:
+        right = np.asarray(g, np.float64) * (np.float32(max_norm) / np.float64(norm))
+        np.testing.assert_allclose(clipped, right, rtol=1e-6)
