@@ -1,7 +1,6 @@
 """Every named optimizer of gradtx, with what it needs to train the network of `digits`."""
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +27,7 @@ class Settings:
 
 _DECAY = {"weight_decay": 1.0, "mask": gradtx.select("kernel")}
 
-# Recipes that the training here does not suit.
+# Optimizers that the training here does not suit.
 _OMITTED = {
     "optimistic_adam": "deprecated for optimistic_adam_v2",
     "dpsgd": "needs the gradient of each sample",
@@ -59,9 +58,8 @@ _SETTINGS = {
 
 
 def names() -> list[str]:
-    """The names of all recipes: exported functions whose first argument is a learning rate."""
-    exported = [name for name in gradtx.__all__ if _is_recipe(name)]
-    return sorted([*exported, "momentum"])
+    """The names of the optimizers that can be trained with here."""
+    return sorted({*gradtx.names(), "momentum"} - _OMITTED.keys())
 
 
 def settings_of(name: str) -> Settings:
@@ -69,14 +67,7 @@ def settings_of(name: str) -> Settings:
     return _SETTINGS.get(name, Settings())
 
 
-def recipe(name: str) -> Callable[[Any], gradtx.GradientTransformationExtraArgs]:
-    """The recipe of this name as a function of the learning rate."""
-    factory = gradtx.sgd if name == "momentum" else getattr(gradtx, name)
-    return functools.partial(factory, **settings_of(name).options)
-
-
-def _is_recipe(name: str) -> bool:
-    exported = getattr(gradtx, name)
-    if name.startswith("scale_by_") or name in _OMITTED or not inspect.isfunction(exported):
-        return False
-    return next(iter(inspect.signature(exported).parameters), None) == "learning_rate"
+def recipe(name: str) -> Callable[..., gradtx.GradientTransformationExtraArgs]:
+    """The recipe of this name as a function of its `learning_rate`."""
+    own = "sgd" if name == "momentum" else name
+    return functools.partial(gradtx.make, own, **settings_of(name).options)

@@ -37,7 +37,8 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformationExtraArgs, optax.ScalarOrSchedule]:
     """The whole chain around a recipe, and its learning rate as a number or a schedule."""
     if recipes.settings_of(name).full_batch:
-        rate, chain = learning_rate, recipes.recipe(name)(learning_rate)
+        rate = learning_rate
+        chain = recipes.recipe(name)(learning_rate=rate)
     else:
         rate = gradtx.schedules.warmup_cosine_decay_schedule(
             init_value=learning_rate / 10,
@@ -45,9 +46,8 @@ def make_optimizer(
             warmup_steps=total_steps // 10,
             decay_steps=total_steps,
         )
-        chain = gradtx.chain(
-            gradtx.clip_by_global_norm(MAX_GRADIENT_NORM), recipes.recipe(name)(rate)
-        )
+        optimizer = recipes.recipe(name)(learning_rate=rate)
+        chain = gradtx.chain(gradtx.clip_by_global_norm(MAX_GRADIENT_NORM), optimizer)
     # The average covers about the last tenth of the run.
     decay = max(0.0, 1 - 10 / total_steps)
     return gradtx.average_params(chain, decay), rate

@@ -110,6 +110,8 @@ from gradtx import schedules as schedules
 from gradtx import sharding as sharding
 from gradtx import testing as testing
 from gradtx import training as training
+from gradtx.by_name import make as make
+from gradtx.by_name import names as names
 from gradtx.compose import chain as chain
 from gradtx.compose import conditionally_mask as conditionally_mask
 from gradtx.compose import conditionally_transform as conditionally_transform

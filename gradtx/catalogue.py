@@ -21,6 +21,7 @@ import optax
 
 import gradtx
 from gradtx import differences
+from gradtx.by_name import is_whole
 from gradtx.compose.parts import Locality, locality_of, parts_of
 from gradtx.compose.sequence import as_transformation
 from gradtx.lift import kernel_of
@@ -95,7 +96,7 @@ def methods(kind: Kind = "optimizer") -> list[Method]:
     return [
         _method(name, factory, kind)
         for name, factory in sorted(factories.items(), key=lambda item: item[0].lower())
-        if _kind(name, factory) == kind
+        if _kind(factory) == kind
     ]
 
 
@@ -109,7 +110,7 @@ def table(kind: Kind = "optimizer") -> str:
     return "\n".join(rows)
 
 
-def _kind(name: str, factory: Callable[..., Any]) -> Kind | None:
+def _kind(factory: Callable[..., Any]) -> Kind | None:
     signature = inspect.signature(factory)
     returned = factory if inspect.isclass(factory) else signature.return_annotation
     if returned is gradtx.MultiSteps:
@@ -125,12 +126,9 @@ def _kind(name: str, factory: Callable[..., Any]) -> Kind | None:
             for argument in signature.parameters.values()
         )
         return "wrapper" if wraps else "piece"
-    if package == "recipes":
-        return "optimizer"
-    if package != "kernels":
+    if package not in ("kernels", "recipes"):
         return None
-    is_whole = "learning_rate" in signature.parameters and not name.startswith("scale_by_")
-    return "optimizer" if is_whole else "piece"
+    return "optimizer" if is_whole(factory) else "piece"
 
 
 def made(

@@ -47,6 +47,7 @@ LAYERS = [
     ("kernels/",),
     ("wrappers/", "precision/", "schedules.py"),
     ("recipes/",),
+    ("by_name.py",),
     ("inspection/",),
     ("sharding/",),
 ]
@@ -134,7 +135,7 @@ def test_importing_gradtx_imports_no_room_before_it_is_asked_for():
         "print(sorted(before), sorted(loaded() - before))"
     )
     before, after = printed_by(program).split("] [")
-    rooms = ("bench", "catalogue", "diagnostics", "differences", "inspection", "testing")
+    rooms = ("bench", "by_name", "catalogue", "diagnostics", "differences", "inspection", "testing")
     rooms += ("initializers", "kernels", "normalization", "precision", "recipes")
     rooms += ("sharding", "training", "wrappers")
     assert [room for room in rooms if room in before] == []

@@ -1,4 +1,4 @@
-"""Hyperparameters in the state, and transformations that watch others."""
+"""Optimizers by name, hyperparameters in the state, and transformations that watch others."""
 
 import jax.numpy as jnp
 
@@ -7,6 +7,7 @@ import gradtx
 from .export import Export, groups, halved
 
 EXPORTS = {
+    "make": Export(lambda: gradtx.make("sgd", learning_rate=0.1)),
     "with_hyperparams": Export(
         lambda: gradtx.with_hyperparams(gradtx.adamw, learning_rate=halved, b2=0.99)
     ),
