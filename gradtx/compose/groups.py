@@ -86,7 +86,6 @@ def masked_for(
         init,
         joined,
         state=optax.MaskedState,
-        only_hands_on=True,
         joins=True,
         effect=IN_SERIES,
     )
@@ -203,7 +202,6 @@ def partition(
         init,
         joined,
         state=kept,
-        only_hands_on=True,
         joins=True,
         effect=IN_SERIES,
     )

@@ -42,7 +42,8 @@ class Composed(Link):
         locality: what an element's update depends on, beside what the parts make it depend on:
             that "element" alone, its whole "leaf", or the whole "tree".
         fields: what the function reads of its state; it may be of any class that has them.
-        only_hands_on: whether the function leaves it to its parts to look at the updates.
+        takes_integers: whether the function takes gradients of integers as they are; what joins
+            its parts leaves them to these.
         reads_state: whether the function reads its state; if not, it accepts any.
         joins: whether the steps of its parts may wait at the leaves.
         effect: what it makes of the updates; None: it does not say.
@@ -56,7 +57,7 @@ class Composed(Link):
     function: Callable[..., Any]
     locality: Locality = "element"
     fields: tuple[str, ...] = ()
-    only_hands_on: bool = False
+    takes_integers: bool = False
     reads_state: bool = True
     joins: bool = False
     effect: Effect | None = None
@@ -70,7 +71,7 @@ class Composed(Link):
         if self.joins:
             return run(self, updates, state, params, extra)
         check_state(self.owner, state, self.fields)
-        if not self.only_hands_on:
+        if not self.takes_integers:
             updates = as_gradients(updates, params)
         return self.function(updates, state, params, **extra)
 
@@ -101,7 +102,7 @@ def composed(
     *,
     locality: Locality = "element",
     state: Any = None,
-    only_hands_on: bool = False,
+    takes_integers: bool = False,
     reads_state: bool = True,
     joins: bool = False,
     effect: Effect | None = None,
@@ -118,7 +119,7 @@ def composed(
         locality: see `Composed`.
         state: the class of the state, whose fields the update reads; None: it looks at the state
             itself, or has none.
-        only_hands_on: see `Composed`.
+        takes_integers: see `Composed`.
         reads_state: see `Composed`.
         joins: see `Composed`.
         effect: see `Composed`.
@@ -132,7 +133,7 @@ def composed(
         update,
         locality,
         fields,
-        only_hands_on,
+        takes_integers,
         reads_state,
         joins,
         effect,

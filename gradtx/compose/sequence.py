@@ -113,7 +113,7 @@ def chain(*args: Transformation) -> ExtraArgs:
         return lambda: _in_container_of(state, [finish() for finish in finishes])
 
     parts = tuple([Part("", tx) for tx in transformations])
-    return composed("chain", parts, init, joined, only_hands_on=True, joins=True, effect=IN_SERIES)
+    return composed("chain", parts, init, joined, joins=True, effect=IN_SERIES)
 
 
 def _in_container_of(state: Any, new_states: list[Any]) -> Any:
@@ -179,9 +179,7 @@ def named_chain(*args: tuple[str, Transformation]) -> ExtraArgs:
         return lambda: container((name, finishes[name]()) for name in state)
 
     parts = tuple(Part(name, tx) for name, tx in transformations)
-    return composed(
-        "named_chain", parts, init, joined, only_hands_on=True, joins=True, effect=IN_SERIES
-    )
+    return composed("named_chain", parts, init, joined, joins=True, effect=IN_SERIES)
 
 
 def identity() -> ExtraArgs:
@@ -203,7 +201,6 @@ def identity() -> ExtraArgs:
         (),
         lambda params: optax.EmptyState(),
         lambda leaves, state: lambda: state,
-        only_hands_on=True,
         reads_state=False,
         joins=True,
         effect=IN_SERIES,
@@ -236,7 +233,7 @@ def set_to_zero() -> ExtraArgs:
         (),
         zeros.init,
         zeros.update,
-        only_hands_on=True,
+        takes_integers=True,
         reads_state=False,
         effect=ZERO,
     )

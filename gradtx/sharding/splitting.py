@@ -125,7 +125,6 @@ class _Zero:
             OWNER,
             (Part("", self.inner),),
             self.join,
-            only_hands_on=True,
             joins=True,
             effect=IN_SERIES,
             opened=self.open,

@@ -172,7 +172,6 @@ class Grouping:
             (Part("", self.inner),),
             self.join,
             fields=GroupedState._fields,
-            only_hands_on=True,
             joins=True,
             effect=IN_SERIES,
             opened=self.open,
