@@ -7,7 +7,13 @@ import pytest
 from jax import lax
 
 import gradtx
-from gradtx.kernels.products import gram_along, matrix_axes_up_to, multiply_along, squares_along
+from gradtx.kernels.products import (
+    adjoint,
+    gram_along,
+    matrix_axes_up_to,
+    multiply_along,
+    squares_along,
+)
 
 RNG = np.random.default_rng(0)
 X = (RNG.normal(size=(2, 3, 4)) + 1j * RNG.normal(size=(2, 3, 4))).astype(np.complex64)
@@ -30,6 +36,10 @@ def test_along_each_axis(axis, gram, product):
     matrix = RNG.normal(size=(5, X.shape[axis])).astype(np.complex64)
     found = multiply_along(jnp.asarray(matrix), jnp.asarray(X), axis)
     np.testing.assert_allclose(found, np.einsum(product, matrix, X), rtol=1e-5, atol=1e-5)
+
+
+def test_a_stack_has_the_adjoint_of_each_of_its_matrices():
+    np.testing.assert_array_equal(adjoint(jnp.asarray(X)), np.stack([x.conj().T for x in X]))
 
 
 def products(jaxpr):

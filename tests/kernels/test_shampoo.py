@@ -46,6 +46,15 @@ def test_hyperparameters_may_be_arrays_and_schedules():
                 np.testing.assert_allclose(updates, expected["matrix"], rtol=1e-5, atol=1e-5)
 
 
+def test_without_momentum_none_is_kept():
+    g = jnp.float32(gradients(1, {"matrix": (2, 3)})[0]["matrix"])
+    kept, none = gradtx.scale_by_shampoo(b1=0.0), gradtx.scale_by_shampoo(b1=None)
+    expected, _ = kept.update(g, kept.init(g))
+    updates, state = none.update(g, none.init(g))
+    np.testing.assert_allclose(updates, expected, rtol=1e-6)
+    assert jax.tree.leaves(state.mu) == []
+
+
 def random_orthogonal(seed, n):
     return np.linalg.qr(np.random.default_rng(seed).normal(size=(n, n)))[0]
 

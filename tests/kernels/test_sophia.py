@@ -160,18 +160,26 @@ def test_half_precision_is_calculated_and_kept_in_single():
 
 
 @pytest.mark.parametrize(
-    ("every", "printed"), [(2, ["0.75", "0.75"]), (0, [])], ids=["every-second", "never"]
+    ("every", "limit", "printed"),
+    [
+        (2, 1.0, ["0.75", "0.75"]),
+        (0, 1.0, []),
+        (3, lambda count: jnp.array([1.0, 0.6, 0.3, 0.2])[count], ["0.25"]),
+    ],
+    ids=["every-second", "never", "schedule"],
 )
-def test_win_rate_is_printed_when_asked_for(capfd, every, printed):
+def test_win_rate_is_printed_when_asked_for(capfd, every, limit, printed):
     tx = gradtx.scale_by_sophia(
         b1=0.0,
         b2=0.0,
         gamma=1.0,
+        clip_threshold=limit,
         hessian_diagonal_fn=given_diagonal(),
         verbose=True,
         print_win_rate_every_n_steps=every,
     )
-    gradient = jnp.array([2.0, 0.5, 0.25, -0.5])  # one element in four is clipped
+    # One element in four is clipped at 1, and one more at each limit below.
+    gradient = jnp.array([2.0, 0.5, 0.25, -0.75])
     state, step = tx.init(gradient), jax.jit(tx.update)
     for _ in range(4):
         _, state = step(gradient, state, diagonal=jnp.ones(4))

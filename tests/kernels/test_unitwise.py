@@ -33,6 +33,10 @@ def test_norm_along_given_axes_of_integers_and_of_complex_numbers():
     np.testing.assert_allclose(norm, [13, 13], rtol=1e-6)
 
 
+def test_a_number_is_a_unit_of_its_own():
+    assert gradtx.unitwise_norm(-2.5) == 2.5
+
+
 def test_norm_leaves_the_range_of_half_precision_on_the_way_only():
     norm = gradtx.unitwise_norm(jnp.array([3e4, 4e4], jnp.float16))
     assert norm.dtype == jnp.float16

@@ -31,7 +31,10 @@ _ALSO = {
         "tests/kernels/test_step_size_free.py",
         "tests/kernels/test_trust.py",
     ),
-    "gradtx/kernels/normuon.py": ("tests/sharding/test_explicit_matrices.py",),
+    "gradtx/kernels/normuon.py": (
+        "tests/sharding/test_explicit_matrices.py",
+        "tests/recipes/test_programs.py",
+    ),
     "gradtx/recipes/adam_variants.py": ("tests/recipes/test_adam.py",),
     "gradtx/compose/conditions.py": ("tests/precision/test_narrow_in_use.py",),
     "gradtx/compose/parts.py": ("tests/precision/test_narrow_in_use.py",),
@@ -41,7 +44,10 @@ _ALSO = {
     "gradtx/kernels/distance.py": ("tests/kernels/test_step_size_free.py",),
     "gradtx/kernels/coin_betting.py": ("tests/kernels/test_step_size_free.py",),
     "gradtx/kernels/dadaptation.py": ("tests/kernels/test_step_size_free.py",),
-    "gradtx/kernels/prodigy.py": ("tests/kernels/test_step_size_free.py",),
+    "gradtx/kernels/prodigy.py": (
+        "tests/kernels/test_step_size_free.py",
+        "tests/recipes/test_programs.py",
+    ),
     "gradtx/kernels/momo": ("tests/kernels/test_step_size_free.py",),
     "gradtx/kernels/polyak.py": ("tests/kernels/test_step_size_free.py",),
     "gradtx/normalization/": (

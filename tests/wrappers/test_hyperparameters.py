@@ -226,6 +226,14 @@ def test_what_a_foreign_factory_is_given():
     assert seen["others"]["count"].dtype == jnp.int32
 
 
+def test_annotations_may_be_texts():
+    def factory(rate, choose: "Callable[[Any], bool]"):
+        return gradtx.scale(rate)
+
+    state = gradtx.inject_hyperparams(factory)(2.0, matrices).init(jnp.ones(1))
+    assert state.hyperparams.keys() == {"rate"}
+
+
 def test_arguments_fixed_before_are_constants():
     fixed = functools.partial(gradtx.adamw, b1=0.5)
     state = gradtx.with_hyperparams(fixed, 0.1, b2=0.9).init(jnp.ones(1))

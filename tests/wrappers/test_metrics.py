@@ -87,6 +87,15 @@ def test_half_precision_and_double_precision():
         np.testing.assert_allclose(read["update_ratio"], 1 / 6, rtol=1e-14)
 
 
+def test_updates_and_parameters_of_different_precision():
+    tx = gradtx.with_metrics(gradtx.identity())
+    with jax.enable_x64(True):
+        single, double = jnp.array([3.0, 4.0], jnp.float32), jnp.array([5.0, 12.0])
+        for updates, params, ratio in ((single, double, 5 / 13), (double, single, 13 / 5)):
+            _, state = tx.update(updates, tx.init(params), params)
+            np.testing.assert_allclose(gradtx.metrics(state)["update_ratio"], ratio, rtol=1e-6)
+
+
 def test_only_leaves_with_an_update_count():
     params = {"w": jnp.array([3.0, 4.0]), "frozen": jnp.ones(9), "n": jnp.int32(7), "f": jnp.tanh}
     gradients = {"w": jnp.array([6.0, 8.0]), "frozen": None, "n": None, "f": None}
@@ -98,8 +107,14 @@ def test_only_leaves_with_an_update_count():
 
 @pytest.mark.parametrize(
     ("update", "params", "ratio"),
-    [(0.0, 0.0, 0.0), (1.0, 0.0, np.inf), (1.0, None, np.nan)],
-    ids=["nothing to nothing", "something to nothing", "no parameters"],
+    [
+        (0.0, 0.0, 0.0),
+        (1.0, 0.0, np.inf),
+        (1.0, None, np.nan),
+        (2.0**127, 4.0, 2.0**125),
+        (4.0, 2.0**127, 2.0**-125),
+    ],
+    ids=["nothing to nothing", "something to nothing", "no parameters", "huge", "to huge"],
 )
 def test_ratios_at_the_edge(update, params, ratio):
     tx = gradtx.with_metrics(gradtx.identity())
