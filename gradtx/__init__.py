@@ -5,6 +5,8 @@ lifted from an equation on one array. Names and states are optax's, so that eith
 transformations chain with the other's, and either resumes the other's runs.
 """
 
+from __future__ import annotations
+
 import re
 from importlib import import_module
 from importlib.util import find_spec

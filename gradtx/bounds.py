@@ -1,5 +1,7 @@
 """Gradients so large that what an equation makes of them, such as a square, would be infinite."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 

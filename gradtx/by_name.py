@@ -1,5 +1,7 @@
 """Optimizers by name, as command lines and configuration files need them."""
 
+from __future__ import annotations
+
 import difflib
 import inspect
 from collections.abc import Callable, Iterable

@@ -4,6 +4,8 @@
 in that file.
 """
 
+from __future__ import annotations
+
 import inspect
 import re
 import signal
@@ -111,7 +113,7 @@ def table(kind: Kind = "optimizer") -> str:
 
 
 def _kind(factory: Callable[..., Any]) -> Kind | None:
-    signature = inspect.signature(factory)
+    signature = inspect.signature(factory, eval_str=True)
     returned = factory if inspect.isclass(factory) else signature.return_annotation
     if returned is gradtx.MultiSteps:
         return "wrapper"
@@ -141,7 +143,7 @@ def made(
         inner: the transformation to wrap; None: its default, or `sgd` if it has none.
     """
     arguments = {}
-    for argument in inspect.signature(factory).parameters.values():
+    for argument in inspect.signature(factory, eval_str=True).parameters.values():
         if inner is not None and optax.GradientTransformation in _types(argument):
             arguments[argument.name] = inner
         elif argument.default is argument.empty:

@@ -3,6 +3,8 @@
 Everything else agrees in numbers up to rounding, and in states and dtypes.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 

@@ -1,5 +1,7 @@
 """What a transformation does to the update that it is given, as it declares itself."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar

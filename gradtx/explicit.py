@@ -4,6 +4,8 @@ There whoever multiplies, reshapes or factors a sharded array has to say how. On
 one device and inside of `jax.shard_map` these functions do nothing.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Optional packages, each of an extra of gradtx that installs it."""
 
+from __future__ import annotations
+
 import importlib
 from types import ModuleType
 

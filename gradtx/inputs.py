@@ -4,6 +4,8 @@ An input is refused only if it would be misread; whatever has one well-defined m
 is not read is not checked.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -4,6 +4,8 @@ What a link needs of the whole tree is found here: which leaves take part, their
 slots in its state. The steps themselves wait at the leaves, see `gradtx.waiting`.
 """
 
+from __future__ import annotations
+
 import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -71,7 +73,7 @@ class Leaves:
         if self._whole is not None:
             self._whole._look_again()
 
-    def twin(self) -> "Leaves":
+    def twin(self) -> Leaves:
         """The same leaves once more, whose steps do not change these."""
         self.take_steps()
         other = copy.copy(self)
@@ -85,7 +87,7 @@ class Leaves:
 
     def restricted(
         self, owner: str, hidden: Callable[[Any], Any], params: Any, extra: Mapping[str, Any]
-    ) -> "Leaves":
+    ) -> Leaves:
         """Those leaves that a mask chooses; what happens to them happens here.
 
         Args:

@@ -22,6 +22,8 @@ hyperparameters, `t` and extra arguments of `update` by name, and returns a dict
 new scalars and the `factors`; and then, with these, the step on each leaf.
 """
 
+from __future__ import annotations
+
 import functools
 import inspect
 import math

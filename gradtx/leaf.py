@@ -4,6 +4,8 @@ Everything here is about dtypes: what is stored narrowly is calculated in float3
 back has the dtype that it was stored in.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence

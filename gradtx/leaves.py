@@ -3,6 +3,8 @@
 Wrappers and measures find their leaves here; the steps of kernels wait in `gradtx.waiting`.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn

@@ -1,5 +1,7 @@
 """Norms that may lie beyond the range of their dtype, and what is divided by them."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -36,19 +38,19 @@ class Length:
         """Whether the norm is more than a number; not so if it is NaN."""
         return self.size > number * self.unit
 
-    def plus(self, number: Any) -> "Length":
+    def plus(self, number: Any) -> Length:
         """The length of the norm plus a number."""
         return Length(self.size + number * lax.stop_gradient(self.unit), self.unit)
 
-    def at_least(self, number: Any) -> "Length":
+    def at_least(self, number: Any) -> Length:
         """The length of the norm, or of a number where that is larger."""
         return Length(jnp.maximum(self.size, number * lax.stop_gradient(self.unit)), self.unit)
 
-    def times(self, factor: Any) -> "Length":
+    def times(self, factor: Any) -> Length:
         """The length of the norm times a factor of moderate size."""
         return Length(self.size * factor, self.unit)
 
-    def and_also(self, other: "Length") -> "Length":
+    def and_also(self, other: Length) -> Length:
         """The length of the sum of two norms."""
         unit = lax.stop_gradient(jnp.minimum(self.unit, other.unit))
         return Length(self.size_in(unit) + other.size_in(unit), unit)
@@ -57,7 +59,7 @@ class Length:
         """The size in another unit, which must not be larger."""
         return self.size * (unit / lax.stop_gradient(self.unit))
 
-    def astype(self, dtype: Any) -> "Length":
+    def astype(self, dtype: Any) -> Length:
         """The length in another real dtype."""
         return Length(self.size.astype(dtype), self.unit.astype(dtype))
 

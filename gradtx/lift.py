@@ -5,6 +5,8 @@ error messages. Each kernel is traced once for each distinct type of leaf and th
 the time to trace a step grows with the number of layers, not of operations.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import inspect
@@ -201,7 +203,7 @@ class _Lifted(Link):
         asked = (kernel.arguments | kernel.tree_arguments) - self.static.keys()
         return tuple(name for name in kernel.hyperparameters if name in asked)
 
-    def __deepcopy__(self, memo: Any) -> "_Lifted":
+    def __deepcopy__(self, memo: Any) -> _Lifted:
         return self
 
     def init(self, params: Any) -> Any:

@@ -1,5 +1,7 @@
 """Names and values in messages: enough to act on, whatever the size of the tree."""
 
+from __future__ import annotations
+
 import difflib
 import re
 import reprlib

@@ -4,6 +4,8 @@ Everything is calculated in at least float32. The squares neither overflow nor u
 gradients at zero are zero.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable, Hashable, Sequence

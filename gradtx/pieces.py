@@ -8,6 +8,8 @@ at a time, which stay in the processor's cache.
 Accelerators run one operation after another, and start too many of them in a loop.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any

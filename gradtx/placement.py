@@ -11,6 +11,8 @@ the lengths of its axes, makes it here:
   condition that is never true, which the compiler cannot know.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,7 +37,7 @@ class Length(int):
 
     axis: int
 
-    def __new__(cls, length: int, axis: int) -> "Length":
+    def __new__(cls, length: int, axis: int) -> Length:
         """The length of that axis."""
         self = super().__new__(cls, length)
         self.axis = axis

@@ -1,5 +1,7 @@
 """Caches of compiled steps, which end with the functions that they are made of."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Iterable
 from types import FunctionType
@@ -23,7 +25,7 @@ class _Memory(dict[Any, Any]):
 
 def remembered(
     passing: Callable[..., Any], maxsize: int = PROGRAMS
-) -> Callable[[Callable[..., R]], "Remembering[R]"]:
+) -> Callable[[Callable[..., R]], Remembering[R]]:
     """Cache what a function of hashable arguments returns.
 
     What is made of functions that live as long as their module is kept for all, and the least

@@ -21,6 +21,8 @@ Numbers in a path and the boxes of flax (`kernel/value`) are not names, and haik
 module.
 """
 
+from __future__ import annotations
+
 import functools
 import itertools
 import re

@@ -1,5 +1,7 @@
 """Norms of one array for equations of one's own: of any size, with a derivative at zero."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

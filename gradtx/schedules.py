@@ -3,6 +3,8 @@
 As in optax, what moves hyperparameters into the state is here too.
 """
 
+from __future__ import annotations
+
 from optax.schedules import (
     InjectHyperparamsState,
     InjectStatefulHyperparamsState,

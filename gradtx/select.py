@@ -1,5 +1,7 @@
 """Choosing leaves: one way for masks, labels, frozen layers and weight decay."""
 
+from __future__ import annotations
+
 import contextlib
 import inspect
 import re
@@ -60,7 +62,7 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
         {'dense': {'bias': False, 'kernel': True}}
     """
 
-    matrices: ClassVar["select"]
+    matrices: ClassVar[select]
 
     def __init__(self, specification: Specification, *, name: str | None = None) -> None:
         self.specification = specification
@@ -99,17 +101,17 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
             )
         return _spread(mask_for("select", chosen, tree, "the mask"), tree)
 
-    def __invert__(self) -> "select":
+    def __invert__(self) -> select:
         return select(lambda tree: jax.tree.map(lambda a: not a, self(tree)), name=f"~{self}")
 
-    def __and__(self, other: "select | Specification") -> "select":
+    def __and__(self, other: select | Specification) -> select:
         second = _as_selection(other)
         return select(
             lambda tree: jax.tree.map(lambda a, b: a and b, self(tree), second(tree)),
             name=f"({self} & {second})",
         )
 
-    def __or__(self, other: "select | Specification") -> "select":
+    def __or__(self, other: select | Specification) -> select:
         second = _as_selection(other)
         return select(
             lambda tree: jax.tree.map(lambda a, b: a or b, self(tree), second(tree)),

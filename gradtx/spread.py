@@ -4,6 +4,8 @@ The gradients and parameters keep the layouts that they come in. The rows of a s
 devices in one exchange before the steps, and in one come back to where they were.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable

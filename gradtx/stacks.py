@@ -4,6 +4,8 @@ The array stands at the place of the first of them; at the places of the others 
 that whoever aligns trees, chooses leaves or hands steps to them need not know of stacks.
 """
 
+from __future__ import annotations
+
 import copy
 import functools
 from collections.abc import Callable, Sequence
@@ -200,7 +202,7 @@ class Stack(Leaf):
             return new
         return jax.tree.map(self._kept, old, new)
 
-    def changed(self, value: Any) -> "Stack":
+    def changed(self, value: Any) -> Stack:
         """The same leaves with another value, without parameters and steps that wait."""
         other = copy.copy(self)
         other.rows = [copy.copy(row) for row in self.rows]

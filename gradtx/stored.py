@@ -1,5 +1,7 @@
 """From the dtype that is calculated in to the one that is stored."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,5 +1,7 @@
 """Tables for people: aligned text, and HTML for notebooks."""
 
+from __future__ import annotations
+
 import html
 import itertools
 import re

@@ -3,6 +3,8 @@
 `None` is a leaf here, because a missing gradient stands for a parameter that is left alone.
 """
 
+from __future__ import annotations
+
 import difflib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +40,7 @@ class Stored:
         """The array."""
         raise NotImplementedError
 
-    def encoded(self, array: jax.Array) -> "Stored":
+    def encoded(self, array: jax.Array) -> Stored:
         """A node that keeps another array in the same form."""
         raise NotImplementedError
 
@@ -46,11 +48,11 @@ class Stored:
         """The arrays that it consists of, in rows."""
         raise NotImplementedError
 
-    def part(self, arrays: tuple[jax.Array, ...], number: jax.Array) -> "Stored":
+    def part(self, arrays: tuple[jax.Array, ...], number: jax.Array) -> Stored:
         """The node of some of the rows, the part of this number."""
         raise NotImplementedError
 
-    def with_rows(self, arrays: tuple[jax.Array, ...]) -> "Stored":
+    def with_rows(self, arrays: tuple[jax.Array, ...]) -> Stored:
         """The node with other rows."""
         raise NotImplementedError
 

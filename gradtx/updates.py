@@ -1,5 +1,7 @@
 """From updates to parameters."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -105,7 +107,7 @@ def advance(
     state: Any,
     params: Any,
     extra: Mapping[str, Any],
-    addition: "Addition",
+    addition: Addition,
 ) -> tuple[Any, Any, Any]:
     """One step of an optimizer.
 

@@ -6,6 +6,8 @@ waits there is one compiled function, called once for each leaf, and traced once
 leaf.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -56,14 +58,14 @@ class Leaf:
         self.parameter: Any = None
         self.waiting: list[WaitingStep] = []
 
-    def twin(self) -> "Leaf":
+    def twin(self) -> Leaf:
         """The same leaf once more, without steps that wait."""
         other = copy.copy(self)
         other.waiting = []
         return other
 
     @property
-    def whole(self) -> "Leaf":
+    def whole(self) -> Leaf:
         """The leaf that takes its steps."""
         return self
 
@@ -108,7 +110,7 @@ class Leaf:
         """The compiled steps that wait, see `composed_step`."""
         return composed_step(self.steps, self.is_stack)
 
-    def keys_from(self, keys: Any, numbers: Mapping["Leaf", int]) -> Any:
+    def keys_from(self, keys: Any, numbers: Mapping[Leaf, int]) -> Any:
         """Its PRNG key of those of all leaves that take part."""
         return keys[numbers[self]]
 

@@ -30,7 +30,7 @@ def write_library(folder, left_out=()):
             continue
         if path.name == "__init__.py":
             line, listed = text.strip().split("\n\n")
-            old = re.sub("^from", f"{line}\nfrom", old, count=1, flags=re.MULTILINE)
+            old = re.sub("^from gradtx", f"{line}\nfrom gradtx", old, count=1, flags=re.MULTILINE)
             old, text = old.replace("__all__ = [", f"__all__ = [\n{listed}"), ""
         path.write_text(old + text)
 

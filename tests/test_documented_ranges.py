@@ -61,7 +61,7 @@ def documented(function, argument):
 
 def numeric(function):
     """The arguments that take a number, and of which type."""
-    for name, parameter in inspect.signature(function).parameters.items():
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
         if name in ("key", "seed"):
             continue
         if parameter.annotation in HYPERPARAMETERS:
@@ -71,7 +71,7 @@ def numeric(function):
 
 
 def refuses(function, argument, value):
-    parameters = inspect.signature(function).parameters
+    parameters = inspect.signature(function, eval_str=True).parameters
     # Values for the arguments without a default, which are not what is examined.
     others = {
         name: example_of(parameter)

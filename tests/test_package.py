@@ -154,6 +154,12 @@ def test_the_package_is_used_like_any_other():
         _ = gradtx.adamm
 
 
+def test_signatures_name_types_instead_of_what_these_mean():
+    signature = str(inspect.signature(gradtx.adamw))
+    assert "learning_rate: 'ScalarOrSchedule'" in signature
+    assert len(signature) < 500
+
+
 def test_library_needs_its_four_dependencies_only():
     program = (
         "import sys\n"

@@ -30,6 +30,8 @@ where gradtx needs nothing). With `--device` there are instead "bandwidth", in b
 "runs" with the fields of `gradtx.bench.device.Run`.
 """
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import json

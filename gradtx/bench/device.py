@@ -3,6 +3,8 @@
 Every case runs the same problem with several transformations, and fails if their results disagree.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

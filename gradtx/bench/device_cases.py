@@ -1,5 +1,7 @@
 """The cases of `--device`: on which parameters which transformations are run."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -21,7 +23,7 @@ _Prepare: TypeAlias = Callable[[Settings, Any, Any, Any], Subject]
 _Read: TypeAlias = Callable[..., Any]
 
 
-def _update_alone(settings: Settings, way: "Way", params: Any, gradient: Any) -> Subject:
+def _update_alone(settings: Settings, way: Way, params: Any, gradient: Any) -> Subject:
     """The step of an optimizer on a constant gradient."""
     gradient = jax.tree.map(lambda x: x.astype(way.dtype), gradient)
     step = programs.training_step(way.library, way.tx)

@@ -1,5 +1,7 @@
 """Leaves in groups: many small ones, and equal matrices."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 
 import jax

@@ -1,5 +1,7 @@
 """How the benchmarks measure: interleaved, several times, with medians as results."""
 
+from __future__ import annotations
+
 import gc
 import math
 import re

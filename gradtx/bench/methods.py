@@ -1,5 +1,7 @@
 """The named optimizers of both libraries, on matrices and vectors."""
 
+from __future__ import annotations
+
 import inspect
 import warnings
 from collections.abc import Iterator

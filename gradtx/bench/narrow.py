@@ -1,5 +1,7 @@
 """Optimizer states in fewer bits, compared with those in float32."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import jax

@@ -1,5 +1,7 @@
 """Normalization compared with flax, forward and backward."""
 
+from __future__ import annotations
+
 import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias

@@ -1,5 +1,7 @@
 """The programs that are measured: the step of a training loop, on several kinds of trees."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

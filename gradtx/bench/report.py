@@ -1,5 +1,7 @@
 """The measurements as text and as a picture."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from typing import Any
 

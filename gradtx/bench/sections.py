@@ -1,5 +1,7 @@
 """The sections of the benchmark, except those on methods and normalization."""
 
+from __future__ import annotations
+
 import compileall
 import functools
 import os

@@ -3,6 +3,8 @@
 The states are optax's, and optax's own transformations may stand anywhere among ours.
 """
 
+from __future__ import annotations
+
 from gradtx.compose.conditions import conditionally_mask, conditionally_transform
 from gradtx.compose.groups import freeze, masked, partition, selective_transform
 from gradtx.compose.groups import partition as multi_transform

@@ -1,5 +1,7 @@
 """Transformations that act in some steps only."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any

@@ -1,5 +1,7 @@
 """Different transformations for different leaves."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 from collections.abc import Callable, Hashable, Mapping

@@ -1,5 +1,7 @@
 """What a transformation is put together from, for whoever wants to look inside."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -89,7 +91,7 @@ class Composed(Link):
         """The name that a function has, which compiled programs are called by."""
         return "update"
 
-    def __deepcopy__(self, memo: Any) -> "Composed":
+    def __deepcopy__(self, memo: Any) -> Composed:
         # Nothing in it changes after it is built, so that a copy of it is itself.
         return self
 

@@ -1,5 +1,7 @@
 """Transformations one after another, and the simplest ones to put there."""
 
+from __future__ import annotations
+
 import inspect
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping

@@ -6,6 +6,8 @@ noisy and how curved the loss is, what lies between two solutions, which weights
 learning rates work, and what happened during a compiled loop.
 """
 
+from __future__ import annotations
+
 from gradtx.diagnostics.activations import activation_gain, relu_elbows
 from gradtx.diagnostics.checkup.attention import check_attention
 from gradtx.diagnostics.checkup.check_up import check_up

@@ -1,5 +1,7 @@
 """Optional packages, for the tables and pictures of the diagnostics."""
 
+from __future__ import annotations
+
 from types import ModuleType
 
 from gradtx import extras

@@ -1,5 +1,7 @@
 """What an activation does to a signal: where it bends, and how much of it passes through."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """What happens in a run: measurements that are recorded inside the compiled step."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

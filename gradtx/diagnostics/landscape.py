@@ -4,6 +4,8 @@ A path is a weighted sum of a few anchors, parameters of one structure, with wei
 the position t: 1 - t and t on the straight line, three polynomials on a quadratic Bezier curve.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """The learning rate range test: a short run that tries increasing learning rates."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

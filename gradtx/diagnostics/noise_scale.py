@@ -1,5 +1,7 @@
 """How noisy a gradient is: the batch size beyond which more samples are of little use."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -4,6 +4,8 @@ A mask is a tree of the structure of the parameters: for each inexact array a bo
 shape, true where a weight is kept, and true for any other leaf.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """What happened in a run: reads and plots what `record_history` left in the state."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

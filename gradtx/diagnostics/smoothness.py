@@ -5,6 +5,8 @@ at least float32: the loss function is called with half-precision parameters wid
 Wrap a measure that is taken repeatedly, as during training, in `jax.jit`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

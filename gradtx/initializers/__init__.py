@@ -11,6 +11,8 @@ the numbers agree up to how a compiler rounds the last bits of a function. This 
 generator with that property: jax's default, Threefry, has it; its `rbg` generators do not.
 """
 
+from __future__ import annotations
+
 from gradtx.initializers.bias import (
     bias_normal,
     small_random,

@@ -1,5 +1,7 @@
 """Initializers for biases, besides `zeros` and `constant(0.01)`."""
 
+from __future__ import annotations
+
 from gradtx.initializers.distributions import normal
 from gradtx.initializers.initializer import DType, Initializer, Scalar, require_nonnegative
 

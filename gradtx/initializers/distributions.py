@@ -1,5 +1,7 @@
 """Initializers that draw every element from the same distribution, whatever the shape."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 

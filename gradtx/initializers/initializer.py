@@ -4,6 +4,8 @@ An initializer is a *sampler* (the equation: key, shape, dtype -> array) lifted 
 the one place that knows about default dtypes, half precision and sharding.
 """
 
+from __future__ import annotations
+
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, SupportsIndex, TypeAlias

@@ -1,5 +1,7 @@
 """Initializers that preserve lengths: orthogonal matrices, and convolutions that act like them."""
 
+from __future__ import annotations
+
 import math
 
 import jax

@@ -4,6 +4,8 @@ Every rule comes in a normal version, truncated at two standard deviations befor
 `jax.nn.initializers`, and in a uniform one.
 """
 
+from __future__ import annotations
+
 from gradtx.initializers.initializer import DType, Initializer
 from gradtx.initializers.scaling import Axes, scaled_by_fans
 

@@ -4,6 +4,8 @@
 in a normal (truncated at two standard deviations before scaling) and a uniform version.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias

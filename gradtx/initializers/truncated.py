@@ -1,5 +1,7 @@
 """The truncated standard normal: its standard deviation, and numbers drawn from it."""
 
+from __future__ import annotations
+
 import functools
 import math
 

@@ -1,5 +1,7 @@
 """Refusing arguments in the wrong order in one line, because the text of a tree fills pages."""
 
+from __future__ import annotations
+
 import inspect
 from typing import Any
 

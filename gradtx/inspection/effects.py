@@ -4,6 +4,8 @@ This tells whether a factor before the rule still acts after it. The rules decla
 see `gradtx.effect.Effect`.
 """
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Sequence
 from typing import Literal, TypeAlias

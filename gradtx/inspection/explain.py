@@ -1,5 +1,7 @@
 """What an optimizer will do to each parameter, before training."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

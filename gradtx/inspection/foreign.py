@@ -1,5 +1,7 @@
 """What is known of optax's own transformations, which do not say what made them."""
 
+from __future__ import annotations
+
 import inspect
 from types import CodeType
 from typing import Any

@@ -4,6 +4,8 @@ A state says which of its leaves share a stack, but not which of its parts belon
 that is seen by their structure.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from typing import Any
 

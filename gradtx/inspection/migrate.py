@@ -1,5 +1,7 @@
 """Continuing from an optimizer state with another optimizer."""
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

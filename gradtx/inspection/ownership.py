@@ -1,5 +1,7 @@
 """Which array of an optimizer state belongs to which parameter."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 

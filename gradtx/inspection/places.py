@@ -1,5 +1,7 @@
 """Where a leaf is in an optimizer state, as far as the names on its path tell."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

@@ -4,6 +4,8 @@ A number is given only if it is the one that acts. If it depends on the data, on
 rule whose effect is not known, there is a reason in its place.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple

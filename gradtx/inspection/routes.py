@@ -1,5 +1,7 @@
 """Which rules update a leaf, and in which order."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -34,7 +36,7 @@ class Rule(NamedTuple):
 
     name: str
     arguments: Mapping[str, Any]
-    parts: tuple[tuple["Rule", ...], ...] = ()
+    parts: tuple[tuple[Rule, ...], ...] = ()
     effect: Effect = Effect()
     clock: tuple[int, ...] = ()
 

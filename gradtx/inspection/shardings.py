@@ -1,5 +1,7 @@
 """How the state of a transformation lies on the devices, found without making one."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 

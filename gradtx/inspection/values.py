@@ -1,5 +1,7 @@
 """A hyperparameter's value at a step, and the name of the schedule that it comes from."""
 
+from __future__ import annotations
+
 import inspect
 import math
 from collections.abc import Callable

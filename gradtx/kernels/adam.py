@@ -1,5 +1,7 @@
 """Adam and its family: a first moment divided by the root of a second one."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 import optax
 from jax import lax

@@ -1,5 +1,7 @@
 """Adam-mini: Adam with one second moment for each block of elements."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias

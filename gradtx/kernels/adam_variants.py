@@ -1,5 +1,7 @@
 """Adam with a different second moment or a rectified variance: AdaBelief, Yogi, RAdam."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 import optax

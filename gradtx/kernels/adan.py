@@ -1,5 +1,7 @@
 """Adan: Nesterov momentum from the differences of successive gradients."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 import optax
 from jax import lax

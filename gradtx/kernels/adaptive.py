@@ -1,5 +1,7 @@
 """A learning rate for each element, from the size of its past gradients."""
 
+from __future__ import annotations
+
 import dataclasses
 
 import jax.numpy as jnp

@@ -1,5 +1,7 @@
 """AdEMAMix: Adam with a slow average of the gradient in addition to the fast one."""
 
+from __future__ import annotations
+
 import optax
 from jax import lax
 from jax.typing import DTypeLike

@@ -4,6 +4,8 @@ A size that does not include the gradient that it divides is independent of it, 
 the quotient has the direction of the mean gradient, whatever the decay rate of the size.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import Any

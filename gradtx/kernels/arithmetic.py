@@ -1,5 +1,7 @@
 """The few formulas that the papers' equations share."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

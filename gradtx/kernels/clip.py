@@ -1,5 +1,7 @@
 """Limits on the size of updates, by element, norm or block, and removal of NaNs."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Steps as bets on the outcome of coin flips: COCOB."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule

@@ -1,5 +1,7 @@
 """Constraints on updates: a global norm of 1, parameters that stay non-negative."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 import optax
 

@@ -1,5 +1,7 @@
 """Newton's method: the gradient multiplied by the inverse of the Hessian."""
 
+from __future__ import annotations
+
 import functools
 from typing import Any, Literal
 

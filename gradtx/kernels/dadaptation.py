@@ -1,5 +1,7 @@
 """D-Adaptation: Adam with an estimate of the distance to the solution as its step size."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

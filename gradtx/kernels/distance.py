@@ -1,5 +1,7 @@
 """Step sizes from the distance travelled, over the gradients seen so far: DoG and DoWG."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

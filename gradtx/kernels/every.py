@@ -1,5 +1,7 @@
 """Updates that are accumulated and applied every few steps."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax.numpy as jnp

@@ -1,5 +1,7 @@
 """Second moments of matrices, kept as one number for each row and one for each column."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any

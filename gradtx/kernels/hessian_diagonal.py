@@ -1,5 +1,7 @@
 """Hutchinson's estimate of the Hessian's diagonal, from one product with a random vector."""
 
+from __future__ import annotations
+
 from typing import Any, Literal
 
 import jax

@@ -1,5 +1,7 @@
 """MADGRAD: dual averaging with momentum and a cube root."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 import optax
 from jax import lax

@@ -1,5 +1,7 @@
 """MARS: gradients with less variance, for any optimizer that follows."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """Which axes of an array make up its matrices, and a layout that puts them last."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

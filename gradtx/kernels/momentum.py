@@ -1,5 +1,7 @@
 """Averages of past gradients: heavy ball, exponential, box."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

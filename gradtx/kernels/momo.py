@@ -1,5 +1,7 @@
 """Polyak's step on an average of losses and gradients: MoMo."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike

@@ -1,5 +1,7 @@
 """Polyak's step on an average of losses and gradients, in Adam's metric: MoMo-Adam."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import jax.numpy as jnp

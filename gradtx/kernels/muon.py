@@ -1,5 +1,7 @@
 """Muon: momentum with orthogonalized matrices."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 from typing import Any

@@ -1,5 +1,7 @@
 """Gradients with noise."""
 
+from __future__ import annotations
+
 import warnings
 from typing import Any
 

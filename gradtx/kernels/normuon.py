@@ -1,5 +1,7 @@
 """NorMuon: Muon with a learning rate for each neuron."""
 
+from __future__ import annotations
+
 import math
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """NovoGrad: momentum of normalized gradients, with one second moment per leaf."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 import optax
 from jax import lax

@@ -1,5 +1,7 @@
 """The loss as a function of the parameters that have a gradient."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

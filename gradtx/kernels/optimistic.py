@@ -1,5 +1,7 @@
 """Gradients extrapolated from the previous one: optimistic methods for games."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule

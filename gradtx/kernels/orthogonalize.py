@@ -1,5 +1,7 @@
 """Newton-Schulz iterations towards the nearest orthogonal matrix."""
 
+from __future__ import annotations
+
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax

@@ -1,5 +1,7 @@
 """Polyak's step size: the gap between the loss and its minimum, over the squared gradient."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule

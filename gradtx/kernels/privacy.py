@@ -4,6 +4,8 @@ The incoming gradients have one more axis than the updates: the first, which cou
 these are not kernels, whose updates have the shape of their gradients.
 """
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Prodigy: D-Adaptation with an estimate that grows faster."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 from typing import Any, NamedTuple

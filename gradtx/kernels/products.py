@@ -1,5 +1,7 @@
 """Products of matrices, and of matrices with arrays along one of their axes."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import lax

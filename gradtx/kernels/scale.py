@@ -1,5 +1,7 @@
 """Scaling and shifting: learning rates, weight decay, centering."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import jax.numpy as jnp

@@ -1,5 +1,7 @@
 """Shampoo: a preconditioner for each axis of an array, from second moments of the gradients."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """Steps by the sign of a direction: sign descent, Lion and Rprop."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from typing import Literal
 

@@ -1,5 +1,7 @@
 """Sums of squared gradients, kept as one number for each index of each axis."""
 
+from __future__ import annotations
+
 import functools
 
 import jax

@@ -1,5 +1,7 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioners."""
 
+from __future__ import annotations
+
 import math
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """Sophia: momentum over an estimate of the Hessian's diagonal, updated every few steps."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

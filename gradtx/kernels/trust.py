@@ -1,5 +1,7 @@
 """Steps whose length follows the size of each leaf's weights: trust ratios and block norms."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 from typing import Any

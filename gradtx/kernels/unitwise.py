@@ -1,5 +1,7 @@
 """Norms and clipping by unit: by the weights that feed one neuron or output channel."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

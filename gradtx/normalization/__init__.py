@@ -6,6 +6,8 @@ variance; the named normalizations choose over which axes the statistics run. No
 state: `batch_norm` takes its running statistics and returns the new ones.
 """
 
+from __future__ import annotations
+
 from gradtx.normalization.affine import normalize
 from gradtx.normalization.batch import BatchStats, batch_norm, init_batch_stats
 from gradtx.normalization.group import group_norm, instance_norm

@@ -3,6 +3,8 @@
 `owner` is the function that the user called; its name opens the messages.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import jax

@@ -10,6 +10,8 @@ be close, and then on the mean of what is left. This is the corrected two-pass
 algorithm, with the correction applied to the deviations instead of to the sum of their squares.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Hashable

@@ -6,6 +6,8 @@ no derivative overflows on the way to a result that is in range. All of them are
 differentiated again, to any order.
 """
 
+from __future__ import annotations
+
 import functools
 
 import jax

@@ -1,5 +1,7 @@
 """The last step of every normalization, and the one that starts from given statistics."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike

@@ -1,5 +1,7 @@
 """Batch normalization, as a function of its running statistics."""
 
+from __future__ import annotations
+
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 

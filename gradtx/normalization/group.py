@@ -1,5 +1,7 @@
 """Group and instance normalization: each example separately, over positions and some features."""
 
+from __future__ import annotations
+
 import jax
 from jax.typing import ArrayLike
 

@@ -1,5 +1,7 @@
 """Layer and root-mean-square normalization: each example separately, over its features."""
 
+from __future__ import annotations
+
 import jax
 from jax.typing import ArrayLike
 

@@ -1,5 +1,7 @@
 """Count, mean and sum of squared deviations: masked, merged, across devices."""
 
+from __future__ import annotations
+
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any

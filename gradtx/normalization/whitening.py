@@ -1,5 +1,7 @@
 """Statistics removed from data: `standardize` each feature, `whiten` all of them together."""
 
+from __future__ import annotations
+
 from functools import partial
 
 import jax

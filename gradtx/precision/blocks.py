@@ -6,6 +6,8 @@ across devices is gathered along these axes while they are needed: where axes of
 explicit, by what is said here; where they are automatic, by the compiler.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import Any

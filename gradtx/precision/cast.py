@@ -1,5 +1,7 @@
 """Optimizer states in half precision."""
 
+from __future__ import annotations
+
 import math
 from typing import Any, NamedTuple
 
@@ -77,7 +79,7 @@ class _Narrow(trees.Stored):
         """The numbers in rows."""
         return (self.values.reshape(-1, _ROW),)
 
-    def with_rows(self, arrays: tuple[jax.Array, ...]) -> "Cast":
+    def with_rows(self, arrays: tuple[jax.Array, ...]) -> Cast:
         """An array of other numbers."""
         return Cast(arrays[0].reshape(self.shape))
 
@@ -91,7 +93,7 @@ class Cast(_Values, _Narrow):
 
     __slots__ = ()
 
-    def encoded(self, array: jax.Array) -> "Cast":
+    def encoded(self, array: jax.Array) -> Cast:
         """Another array in the same form, rounded to nearest."""
         return Cast(to_store(array, self.values.dtype))
 
@@ -122,7 +124,7 @@ class Seeded(_SeededValues, _Narrow):
         bits = random_bits(jnp.stack(key), step, number, array.shape, out_sharding=sharding)
         return Cast(round_stochastically(array.astype(WIDE), self.values.dtype, bits))
 
-    def part(self, arrays: tuple[jax.Array, ...], number: jax.Array) -> "Seeded":
+    def part(self, arrays: tuple[jax.Array, ...], number: jax.Array) -> Seeded:
         """Some of its rows, whose rounding is their own."""
         if self.seed is None:
             return Seeded(arrays[0], None)

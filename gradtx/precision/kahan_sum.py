@@ -1,5 +1,7 @@
 """Narrow parameters beside what their last rounding left over."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

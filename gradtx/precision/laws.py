@@ -1,5 +1,7 @@
 """Which arrays of an optimizer state are kept in few bits, and which of them are never negative."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 

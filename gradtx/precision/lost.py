@@ -1,5 +1,7 @@
 """How many updates of narrow parameters leave nothing behind."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import jax

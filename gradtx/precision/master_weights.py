@@ -1,5 +1,7 @@
 """Narrow parameters beside float32 copies that hold what they cannot."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -12,6 +12,8 @@ fit into float32 either: what arrives then differs by up to 2^-24 of the larger 
 sum in float32.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Optimizer states in 8 bits per number."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

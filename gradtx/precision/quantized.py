@@ -16,6 +16,8 @@ Codes are rounded up or down at random, so that they are right on average. A mov
 a small part of a step between levels: to nearest, it would stand still.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -74,7 +76,7 @@ class _Coded(trees.Stored):
         number = math.prod(self.scales.shape)
         return self.codes.reshape(number, -1), self.scales.reshape(number, 1)
 
-    def with_rows(self, arrays: tuple[jax.Array, ...]) -> "Quantized":
+    def with_rows(self, arrays: tuple[jax.Array, ...]) -> Quantized:
         """An array with these codes and scales."""
         codes, scales = arrays
         return Quantized(codes.reshape(self.shape), scales.reshape(self.scales.shape))
@@ -97,7 +99,7 @@ class Quantized(_Arrays, _Coded):
 
     __slots__ = ()
 
-    def encoded(self, array: jax.Array) -> "Quantized":
+    def encoded(self, array: jax.Array) -> Quantized:
         """Another array in the same form, its codes rounded to nearest."""
         new = _encoded(array, self.codes.dtype, self.scales.shape, self.dtype)
         return Quantized(*map(placed_as, new, self))
@@ -126,7 +128,7 @@ class Seeded(_SeededArrays, _Coded):
         """The array without the seed, if there was no step."""
         return Quantized(self.codes, self.scales)
 
-    def part(self, arrays: tuple[jax.Array, ...], number: jax.Array) -> "Seeded":
+    def part(self, arrays: tuple[jax.Array, ...], number: jax.Array) -> Seeded:
         """An array of some of the blocks, whose rounding is its own."""
         codes, scales = arrays
         return Seeded(codes, scales, self.seed.at[2].set(number.astype(jnp.uint32) + 1))

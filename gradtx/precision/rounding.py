@@ -5,6 +5,8 @@ a statistician: a hash of the element's number, under a key that changes with st
 enough, and much faster than the generators of `jax.random`.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 import operator

@@ -1,5 +1,7 @@
 """Narrow parameters that are rounded up or down at random, and are right on average."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """Adam, with decoupled weight decay, with Nesterov momentum, and with both."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule

@@ -1,5 +1,7 @@
 """Relatives of Adam with a different state: ACProp, ADOPT, MADGRAD, MARS and Adam-mini."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Adam with a different second moment: AMSGrad, AdaMax, AdaBelief, Yogi and RAdam."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule

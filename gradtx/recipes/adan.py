@@ -1,5 +1,7 @@
 """Adan with its proximal weight decay."""
 
+from __future__ import annotations
+
 from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 

@@ -1,5 +1,7 @@
 """A learning rate for each element."""
 
+from __future__ import annotations
+
 from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 

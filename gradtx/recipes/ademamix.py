@@ -1,5 +1,7 @@
 """AdEMAMix and its simplified form."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule

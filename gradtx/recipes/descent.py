@@ -1,5 +1,7 @@
 """Descent along the gradient, its momentum, its sign, or Newton's direction."""
 
+from __future__ import annotations
+
 from typing import Literal
 
 from jax.typing import DTypeLike

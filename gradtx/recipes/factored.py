@@ -1,5 +1,7 @@
 """Adaptive methods whose memory grows with the sides of a matrix, not with its area."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from optax import GradientTransformationExtraArgs as ExtraArgs

@@ -1,5 +1,7 @@
 """Descent with gradients of matrices that are projected to a subspace of low rank."""
 
+from __future__ import annotations
+
 from typing import Literal
 
 import optax

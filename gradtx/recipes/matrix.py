@@ -1,5 +1,7 @@
 """Muon and NorMuon for the matrices among the parameters, AdamW for everything else."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

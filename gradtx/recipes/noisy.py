@@ -1,5 +1,7 @@
 """Gradient descent with added noise."""
 
+from __future__ import annotations
+
 import jax
 from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule

@@ -1,5 +1,7 @@
 """Optimistic methods, for games in which plain descent circles: gradient descent and Adam."""
 
+from __future__ import annotations
+
 import warnings
 
 from jax.typing import DTypeLike

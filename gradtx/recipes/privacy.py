@@ -1,5 +1,7 @@
 """Descent with differential privacy."""
 
+from __future__ import annotations
+
 import jax
 from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule

@@ -1,5 +1,7 @@
 """Optimizers whose learning rate needs no schedule."""
 
+from __future__ import annotations
+
 from jax.typing import ArrayLike, DTypeLike
 from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule

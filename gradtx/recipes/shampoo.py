@@ -1,5 +1,7 @@
 """Shampoo and SOAP: preconditioners for each axis of a parameter."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 from optax import GradientTransformation, ScalarOrSchedule
 from optax import GradientTransformationExtraArgs as ExtraArgs

@@ -1,5 +1,7 @@
 """Descent along the momentum over the Hessian's diagonal."""
 
+from __future__ import annotations
+
 import jax
 import optax
 from jax.typing import DTypeLike

@@ -1,5 +1,7 @@
 """Optimizers that find their own step size, as chains; the others are kernels."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from jax.typing import ArrayLike

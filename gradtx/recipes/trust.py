@@ -1,5 +1,7 @@
 """Optimizers whose steps follow the size of each layer: LARS, LAMB, Fromage, NovoGrad."""
 
+from __future__ import annotations
+
 from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 

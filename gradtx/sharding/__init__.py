@@ -5,6 +5,8 @@
 take the steps of whole matrices of Muon, Shampoo and their relatives.
 """
 
+from __future__ import annotations
+
 from gradtx.inspection.shardings import state_shardings
 from gradtx.sharding.matrices import distributed
 from gradtx.sharding.splitting import zero

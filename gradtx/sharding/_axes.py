@@ -1,5 +1,7 @@
 """The axes of a mesh that users name."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

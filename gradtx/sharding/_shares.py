@@ -1,5 +1,7 @@
 """How an array is split over devices that would all have the whole of it."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +49,7 @@ class Split:
         """The mesh on which the type of an array tells how it is split; else None."""
         return explicit_mesh(OWNER, x, self.mesh, self.axes)
 
-    def part_of(self, leaf: Any, sharding: Any) -> "Share | None":
+    def part_of(self, leaf: Any, sharding: Any) -> Share | None:
         """How a leaf is split; None: it is not."""
         here = jax.sharding.get_abstract_mesh()
         is_elsewhere = bool(here.manual_axes) and not {*self.axes} <= {*here.axis_names}

@@ -1,5 +1,7 @@
 """Matrix methods whose matrices take their steps on different devices."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

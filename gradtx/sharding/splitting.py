@@ -1,5 +1,7 @@
 """ZeRO: each device of the data axis keeps and updates a part of every array."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

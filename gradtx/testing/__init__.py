@@ -9,6 +9,8 @@
 Strategies for property-based tests are in `gradtx.testing.strategies`, which needs hypothesis.
 """
 
+from __future__ import annotations
+
 from gradtx.testing import references
 from gradtx.testing.capabilities import CAPABILITIES
 from gradtx.testing.clause import Clause

@@ -1,5 +1,7 @@
 """`python -m gradtx.testing RESULTS.json [README.md]`: see `gradtx.testing.survey`."""
 
+from __future__ import annotations
+
 import sys
 
 from gradtx.testing.survey import main

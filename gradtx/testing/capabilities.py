@@ -1,5 +1,7 @@
 """What a transformation may need from its caller: more arguments, or the trees as they are."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any

@@ -1,5 +1,7 @@
 """A clause of the contract: a public function, and the case that it judges."""
 
+from __future__ import annotations
+
 import functools
 import inspect
 import warnings

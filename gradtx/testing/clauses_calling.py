@@ -1,5 +1,7 @@
 """Clauses about calling a transformation: its type, and that its only effect is its result."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

@@ -1,5 +1,7 @@
 """Clauses about what calls leave behind, in Python and in the state."""
 
+from __future__ import annotations
+
 import random
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Clauses about other inputs: numpy arrays, doubles, complex numbers, NaN in parameters."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

@@ -1,5 +1,7 @@
 """Clauses about what happens late, or only when a gradient is zero or a counter is full."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The clause about arguments that do not fit together."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

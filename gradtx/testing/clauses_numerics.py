@@ -1,5 +1,7 @@
 """Clauses about numbers: narrow dtypes, and what a declared locality or degree promises."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Iterator
 from typing import Any

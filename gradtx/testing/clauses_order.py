@@ -1,5 +1,7 @@
 """Clauses about which leaf is where, and how large it is."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from typing import Any
 

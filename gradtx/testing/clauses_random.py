@@ -1,5 +1,7 @@
 """The clause about random numbers."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Clauses about several devices."""
 
+from __future__ import annotations
+
 import functools
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """Clauses about trees: what is returned, and what is left alone."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Clauses about jax's transformations: however a step is run, it is the same step."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

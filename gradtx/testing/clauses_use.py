@@ -1,5 +1,7 @@
 """The clause about what is asked for and kept, but never used."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,5 +1,7 @@
 """What a compiled program sends between devices."""
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Iterator, Mapping

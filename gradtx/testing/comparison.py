@@ -1,5 +1,7 @@
 """Comparing trees, and naming the leaf at which they differ."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

@@ -1,5 +1,7 @@
 """The whole contract, clause by clause."""
 
+from __future__ import annotations
+
 from collections.abc import Collection
 from typing import Any
 

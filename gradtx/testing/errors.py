@@ -1,5 +1,7 @@
 """Errors of jax, NumPy and Python in the words of somebody who wrote a transformation."""
 
+from __future__ import annotations
+
 import re
 import sysconfig
 import traceback

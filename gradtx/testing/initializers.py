@@ -1,5 +1,7 @@
 """What an initializer must be: numbers that depend on key, shape and dtype, and on nothing else."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Checks of functions that are no transformations: each by itself, and all failures at once."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """What a function remembers in Python: its closure, its object, and the globals that it names."""
 
+from __future__ import annotations
+
 import collections
 import functools
 import itertools

@@ -1,5 +1,7 @@
 """What a normalization must be: right statistics, right gradients, in every dtype."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 

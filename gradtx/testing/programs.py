@@ -1,5 +1,7 @@
 """The program of an update: what it depends on, what it hands on, which random bits it draws."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """What is broken, in few words, and each fault once."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
 """Long runs: one compiled loop over many steps, from any state and with any gradients."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,5 +1,7 @@
 """What a schedule must be: a function of the number of steps taken, whatever holds that number."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -8,6 +8,8 @@
 This is the only module of the kit that needs hypothesis: `pip install "gradtx[test]"`.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,5 +1,7 @@
 """The contract as tests of pytest, one for each clause."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any

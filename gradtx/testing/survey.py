@@ -7,6 +7,8 @@ text. A result is the names of the clauses that a factory breaks, each factory w
 a tree of a matrix, a vector and a scalar.
 """
 
+from __future__ import annotations
+
 import inspect
 import json
 import re
@@ -75,7 +77,7 @@ def made(library: str, name: str) -> optax.GradientTransformation:
     theirs = getattr(optax.contrib, name, None) or getattr(optax, name)
     inner = {"gradtx": gradtx.sgd(0.1), "optax": optax.sgd(0.1)}[library]
     arguments = {}
-    for argument in inspect.signature(ours).parameters.values():
+    for argument in inspect.signature(ours, eval_str=True).parameters.values():
         if argument.default is not argument.empty or argument.kind is argument.VAR_KEYWORD:
             continue
         if argument.name in ("mask", "freeze_mask"):

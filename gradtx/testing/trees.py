@@ -1,5 +1,7 @@
 """Trees of parameters that find mistakes: odd shapes, odd dtypes, odd containers."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

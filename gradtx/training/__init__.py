@@ -6,6 +6,8 @@ batches. `accumulate_grads` computes the gradient of a batch that does not fit i
 `Checkpoints` saves a run, so that it goes on after it was interrupted.
 """
 
+from __future__ import annotations
+
 from gradtx.training.accumulation import accumulate_grads
 from gradtx.training.batches import minibatches
 from gradtx.training.checkpoints import Checkpoint, Checkpoints

@@ -1,5 +1,7 @@
 """The gradient of a batch that does not fit into memory at once."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

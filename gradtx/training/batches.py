@@ -1,5 +1,7 @@
 """Mini-batches: every sample once per epoch, in a random order."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Checkpoints: what a run needs to go on after it was interrupted, on disk."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping
 from types import ModuleType, TracebackType

@@ -1,5 +1,7 @@
 """A compiled step that leaves each array of its state where it lies."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

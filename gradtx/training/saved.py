@@ -1,5 +1,7 @@
 """What a checkpoint holds: arrays in the form that orbax stores, and descriptions of them."""
 
+from __future__ import annotations
+
 import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +36,7 @@ class Leaf(NamedTuple):
     rows: int = 0
 
     @classmethod
-    def of(cls, leaf: Any) -> "Leaf":
+    def of(cls, leaf: Any) -> Leaf:
         """The description of an array, a number, or the shape of an array."""
         dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
         has_keys = _is_key(leaf) and isinstance(leaf, jax.Array)
@@ -42,12 +44,12 @@ class Leaf(NamedTuple):
         return cls(str(dtype), np.shape(leaf), generator)
 
     @classmethod
-    def from_json(cls, fields: Any) -> "Leaf":
+    def from_json(cls, fields: Any) -> Leaf:
         """The description that was written as a list."""
         dtype, shape, generator, rows = fields
         return cls(dtype, tuple(shape), generator, rows)
 
-    def fits(self, target: "Leaf") -> bool:
+    def fits(self, target: Leaf) -> bool:
         """Whether it can be restored as another array: itself, or with other padding."""
         if self[:2] == target[:2]:
             return True

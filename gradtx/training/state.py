@@ -1,5 +1,7 @@
 """The state of a training run: everything that a step reads and replaces."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax
@@ -49,7 +51,7 @@ class TrainState(NamedTuple):
         tx: optax.GradientTransformation,
         model_state: Any = None,
         key: jax.Array | None = None,
-    ) -> "TrainState":
+    ) -> TrainState:
         """The state before the first step.
 
         Every array is copied, so that a step may reuse the state's memory (see `donate` of

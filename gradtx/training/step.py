@@ -1,5 +1,7 @@
 """One training step: gradient, update, new parameters and metrics, compiled together."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal

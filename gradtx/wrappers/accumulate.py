@@ -1,5 +1,7 @@
 """One step for several mini-batches."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Averages of the parameters, kept beside any optimizer."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """What wrappers share: one of two branches, zero updates, copies of parameters."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

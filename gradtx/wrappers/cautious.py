@@ -1,5 +1,7 @@
 """Cautious optimizers: no step against the gradient."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax.numpy as jnp

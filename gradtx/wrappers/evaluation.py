@@ -1,5 +1,7 @@
 """The parameters to evaluate, whichever wrapper keeps them."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any

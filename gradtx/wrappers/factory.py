@@ -1,5 +1,7 @@
 """What the signature of a factory of transformations tells about its arguments."""
 
+from __future__ import annotations
+
 import collections.abc
 import contextlib
 import functools

@@ -1,5 +1,7 @@
 """The length of one optimizer's steps for the direction of another's."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """Small leaves kept in stacks, which take one step together."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """Hyperparameters kept in the state, where they can be read, changed, saved and vectorized."""
 
+from __future__ import annotations
+
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping

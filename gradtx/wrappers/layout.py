@@ -1,5 +1,7 @@
 """Other layouts for the arrays that a transformation gets."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

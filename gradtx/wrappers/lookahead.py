@@ -1,5 +1,7 @@
 """Lookahead: fast weights run ahead, and slow weights follow them part of the way."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

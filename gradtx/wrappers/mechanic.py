@@ -1,5 +1,7 @@
 """Mechanic: a scale for the updates of any optimizer, tuned while it runs."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any

@@ -1,5 +1,7 @@
 """What a step did, as the state tells: learning rate, norms, skipped steps."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """Measurements of the updates inside a chain, the latest of which are kept in the state."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any

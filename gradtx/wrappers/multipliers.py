@@ -1,5 +1,7 @@
 """Learning rates that differ from leaf to leaf by a factor."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 

@@ -1,5 +1,7 @@
 """A learning rate that is reduced when the loss stops falling."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Mapping
 from typing import Any

@@ -1,5 +1,7 @@
 """GaLore: an optimizer that works on the gradients of matrices in a subspace of low rank."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any, Literal

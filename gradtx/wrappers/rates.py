@@ -1,5 +1,7 @@
 """The learning rates in use, read from a transformation together with its state."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 

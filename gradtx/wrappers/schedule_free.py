@@ -1,5 +1,7 @@
 """Learning without a schedule: an average of the iterates, which takes no memory of its own."""
 
+from __future__ import annotations
+
 import functools
 from typing import Any
 

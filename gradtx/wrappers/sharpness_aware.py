@@ -1,5 +1,7 @@
 """Sharpness-aware minimization: the gradient from the worst point nearby."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any

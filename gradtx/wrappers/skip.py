@@ -1,5 +1,7 @@
 """Skipping steps whose gradient is not finite or too large."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

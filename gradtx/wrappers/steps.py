@@ -7,6 +7,8 @@ for optax's classes, which this library shares, are below; a class of its own ha
 `held_back`, from the state before the call to a boolean scalar.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any

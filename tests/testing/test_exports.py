@@ -51,7 +51,7 @@ def makes_a_transformation(exported: Any) -> bool:
     """Whether a function says that it returns a transformation."""
     if not inspect.isroutine(exported):
         return False
-    returned = inspect.signature(exported).return_annotation
+    returned = inspect.signature(exported, eval_str=True).return_annotation
     name = returned if isinstance(returned, str) else getattr(returned, "__name__", "")
     return "GradientTransformation" in name
 

@@ -1,5 +1,7 @@
 """`check_attention`: where attention looks, and what its masks hide."""
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -1,5 +1,7 @@
 """Targets that a network makes itself, and through which the gradient passes."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import jax.numpy as jnp

@@ -1,5 +1,7 @@
 """Layers that follow each other with no nonlinearity between them."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

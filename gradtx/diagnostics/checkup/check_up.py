@@ -1,5 +1,7 @@
 """`check_up`: all examinations that apply to a training set-up."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Features that are the same in a whole batch."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 
 import numpy as np

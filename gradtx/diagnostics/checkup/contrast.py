@@ -1,5 +1,7 @@
 """Losses that compare examples with each other, and by mistake with themselves."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 from gradtx.diagnostics.checkup.finding import Finding

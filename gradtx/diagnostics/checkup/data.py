@@ -1,5 +1,7 @@
 """`check_data`: whether the numbers of a batch are fit to learn from."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

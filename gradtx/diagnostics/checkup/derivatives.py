@@ -1,5 +1,7 @@
 """Whether the derivatives that a program defines by itself are those of its functions."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any

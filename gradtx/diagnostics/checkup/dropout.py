@@ -1,5 +1,7 @@
 """`check_dropout`: whether what is drawn at random is drawn anew, and leaves enough."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Where the data of a batch meet the parameters: what a network reads."""
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Iterator, Sequence

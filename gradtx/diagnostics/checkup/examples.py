@@ -1,5 +1,7 @@
 """`check_examples`: whether each example of a batch has a loss of its own, and all count alike."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from typing import Any
 

@@ -1,5 +1,7 @@
 """One finding of an examination, and which findings follow from others."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -34,7 +36,7 @@ class Finding:
     place: str = ""
     source: str = ""
     evidence: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    consequences: "tuple[Finding, ...]" = ()
+    consequences: tuple[Finding, ...] = ()
     examination: str = ""
 
     def __str__(self) -> str:

@@ -1,5 +1,7 @@
 """Whether a model that predicts the next entry of a sequence already sees it."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from typing import Any
 

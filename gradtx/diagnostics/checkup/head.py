@@ -1,5 +1,7 @@
 """`check_head`: the end of a network, where its outputs meet labels and targets."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

@@ -1,5 +1,7 @@
 """What a network computes in vain: lost gradients, second derivatives of zero, states at rest."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import jax.numpy as jnp

@@ -1,6 +1,8 @@
 """The kinds of findings: what programs compare, how bad they are, and what they mean."""
 
 # For each part of a check-up, its kinds: the severities that they have, and a line on each.
+from __future__ import annotations
+
 KINDS: dict[str, dict[str, tuple[str, str]]] = {
     "signal": {
         "nan": ("error", "a NaN or an infinity, and the operation that it comes from"),

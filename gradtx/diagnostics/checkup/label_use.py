@@ -1,5 +1,7 @@
 """Labels that enter a loss in another way than it is made for."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

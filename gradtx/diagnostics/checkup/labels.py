@@ -1,5 +1,7 @@
 """`check_labels`: indices and labels that are out of range, and labels that are used wrongly."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator
 from typing import Any

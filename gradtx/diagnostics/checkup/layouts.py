@@ -1,5 +1,7 @@
 """Images and sequences whose channels are along another axis than a convolution takes them from."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
 

@@ -1,5 +1,7 @@
 """Features that tell the target."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import jax.numpy as jnp

@@ -1,5 +1,7 @@
 """`check_learning`: whether a network learns one batch, and whether its optimizer suits it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Where a traced loss looks something up by an index, and which indices it uses."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

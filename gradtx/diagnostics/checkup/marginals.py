@@ -1,5 +1,7 @@
 """How often each class occurs among the labels of a batch, and in a network's answers."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

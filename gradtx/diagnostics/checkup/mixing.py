@@ -4,6 +4,8 @@ Statistics of a batch are on purpose in a batch norm, and so are the pairs of a 
 the neighbours in a graph, and the steps of a sequence. What is found here has none of these forms.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import jax.numpy as jnp

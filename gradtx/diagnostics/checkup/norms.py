@@ -1,5 +1,7 @@
 """Norms that go over the examples of a batch, and are no batch norms."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 from gradtx.diagnostics.checkup.finding import Finding

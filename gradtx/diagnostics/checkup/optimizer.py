@@ -1,5 +1,7 @@
 """Whether an optimizer suits a network: what its first step and some trials on one batch show."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Whether padding takes part in a loss."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """`check_parameters`: which parameters do not learn, and why."""
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

@@ -1,5 +1,7 @@
 """Terms of a loss that depend on the parameters alone, and outweigh what depends on the data."""
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Iterator, Sequence

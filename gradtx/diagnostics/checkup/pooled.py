@@ -1,5 +1,7 @@
 """What the examples of a batch have in common, and each of them gets back."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 from gradtx.diagnostics.checkup.finding import Finding

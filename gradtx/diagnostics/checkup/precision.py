@@ -1,5 +1,7 @@
 """`check_precision`: numbers that a narrow dtype cannot hold."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

@@ -1,5 +1,7 @@
 """Which numbers a network can output, and which ones its targets are."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

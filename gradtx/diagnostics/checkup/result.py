@@ -1,5 +1,7 @@
 """What `check_up` found: sorted findings, as text, HTML or JSON."""
 
+from __future__ import annotations
+
 import html
 import json
 from collections.abc import Collection

@@ -1,5 +1,7 @@
 """Batch norms that use the averages of training before there has been any."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import jax.numpy as jnp

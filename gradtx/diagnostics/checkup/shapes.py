@@ -1,5 +1,7 @@
 """`check_shapes`: what broadcasts where it should meet element by element, and wrong axes."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """What `signal_report` says, as a finding."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 from gradtx.diagnostics.checkup.finding import Finding

@@ -1,5 +1,7 @@
 """What is examined: a loss with its parameters and a batch, and what is known about it so far."""
 
+from __future__ import annotations
+
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence

@@ -1,5 +1,7 @@
 """Short runs of training on one batch, to see whether an optimizer and a loss go together."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

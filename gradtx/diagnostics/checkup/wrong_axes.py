@@ -1,5 +1,7 @@
 """Softmaxes that are taken over another axis than the one along which something has to add up."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from typing import Any
 

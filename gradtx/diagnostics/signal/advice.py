@@ -1,5 +1,7 @@
 """The advice in a finding: which weights to use instead, or how to rewrite an operation."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 

@@ -1,5 +1,7 @@
 """The finding for a signal or gradient that changes along the trunk of a network."""
 
+from __future__ import annotations
+
 import itertools
 import math
 import sys

@@ -1,5 +1,7 @@
 """The findings for a loss from which no gradient reaches the parameters."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 from gradtx.diagnostics.signal.diagnosis import Diagnosis

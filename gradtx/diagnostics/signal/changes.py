@@ -1,5 +1,7 @@
 """The findings for a signal or gradient that vanishes or explodes over layers or steps."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 

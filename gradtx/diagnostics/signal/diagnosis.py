@@ -1,5 +1,7 @@
 """A finding about the signal of a network, and the words that all findings share."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 

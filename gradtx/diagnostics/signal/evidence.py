@@ -1,5 +1,7 @@
 """What the operands of an operation show about the NaN or infinity that it made."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

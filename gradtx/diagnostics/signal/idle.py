@@ -1,5 +1,7 @@
 """The findings for units that pass no gradient on: dead and saturated ones."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 

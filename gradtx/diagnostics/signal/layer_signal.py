@@ -1,5 +1,7 @@
 """The measurements of one layer."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 

@@ -1,5 +1,7 @@
 """Which parameters of a traced loss have no gradient, and why; and which cannot be followed."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """Measures all layers of a traced loss, and its gradient, in one compiled evaluation."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -1,5 +1,7 @@
 """Finds the operation that made the first NaN or infinity of a loss or of its gradient."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -48,7 +50,7 @@ class Culprit:
     layer: str
     source: str
     in_gradient: bool
-    infinity: "Culprit | None" = None
+    infinity: Culprit | None = None
     derivative_of: str = ""
     is_from_infinity: bool = False
     evidence: Evidence = field(default_factory=Evidence)

@@ -1,5 +1,7 @@
 """The finding for a loss or a gradient that is not finite."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 

@@ -1,5 +1,7 @@
 """How the signal and its gradient change along the trunk of a network, and where they do."""
 
+from __future__ import annotations
+
 import itertools
 import math
 import re

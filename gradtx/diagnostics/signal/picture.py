@@ -1,5 +1,7 @@
 """The picture of a signal report: the measurements of its layers, in panels."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -4,6 +4,8 @@ A layer that is found once may be many: one for each iteration of a loop over st
 it was evaluated many times: in each step of a recurrence, and on each device of a mesh.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from collections import defaultdict

@@ -1,5 +1,7 @@
 """What `signal_report` found: the layers, a verdict, a table, a picture."""
 
+from __future__ import annotations
+
 import functools
 import html
 import io

@@ -1,5 +1,7 @@
 """`signal_report`: measures the signal of each layer, and the backpropagated gradient."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

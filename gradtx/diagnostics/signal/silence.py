@@ -1,5 +1,7 @@
 """Finds why a layer's units are zero: an operation that made zeros of numbers that were not."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

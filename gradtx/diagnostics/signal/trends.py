@@ -1,5 +1,7 @@
 """How signals and gradients change from layer to layer, and from step to step of a recurrence."""
 
+from __future__ import annotations
+
 import itertools
 import math
 import sys

@@ -1,5 +1,7 @@
 """Turns the measurements of the layers into a finding: what is wrong, where, and what to do."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
 

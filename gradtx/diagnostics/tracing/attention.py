@@ -1,5 +1,7 @@
 """Attention, as it is recognized in a graph: a softmax of scores that weights the sum of values."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 

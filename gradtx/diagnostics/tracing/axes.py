@@ -1,5 +1,7 @@
 """Which axes of the values of a graph count the examples of a batch, and where examples meet."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 

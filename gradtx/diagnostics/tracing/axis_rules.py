@@ -1,5 +1,7 @@
 """How the layout of an operation's result follows from those of its inputs."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 

@@ -5,6 +5,8 @@ evaluated by an interpreter of its own, whose findings are recorded with the loo
 them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 Inside = tuple[list[Found], list[TracedValue]]
 
 
-def scan(interpreter: "Interpreter", equation: Any, values: list[TracedValue]) -> list[TracedValue]:
+def scan(interpreter: Interpreter, equation: Any, values: list[TracedValue]) -> list[TracedValue]:
     """Evaluate a scan."""
     parameters = equation.params
     loop = Loop(parameters["reverse"])
@@ -68,7 +70,7 @@ def scan(interpreter: "Interpreter", equation: Any, values: list[TracedValue]) -
 
 
 def while_loop(
-    interpreter: "Interpreter", equation: Any, values: list[TracedValue]
+    interpreter: Interpreter, equation: Any, values: list[TracedValue]
 ) -> list[TracedValue]:
     """Evaluate a while loop, and measure it in the forward direction.
 
@@ -108,7 +110,7 @@ def while_loop(
     return [_result(array, inner) for array, inner in zip(last, outputs, strict=True)]
 
 
-def cond(interpreter: "Interpreter", equation: Any, values: list[TracedValue]) -> list[TracedValue]:
+def cond(interpreter: Interpreter, equation: Any, values: list[TracedValue]) -> list[TracedValue]:
     """Evaluate a branch."""
     index, *operands = values
     arguments = _unfollowed(operands)
@@ -155,7 +157,7 @@ def cond(interpreter: "Interpreter", equation: Any, values: list[TracedValue]) -
 
 
 def shard_map(
-    interpreter: "Interpreter", equation: Any, values: list[TracedValue]
+    interpreter: Interpreter, equation: Any, values: list[TracedValue]
 ) -> list[TracedValue]:
     """Evaluate the program of each device of a mesh, and measure what each of them holds."""
     parameters = equation.params

@@ -1,5 +1,7 @@
 """Dropout in a graph: random numbers that are compared with a rate, and hide parts of a signal."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 

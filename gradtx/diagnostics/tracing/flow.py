@@ -1,5 +1,7 @@
 """Where the gradient of a graph's output goes, and where it is cut off."""
 
+from __future__ import annotations
+
 from collections.abc import Collection
 
 import jax.numpy as jnp

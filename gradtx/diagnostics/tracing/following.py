@@ -7,6 +7,8 @@ Its slope is computed along the way, by reverse differentiation of each operatio
 custom derivatives.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable, Sequence

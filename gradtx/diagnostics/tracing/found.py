@@ -1,5 +1,7 @@
 """What the interpreter finds in a traced function, and where."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -61,7 +63,7 @@ class Found:
 
     def over_devices(
         self, arrays: Measured, combine: Callable[[str, np.ndarray, int, str], np.ndarray]
-    ) -> "tuple[Found, Measured]":
+    ) -> tuple[Found, Measured]:
         """The same, with the measurements of all devices of each mesh combined into one.
 
         Args:

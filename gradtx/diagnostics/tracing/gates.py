@@ -5,6 +5,8 @@ of an LSTM, also where one matrix serves all its gates; the channels' weights of
 excitation; one half of a gated linear unit.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 from gradtx.diagnostics.tracing import primitives

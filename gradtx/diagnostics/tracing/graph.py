@@ -5,6 +5,8 @@ so that a question about the structure is a walk along the edges. A loop's carri
 from its first value and one from the end of the body: the graph has cycles there.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,10 +36,10 @@ class Value:
 
     shape: tuple[int, ...]
     dtype: Any
-    producer: "Node | None" = None
+    producer: Node | None = None
     constant: Any = None
     argument: int | None = None
-    users: "list[tuple[Node, int]]" = field(default_factory=list, repr=False)
+    users: list[tuple[Node, int]] = field(default_factory=list, repr=False)
     depends: int = 0
 
     @property

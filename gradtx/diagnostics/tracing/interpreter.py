@@ -6,6 +6,8 @@ branches and the programs of single devices are rebuilt with bodies that also re
 measurements.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,13 +48,13 @@ class Probes:
     arrays: Sequence[jax.Array] | None
     numbers: Sequence[int]
 
-    def take(self, number: int) -> "Probes":
+    def take(self, number: int) -> Probes:
         """Remove the next ones."""
         taken = Probes(self.arrays and self.arrays[:number], self.numbers[:number])
         self.arrays, self.numbers = self.arrays and self.arrays[number:], self.numbers[number:]
         return taken
 
-    def of(self, arrays: Sequence[jax.Array] | None) -> "Probes | None":
+    def of(self, arrays: Sequence[jax.Array] | None) -> Probes | None:
         """The same ones, as a body sees them."""
         return None if arrays is None else Probes(arrays, self.numbers)
 
@@ -95,7 +97,7 @@ class Interpreter:
     def __init__(
         self,
         measure: Callable[[Layer], Arrays] | None,
-        probes: "Probes | None" = None,
+        probes: Probes | None = None,
         attach: Callable[..., Any] | None = None,
         watch: Callable[[Any, Sequence[Any], Sequence[Any]], Arrays | None] | None = None,
         merge: Callable[[str, jax.Array, jax.Array], jax.Array] | None = None,
@@ -299,15 +301,15 @@ class Interpreter:
         jaxpr: Any,
         constants: Sequence[Any],
         inputs: Sequence[TracedValue],
-        probes: "Probes | None",
-    ) -> tuple["Interpreter", list[TracedValue]]:
+        probes: Probes | None,
+    ) -> tuple[Interpreter, list[TracedValue]]:
         """Evaluate the body of a loop or a branch with an interpreter of its own."""
         child = Interpreter(self.measure, probes, self.attach, self.watch, self.merge)
         child.is_inside, child.hidden, child.calls = True, self.hidden, self.calls
         child._bodies = self._bodies
         return child, child.run(jaxpr, constants, inputs)
 
-    def take(self, number: int) -> "Probes":
+    def take(self, number: int) -> Probes:
         """The next probes, for a body that has so many products."""
         return self.probes.take(number) if self.probes is not None else Probes(None, ())
 

@@ -4,6 +4,8 @@ An axis is a number whose digits count something. A reshape regroups the digits,
 moves them, a reduction takes them away. Whatever is not understood counts "something else".
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

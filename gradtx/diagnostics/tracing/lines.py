@@ -1,5 +1,7 @@
 """The lines of the user's program that the equations of a traced function come from."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from pathlib import Path

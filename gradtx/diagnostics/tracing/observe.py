@@ -1,5 +1,7 @@
 """Evaluates a traced loss once more, and measures chosen operations on the way."""
 
+from __future__ import annotations
+
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -1,5 +1,7 @@
 """Evaluates a part of a graph, with something else in place of some of its values."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 

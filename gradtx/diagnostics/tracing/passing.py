@@ -1,5 +1,7 @@
 """Measures a signal and its gradient where it passes chosen values of a traced loss."""
 
+from __future__ import annotations
+
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any

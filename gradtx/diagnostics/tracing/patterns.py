@@ -4,6 +4,8 @@ A softmax is an exponential that is divided by its own sum, whoever wrote it. Wh
 described by the values that go in and out, so that an examination can follow them further.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
 """What the interpreter knows about JAX's primitives."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 from collections.abc import Sequence

@@ -4,6 +4,8 @@ The interpreter keeps a `TracedValue` for each array. It says whether the array 
 view of one), whether data went into it, and of which layers it is an elementwise image.
 """
 
+from __future__ import annotations
+
 import enum
 import itertools
 import math
@@ -47,11 +49,11 @@ class Origin:
     leaf: int
     views: tuple[Callable[[jax.Array], jax.Array] | Loop, ...] = ()
     slices: str = ""
-    others: "tuple[Origin, ...]" = ()
+    others: tuple[Origin, ...] = ()
     is_traced_to_its_end: bool = False
     split_over: frozenset[str] = frozenset()
 
-    def seen_through(self, view: Callable[[jax.Array], jax.Array] | Loop) -> "Origin":
+    def seen_through(self, view: Callable[[jax.Array], jax.Array] | Loop) -> Origin:
         """The origin after one more change of shape."""
         if self.is_traced_to_its_end:
             return self
@@ -64,7 +66,7 @@ class Origin:
         return " + ".join(parts[:_PARTS] + more)
 
     @property
-    def parts(self) -> "list[Origin]":
+    def parts(self) -> list[Origin]:
         """This origin, and those of the other parts."""
         return [replace(self, others=()), *self.others]
 
@@ -126,7 +128,7 @@ class Layer:
     image: Any
     units: tuple[int, ...]
     fan_in: int
-    sources: "frozenset[Layer]"
+    sources: frozenset[Layer]
     slope: Any = 1.0
     activation: str = ""
     parts: set[str] = field(default_factory=set)

@@ -1,5 +1,7 @@
 """Calls that keep nothing for the backward pass, and calculate it again there."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ _ARRAYS = ("inputs", "weights", "output", "image", "slope")
 
 
 def rematerialized(
-    interpreter: "Interpreter",
+    interpreter: Interpreter,
     equation: Any,
     evaluate: Callable[[], list[TracedValue]],
     values: Sequence[TracedValue],

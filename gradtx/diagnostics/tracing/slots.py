@@ -4,6 +4,8 @@ The gradient of a loop's or a branch's slots is measured in the backward pass, s
 be arguments before the function is evaluated.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any
 

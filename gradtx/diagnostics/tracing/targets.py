@@ -4,6 +4,8 @@ A one-hot code is a comparison of labels with 0, 1, 2, ...; a cross-entropy is a
 probabilities of which a given label picks one, or which given weights sum up.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
 """A loss as JAX traces it: a list of equations between its parameters and a number."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +52,7 @@ class TracedLoss:
         """The loss of other parameters or other data of the same shapes."""
         return jaxpr_as_fun(self.closed_jaxpr)(*params, *data)[0]
 
-    def gradient(self) -> "TracedLoss":
+    def gradient(self) -> TracedLoss:
         """The loss and its gradient, traced together."""
         value_and_grad = jax.value_and_grad(self.call)
         closed_jaxpr = jax.make_jaxpr(value_and_grad)(self.params, self.data)

@@ -5,6 +5,8 @@ inside a branch. How the signal and its gradient change along the trunk says wha
 whole does to them, however its branches scale what is theirs.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

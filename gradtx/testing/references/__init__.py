@@ -12,6 +12,8 @@ owes nothing to the library's own kernels. Hyperparameters may be schedules. `eq
 reference of your own step.
 """
 
+from __future__ import annotations
+
 from gradtx.testing.references.adam_offshoots import (
     adamini,
     madgrad,

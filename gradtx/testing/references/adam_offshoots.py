@@ -1,5 +1,7 @@
 """MADGRAD, MARS and Adam-mini."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from gradtx.testing.references.adams import scale_by_adam

@@ -1,5 +1,7 @@
 """Further relatives of Adam: differences of gradients, clipped ratios, slow averages."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from gradtx.testing.references.equation import descent, divide, equation, square

@@ -1,5 +1,7 @@
 """Variants of Adam with another second moment, or another trust in it."""
 
+from __future__ import annotations
+
 from fractions import Fraction
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Adam and its nearest relatives."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from gradtx.testing.references.equation import descent, divide, equation, square

@@ -1,5 +1,7 @@
 """Steps scaled by the sizes of earlier gradients: RMSProp, AdaGrad, Adadelta, Rprop."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from gradtx.testing.references.equation import descent, divide, equation, square

@@ -1,5 +1,7 @@
 """Averages of the iterates in place of a schedule."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from gradtx.testing.references.equation import equation, square

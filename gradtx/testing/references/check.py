@@ -1,5 +1,7 @@
 """A transformation against its equation in double precision."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 

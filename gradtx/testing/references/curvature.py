@@ -1,5 +1,7 @@
 """Sophia, which is given the diagonal of the Hessian."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from gradtx.testing.references.equation import equation

@@ -1,5 +1,7 @@
 """Gradient descent, momentum, and descent by signs."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from gradtx.testing.references.equation import descent, equation

@@ -1,5 +1,7 @@
 """An equation in NumPy and double precision, and its numbers along a trajectory of gradients."""
 
+from __future__ import annotations
+
 import functools
 import inspect
 from collections import defaultdict
@@ -90,7 +92,7 @@ class Equation:
         given: the names of the extra arguments that it needs.
     """
 
-    def __init__(self, step: Step, like: "Equation | None", whole: bool, given: tuple[str, ...]):
+    def __init__(self, step: Step, like: Equation | None, whole: bool, given: tuple[str, ...]):
         functools.update_wrapper(self, step)
         self.step = step
         self.whole = whole or (like is not None and like.whole)

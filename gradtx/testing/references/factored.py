@@ -1,5 +1,7 @@
 """Second moments of matrices in the memory of vectors."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from gradtx.testing.references.equation import divide, equation, square

@@ -1,5 +1,7 @@
 """Optimistic steps, which converge in games."""
 
+from __future__ import annotations
+
 from gradtx.testing.references.adams import scale_by_adam
 from gradtx.testing.references.equation import descent, equation
 

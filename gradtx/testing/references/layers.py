@@ -1,5 +1,7 @@
 """Steps whose length is measured by that of a layer's weights."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from gradtx.testing.references.adams import scale_by_adam

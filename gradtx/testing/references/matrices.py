@@ -1,5 +1,7 @@
 """Methods on matrices: Muon, NorMuon, Shampoo and SOAP."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from gradtx.testing.references.equation import equation

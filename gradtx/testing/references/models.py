@@ -1,5 +1,7 @@
 """Methods that read the loss: Polyak's step size and MoMo, on all leaves as one vector."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from gradtx.testing.references.equation import equation

@@ -1,5 +1,7 @@
 """The pieces that optimizers are chained of: scaling, decay, limits, projections."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from gradtx.testing.references.equation import equation, norm, square
