@@ -65,6 +65,7 @@ def test_what_is_left_out_of_the_examples_is_named(tmp_path):
         "tests/testing/exports/add_sign.py": "add_sign is not in a table in tests/testing/exports",
         "tests/testing/exports/downhill.py": "downhill is not in a table in tests/testing/exports",
         "gradtx/diagnostics/__init__.py": "gradient_alignment is not in __all__ of gradtx/diagnos",
+        "gradtx/initializers/__init__.py": "sparse_normal is not in __all__ of gradtx/initializers",
         "tests/normalization/test_mean_only.py": "mean_only_norm is not in a test in tests/normal",
     }
     names = [name for name, _ in BLOCKS]
@@ -74,6 +75,8 @@ def test_what_is_left_out_of_the_examples_is_named(tmp_path):
         assert text in output, output
 
 
-@pytest.mark.parametrize("kind", ["optimizer", "wrapper", "diagnostic", "normalization"])
+@pytest.mark.parametrize(
+    "kind", ["optimizer", "wrapper", "diagnostic", "normalization", "initializer"]
+)
 def test_there_is_an_example_of_each_kind(kind):
     assert re.search(rf"^## An? {kind}$", PAGE, re.MULTILINE)
