@@ -26,7 +26,8 @@ def test_inner_transformation_runs_in_its_steps_only(wrapper, idle, state_type):
     seen = []
     update = jax.jit(tx.update)
     for _ in range(4):
-        updates, state = update(PARAMS, state)
+        # The condition does not see what else is given.
+        updates, state = update(PARAMS, state, value=1.0)
         seen.append(float(updates["w"][0]))
     np.testing.assert_allclose(seen, [idle, 0.5, idle, 0.75])
     assert state.step == 4
@@ -42,6 +43,12 @@ def test_condition_may_depend_on_extra_arguments():
     for value, expected in ((2.0, 2.0), (0.5, 0.0)):
         updates, state = tx.update(PARAMS, state, value=value)
         assert float(updates["w"][0]) == expected
+
+
+def test_a_state_of_something_else_is_refused():
+    tx = gradtx.conditionally_mask(gradtx.scale(2.0), lambda step: step > 0)
+    with pytest.raises(ValueError, match=r"conditionally_mask: expected a state .*'inner_state'"):
+        tx.update(PARAMS, optax.EmptyState())
 
 
 def test_state_dtypes_survive_half_precision():

@@ -61,6 +61,8 @@ def test_state_of_another_chain_is_refused():
     tx = gradtx.chain(gradtx.scale(1.0), gradtx.scale(2.0))
     with pytest.raises(ValueError, match="chain: expected the states of 2"):
         tx.update(PARAMS, (optax.EmptyState(),))
+    with pytest.raises(ValueError, match=r"chain: .* has no state, got TraceState"):
+        tx.update(PARAMS, (gradtx.trace(0.9).init(PARAMS), optax.EmptyState()))
     named = gradtx.named_chain(("a", gradtx.scale(1.0)))
     with pytest.raises(ValueError, match=r"expected the states of \['a'\], got dict .*\['b'\]"):
         named.update(PARAMS, {"b": optax.EmptyState()})

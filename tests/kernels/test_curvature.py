@@ -61,6 +61,21 @@ def test_direction(solver, damping):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
+def test_half_precision_is_solved_in_single(solver):
+    curvature = jnp.array([1.0, 3.0])
+    start = jnp.array([2.0, -1.0], jnp.bfloat16)
+    g = curvature.astype(jnp.bfloat16) * start
+
+    def loss(p):
+        return 0.5 * jnp.sum(curvature * jnp.square(p.astype(jnp.float32)))
+
+    tx = gradtx.scale_by_newton(solver=solver)
+    updates, _ = tx.update(g, tx.init(start), start, value_fn=loss)
+    assert updates.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(updates, start)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_right_hand_side_is_the_update_that_comes_in(solver):
     loss, a, _ = quadratic()
     g = np.random.default_rng(2).normal(size=7)

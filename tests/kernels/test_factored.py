@@ -217,7 +217,7 @@ def test_squares_beyond_the_range_leave_a_finite_state_that_recovers(factored):
     params = jnp.ones((2, 3))
     updates, state = tx.update(jnp.full((2, 3), 1e20), tx.init(params))
     assert np.all(np.isfinite(updates))
-    assert np.all(updates >= 1)
+    assert np.all(updates > 1 - 1e-6)  # 1 is exact, which rounding may miss
     # A constant gradient takes over as the steps go on.
     restarted = gradtx.scale_by_factored_rms(factored, 0.8, 1, 2)
     updates, state = restarted.update(params, state)

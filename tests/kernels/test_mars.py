@@ -54,6 +54,13 @@ def test_the_fully_corrected_average_does_not_lag_behind_the_gradient():
                 np.testing.assert_allclose(m[leaf], expected, atol=1e-12)
 
 
+def test_the_largest_gradients_may_change_their_sign():
+    g, tx = jnp.full(4, 3e38), gradtx.scale_by_mars()
+    _, state = tx.update(g, tx.init(g))
+    updates, _ = tx.update(-g, state)
+    np.testing.assert_allclose(updates, -0.5, rtol=1e-6)
+
+
 def test_the_norm_of_each_leaf_is_bounded():
     tx = gradtx.scale_by_mars()
     g = {"long": jnp.array([30.0, 40.0]), "short": jnp.array([0.3, 0.4])}

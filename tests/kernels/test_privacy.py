@@ -103,6 +103,13 @@ def test_no_example_moves_the_sum_by_more_than_the_limit(size):
     assert number == 1
 
 
+def test_a_limit_that_the_largest_gradients_keep_leaves_them_as_they_are():
+    g = jnp.array([[3e38], [-1e38]])
+    total, clipped = gradtx.per_example_global_norm_clip(g, 3.2e38)
+    np.testing.assert_allclose(total, [2e38], rtol=1e-6)
+    assert clipped == 0
+
+
 def test_half_precision_is_added_up_in_single():
     tx = gradtx.differentially_private_aggregate(1e6, 0.0, key=0)
     # The sum is 90000, beyond float16; so is the square of each element.

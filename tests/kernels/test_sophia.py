@@ -179,7 +179,7 @@ def test_win_rate_is_printed_when_asked_for(capfd, every, limit, printed):
         print_win_rate_every_n_steps=every,
     )
     # One element in four is clipped at 1, and one more at each limit below.
-    gradient = jnp.array([2.0, 0.5, 0.25, -0.75])
+    gradient = jnp.array([2.0, 0.5, 0.25, -0.75], jnp.float16)
     state, step = tx.init(gradient), jax.jit(tx.update)
     for _ in range(4):
         _, state = step(gradient, state, diagonal=jnp.ones(4))

@@ -214,6 +214,29 @@ def test_the_state_of_abstract_and_of_half_precision_parameters(name):
         assert leaf.dtype in (jnp.float32, jnp.int32, jnp.bool_)
 
 
+def test_the_first_distance_has_the_dtype_of_its_parameter_however_the_start_is_stored():
+    with jax.enable_x64(True):
+        tx = gradtx.scale_by_distance_over_gradients(reps_rel=0.25, param_dtype=jnp.float64)
+        state = tx.init(jnp.array([3.0, 4.0], jnp.float32))
+    assert (state.max_dist, state.max_dist.dtype) == (1.5, jnp.float32)
+
+
+def test_momo_takes_a_decay_rate_of_numpy_in_any_precision():
+    with jax.enable_x64(True):
+        g, value = jnp.ones(2, jnp.float32), jnp.float32(2.0)
+        plain, precise = (gradtx.momo(0.5, beta=beta) for beta in (0.5, np.float64(0.5)))
+        expected, _ = plain.update(g, plain.init(g), g, value=value)
+        updates, _ = precise.update(g, precise.init(g), g, value=value)
+    assert updates.dtype == jnp.float32
+    np.testing.assert_array_equal(updates, expected)
+
+
+def test_cautious_knows_that_cocob_descends():
+    g, tx = jnp.array([1.0, -2.0]), gradtx.cautious(gradtx.scale_by_cocob())
+    updates, _ = tx.update(g, tx.init(g), g)
+    np.testing.assert_array_equal(jnp.sign(updates), [-1, 1])
+
+
 def test_layer_wise_dog_is_dog_on_one_leaf():
     gradient, start = jnp.array([1.0, -2.0]), jnp.array([3.0, 4.0])
     paths = []

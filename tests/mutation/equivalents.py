@@ -30,4 +30,20 @@ EQUIVALENTS = {
     "-> (g - (deviation * jax.random.normal(key, g.shape, g.dtype)))": (
         "The noise has the same distribution with either sign."
     ),
+    "gradtx/kernels/matrices.py::_matrices: jnp.asarray(leaf) -> leaf": (
+        "Arrays of NumPy are transposed and reshaped too, and arrays for the transformation inside."
+    ),
+    "gradtx/kernels/mars.py::_mars: -5 -> ((-5) + 1)": (
+        "Any small unit will do in which the largest gradients have room to differ."
+    ),
+    "gradtx/normalization/_measure.py::_needs_unit: jnp.finfo(count.dtype).maxexp * 9 -> "
+    "(jnp.finfo(count.dtype).maxexp / 9)": (
+        "Variances of 1 and more are then measured in units too, which only takes longer."
+    ),
+    "gradtx/wrappers/rates.py::scheduled_rates_of: jnp.asarray(count) -> count": (
+        "The counts of states are arrays, and schedules take those of NumPy too."
+    ),
+    "gradtx/kernels/curvature.py::_solve_dense: 1.0 -> 0.5": (
+        "It only keeps a division by zero out of the branch that is not taken."
+    ),
 }

@@ -123,6 +123,12 @@ def test_fromage_turns_weights_of_a_scale_invariant_loss_without_changing_their_
     np.testing.assert_allclose(points, circle, rtol=1e-11, atol=1e-11)
 
 
+def test_fromage_refuses_a_wrong_learning_rate_by_its_own_name():
+    for wrong in (None, float("nan")):
+        with pytest.raises(ValueError, match=r"^fromage: learning_rate"):
+            gradtx.fromage(wrong)
+
+
 def test_shrinking_of_fromage_survives_single_precision():
     # 1 - 1 / sqrt(1 + 1e-8) is 5e-9, less than the rounding of numbers near 1; optax's schedule
     # loses it.
