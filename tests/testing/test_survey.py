@@ -26,8 +26,7 @@ def test_every_factory_was_tried_on_every_clause(library):
     assert sorted(RESULTS[library]) == survey.factories(), RENEW
     for name, found in RESULTS[library].items():
         tried = [*found["breaks"].split(), *found["keeps"].split()]
-        assert sorted(tried) == sorted(survey.tried(RESULTS)), f"{name}: {RENEW}"
-    assert set(clauses()) >= survey.tried(RESULTS) >= {"calls", "jit", "type", "half_precision"}
+        assert sorted(tried) == sorted(clauses()), f"{name}: {RENEW}"
 
 
 @pytest.mark.parametrize(
