@@ -2,7 +2,7 @@
 
     python -m examples.experiments --list
     python -m examples.experiments momentum ravine
-    python -m examples.experiments --quick --html outputs/gallery
+    python -m examples.experiments --quick --pages outputs/gallery
 
 Each experiment prints a table of what was measured and whether the claim held, and saves a picture.
 Each is imported only when it runs.
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = _console()
     settings = experiment.Settings(seed=arguments.seed, quick=arguments.quick)
     names = list(dict.fromkeys(arguments.names)) or experiment.NAMES
-    pages = [] if arguments.html is None else [arguments.html / "index.html"]
+    pages = [] if arguments.pages is None else [arguments.pages / "index.md"]
     commands.announce_overwriting([*(arguments.out / f"{name}.png" for name in names), *pages])
     exhibits = []
     for i, name in enumerate(names, start=1):
@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _save(path, exhibits[-1].picture)
         _print_exhibit(console, exhibits[-1], path)
     _print_summary(console, exhibits)
-    if arguments.html is not None:
-        print(f"Gallery: {gallery.write(exhibits, arguments.html, _how(settings))}")
+    if arguments.pages is not None:
+        print(f"Gallery: {gallery.write(exhibits, arguments.pages, _how(settings))}")
     return 0 if all(exhibit.outcome.holds for exhibit in exhibits) else 1
 
 
@@ -58,7 +58,8 @@ def run(name: str, settings: experiment.Settings) -> gallery.Exhibit:
     outcome = module.run(settings)
     picture = gallery.to_png(outcome)
     seconds = time.perf_counter() - start
-    return gallery.Exhibit(name, module.CLAIM, module.__doc__ or "", outcome, seconds, picture)
+    explanation, code = module.__doc__ or "", Path(module.__file__).read_text(encoding="utf-8")
+    return gallery.Exhibit(name, module.CLAIM, explanation, outcome, seconds, picture, code)
 
 
 def _console() -> Any:
@@ -155,7 +156,10 @@ def _parser() -> commands.Parser:
         "--seed", type=commands.whole_number(0, 2**32 - 1), default=0, help="seed of all randomness"
     )
     parser.add_argument(
-        "--html", metavar="DIR", type=commands.folder, help="also write a gallery, DIR/index.html"
+        "--pages",
+        metavar="DIR",
+        type=commands.folder,
+        help="also write pages for the documentation site, from DIR/index.md on",
     )
     return parser
 

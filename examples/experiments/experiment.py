@@ -102,6 +102,7 @@ class Experiment(Protocol):
     """A module of this folder, seen as an experiment."""
 
     __doc__: str | None
+    __file__: str
     CLAIM: str
 
     def run(self, settings: Settings) -> Outcome:

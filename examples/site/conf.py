@@ -53,3 +53,4 @@ html_css_files = ["gradtx.css"]
 html_show_sphinx = False
 
 pages.write(HERE / "reference")
+pages.show_experiments(HERE / "gallery")

@@ -9,6 +9,8 @@ import importlib
 import inspect
 import re
 import shutil
+import subprocess
+import sys
 import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -117,6 +119,19 @@ def write(folder: Path) -> None:
         for name in topic.names:
             if _is_ours(getattr(importlib.import_module(topic.home), name)):
                 (folder / f"{topic.home}.{name}.md").write_text(_page(topic, name))
+
+
+def show_experiments(folder: Path) -> None:
+    """Run all experiments, at their quick sizes, to make their pages, unless they are there."""
+    if not (folder / "index.md").exists():
+        command = [sys.executable, "-m", "examples.experiments", "--quick"]
+        # What did not hold is said on the pages; without them the build fails.
+        subprocess.run(
+            [*command, "--out", folder, "--pages", folder],
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.DEVNULL,
+            check=False,
+        )
 
 
 def aliases() -> dict[str, str]:

@@ -66,3 +66,14 @@ def test_text_keeps_its_bars_and_stars():
         *(".. code-block:: none", "   :class: equation", ""),
         *text[2:],
     ]
+
+
+def test_experiments_run_where_their_pages_are_missing(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(pages.subprocess, "run", lambda command, **_: commands.append(command))
+    pages.show_experiments(tmp_path)
+    (tmp_path / "index.md").touch()
+    pages.show_experiments(tmp_path)
+    ((_, _, module, *arguments),) = commands
+    assert module == "examples.experiments"
+    assert arguments == ["--quick", "--out", tmp_path, "--pages", tmp_path]

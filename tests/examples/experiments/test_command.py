@@ -38,7 +38,9 @@ def made_up(name, holds):
         ]
         return experiment.Outcome(checks, figure, "A line.")
 
-    return SimpleNamespace(CLAIM=f"The claim of {name}.", __doc__="Why.", run=run)
+    return SimpleNamespace(
+        CLAIM=f"The claim of {name}.", __doc__="Why.", __file__=__file__, run=run
+    )
 
 
 @pytest.fixture
@@ -133,13 +135,14 @@ def test_piped_output_is_whole_and_plain(run, monkeypatch, columns):
     assert all(character == "\n" or character.isprintable() for character in output)
 
 
-def test_the_gallery_is_written_where_asked(run, tmp_path):
-    _, output = run("bias", "depth", "--seed", "3", "--html", str(tmp_path / "a" / "b"))
-    path = tmp_path / "a" / "b" / "index.html"
-    assert f"Gallery: {path}\n" in output
-    page = path.read_text(encoding="utf-8")
+def test_the_pages_are_written_where_asked(run, tmp_path):
+    folder = tmp_path / "a" / "b"
+    _, output = run("bias", "depth", "--seed", "3", "--pages", str(folder))
+    assert f"Gallery: {folder / 'index.md'}\n" in output
+    page = (folder / "index.md").read_text(encoding="utf-8")
     assert "The claim of bias." in page
     assert "Full sizes, seed 3" in page
+    assert Path(__file__).read_text(encoding="utf-8") in (folder / "bias.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +155,7 @@ def test_the_gallery_is_written_where_asked(run, tmp_path):
         ),
         (["--seed", "4294967296"], "argument --seed: must be a whole number"),
         (["--out", __file__], "argument --out: must be a folder"),
-        (["--html", f"{__file__}/deeper"], "argument --html: must be a folder"),
+        (["--pages", f"{__file__}/deeper"], "argument --pages: must be a folder"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
