@@ -1,6 +1,5 @@
 """The settings of Sphinx for the documentation site."""
 
-import os
 import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -30,7 +29,8 @@ toc_object_entries = False
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
-nb_execution_mode = os.environ.get("GUIDES", "force")
+nb_execution_in_temp = True
+nb_execution_mode = "force"
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
