@@ -81,6 +81,8 @@ if hasattr(mlir, "make_ir_context"):
 # Tests never time anything, and the first example of a test compiles.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+# Compiling a program well takes longer than running it a few times.
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -129,17 +131,9 @@ def _return_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """For programs that run once: compiling them well takes longer than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def usual_compilation():
-    """For a test that needs the usual compilation where the module is compiled quickly."""
+    """For a test of the compiled program: of its memory, its collectives, its last digits."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)

@@ -12,8 +12,6 @@ import pytest
 import gradtx
 from gradtx.catalogue import methods
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PARAMS = {"kernel": jnp.linspace(-1.0, 1.0, 12).reshape(4, 3), "bias": jnp.ones(3)}
 
 

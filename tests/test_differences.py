@@ -32,7 +32,6 @@ WAYS = {
 # Of optax, which calls them itself.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning"),
-    pytest.mark.usefixtures("quick_compilation"),
 ]
 # Each of them is asked by a test of its own.
 GENERAL = tuple(row for row in DIFFERENCES if not row.names)

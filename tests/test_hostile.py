@@ -11,8 +11,6 @@ import pytest
 
 import gradtx
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TOLERANCES = {"float32": 1e-6, "complex64": 1e-6, "bfloat16": 8e-3, "float16": 1e-3}
 # XLA reads and writes subnormal numbers as zero.
 SMALLEST = 1.2e-38

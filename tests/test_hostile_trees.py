@@ -12,8 +12,6 @@ import pytest
 
 import gradtx
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class Pair(NamedTuple):
     """A named tuple of parameters."""

@@ -15,8 +15,6 @@ import pytest
 
 import gradtx
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PARAMS = {"w": jnp.array([[1.0, -2.0], [0.5, 0.3]]), "b": jnp.array([0.5, -0.25])}
 GRADS = {"w": jnp.array([[3.0, -4.0], [12.0, 0.5]]), "b": jnp.array([-1.0, 2.0])}
 

@@ -19,7 +19,7 @@ import gradtx
 PARAMS = {"w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "b": jnp.array([0.5, -0.5, 2.0])}
 
 # Some of optax's transformations mix dtypes, which the strict test process would refuse.
-pytestmark = pytest.mark.usefixtures("standard_promotion", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture

@@ -9,8 +9,6 @@ import pytest
 import gradtx
 from gradtx.leaf import steps_of_many
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PARAMS = {
     "dense": {"kernel": jnp.linspace(-1, 1, 6).reshape(2, 3), "bias": jnp.arange(3.0)},
     "out": {"kernel": jnp.full((3, 2), 0.5), "bias": jnp.zeros(2)},

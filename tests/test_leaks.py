@@ -18,8 +18,6 @@ from gradtx.remembered import PROGRAMS, passing_among, remembered
 
 from .leaks import METHODS, Trace, own_kernel, run_many
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_four_threads_get_the_right_numbers_and_leave_nothing_behind():
     both_ways = 2 * (len(METHODS) + 1)

@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec as P
 import gradtx
 from gradtx import norms
 
+pytestmark = pytest.mark.usefixtures("usual_compilation")
+
 NORMS = {
     "float32-huge": ([np.float32(3e30), np.float32(4e30)], 5e30),
     "float32-largest": ([np.float32(2e38), np.float32(1e38)], 2.2360679e38),

@@ -24,8 +24,8 @@ def run(block, namespace, folder):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, quick_compilation):
-    """Where the blocks ran, compiled quickly, and left their files."""
+def folder(tmp_path_factory):
+    """Where the blocks ran and left their files."""
     folder, namespace = tmp_path_factory.mktemp("readme"), {"__name__": "readme"}
     for block in BLOCKS:
         run(block, namespace, folder)

@@ -9,6 +9,8 @@ import pytest
 import gradtx
 from gradtx import stored
 
+pytestmark = pytest.mark.usefixtures("usual_compilation")
+
 NARROW = [jnp.bfloat16, jnp.float16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2]
 RNG = np.random.default_rng(0)
 

@@ -12,8 +12,6 @@ from gradtx.diagnostics.signal import trends
 from .calibration import FAMILIES, Draw, wilson
 from .remedies import assert_healthy
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def norms_of_random_networks(width, depth, number, samples):
     """The norms before and after each layer of relu networks with weights of variance 2 / n."""

@@ -14,9 +14,6 @@ from gradtx import diagnostics
 WIDTH = 4
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 def kernels(number=2, seed=0):
     rng = np.random.default_rng(seed)
     return [jnp.asarray(rng.standard_normal((WIDTH, WIDTH)), jnp.float32) for _ in range(number)]

@@ -3,15 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from gradtx.diagnostics.tracing.graph import Graph
 from gradtx.diagnostics.tracing.observe import observe
 from gradtx.diagnostics.tracing.traced import trace_loss
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 PARAMS = {"stack": jnp.full((3, 4, 4), 0.5), "head": jnp.ones((4, 2)), "unused": jnp.ones(3)}
 X = jnp.arange(8.0).reshape(2, 4) / 8

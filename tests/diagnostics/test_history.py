@@ -13,8 +13,6 @@ from gradtx.training import TrainState, make_train_step
 
 from .histories import numbers, run
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize("every", [1, 2, 5])
 @pytest.mark.parametrize("length", [1, 4, 10])

@@ -9,8 +9,6 @@ import scipy.stats
 import gradtx
 from gradtx.diagnostics.landscape import ConnectingPath, connecting_path, interpolate_loss
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def parameters(seed, dtype=jnp.float32):
     rng = np.random.default_rng(seed)

@@ -11,7 +11,7 @@ from gradtx import diagnostics
 from .layer_reference import WIDTH, assert_layer, batch, loss_of
 from .signal_statistics import rms
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "double_precision")
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 @pytest.mark.parametrize("is_first", [True, False], ids=["first", "second"])

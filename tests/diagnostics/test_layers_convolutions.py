@@ -11,7 +11,7 @@ from gradtx import diagnostics
 from .layer_reference import LISTED, assert_layer, batch, numbers, reference, through, unstacked
 from .signal_statistics import rms
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "double_precision")
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 SPATIAL_LAST = ("NHWC", "HWIO", "NHWC")

@@ -29,7 +29,7 @@ from .layer_reference import (
 )
 from .signal_statistics import rms
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "double_precision")
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def sliced(params, x):

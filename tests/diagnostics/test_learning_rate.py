@@ -12,8 +12,6 @@ import pytest
 import gradtx
 from gradtx.diagnostics import learning_rate_range
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def quadratic(x, curvature):
     return jnp.sum(curvature * x**2) / 2

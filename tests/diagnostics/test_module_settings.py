@@ -11,8 +11,6 @@ import gradtx
 from gradtx import diagnostics
 from gradtx.training import accumulate_grads
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SAMPLES, WIDTH = 4, 8
 
 

@@ -8,8 +8,6 @@ from jax import lax
 
 from gradtx import diagnostics
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 WIDTH, SAMPLES, ROWS = 4, 6, 10
 WEIGHTS = jax.random.normal(jax.random.key(0), (WIDTH, WIDTH))
 TABLE = jax.random.normal(jax.random.key(2), (ROWS, WIDTH))

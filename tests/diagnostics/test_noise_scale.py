@@ -9,8 +9,6 @@ import pytest
 
 from gradtx.diagnostics import gradient_noise_scale
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SAMPLES, FEATURES = 24, 5
 
 

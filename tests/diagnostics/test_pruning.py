@@ -10,8 +10,6 @@ import gradtx
 from gradtx.diagnostics.pruning import apply_mask, freeze_pruned, prune_by_magnitude
 from gradtx.testing import check_transformation, gradients_like
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def parameters(dtype=jnp.float32, seed=0):
     rng = np.random.default_rng(seed)

@@ -12,8 +12,6 @@ from gradtx.diagnostics import HistoryState, history_of, plot_history, record_hi
 
 from .histories import numbers, run
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PLACES = {
     "alone": lambda recorder: recorder,
     "chain": lambda recorder: gradtx.chain(gradtx.scale_by_adam(), recorder),

@@ -21,8 +21,6 @@ from .signal_statistics import (
     tanh_gelu_slope,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def heaviside(z):
     return (z > 0).astype(float)

@@ -12,8 +12,6 @@ from gradtx import diagnostics
 
 from .signal_statistics import assert_statistics, forward_statistics, rms, untouched, with_taps
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize(
     ("dtype", "rtol"),

@@ -13,6 +13,8 @@ from jax import lax
 from gradtx.diagnostics.signal.measuring import evaluation
 from gradtx.diagnostics.tracing.traced import trace_loss
 
+pytestmark = pytest.mark.usefixtures("usual_compilation")
+
 DEPTH = 8
 
 

@@ -23,9 +23,6 @@ from .signal_statistics import (
     with_taps,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 FIELDS = (
     "mean",
     "rms",

@@ -5,14 +5,11 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax import lax
 
 from gradtx import diagnostics
 
 from .signal_statistics import assert_statistics, forward_statistics, rms, untouched, with_taps
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def scanned_loss(params, x, y):

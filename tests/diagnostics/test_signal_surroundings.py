@@ -19,8 +19,6 @@ from .signal_statistics import (
     with_taps,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def moments(z):
     mean = jnp.mean(z, axis=0, keepdims=True)

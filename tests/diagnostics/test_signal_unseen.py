@@ -9,8 +9,6 @@ from jax.sharding import AxisType, PartitionSpec
 
 from gradtx import diagnostics
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 WIDTH, SAMPLES = 8, 4
 
 

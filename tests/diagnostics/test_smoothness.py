@@ -14,8 +14,6 @@ from gradtx.diagnostics.smoothness import (
     sharpness,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MEASURES = {
     "sharpness": sharpness,
     "along_gradient": functools.partial(along_gradient, step_sizes=[0.1]),

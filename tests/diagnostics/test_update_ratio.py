@@ -8,8 +8,6 @@ import pytest
 
 from gradtx.diagnostics import update_ratio
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_update_ratio_is_the_quotient_of_the_norms():
     rng = np.random.default_rng(0)

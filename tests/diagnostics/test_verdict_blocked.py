@@ -8,8 +8,6 @@ from jax import lax
 
 from gradtx import diagnostics
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 WIDTH, SAMPLES, CLASSES = 8, 16, 4
 X = jax.random.normal(jax.random.key(1), (SAMPLES, WIDTH))
 LABELS = jnp.arange(SAMPLES) % CLASSES

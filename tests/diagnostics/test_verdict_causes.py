@@ -20,8 +20,6 @@ from .remedies import (
     network,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 30
 
 

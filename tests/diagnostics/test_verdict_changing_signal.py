@@ -28,8 +28,6 @@ from .remedies import (
     scaled,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize("activation", ["linear", "relu"])
 @pytest.mark.parametrize("factor", [1.5, 0.5])

@@ -10,8 +10,6 @@ from gradtx import diagnostics, initializers
 
 from .remedies import assert_healthy, inputs
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 DEPTH, FEATURES = 5, 8
 
 

@@ -12,8 +12,6 @@ from gradtx import diagnostics, initializers
 
 from .remedies import WIDTH, assert_healthy, assert_sick, inputs, network
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS, CELLS = 40, 12
 
 

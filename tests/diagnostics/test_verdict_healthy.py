@@ -16,8 +16,6 @@ from gradtx import diagnostics, initializers
 
 from .remedies import WIDTH, assert_healthy, inputs, loss_with, network
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize("depth", [2, 16])
 @pytest.mark.parametrize("name", ["relu", "tanh"])

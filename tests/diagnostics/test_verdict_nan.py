@@ -18,8 +18,6 @@ from .remedies import (
     scaled,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def variance_scaled(x, epsilon):
     centered = x - jnp.mean(x, axis=0, keepdims=True)

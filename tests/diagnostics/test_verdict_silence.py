@@ -12,8 +12,6 @@ from gradtx import diagnostics, initializers
 
 from .remedies import WIDTH, assert_healthy, assert_sick, inputs, loss_with, network
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 HERE = "test_verdict_silence.py"
 
 

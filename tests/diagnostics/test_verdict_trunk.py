@@ -20,8 +20,6 @@ from gradtx.diagnostics.tracing.trunk import products_of, trunk_of
 
 from .remedies import NUMBER, WIDTH, assert_healthy, assert_sick, inputs, loss_with, network
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 BLOCKS = 10
 
 

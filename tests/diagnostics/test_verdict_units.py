@@ -23,9 +23,6 @@ from .remedies import (
     scaled,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 # Dead units.
 
 

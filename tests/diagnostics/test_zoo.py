@@ -11,8 +11,6 @@ import pytest
 from .zoo import run
 from .zoo.case import healthy_cases, sick_cases, trained
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 IS_WHOLE = os.environ.get("ZOO") == "all"
 HEALTHY = {case.name: case for case in healthy_cases()}
 SICK = {case.name: case for case in sick_cases()}

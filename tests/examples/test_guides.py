@@ -12,8 +12,6 @@ FOLDER = Path(__file__).parents[2] / "examples" / "site" / "guides"
 GUIDES = sorted(path for path in FOLDER.glob("*.md") if path.name != "index.md")
 CELL = re.compile(r"```\{code-cell\}[^\n]*\n((?::[^\n]*\n)*)(.*?)```", re.DOTALL)
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
 def test_a_guide_runs(guide, tmp_path, monkeypatch):

@@ -33,8 +33,3 @@ def assert_distributed(assert_moments: Callable[[Any, Any], None]) -> Callable[[
         assert stats.kstest(values, law.cdf).pvalue > 1e-3
 
     return check
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly(quick_compilation):
-    """Compile programs quickly: nothing here depends on how well they are compiled."""

@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from gradtx.compose.parts import parts_of
 from gradtx.lift import kernel_of
@@ -16,8 +15,6 @@ from ..testing.test_exports import EXPORTS
 PARAMS = {"w": jnp.linspace(-1, 2, 24, dtype=jnp.float32).reshape(4, 6)}
 # Not negative here, because the loss is convex.
 SIGNED = {("scale_by_sophia", "nu")}
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def kernels_in(tx):

@@ -17,8 +17,3 @@ def x64() -> Iterator[None]:
 def mesh() -> jax.sharding.Mesh:
     """Eight fake devices in a row, along the axis `data`."""
     return jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly(quick_compilation):
-    """Compile programs quickly: nothing here depends on how well they are compiled."""

@@ -10,6 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 import gradtx
 
+pytestmark = pytest.mark.usefixtures("usual_compilation")
+
 EXCHANGE = re.compile(r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\W")
 COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \([^\n]*\{\n(.*?)\n\}", re.MULTILINE | re.DOTALL)
 

@@ -152,7 +152,7 @@ def test_a_number_of_matrices_that_devices_do_not_divide():
     ],
     ids=lambda clause: clause.__name__,
 )
-def test_the_contract_of_a_transformation(clause, quick_compilation):
+def test_the_contract_of_a_transformation(clause):
     # Of a quickly compiled one; Muon and Shampoo pass all clauses too, which take long.
     tx = gradtx.galore(0.1, 1, base_optimizer=gradtx.trace(0.9))
     clause(distributed(tx, mesh_of((8,), AUTO)))

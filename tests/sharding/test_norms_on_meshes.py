@@ -9,6 +9,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import gradtx
 from gradtx.testing import collectives
 
+pytestmark = pytest.mark.usefixtures("usual_compilation")
+
 P = PartitionSpec
 SHAPES = {
     "rows": ((8, 12), P("data")),

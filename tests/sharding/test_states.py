@@ -44,11 +44,6 @@ OPTAX = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly(quick_compilation):
-    """Nothing here depends on how well programs are compiled."""
-
-
 def mesh_of(kind=AxisType.Auto):
     return jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind, kind))
 

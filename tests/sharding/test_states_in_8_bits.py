@@ -24,11 +24,6 @@ SHAPES = {
 LAYOUTS = ["rows", "columns", "zero"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly(quick_compilation):
-    """Programs run three times."""
-
-
 def optimizer():
     return gradtx.quantize_state(gradtx.adam(0.1), block_size=64, min_size=1)
 

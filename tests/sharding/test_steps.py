@@ -50,11 +50,6 @@ TOLERANCES = dict.fromkeys(("galore", "muon", "normuon", "shampoo", "soap"), 1e-
 COMPILED = [name for name in OPTIMIZERS if name != "newton"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly(quick_compilation):
-    """Programs that run three times are compiled quickly."""
-
-
 @pytest.fixture(scope="module")
 def compilations():
     """A list that grows by one with every program that is compiled."""

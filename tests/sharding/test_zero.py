@@ -13,6 +13,8 @@ import gradtx
 from gradtx.sharding import distributed, zero
 from gradtx.testing import check_transformation
 
+pytestmark = pytest.mark.usefixtures("usual_compilation")
+
 RNG = np.random.default_rng(0)
 # The last two have no axis that eight devices divide, or are too small to be worth it.
 SHAPES = {"w": (4, 16), "v": (8, 3), "b": (16,), "odd": (5, 3), "scalar": ()}

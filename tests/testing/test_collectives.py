@@ -9,6 +9,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gradtx.testing import collectives
 
+pytestmark = pytest.mark.usefixtures("usual_compilation")
+
 P = PartitionSpec
 GATHER = {"all-gather": (1, 16)}
 SUM = {"all-reduce": (1, 2)}

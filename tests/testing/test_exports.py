@@ -27,8 +27,6 @@ EXPORTS: dict[str, Export] = {name: table[name] for table in TABLES for name in 
 # The tests of equations compile all methods as users do, here the first of each table is.
 COMPILED_AS_USUAL = {next(iter(table)) for table in TABLES}
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SCALES_EVERYTHING = {"non_parameters": "optax multiplies whatever it is given"}
 OPTAX: dict[str, Export] = {
     "optax_chain-of_ours": Export(

@@ -10,6 +10,8 @@ from gradtx.training import accumulate_grads
 
 from ..trajectory import COUNT, check_refused, wrong_arguments
 
+pytestmark = pytest.mark.usefixtures("usual_compilation")
+
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(24, 5)), RNG.normal(size=24)
 WEIGHTS = RNG.normal(size=5)

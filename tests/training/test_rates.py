@@ -9,8 +9,6 @@ import pytest
 import gradtx
 from gradtx.training import TrainState, make_train_step
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NAN = np.nan
 GRADIENTS = [1.0, 3.0, NAN, 2.0, 0.0, 1.0]
 ALL_FINITE = [1.0, 3.0, 4.0, 2.0, 0.0, 1.0]

@@ -9,6 +9,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 import gradtx
 from gradtx.training import TrainState, make_train_step, minibatches
 
+pytestmark = pytest.mark.usefixtures("usual_compilation")
+
 RNG = np.random.default_rng(0)
 DATA = {
     "x": RNG.normal(size=(32, 8)).astype(np.float32),

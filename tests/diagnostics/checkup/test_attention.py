@@ -11,8 +11,6 @@ from flax import nnx
 
 from gradtx import diagnostics
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.standard_normal((4, 6, 16)), jnp.float32)
 TOKENS = jnp.asarray(RNG.integers(1, 9, (4, 6)))

@@ -17,8 +17,6 @@ from gradtx import diagnostics
 from gradtx.diagnostics.checkup.finding import Finding, folded
 from gradtx.diagnostics.checkup.subject import Examination, subject_of
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 X = jnp.asarray(np.random.default_rng(0).standard_normal((16, 4)), jnp.float32)
 LABELS = np.arange(16) % 3
 

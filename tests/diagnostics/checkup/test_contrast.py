@@ -9,8 +9,6 @@ from gradtx import diagnostics
 
 from .batches import D, N, X, entropy, kinds, normal
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(autouse=True)
 def ranks_may_differ():

@@ -10,8 +10,6 @@ from flax import nnx
 
 from gradtx import diagnostics
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((32, 5)).astype(np.float32)
 Y = X[:, :1] ** 2

@@ -12,8 +12,6 @@ from gradtx import diagnostics
 
 from .batches import HIDDEN, LABELS, WORDS, C, D, N, T, X, Y, entropy, kinds, normal
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(autouse=True)
 def ranks_may_differ():

@@ -11,8 +11,6 @@ from flax import nnx
 
 from gradtx import diagnostics
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.standard_normal((64, 8)), jnp.float32)
 LABELS = jnp.asarray(RNG.integers(0, 5, 64))

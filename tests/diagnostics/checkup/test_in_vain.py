@@ -12,8 +12,6 @@ from gradtx import diagnostics
 
 from .batches import LABELS, WORDS, C, D, N, X, Y, entropy, normal
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(autouse=True)
 def ranks_may_differ():

@@ -13,8 +13,6 @@ from scipy import stats
 from gradtx import diagnostics
 from gradtx.diagnostics.checkup.label_use import _classes
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.standard_normal((48, 6)), jnp.float32)
 LABELS = jnp.asarray(RNG.permutation(np.arange(48) % 4))

@@ -12,8 +12,6 @@ from jax import lax
 
 from gradtx import diagnostics
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.standard_normal((40, 6)), jnp.float32)
 W = {"w": jnp.asarray(0.3 * RNG.standard_normal((6, 5)), jnp.float32)}

@@ -11,8 +11,6 @@ from flax import nnx
 
 from gradtx import diagnostics
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RNG = np.random.default_rng(0)
 
 

@@ -13,8 +13,6 @@ from jax import lax
 import gradtx
 from gradtx import diagnostics
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.standard_normal((16, 4)), jnp.float32)
 Y = jnp.sin(2 * X[:, :1])

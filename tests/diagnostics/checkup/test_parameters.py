@@ -11,8 +11,6 @@ from jax import lax
 import gradtx
 from gradtx import diagnostics
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 X = jnp.asarray(np.random.default_rng(0).standard_normal((16, 4)), jnp.float32)
 
 

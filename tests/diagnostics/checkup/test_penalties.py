@@ -14,8 +14,6 @@ from gradtx.diagnostics.checkup.subject import examine, subject_of
 from gradtx.diagnostics.tracing.graph import Graph
 from gradtx.diagnostics.tracing.partial import without
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.standard_normal((32, 6)), jnp.float32)
 LABELS = jnp.arange(32) % 3

@@ -12,8 +12,6 @@ from jax import lax
 
 from gradtx import diagnostics
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((32, 8))
 PARAMS = {"w0": RNG.standard_normal((8, 8)) / np.sqrt(8), "w1": RNG.standard_normal((8, 1)) / 3}

@@ -10,8 +10,6 @@ from gradtx import diagnostics
 
 from .batches import LABELS, C, D, X, entropy, kinds
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class Network(nn.Module):
     is_training: bool

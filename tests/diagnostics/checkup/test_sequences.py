@@ -11,8 +11,6 @@ from gradtx import diagnostics
 
 from .batches import LABELS, C, D, N, T, entropy, kinds, normal
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(autouse=True)
 def ranks_may_differ():

@@ -11,8 +11,6 @@ from flax import nnx
 
 from gradtx import diagnostics
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 N, D, C, T = 12, 6, 4, 5
 
 

@@ -10,8 +10,6 @@ from gradtx import diagnostics
 
 from .batches import LABELS, C, D, N, entropy, kinds, normal
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(autouse=True)
 def ranks_may_differ():

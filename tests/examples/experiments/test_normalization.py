@@ -10,8 +10,6 @@ import pytest
 from examples.experiments import batchnorm, batchsize, experiment, networks, noisy_batchnorm
 from gradtx.initializers import he_normal
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SEEDS = (1,)
 
 
