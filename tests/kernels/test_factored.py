@@ -216,8 +216,8 @@ def test_squares_beyond_the_range_leave_a_finite_state_that_recovers(factored):
     tx = gradtx.scale_by_factored_rms(factored, min_dim_size_to_factor=2)
     params = jnp.ones((2, 3))
     updates, state = tx.update(jnp.full((2, 3), 1e20), tx.init(params))
-    assert np.all(np.isfinite(updates))
-    assert np.all(updates > 1 - 1e-6)  # 1 is exact, which rounding may miss
+    # The gradient counts as the largest whose square is finite, of which the first step is 1.
+    np.testing.assert_allclose(updates, 1, rtol=1e-6)
     # A constant gradient takes over as the steps go on.
     restarted = gradtx.scale_by_factored_rms(factored, 0.8, 1, 2)
     updates, state = restarted.update(params, state)
