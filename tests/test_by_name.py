@@ -1,6 +1,7 @@
 """Optimizers by name make what their functions make, and errors name what is wrong."""
 
 import inspect
+import re
 import warnings
 
 import chex
@@ -79,9 +80,8 @@ def test_the_arguments_are_those_of_the_function(name):
     ],
 )
 def test_what_is_wrong_is_named(name, arguments, message):
-    with pytest.raises(ValueError) as error:  # noqa: PT011
+    with pytest.raises(ValueError, match=re.escape(message)):
         gradtx.make(name, **arguments)
-    assert message in str(error.value)
 
 
 def test_an_error_inside_an_optimizer_stays_as_it_is(monkeypatch):
