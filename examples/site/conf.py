@@ -5,6 +5,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 
 HERE = Path(__file__).parent
+# The examples are not installed, and Sphinx does not look for modules where it was started.
 sys.path.insert(0, str(HERE.parents[1]))
 
 from examples.site import pages  # noqa: E402

@@ -42,6 +42,11 @@ INTRODUCTIONS = {
     "States": "What `init` returns. The states of methods that optax has are optax's own classes.",
     "From optax": "gradtx passes these on as they are; optax documents them.",
 }
+DEPENDS = {
+    "element": "the update of an element depends on that element alone",
+    "leaf": "the update of an element depends on its whole leaf",
+    "tree": "the update of an element depends on the whole tree",
+}
 SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Source|Example|Yields|Note)s?:$")
 ARGUMENTS = re.compile(r" +\*+\w+: ")
 
@@ -217,8 +222,7 @@ def _process(app: Any, what: str, name: str, thing: Any, options: Any, lines: li
     row = facts().get(name.removeprefix("gradtx."))
     if what in ("function", "class") and row:
         size = f"{row.state_bytes:.2g} bytes for each float32 parameter of a large matrix"
-        depends = f"an update depends on its own {row.locality}"
-        lines[len(lines) :] = ["", "State:", f"    {size}; {depends}.", ""]
+        lines[len(lines) :] = ["", "State:", f"    {size}; {DEPENDS[row.locality]}.", ""]
 
 
 def _shorten(app: Any, what: str, name: str, thing: Any, options: Any, *texts: Any) -> Any:
