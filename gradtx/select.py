@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from gradtx import boxes
 from gradtx.kernel import PerLeaf
 from gradtx.messages import listed, shown
 from gradtx.roles import layer_shapes
@@ -36,6 +37,7 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
     Choices combine: `~select("bias")`, `select("kernel") & ~select("head")`, `a | b`.
 
     A predicate is called for every leaf, including functions and other leaves that are not arrays.
+    The path of an array in a box of flax, such as an `nnx.Param`, is that of the box.
 
     `select.matrices` chooses the leaves that act as matrices: kernels and embeddings, which have at
     least two axes longer than 1. Layers that are stacked for a scan, and attention heads, give
@@ -96,9 +98,7 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
                 is_leaf=lambda node: isinstance(node, chosen),
             )
         if not self._is_mask and not is_function_of_tree(chosen):
-            return jax.tree_util.tree_map_with_path(
-                lambda path, leaf: bool(chosen(path_name(path), leaf)), tree
-            )
+            return boxes.map_named(lambda name, leaf: bool(chosen(name, leaf)), tree)
         return _spread(mask_for("select", chosen, tree, "the mask"), tree)
 
     def __invert__(self) -> select:
@@ -154,11 +154,11 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
                 return tuple(label for label, flag in zip(selections, flags, strict=True) if flag)
 
             found = jax.tree.map(lambda _, *flags: _Labels(labels_of(*flags)), tree, *masks)
-            named, _ = jax.tree_util.tree_flatten_with_path(found)
-            twice = [(path_name(path), hit.labels) for path, hit in named if len(hit.labels) > 1]
+            named = list(zip(boxes.names(tree), jax.tree.leaves(found), strict=True))
+            twice = [(name, hit.labels) for name, hit in named if len(hit.labels) > 1]
             if twice:
                 raise ValueError(f"select.groups: leaves in more than one group: {listed(twice)}")
-            nowhere = [path_name(path) for path, hit in named if not hit.labels]
+            nowhere = [name for name, hit in named if not hit.labels]
             if nowhere and rest is None:
                 raise ValueError(
                     f"select.groups: leaves in no group, and no rest: {listed(nowhere)}"
@@ -283,7 +283,7 @@ def fitted(owner: str, argument: str, chosen: Any, tree: Any) -> Any:
         jax.tree.map(lambda choice, part: None, chosen, tree)
         return chosen
     except (ValueError, TypeError, KeyError) as mismatch:
-        if len(choices) == structure.num_leaves and _plain_paths(chosen) == _plain_paths(tree):
+        if len(choices) == structure.num_leaves and boxes.names(chosen) == boxes.names(tree):
             return structure.unflatten(choices)
         leaves, treedef = flatten(tree)
         if any(leaf is None for leaf in leaves):
@@ -298,18 +298,12 @@ def fitted(owner: str, argument: str, chosen: Any, tree: Any) -> Any:
             if flag is None
         ]
         for hole in holes:
-            if any(path == hole or path.startswith(f"{hole}/") for path in _plain_paths(tree)):
+            if any(path == hole or path.startswith(f"{hole}/") for path in boxes.names(tree)):
                 raise ValueError(
                     f"{owner}: {argument} has None at '{hole}', where the tree has leaves"
                 ) from mismatch
         difference = describe_difference("the tree", tree, argument, chosen, subtrees=True)
         raise ValueError(f"{owner}: {difference}") from mismatch
-
-
-def _plain_paths(tree: Any) -> list[str]:
-    """The paths without the last key, which flax.nnx puts between a variable and its value."""
-    named, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [path_name(path).removesuffix("/value") for path, _ in named]
 
 
 def flag_of_each_leaf(owner: str, mask: Mask, argument: str = "mask") -> PerLeaf:
@@ -343,17 +337,14 @@ def _as_boolean(flag: Any) -> bool:
 
 
 def _matching(pattern: re.Pattern[str], tree: Any) -> Any:
-    mask = jax.tree_util.tree_map_with_path(
-        lambda path, _: pattern.search(path_name(path)) is not None, tree
-    )
-    flags = jax.tree.leaves(mask)
+    found = boxes.names(tree)
+    flags = [pattern.search(name) is not None for name in found]
     if flags and not any(flags):
-        named, _ = jax.tree_util.tree_flatten_with_path(tree)
         raise ValueError(
             f"select: {shown(pattern.pattern)} matches none of the paths "
-            f"{listed((path_name(path) for path, _ in named), near=pattern.pattern)}"
+            f"{listed(found, near=pattern.pattern)}"
         )
-    return mask
+    return jax.tree.structure(tree).unflatten(flags)
 
 
 def _matrices(tree: Any) -> Any:

@@ -240,6 +240,84 @@ def test_nnx_optimizer_keeps_lists_of_arrays_in_containers_of_its_own(name):
     np.testing.assert_allclose(model.bias[...], expected["bias"], rtol=1e-5)
 
 
+CHOOSING = {
+    "pattern": lambda: gradtx.freeze(gradtx.select("^head/bias$")),
+    "predicate": lambda: gradtx.freeze(gradtx.select(lambda path, leaf: path.endswith("d/bias"))),
+    "groups": lambda: gradtx.partition(
+        {"frozen": gradtx.set_to_zero(), "rest": gradtx.identity()},
+        gradtx.select.groups({"frozen": "^head/bias$"}, rest="rest"),
+    ),
+    "multiplier": lambda: gradtx.multiply_learning_rate(
+        lambda path: 0.0 if path == "head/bias" else 1.0
+    ),
+    "blocks": lambda: gradtx.chain(
+        gradtx.adamini(0.1, blocks=lambda path, leaf: {"head/bias": 0}.get(path, ())),
+        gradtx.freeze(gradtx.select("^head/bias$")),
+    ),
+}
+
+
+class TwoLayers(nnx.Module):
+    def __init__(self, rngs):
+        self.body = nnx.Linear(2, 3, rngs=rngs)
+        self.head = nnx.Linear(3, 2, rngs=rngs)
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_leaves_of_nnx_have_one_name_in_init_and_update(name):
+    model = TwoLayers(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, gradtx.chain(gradtx.sgd(0.1), CHOOSING[name]()), wrt=nnx.Param)
+    before = nnx.clone(model)
+    optimizer.update(model, jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param)))
+    np.testing.assert_array_equal(model.head.bias[...], before.head.bias[...])
+    assert (model.head.kernel[...] != before.head.kernel[...]).all()
+    assert (model.body.bias[...] != before.body.bias[...]).all()
+
+
+def test_explain_calls_leaves_of_nnx_as_patterns_do():
+    params = nnx.state(TwoLayers(nnx.Rngs(0)), nnx.Param)
+    names = [row.path for row in gradtx.explain(gradtx.sgd(0.1), params, all_leaves=True).rows]
+    assert sorted(names) == ["body/bias", "body/kernel", "head/bias", "head/kernel"]
+
+
+AVERAGING = {
+    "average_params": lambda: gradtx.average_params(gradtx.sgd(0.1), 0.5),
+    "schedule_free": lambda: gradtx.schedule_free_sgd(0.1),
+}
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_parameters_to_evaluate_go_back_into_an_nnx_module(name):
+    model, tx = TwoLayers(nnx.Rngs(0)), AVERAGING[name]()
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    pure = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    pure_state = tx.init(pure)
+    for _ in range(3):
+        optimizer.update(model, jax.tree.map(jnp.sin, nnx.state(model, nnx.Param)))
+        updates, pure_state = tx.update(jax.tree.map(jnp.sin, pure), pure_state, pure)
+        pure = gradtx.apply_updates(pure, updates)
+
+    params = nnx.state(model, nnx.Param)
+    evaluated = gradtx.eval_params(optimizer.opt_state, params)
+    assert jax.tree.structure(evaluated) == jax.tree.structure(params)
+    chex.assert_trees_all_close(
+        nnx.to_pure_dict(evaluated), gradtx.eval_params(pure_state, pure), rtol=1e-6
+    )
+    nnx.update(model, evaluated)
+    assert (model.head.kernel[...] != pure["head"]["kernel"]).all()
+
+
+def test_averaged_parameters_come_in_the_containers_of_nnx():
+    model = TwoLayers(nnx.Rngs(0))
+    tx = gradtx.average_params(gradtx.sgd(0.1), 0.5)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    optimizer.update(model, jax.tree.map(jnp.sin, nnx.state(model, nnx.Param)))
+    params = nnx.state(model, nnx.Param)
+    averaged = gradtx.averaged_params(optimizer.opt_state, params)
+    assert jax.tree.structure(averaged) == jax.tree.structure(params)
+    chex.assert_trees_all_close(averaged, params, rtol=1e-6)  # after one step
+
+
 def test_a_state_of_nnx_variables_migrates():
     params = nnx.state(nnx.Linear(3, 3, rngs=nnx.Rngs(0)), nnx.Param)
     tx = gradtx.adam(0.1)

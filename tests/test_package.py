@@ -22,6 +22,7 @@ LAYERS = [
         "stored.py",
         "messages.py",
         "trees.py",
+        "boxes.py",
         "lengths.py",
         "norms.py",
         "bounds.py",

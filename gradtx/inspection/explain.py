@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding
 
-from gradtx import trees
+from gradtx import boxes, trees
 from gradtx.inspection.arguments import checked_params, checked_transformation
 from gradtx.inspection.layouts import each_by_itself
 from gradtx.inspection.ownership import entries_of
@@ -270,8 +270,10 @@ def explain(
     padding = sum(map(_bytes, jax.tree.leaves(state))) - sum(own_bytes.values())
     named, _ = jax.tree_util.tree_flatten_with_path(params)
     rows = tuple(
-        _plan(path, leaf, route, own_bytes.get(path, 0), int(step))
-        for (path, leaf), route in zip(named, routes_of(tx, params), strict=True)
+        _plan(name, leaf, route, own_bytes.get(path, 0), int(step))
+        for name, (path, leaf), route in zip(
+            boxes.names(params), named, routes_of(tx, params), strict=True
+        )
     )
     shared = own_bytes.get(None, 0) + padding
     return Explanation(rows, shared, all_leaves, _bytes_per_device(tx, params, state))
@@ -313,12 +315,10 @@ def _bytes(leaf: Any) -> int:
     return math.prod(leaf.shape) * leaf.dtype.itemsize
 
 
-def _plan(
-    path: tuple[Any, ...], leaf: Any, route: tuple[Rule, ...], state_bytes: int, step: int
-) -> LeafPlan:
+def _plan(name: str, leaf: Any, route: tuple[Rule, ...], state_bytes: int, step: int) -> LeafPlan:
     plan = partial(
         LeafPlan,
-        path=trees.path_name(path),
+        path=name,
         shape=np.shape(leaf),
         dtype=str(getattr(leaf, "dtype", type(leaf).__name__)),
         state_bytes=state_bytes,

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -14,7 +13,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from gradtx import trees
+from gradtx import boxes, trees
 from gradtx.kernel import Kernel, PerLeaf, Slot
 from gradtx.kernels.adam import ADAM_RANGES
 from gradtx.kernels.arithmetic import debias, safe_divide
@@ -57,23 +56,23 @@ def _axes_of_leaves(blocks: Blocks) -> PerLeaf:
     """For each leaf the axes, counted from 0, along which each index has its own block."""
     common = None if callable(blocks) else _as_axes(blocks)
 
-    def axes_of(path: tuple[Any, ...], leaf: Any) -> tuple[int, ...]:
+    def axes_of(name: str, leaf: Any) -> tuple[int, ...]:
         if not trees.is_parameter(leaf):
             return ()
         rank = np.ndim(leaf)
         if callable(blocks):
-            axes = _as_axes(blocks(trees.path_name(path), leaf))
+            axes = _as_axes(blocks(name, leaf))
         else:
             axes = common if common is not None and rank > 1 else ()
         if not all(-rank <= axis < rank for axis in axes):
             raise ValueError(
                 f"scale_by_adamini: blocks names the axes {shown(axes)}, which the leaf at "
-                f"'{trees.path_name(path)}' of shape {np.shape(leaf)} does not have"
+                f"'{name}' of shape {np.shape(leaf)} does not have"
             )
         return tuple(axis % rank for axis in axes)
 
     def choose(tree: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(axes_of, tree, is_leaf=lambda x: x is None)
+        return boxes.map_named(axes_of, tree)
 
     return PerLeaf(choose)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gradtx import boxes
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import LINEAR
@@ -148,11 +149,13 @@ def averaged_params(state: Any, params: Any = None) -> Any:
     average, weight = found[0].average.ema
     if params is None:
         return jax.tree.map(lambda a: _debiased(a, weight), average)
-    return map_leaves(
+    # nnx.Optimizer keeps its state in other boxes than those of the parameters.
+    averaged = map_leaves(
         lambda p, a: averaged_leaf(p, a, weight),
         "averaged_params",
-        {"params": params, "the average": average},
+        {"params": boxes.opened(params), "the average": boxes.opened(average)},
     )
+    return jax.tree.structure(params).unflatten(jax.tree.leaves(averaged))
 
 
 def averaged_leaf(p: Any, average: jax.Array, weight: jax.Array | None) -> jax.Array:

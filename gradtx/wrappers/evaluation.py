@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import SAMState, ScheduleFreeState
 
-from gradtx import trees
+from gradtx import boxes, trees
 from gradtx.inputs import check_order
 from gradtx.leaves import Aligned
 from gradtx.wrappers.schedule_free import evaluated_leaf
@@ -54,6 +54,8 @@ def eval_params(state: Any, params: Any) -> Any:
     check_order("eval_params", state, params)
     if isinstance(params, optax.LookaheadParams):
         params = params.slow
+    # nnx.Optimizer keeps its state in other boxes than those of the parameters.
+    structure, params = jax.tree.structure(params), boxes.opened(params)
     averaged: set[int] = set()
     # Averages belong to the parameters where a climb began, so that the climb is undone first.
     for keeper in sorted(_keepers(state), key=lambda node: not isinstance(node, SAMState)):
@@ -68,7 +70,7 @@ def eval_params(state: Any, params: Any) -> Any:
                 f"'{trees.paths(params)[min(averaged & places)]}'"
             )
         averaged |= places
-    return params
+    return structure.unflatten(jax.tree.leaves(params))
 
 
 def schedule_free_eval_params(state: Any, params: Any) -> Any:
@@ -123,7 +125,7 @@ def _evaluated_by(keeper: Any, params: Any) -> tuple[Any, set[int]]:
     kept, evaluate_leaf = _rule(keeper)
     aligned = Aligned(
         "eval_params",
-        {"params": params, "the average": kept},
+        {"params": params, "the average": boxes.opened(kept)},
         # Leaves of other groups are a MaskedNode, and only parameters have an average.
         takes_part=lambda *leaf: all(map(trees.is_parameter, leaf)),
         subtrees=True,

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-import jax
 from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
-from gradtx import trees
+from gradtx import boxes
 from gradtx.compose.groups import partition
 from gradtx.kernel import ANY_NUMBER, Kernel, PerLeaf, check, check_hyperparameter
 from gradtx.lift import lift
@@ -95,12 +94,11 @@ def _by_function(factor_of: Callable[[str], float]) -> ExtraArgs:
             f"{shown(factor_of)}"
         )
 
-    def factor_at(path: tuple[Any, ...], _: Any) -> float:
-        name = trees.path_name(path)
+    def factor_at(name: str, _: Any) -> float:
         factor = factor_of(name)
         return float(check(_OWNER, f"the factor of {name!r}", factor, ANY_NUMBER))
 
     def factors(tree: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(factor_at, tree)
+        return boxes.map_named(factor_at, tree)
 
     return lift(MULTIPLY_EACH_LEARNING_RATE, factor=PerLeaf(factors))
