@@ -1,7 +1,8 @@
-"""The README's tables, from kernels, docstrings and differences.
+"""The documentation's tables of methods, from kernels, docstrings and differences.
 
-`python -m gradtx.catalogue` prints them, and `python -m gradtx.catalogue README.md` updates those
-in that file.
+`python -m gradtx.catalogue` prints them, and
+`python -m gradtx.catalogue examples/site/methods.md examples/site/differences.md` updates those in
+these files.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import sys
 import typing
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,21 +210,22 @@ def _locality(tx: optax.GradientTransformation) -> Locality:
 
 def updated(text: str) -> str:
     """A text with its tables of methods and differences brought up to date, in the same order."""
-    tables = [*map(table, get_args(Kind)), differences.table()]
-    headings = {new.split("\n")[0] for new in tables}
-    rest = iter(tables)
+    tables = defaultdict[str, list[str]](list)
+    for new in (*map(table, get_args(Kind)), differences.table()):
+        tables[new.split("\n")[0]].append(new)
 
     def replaced(found: re.Match[str]) -> str:
         old = found.group()
-        return f"{next(rest)}\n" if old.split("\n")[0] in headings else old
+        rest = tables[old.split("\n")[0]]
+        return f"{rest.pop(0)}\n" if rest else old
 
     return re.sub(r"(?:^\|.*\n)+", replaced, text, flags=re.MULTILINE)
 
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        path = Path(sys.argv[1])
-        path.write_text(updated(path.read_text()))
+        for path in map(Path, sys.argv[1:]):
+            path.write_text(updated(path.read_text()))
     else:
         if hasattr(signal, "SIGPIPE"):  # ends silently when piped into head
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Where gradtx differs from optax and from `jax.nn.initializers`, and why: the README's table.
+"""Where gradtx differs from optax and from `jax.nn.initializers`, and why: the table on the site.
 
 Everything else agrees in numbers up to rounding, and in states and dtypes.
 """

@@ -37,7 +37,7 @@ SECTIONS = {
     "precision": ["equation", "Raises", "Source"],
 }
 ROOMS = tuple(SECTIONS)
-README = (Path(__file__).parents[1] / "README.md").read_text()
+METHODS = (Path(__file__).parents[1] / "examples" / "site" / "methods.md").read_text()
 
 TRANSFORMATIONS = {
     name: function
@@ -63,8 +63,8 @@ def transformation(*sections: str) -> Kind:
         "gradtx/__init__.pyi, the list of public names": frozenset(gradtx.__all__),
         "a table in tests/testing/exports": {name.split("-")[0] for name in EXPORTS},
         f"a test in {TESTS_OF_ROOMS}, other than of refused arguments": names_in_tests(ROOMS),
-        "the README's tables (python -m gradtx.catalogue README.md)": {
-            *re.findall(r"^\| `(\w+)` ", README, re.MULTILINE),
+        "the tables of all methods (python -m gradtx.catalogue examples/site/methods.md)": {
+            *re.findall(r"^\| `(\w+)` ", METHODS, re.MULTILINE),
             *MADE_BY_FACTORIES,
         },
     }

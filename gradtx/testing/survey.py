@@ -1,6 +1,6 @@
 """How many of optax's factories, and of gradtx's of the same names, keep each clause.
 
-    python -m gradtx.testing RESULTS.json [README.md]
+    python -m gradtx.testing RESULTS.json [PAGE.md ...]
 
 updates the results, which takes minutes for each clause that they lack, and the table of them in a
 text. A result is the names of the clauses that a factory breaks, each factory with its defaults, on

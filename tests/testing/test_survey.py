@@ -1,4 +1,4 @@
-"""What is known of the factories of both libraries, and the README about it."""
+"""What is known of the factories of both libraries, and the page about it."""
 
 import contextlib
 import io
@@ -7,15 +7,14 @@ import re
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import pytest
 
-from gradtx.testing import check_transformation, clauses, survey
+from gradtx.testing import clauses, survey
 
 PATH = Path(__file__).parent / "survey.json"
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "examples" / "site" / "contract.md").read_text()
 RESULTS = json.loads(PATH.read_text())
-RENEW = "python -m gradtx.testing tests/testing/survey.json README.md"
+RENEW = "python -m gradtx.testing tests/testing/survey.json examples/site/contract.md"
 
 # They compile nothing.
 EAGER = ("calls", "type", "missing_gradients", "non_parameters", "mismatches")
@@ -60,22 +59,21 @@ def test_what_is_missing_is_tried_and_what_is_gone_is_dropped(tmp_path, monkeypa
     assert len(said) == 4
 
 
-def test_the_readme_has_the_table():
-    assert survey.table(RESULTS) in README, RENEW
-    assert f"of {len(survey.factories())} factories" in README
-    shorter = re.sub(r"^\| `scan` .*\n", "", README, flags=re.MULTILINE)
-    assert shorter != README
-    assert survey.with_table(shorter, RESULTS) == README
+def test_the_page_has_the_table():
+    assert survey.table(RESULTS) in PAGE, RENEW
+    assert f"of {len(survey.factories())} factories" in PAGE
+    shorter = re.sub(r"^\| `scan` .*\n", "", PAGE, flags=re.MULTILINE)
+    assert shorter != PAGE
+    assert survey.with_table(shorter, RESULTS) == PAGE
 
 
-def test_what_the_readme_shows_is_what_is_said():
+def test_what_the_page_shows_is_what_is_said():
     found = re.search(
-        r"```python\n(import optax\n\n\ndef drop_small.*?)```\n\n```\n(.*?)```", README, re.S
+        r"```python\n(import jax\n.*?\ndef drop_small.*?)```\n\n```\n(.*?)```", PAGE, re.S
     )
     code, shown = found.groups()
-    names = {"check_transformation": check_transformation, "jax": jax, "jnp": jnp}
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(compile(code, "drop_small.py", "exec"), names)
+        exec(compile(code, "drop_small.py", "exec"), {})
     said, wanted = printed.getvalue().splitlines(), shown.splitlines()
     assert said[:2] == wanted[:2]
     # The others depend on how many devices there are.
