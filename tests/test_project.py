@@ -14,7 +14,8 @@ import yaml
 import gradtx
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+TOML = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = TOML["project"]
 PREFIX = "Programming Language :: Python :: "
 PYTHONS = re.findall(rf"{PREFIX}(3\.\d+)", "\n".join(PROJECT["classifiers"]))
 README = (ROOT / "README.md").read_text()
@@ -90,6 +91,25 @@ def test_the_readme_says_what_is_supported():
         name: bound for name, bound in BOUNDS.items() if name != "jaxlib"
     }
     assert BOUNDS["jaxlib"] == BOUNDS["jax"]
+
+
+def test_the_readme_of_the_package_has_no_relative_links():
+    hook = TOML["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    assert hook["fragments"] == [{"path": "README.md"}]
+    text = README
+    for each in hook["substitutions"]:
+        text = re.sub(each["pattern"], each["replacement"], text)
+    home = PROJECT["urls"]["Homepage"]
+    raw = home.replace("github.com", "raw.githubusercontent.com")
+    pattern = r"(!?)\[[^\]]+\]\(([^)\s]+)\)"
+    for (mark, old), (_, new) in zip(
+        re.findall(pattern, README), re.findall(pattern, text), strict=True
+    ):
+        is_whole = old.startswith(("https://", "#"))
+        assert new == (
+            old if is_whole else f"{raw}/main/{old}" if mark else f"{home}/blob/main/{old}"
+        )
+    assert text.count(f"]({raw}/main/examples/site/static/") == 4
 
 
 def test_the_changelog_has_a_section_for_this_version_or_for_what_comes():
