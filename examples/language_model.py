@@ -39,8 +39,16 @@ WEIGHT_DECAY = 0.1
 # Optimizers for the matrices of the layers. With this root mean square, Muon's updates are as long
 # as AdamW's, and one learning rate serves both.
 FOR_MATRICES: dict[str, dict[str, Any]] = {"muon": {"consistent_rms": 0.2}, "soap": {}}
-# Others have the learning rates of the digits.
-LEARNING_RATES = {"adamw": 0.01, "muon": 0.01, "soap": 0.01, "schedule_free_adamw": 0.01}
+# The best ones that which_optimizer found; others have the learning rates of the digits.
+LEARNING_RATES = {
+    "adamw": 0.00562,
+    "lion": 0.00178,
+    "momentum": 0.178,
+    "muon": 0.0178,
+    "prodigy": 1.0,
+    "schedule_free_adamw": 0.00562,
+    "soap": 0.01,
+}
 
 
 @dataclass(frozen=True)
