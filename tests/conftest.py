@@ -52,7 +52,9 @@ try:
 except ImportError:
     mlir = None
 
-# Tracing makes many objects that stay alive; searching them for garbage takes 5% of the time.
+# Tracing makes many objects that stay alive. Searching them for garbage takes long, most of all where
+# leaks are looked for, with a search after each trace: what is alive is taken out of the search from
+# time to time, see below.
 gc.set_threshold(100_000, 50, 1000)
 
 # jax makes an MLIR context for each program, which takes longer than lowering a small one in it. A
@@ -108,12 +110,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("smoke")
 
 
+def pytest_collection_finish() -> None:
+    """Do not search modules and tests for garbage."""
+    gc.freeze()
+
+
 def pytest_runtest_teardown() -> None:
-    """Forget the compiled programs from time to time."""
-    if next(_finished) % _TESTS_BETWEEN_CLEARANCES == 0 and _resident_bytes() > _LIMIT:
+    """Forget the compiled programs from time to time, and do not search the others for garbage."""
+    if next(_finished) % _TESTS_BETWEEN_CLEARANCES:
+        return
+    if _resident_bytes() > _LIMIT:
+        gc.unfreeze()
         jax.clear_caches()
         gc.collect()
         _return_freed_memory()
+    gc.freeze()
 
 
 def _resident_bytes() -> float:

@@ -18,6 +18,7 @@ variance 2 / 256 everywhere the signal shrinks in layers that have fewer than 25
 in those that have more.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -100,6 +101,7 @@ def signals(
     return squares, jnp.mean(gradients**2, axis=(1, 2))
 
 
+@functools.cache
 def expected_signals(activation: Activation, s: float) -> tuple[np.ndarray, np.ndarray]:
     """What `signals` returns for wide layers, inputs of mean square 1 and Var w = s / fan_in."""
     slope = jax.vmap(jax.grad(activation))
@@ -125,7 +127,7 @@ def run(settings: Settings) -> Outcome:
     """Send digits through scaled identities, random layers, and layers of two widths."""
     # Each image is scaled to mean square 1.
     x = rms_norm(jnp.asarray(load_digits().train["image"][:16]), epsilon=0.0)
-    keys = jax.random.split(settings.key, settings.choose(full=64, quick=16))
+    keys = jax.random.split(settings.key, settings.choose(full=64, quick=6))
     identities = identity_signals(settings.key, x)
     measured = network_signals(keys, x)
     expected = {name: expected_signals(*network) for name, network in NETWORKS.items()}
