@@ -52,9 +52,9 @@ try:
 except ImportError:
     mlir = None
 
-# Tracing makes many objects that stay alive. Searching them for garbage takes long, most of all where
-# leaks are looked for, with a search after each trace: what is alive is taken out of the search from
-# time to time, see below.
+# Tracing makes many objects that stay alive. Searching them for garbage takes long, most of all
+# where leaks are looked for, with a search after each trace: what is alive is taken out of the
+# search from time to time, see below.
 gc.set_threshold(100_000, 50, 1000)
 
 # jax makes an MLIR context for each program, which takes longer than lowering a small one in it. A
