@@ -1,6 +1,11 @@
 """The settings of Sphinx for the documentation site."""
 
+import atexit
+import logging
+import os
+import shutil
 import sys
+import tempfile
 from importlib.metadata import version as version_of
 from pathlib import Path
 
@@ -35,6 +40,13 @@ nb_execution_mode = "force"
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+# The guides run without the user's settings of IPython, and tell of errors only.
+os.environ["IPYTHONDIR"] = folder = tempfile.mkdtemp(prefix="ipython-")
+atexit.register(shutil.rmtree, folder, ignore_errors=True)
+profile = Path(folder) / "profile_default"
+profile.mkdir()
+(profile / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 'ERROR'\n")
+logging.getLogger("traitlets").setLevel(logging.WARNING)
 
 autodoc_type_aliases = pages.aliases()
 autodoc_preserve_defaults = True
