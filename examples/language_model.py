@@ -168,6 +168,10 @@ def train(
 
     Returns:
         What was measured at each step, and the parameters to evaluate.
+
+    Raises:
+        SystemExit: there is no checkpoint to resume, or one that would be lost, or one of a run
+            with other settings.
     """
     tx, schedule = make_optimizer(settings)
     train_step = make_train_step(loss_fn, tx, learning_rate=schedule)
@@ -176,6 +180,8 @@ def train(
     with _checkpoints(settings, folder) as checkpoints:
         if resume:
             state = _restored(checkpoints, state)
+        elif checkpoints.latest_step() is not None:
+            raise SystemExit(f"{folder} has a run already: --resume it, or name another --output")
         with logs.Log(folder, start=int(state.step)) as log:
             for step, batch in _batches(settings, text, int(state.step)):
                 state, metrics = train_step(state, batch)
@@ -257,9 +263,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         **size,
     )
     folder = arguments.output
-    with _checkpoints(settings, folder) as checkpoints:
-        if checkpoints.latest_step() is not None and not arguments.resume:
-            raise SystemExit(f"{folder} has a run already: --resume it, or name another --output")
     text = load_text(settings.context)
     with report.progress_bar() as bar:
         task = bar.add_task(settings.optimizer, total=settings.steps, summary="compiling")

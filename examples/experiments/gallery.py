@@ -71,7 +71,7 @@ def write(exhibits: Sequence[Exhibit], folder: Path, how: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for exhibit in exhibits:
         (folder / f"{exhibit.name}.png").write_bytes(exhibit.picture)
-        (folder / f"{exhibit.name}.md").write_text("\n".join(_page(exhibit)), encoding="utf-8")
+        (folder / f"{exhibit.name}.md").write_text("\n".join(_page(exhibit, how)), encoding="utf-8")
     path = folder / "index.md"
     path.write_text("\n".join(_index(exhibits, how)), encoding="utf-8")
     return path
@@ -88,7 +88,7 @@ def _index(exhibits: Sequence[Exhibit], how: str) -> Iterator[str]:
     yield f"\n```{{toctree}}\n:hidden:\n\n{names}\n```\n"
 
 
-def _page(exhibit: Exhibit) -> Iterator[str]:
+def _page(exhibit: Exhibit, how: str) -> Iterator[str]:
     outcome = exhibit.outcome
     yield f"# {exhibit.name}\n\n**{_plain(exhibit.claim)}**\n"
     yield from _paragraphs(exhibit.explanation)
@@ -100,7 +100,7 @@ def _page(exhibit: Exhibit) -> Iterator[str]:
     description = json.dumps(_alternative(outcome), ensure_ascii=False)
     yield f"\n```{{figure}} {exhibit.name}.png\n:alt: {description}\n"
     yield f"{_plain(outcome.caption)}\n```\n"
-    yield f"This took {exhibit.seconds:.1f} seconds.\n"
+    yield f"{_plain(how)} This took {exhibit.seconds:.1f} seconds.\n"
     yield f"## The code\n\n{_fenced('python', exhibit.code)}"
 
 

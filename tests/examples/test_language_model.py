@@ -40,6 +40,7 @@ def test_a_quick_run_learns_and_leaves_a_log_a_picture_and_a_sample(tmp_path, ca
 
     with pytest.raises(SystemExit, match="has a run already"):
         language_model.main(["--quick", "--output", str(folder)])
+    assert rows_of(folder) == rows
     with pytest.raises(SystemExit, match="'seed': 0 in the checkpoint, 1 now"):
         language_model.main(["--quick", "--resume", "--seed", "1", "--output", str(folder)])
 

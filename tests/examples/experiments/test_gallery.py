@@ -64,7 +64,7 @@ def test_a_page_shows_claim_verdict_and_checks(folder, name, words, held):
     assert f"\nThe claim {words}.\n" in page
     assert "| \\|x\\| \\< y & \\<b\\> | 1 \\< 2 | yes |\n" in page
     assert f'| "quoted" | 3 °C | {held} |\n' in page
-    assert "\nThis took 1.2 seconds.\n" in page
+    assert "\nQuick & small. This took 1.2 seconds.\n" in page
 
 
 def test_equations_keep_their_lines_and_code_its_backticks(folder):
