@@ -6,11 +6,11 @@ keeps the state in boxes of another class. What people choose or read is the sam
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from gradtx import trees
 
@@ -20,21 +20,9 @@ _BOXED = jax.tree_util.GetAttrKey("value")
 
 def names(tree: Any) -> list[str]:
     """What people call the leaves of `jax.tree.leaves(tree)`: their paths, without boxes."""
-    # With None, which holds the place of an array that another tree has there.
-    named, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
-    found = [path for path, _ in named]
-
-    def is_boxed(i: int) -> bool:
-        above, key = found[i][:-1], found[i][-1:]
-        beside = (*found[max(i - 1, 0) : i], *found[i + 1 : i + 2])
-        is_alone = all(path[: len(above)] != above for path in beside)
-        return key == (_BOXED,) and above != () and is_alone
-
-    return [
-        trees.path_name(path[:-1] if is_boxed(i) else path)
-        for i, (path, leaf) in enumerate(named)
-        if leaf is not None
-    ]
+    named, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)
+    # A box may be empty, where another tree has an array.
+    return [trees.path_name(path) for path, leaf in named if jax.tree.leaves(leaf)]
 
 
 def map_named(function: Callable[[str, Any], Any], tree: Any) -> Any:
@@ -45,15 +33,26 @@ def map_named(function: Callable[[str, Any], Any], tree: Any) -> Any:
 
 def opened(tree: Any) -> Any:
     """The tree with the arrays themselves in place of boxes."""
-
-    def contents(node: Any) -> list[tuple[Any, Any]]:
-        if isinstance(node, dict | list | tuple | jax.Array | np.ndarray):
-            return []
-        return jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)[0]
-
-    def is_box(node: Any) -> bool:
-        return [path for path, _ in contents(node)] == [(_BOXED,)]
-
     return jax.tree.map(
-        lambda node: contents(node)[0][1] if is_box(node) else node, tree, is_leaf=is_box
+        lambda node: _children(node)[0][1] if _is_box(node) else node, tree, is_leaf=_is_box
     )
+
+
+def _is_box(node: Any) -> bool:
+    """Whether it is something of flax around one array."""
+    if not _is_of_flax(type(node)):
+        return False
+    children = _children(node)
+    return [path for path, _ in children] == [(_BOXED,)] and jax.tree_util.all_leaves(
+        [child for _, child in children if child is not None]
+    )
+
+
+@functools.cache
+def _is_of_flax(kind: type) -> bool:
+    return any(each.__module__.partition(".")[0] == "flax" for each in kind.__mro__)
+
+
+def _children(node: Any) -> list[tuple[Any, Any]]:
+    """The paths and the values of what is directly in a node."""
+    return jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)[0]
