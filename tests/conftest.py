@@ -47,6 +47,9 @@ import pytest
 
 from tests.smoke import FILES, SMOKE
 
+# It needs PyTorch, which the tests do without.
+collect_ignore = ["examples/make_from_pytorch.py"]
+
 try:
     from jax._src.interpreters import mlir
 except ImportError:

@@ -56,13 +56,17 @@ class Process:
 
     def read(self):
         """Wait for the next report; returns whether there was one."""
-        kind, _, value = self._process.stdout.readline().partition(" ")
-        if kind == "end":
-            self.digest = value.strip()
-        elif kind:
-            self.steps = int(value)
-            self.start = self.steps if kind == "start" else self.start
-        return kind in ("start", "step")
+        # The last line of a killed process may be cut off, and a library may print its own lines.
+        for line in iter(self._process.stdout.readline, ""):
+            kind, _, value = line.partition(" ")
+            if kind == "end":
+                self.digest = value.strip()
+                return False
+            if kind in ("start", "step") and line.endswith("\n"):
+                self.steps = int(value)
+                self.start = self.steps if kind == "start" else self.start
+                return True
+        return False
 
     def kill(self):
         """Kill it, and read what it had reported; returns whether it was still running."""
