@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -92,7 +92,7 @@ def evaluation(
                 part = origin.slices_of(gradients[origin.leaf])
                 loops = len(origin.loops)
                 parts.append(_wide(part).reshape(*part.shape[:loops], -1))
-            arrays["weight_grad_rms"] = _rms(jnp.concatenate(parts, -1), [-1])
+            arrays["weight_grad_rms"] = _rms(jnp.concatenate(parts, -1), (-1,))
         return value, measured, [jnp.any(gradient != 0) for gradient in gradients]
 
     return whole
@@ -128,19 +128,41 @@ _probed.defvjp(_probed_forward, _probed_backward)
 
 def _statistics(layer: Layer) -> Arrays:
     """The measurements of a layer in the forward pass, in at least float32."""
-    image = _wide(lax.stop_gradient(layer.image))
-    slope = lax.stop_gradient(layer.slope)
-    if not has_activation(layer):
-        # The loss follows: this is an output layer, which is linear.
-        image, slope = _wide(lax.stop_gradient(layer.output)), 1.0
+    detached = lax.stop_gradient
+    # The loss follows an output layer, which is linear.
+    has_nonlinearity = has_activation(layer)
+    return _statistics_of(
+        _wide(detached(layer.image if has_nonlinearity else layer.output)),
+        detached(layer.slope) if has_nonlinearity else None,
+        detached(layer.output),
+        detached(layer.inputs),
+        detached(layer.weights),
+        units=tuple(layer.units),
+        levels_off=not layer.parts.isdisjoint(LEVELLING),
+    )
+
+
+# Traced once for all layers of the same shapes.
+@functools.partial(jax.jit, static_argnames=("units", "levels_off"))
+def _statistics_of(
+    image: jax.Array,
+    slope: Any,
+    output: jax.Array,
+    inputs: jax.Array,
+    weights: jax.Array,
+    *,
+    units: tuple[int, ...],
+    levels_off: bool,
+) -> Arrays:
+    """The measurements of a layer; its slope is None if it has no nonlinearity."""
+    if slope is None:
         is_saturated = is_zero = jnp.zeros(image.shape, bool)
     else:
         # A unit that is zero but has a slope, such as a gelu of zero, still learns.
         is_zero = (image == 0) & (slope == 0)
-        levels_off = not layer.parts.isdisjoint(LEVELLING)
         is_flat = jnp.abs(slope) < SATURATED_SLOPE if levels_off else (slope == 0) & ~is_zero
         is_saturated = jnp.broadcast_to(is_flat, image.shape)
-    others = tuple(axis for axis in range(image.ndim) if axis not in layer.units)
+    others = tuple(axis for axis in range(image.ndim) if axis not in units)
     dtype = trees.real_dtype(image.dtype)
     return {
         "reached": jnp.ones([], dtype),
@@ -149,11 +171,11 @@ def _statistics(layer: Layer) -> Arrays:
         "zero_fraction": jnp.mean(image == 0, dtype=dtype),
         "saturated_fraction": jnp.mean(is_saturated, dtype=dtype),
         "is_alive": ~jnp.all(is_zero, axis=others),
-        "output_mean": jnp.mean(_wide(lax.stop_gradient(layer.output))).real,
-        "output_rms": _rms(lax.stop_gradient(layer.output)).astype(dtype),
-        "input_mean": jnp.mean(_wide(lax.stop_gradient(layer.inputs))).real,
-        "input_rms": _rms(lax.stop_gradient(layer.inputs)).astype(dtype),
-        "weight_rms": _rms(lax.stop_gradient(layer.weights)).astype(dtype),
+        "output_mean": jnp.mean(_wide(output)).real,
+        "output_rms": _rms(output).astype(dtype),
+        "input_mean": jnp.mean(_wide(inputs)).real,
+        "input_rms": _rms(inputs).astype(dtype),
+        "weight_rms": _rms(weights).astype(dtype),
     }
 
 
@@ -163,7 +185,8 @@ def _wide(array: jax.Array) -> jax.Array:
     return array.astype(np.promote_types(array.dtype, np.float32))
 
 
-def _rms(array: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=1)
+def _rms(array: jax.Array, axes: tuple[int, ...] | None = None) -> jax.Array:
     """The root of the mean square over some axes."""
     return norms.root_mean_square(_wide(array), range(array.ndim) if axes is None else axes)
 

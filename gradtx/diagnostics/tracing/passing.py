@@ -67,6 +67,7 @@ def _probe(array: jax.Array, slot: jax.Array) -> jax.Array:
 _probe.defvjp(lambda array, slot: (array, None), lambda _, g: (g, _norm(g)))
 
 
+@jax.jit
 def _norm(array: jax.Array) -> jax.Array:
     wide = array.astype(trees.compute_dtype(array.dtype))
     return norms.norm(wide).reshape(()).astype(jnp.float32)
