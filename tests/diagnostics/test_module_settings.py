@@ -72,12 +72,17 @@ def loss_of(model, x):
     return jnp.mean(jax.vmap(model)(x) ** 2)
 
 
-@pytest.fixture(params=MODULES, ids=str)
+# What equinox itself makes of a module, each compiled once.
+compiled_loss = eqx.filter_jit(loss_of)
+value_and_gradient = eqx.filter_jit(eqx.filter_value_and_grad(loss_of))
+
+
+@pytest.fixture(params=MODULES, ids=str, scope="module")
 def model(request):
     return MODULES[request.param](jax.random.key(0))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def x():
     return jax.random.normal(jax.random.key(1), (SAMPLES, WIDTH))
 
@@ -91,14 +96,14 @@ def flat_loss(model, x):
 
 def test_sharpness_is_that_of_the_arrays(model, x):
     vector, loss = flat_loss(model, x)
-    expected = np.linalg.eigvalsh(np.asarray(jax.hessian(loss)(vector), np.float64))[-1]
+    expected = np.linalg.eigvalsh(np.asarray(jax.jit(jax.hessian(loss))(vector), np.float64))[-1]
     np.testing.assert_allclose(diagnostics.sharpness(loss_of, model, x), expected, rtol=1e-3)
 
 
 def test_step_along_the_gradient_moves_arrays_only(model, x):
-    _, gradient = eqx.filter_value_and_grad(loss_of)(model, x)
+    _, gradient = value_and_gradient(model, x)
     updates = jax.tree.map(lambda g: -0.1 * g, gradient)
-    expected = loss_of(eqx.apply_updates(model, updates), x)
+    expected = compiled_loss(eqx.apply_updates(model, updates), x)
     found = diagnostics.along_gradient(loss_of, model, x, step_sizes=[0.1])
     np.testing.assert_allclose(found.losses[0], expected, rtol=1e-4)
     norm = jnp.linalg.norm(ravel_pytree(gradient)[0])
@@ -108,7 +113,7 @@ def test_step_along_the_gradient_moves_arrays_only(model, x):
 def test_noise_is_that_of_the_arrays(model, x):
     found = diagnostics.gradient_noise_scale(loss_of, model, x)
     each = np.stack(
-        [ravel_pytree(eqx.filter_grad(loss_of)(model, one[None]))[0] for one in x]
+        [ravel_pytree(value_and_gradient(model, one[None])[1])[0] for one in x]
     ).astype(np.float64)
     expected = np.sum(np.var(each, axis=0, ddof=1))
     np.testing.assert_allclose(found.noise_trace, expected, rtol=1e-4)
@@ -116,7 +121,7 @@ def test_noise_is_that_of_the_arrays(model, x):
 
 def test_report_has_the_gradient_of_the_weights(model, x):
     report = diagnostics.signal_report(loss_of, model, x)
-    gradient = eqx.filter_grad(loss_of)(model, x)
+    _, gradient = value_and_gradient(model, x)
     named = jax.tree_util.tree_flatten_with_path(gradient)[0]
     expected = {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.sqrt(
@@ -135,7 +140,7 @@ def test_paths_between_modules_keep_their_numbers(model, x):
     other = jax.tree.map(lambda leaf: leaf * 2 if eqx.is_inexact_array(leaf) else leaf, model)
     _, losses = diagnostics.interpolate_loss(loss_of, model, other, x, points=3)
     middle = jax.tree.map(lambda leaf: leaf * 1.5 if eqx.is_inexact_array(leaf) else leaf, model)
-    np.testing.assert_allclose(losses[1], loss_of(middle, x), rtol=1e-5)
+    np.testing.assert_allclose(losses[1], compiled_loss(middle, x), rtol=1e-5)
     path = diagnostics.connecting_path(
         lambda model: loss_of(model, x), model, other, steps=2, key=jax.random.key(0)
     )
@@ -152,7 +157,7 @@ def test_range_of_learning_rates_trains_arrays_only(model, x):
     )
     losses, now = [], model
     for rate in found.learning_rates:
-        loss, gradient = eqx.filter_value_and_grad(loss_of)(now, x)
+        loss, gradient = value_and_gradient(now, x)
         losses.append(loss)
         updates = jax.tree.map(lambda g, rate=rate: -rate * g, gradient)
         now = eqx.apply_updates(now, updates)
@@ -161,7 +166,7 @@ def test_range_of_learning_rates_trains_arrays_only(model, x):
 
 def test_accumulated_gradient_is_that_of_the_arrays(model, x):
     loss, gradient = accumulate_grads(loss_of, micro_batches=2)(model, x)
-    expected_loss, expected = eqx.filter_value_and_grad(loss_of)(model, x)
+    expected_loss, expected = value_and_gradient(model, x)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
     for mine, theirs in zip(*map(jax.tree.leaves, (gradient, expected)), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-7)

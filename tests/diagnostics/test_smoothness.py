@@ -82,7 +82,7 @@ def test_sharpness_of_a_network_is_that_of_its_dense_hessian():
         params = network_parameters(jnp.float64)
         x = jnp.asarray(np.random.default_rng(1).standard_normal((6, 3)))
         flat, unravel = jax.flatten_util.ravel_pytree(params)
-        hessian = jax.hessian(lambda v: network_loss(unravel(v), x))(flat)
+        hessian = jax.jit(jax.hessian(lambda v: network_loss(unravel(v), x)))(flat)
         eigenvalues = np.linalg.eigvalsh(np.asarray(hessian))
         found = float(sharpness(network_loss, params, x))
     assert eigenvalues[0] < -0.1

@@ -116,7 +116,7 @@ def test_router_that_only_chooses_does_not_learn():
 
 
 def test_message_stays_short_for_many_parameters():
-    given = {f"layer_{i:03}": weights(i, WIDTH, WIDTH) for i in range(40)}
+    given = {f"layer_{i:060}": weights(i, WIDTH, WIDTH) for i in range(16)}
 
     def loss_fn(p, x):
         for weight in p.values():
@@ -125,9 +125,9 @@ def test_message_stays_short_for_many_parameters():
 
     report = diagnostics.signal_report(loss_fn, given, X)
     assert report.kind == "blocked"
-    assert len(report.idle_parameters) == 39
+    assert len(report.idle_parameters) == 15
     assert len(str(report)) < 10 * 80
-    assert "and 36 more" in report.verdict
+    assert "and 12 more" in report.verdict
 
 
 # On purpose.
@@ -308,7 +308,7 @@ def test_what_is_cut_off_on_purpose_is_no_finding(loss_fn):
         given["up"] = jnp.zeros((WIDTH, WIDTH))
     report = diagnostics.signal_report(loss_fn, given, X)
     assert report.kind == "healthy", report.verdict
-    gradient = jax.grad(loss_fn)(given, X)
+    gradient = jax.jit(jax.grad(loss_fn))(given, X)
     without = {name for name, leaf in gradient.items() if not np.any(leaf)}
     found = {one.name: one.reason for one in report.idle_parameters}
     assert found == IDLE.get(loss_fn, {})

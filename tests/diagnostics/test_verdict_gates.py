@@ -1,5 +1,8 @@
 """Gates and outputs are not signals: they may be flat, and get advice of their own."""
 
+import copy
+import functools
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -39,10 +42,15 @@ class FlaxNetwork(nn.Module):
         return nn.Dense(3)(nn.RNN(getattr(nn, self.cell)(CELLS, name="cell"))(x)[:, -1])
 
 
+@functools.cache
+def initial(cell):
+    return jax.jit(FlaxNetwork(cell).init)(jax.random.key(0), sequences())["params"]
+
+
 def flax_report(cell, **biases):
     """The report of a flax LSTM with other biases of its gates."""
     model = FlaxNetwork(cell)
-    params = jax.jit(model.init)(jax.random.key(0), sequences())["params"]
+    params = copy.deepcopy(initial(cell))
     for gate, bias in biases.items():
         params["cell"][gate]["bias"] = jnp.asarray(bias, jnp.float32)
 
@@ -117,10 +125,10 @@ def test_forgetful_lstm_of_equinox():
 @pytest.mark.parametrize("bias", [-2.0, -4.0])
 def test_highway_network_is_healthy(bias):
     he = initializers.he_normal()
-    keys = jax.random.split(jax.random.key(0), 16)
+    keys = jax.random.split(jax.random.key(0), 10)
     params = [
         {"carry": he(one, (WIDTH, WIDTH)), "signal": he(other, (WIDTH, WIDTH))}
-        for one, other in keys.reshape(8, 2)
+        for one, other in keys.reshape(5, 2)
     ]
 
     def loss_fn(params, x):

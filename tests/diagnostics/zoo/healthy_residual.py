@@ -233,7 +233,7 @@ def rezero():
     k = keys()
     params = {
         "first": dense(next(k), 64, 32, 1.0),
-        "blocks": [dense(next(k), 32, 32) | {"alpha": jnp.zeros(())} for _ in range(12)],
+        "blocks": [dense(next(k), 32, 32) | {"alpha": jnp.zeros(())} for _ in range(6)],
         "last": dense(next(k), 32, 10, 1.0),
     }
     return SetUp(loss_fn, params, images(size=8, channels=1))
