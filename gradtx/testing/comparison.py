@@ -81,6 +81,8 @@ def expect_same(
         magnitude: how large the numbers were from which the trees were calculated; with `ulps`,
             two roundings of such a number are no difference, as in `new - old`.
     """
+    if _are_equal(expected, got):
+        return
     expect_same_types(what, expected, got, weak=False)
     for (path, ours), (_, theirs) in zip(flatten(expected)[0], flatten(got)[0], strict=True):
         if not _is_array(ours):
@@ -101,6 +103,20 @@ def expect_same(
             raise Violation(
                 path, f"{what} to be {right[index]} at index {index}", f"{found[index]}"
             )
+
+
+def _are_equal(expected: Any, got: Any) -> bool:
+    """Whether trees of arrays are equal to the last bit, found without naming any leaf."""
+    (ours, treedef), (theirs, other) = jax.tree.flatten(expected), jax.tree.flatten(got)
+    return treedef == other and all(map(_is_same_array, ours, theirs))
+
+
+def _is_same_array(ours: Any, theirs: Any) -> bool:
+    if not (isinstance(ours, jax.Array) and isinstance(theirs, jax.Array)):
+        return False
+    if ours.dtype != theirs.dtype or jnp.issubdtype(ours.dtype, jax.dtypes.extended):
+        return False
+    return np.array_equal(np.asarray(ours), np.asarray(theirs))
 
 
 def expect_finite(what: str, tree: Any, *, infinity: bool = False) -> None:

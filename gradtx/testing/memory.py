@@ -29,7 +29,7 @@ def remembered(name: str, function: Any) -> dict[str, Any]:
     Arrays of jax are left out: they never change, and `check_leaks` finds those that are kept.
     """
     found: dict[str, Any] = {}
-    _visit(name, function, found, set(), 0)
+    _visit(name, function, found, {}, 0)
     return found
 
 
@@ -44,14 +44,13 @@ def differences(
             yield place, old, new
 
 
-def _visit(place: str, value: Any, found: dict[str, Any], seen: set[int], depth: int) -> None:
+def _visit(place: str, value: Any, found: dict[str, Any], seen: dict[int, Any], depth: int) -> None:
     if id(value) in seen or depth > _DEEP:
         return
-    seen.add(id(value))
     if isinstance(value, _PLAIN | np.generic):
-        seen.discard(id(value))
         found[place] = value if not isinstance(value, str | bytes) else value[:_LONG]
         return
+    seen[id(value)] = value  # kept, as the next object may get the place of one that is gone
     state = _own_state(value)
     if state is not None:
         found[place] = state
