@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -262,12 +263,12 @@ def describe_difference(
     ours, theirs = _leaves_by_path(tree), _leaves_by_path(reference)
     if subtrees:  # a part stands for all that lies below it
         ours = {
-            next((above for above in theirs if path.startswith(f"{above}/")), path): leaf
+            next((above for above in _from_the_top(path) if above in theirs), path): leaf
             for path, leaf in ours.items()
         }
-    free = tuple(path for path, leaf in theirs.items() if leaf is None)
+    free = {path for path, leaf in theirs.items() if leaf is None}
     for path in [*theirs, *ours]:
-        if path in free or path.startswith(tuple(f"{above}/" for above in free)):
+        if not free.isdisjoint(_from_the_top(path)):
             continue
         is_in_both = path in ours and path in theirs
         # For a leaf there may be an empty list; for an empty container there may not be an array.
@@ -318,6 +319,11 @@ def _leaves_by_path(tree: Any) -> dict[str, Any]:
         tree, is_leaf=lambda x: x is None or _is_empty_container(x)
     )
     return {path_name(path): leaf for path, leaf in named}
+
+
+def _from_the_top(path: str) -> Iterator[str]:
+    """The paths of all that contains a leaf, and its own."""
+    return itertools.accumulate(path.split("/"), "{}/{}".format)
 
 
 def _is_empty_container(x: Any) -> bool:
