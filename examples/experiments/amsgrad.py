@@ -121,7 +121,7 @@ def draw_at_random(tx: Any, key: jax.Array, blocks: int) -> np.ndarray:
 def run(settings: Settings) -> Outcome:
     """Run both optimizers on both problems."""
     steps = settings.choose(full=30_000, quick=9_000)
-    blocks = settings.choose(full=4000, quick=2500)
+    blocks = settings.choose(full=4000, quick=1000)
     turns = {
         name: take_turns(tx, steps)
         for name, tx in optimizers(RATE, b1=0.0, b2=1 / (1 + C**2)).items()

@@ -82,7 +82,7 @@ def run(settings: Settings) -> Outcome:
     """Train the same networks with and without batch normalization, at both learning rates."""
     data = jax.tree.map(jnp.asarray, load_digits())
     samples = len(data.train["label"])
-    networks, steps = settings.choose(full=(6, 440), quick=(2, 110))
+    networks, steps = settings.choose(full=(6, 440), quick=(2, 77))
     init_key, order_key = jax.random.split(settings.key)
     params = jax.vmap(functools.partial(init_dense, widths=WIDTHS, kernel_init=glorot_uniform()))(
         jax.random.split(init_key, networks)

@@ -68,11 +68,12 @@ def run(settings: Settings) -> Outcome:
     sizes = settings.choose(
         full=(1, 4, 16, MINI, 128, 512, 1024, samples), quick=(1, 8, MINI, 256, samples)
     )
-    draws, epochs = settings.choose(full=(2048, 12), quick=(512, 4))
+    draws, epochs = settings.choose(full=(2048, 12), quick=(384, 3))
+    rows = max(draws, ORDERS * FIRST)
     init_key, independent_key, order_key = jax.random.split(settings.key, 3)
     params = init_dense(init_key, WIDTHS)
     independent = np.asarray(jax.random.randint(independent_key, (draws, samples), 0, samples))
-    shuffled = np.asarray(shuffled_batches(order_key, samples, samples, draws))
+    shuffled = np.asarray(shuffled_batches(order_key, samples, samples, rows))
 
     scatter = scatter_of(params, data, sizes, independent, shuffled)
     noise = diagnostics.gradient_noise_scale(loss_fn, params, data)
@@ -208,9 +209,9 @@ def scatter_of(
         data: the training samples.
         sizes: the batch sizes, the last of which is the number of all samples.
         independent: random indices of samples, of shape (draws, samples).
-        shuffled: random orders of all samples, of the same shape.
+        shuffled: random orders of all samples, at least as many.
     """
-    draws, samples = shuffled.shape
+    draws, samples = independent.shape
     gradients = np.asarray(sample_gradients(params, data), np.float64)
     full = -LEARNING_RATE * gradients.mean(axis=0)
     trace = LEARNING_RATE**2 * gradients.var(axis=0).sum()

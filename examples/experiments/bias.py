@@ -111,8 +111,8 @@ def train(params: Any, orders: jax.Array, data: Samples, test: Samples) -> Sampl
 
 def run(settings: Settings) -> Outcome:
     """Train networks with each rule on digits, for many seeds."""
-    seeds = settings.choose(full=64, quick=24)
-    epochs = settings.choose(full=20, quick=10)
+    seeds = settings.choose(full=64, quick=16)
+    epochs = settings.choose(full=20, quick=8)
     data, test = (jax.tree.map(jnp.asarray, samples) for samples in load_digits())
     steps = len(data["label"]) // BATCH
 

@@ -127,7 +127,7 @@ def run(settings: Settings) -> Outcome:
     """Send digits through scaled identities, random layers, and layers of two widths."""
     # Each image is scaled to mean square 1.
     x = rms_norm(jnp.asarray(load_digits().train["image"][:16]), epsilon=0.0)
-    keys = jax.random.split(settings.key, settings.choose(full=64, quick=6))
+    keys = jax.random.split(settings.key, settings.choose(full=64, quick=4))
     identities = identity_signals(settings.key, x)
     measured = network_signals(keys, x)
     expected = {name: expected_signals(*network) for name, network in NETWORKS.items()}

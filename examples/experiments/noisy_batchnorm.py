@@ -85,7 +85,7 @@ def run(settings: Settings) -> Outcome:
     """Train the same networks without normalization, with it, and with noise after it."""
     data = jax.tree.map(jnp.asarray, load_digits())
     samples = len(data.train["label"])
-    networks, steps = settings.choose(full=(6, 330), quick=(2, 110))
+    networks, steps = settings.choose(full=(6, 330), quick=(2, 70))
     init_key, order_key, noise_key = jax.random.split(settings.key, 3)
     params = jax.vmap(functools.partial(init_dense, widths=WIDTHS, kernel_init=glorot_uniform()))(
         jax.random.split(init_key, networks)
