@@ -66,9 +66,8 @@ def reference():
             return jnp.mean(output**2), [*images, output]
 
         zeros = [*(jnp.zeros((BATCH, WIDTH)) for _ in range(DEPTH)), jnp.zeros((BATCH, 2))]
-        (loss, images), (of_params, of_outputs) = jax.value_and_grad(
-            explicit, (0, 1), has_aux=True
-        )(params, zeros)
+        differentiated = jax.jit(jax.value_and_grad(explicit, (0, 1), has_aux=True))
+        (loss, images), (of_params, of_outputs) = differentiated(params, zeros)
     weights = [*params["kernel"], params["head"]]
     of_weights = [*of_params["kernel"], of_params["head"]]
     inputs = [x, *images[:-1]]

@@ -77,8 +77,9 @@ def test_convolution(kind):
     params = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
     (layer,) = diagnostics.signal_report(loss_fn, params, x, has_aux=True).layers
     image = loss_fn(params, x)[1]
-    gradients, _ = jax.grad(loss_fn, has_aux=True)(params, x)
-    of_output, _ = jax.grad(loss_fn, 2, has_aux=True)(params, x, jnp.zeros(image.shape))
+    gradients, _ = jax.jit(jax.grad(loss_fn, has_aux=True))(params, x)
+    slope_of_output = jax.jit(jax.grad(loss_fn, 2, has_aux=True))
+    of_output, _ = slope_of_output(params, x, jnp.zeros(image.shape))
     expected = {
         "rms": rms(image),
         "mean": np.mean(np.asarray(image)),

@@ -109,7 +109,8 @@ def test_nested_scans():
         return jnp.mean(signal**2), images
 
     zeros = jnp.zeros((3, 2, *x.shape))
-    (of_outputs, of_kernels), images = jax.grad(explicit, (0, 1), has_aux=True)(zeros, kernels)
+    differentiated = jax.jit(jax.grad(explicit, (0, 1), has_aux=True))
+    (of_outputs, of_kernels), images = differentiated(zeros, kernels)
     for n, (layer, image) in enumerate(zip(report.layers, images, strict=True)):
         index = divmod(n, 2)
         expected = {
@@ -150,7 +151,7 @@ def test_recurrence_inside_of_a_scan_over_layers():
             images.append(jnp.stack(outputs))
         return jnp.mean(jnp.stack(signals) ** 2), images
 
-    gradients, images = jax.grad(explicit, has_aux=True)(jnp.zeros((2, *x.shape)))
+    gradients, images = jax.jit(jax.grad(explicit, has_aux=True))(jnp.zeros((2, *x.shape)))
     report = diagnostics.signal_report(loss_fn, {"kernel": kernels}, x)
     assert [layer.name for layer in report.layers] == ["kernel[0]", "kernel[1]"]
     for layer, image, gradient in zip(report.layers, images, gradients, strict=True):

@@ -91,7 +91,7 @@ def test_weights_made_from_a_parameter(how):
     mask = jnp.asarray(rng.random((WIDTH, WIDTH)) < 0.5, jnp.float64)
     report = diagnostics.signal_report(loss_fn, params, batch(), mask)
     image, weights = MADE[how](params, batch(), mask)
-    gradients = jax.grad(loss_fn)(params, batch(), mask)
+    gradients = jax.jit(jax.grad(loss_fn))(params, batch(), mask)
     assert [layer.name for layer in report.layers] == ["w", "head"]
     expected = {
         "rms": rms(image),
@@ -110,7 +110,7 @@ def test_two_low_rank_factors_are_two_layers():
     shapes = {"w": (WIDTH, WIDTH), "a": (WIDTH, 2), "b": (2, WIDTH), "head": (WIDTH, 2)}
     params = {key: jnp.asarray(rng.standard_normal(shape)) for key, shape in shapes.items()}
     report = diagnostics.signal_report(loss_fn, params, batch())
-    gradients = jax.grad(loss_fn)(params, batch())
+    gradients = jax.jit(jax.grad(loss_fn))(params, batch())
     assert [layer.name for layer in report.layers] == ["w", "a", "b", "head"]
     assert [layer.depth for layer in report.layers] == [1, 1, 2, 3]
     for layer in report.layers:
@@ -147,7 +147,7 @@ def test_optimized_lstm_of_flax():
     """Its cell concatenates the weights of its gates."""
     network = nn.RNN(nn.OptimizedLSTMCell(3, param_dtype=jnp.float64, dtype=jnp.float64))
     x = jnp.asarray(np.random.default_rng(15).standard_normal((2, 5, WIDTH)))
-    variables = network.init(jax.random.key(0), x)
+    variables = jax.jit(network.init)(jax.random.key(0), x)
     report = diagnostics.signal_report(
         lambda variables, x: jnp.mean(network.apply(variables, x)[:, -1] ** 2), variables, x
     )
@@ -204,7 +204,7 @@ def test_tied_weights_are_met_twice():
     assert_layer(second, {"rms": rms(output), "input_rms": rms(hidden), "grad_rms": rms(gradient)})
     back = gradient @ np.asarray(kernel) * (1 - hidden**2)
     assert_layer(first, {"grad_rms": rms(back)})
-    whole = rms(jax.grad(loss_fn)({"w": kernel}, batch())["w"])
+    whole = rms(jax.jit(jax.grad(loss_fn))({"w": kernel}, batch())["w"])
     assert_layer(first, {"weight_grad_rms": whole})
     assert_layer(second, {"weight_grad_rms": whole})
 

@@ -169,14 +169,13 @@ def test_flax_network_with_batch_norm():
     images = jax.random.normal(jax.random.key(0), (6, 8, 8, 2))
     labels = jax.nn.one_hot(jnp.arange(6) % 3, 3)
     probed = ConvolutionalNetwork(is_probed=True)
-    variables = probed.init(jax.random.key(1), images)
+    variables = jax.jit(probed.init)(jax.random.key(1), images)
 
     def loss_fn(params, batch_stats, images, labels):
         variables = {"params": params, "batch_stats": batch_stats}
         logits, state = ConvolutionalNetwork().apply(variables, images, mutable=["batch_stats"])
         return cross_entropy(logits, labels), state
 
-    @jax.jit
     def reference(params, perturbations):
         logits, state = probed.apply(
             {**variables, "params": params, "perturbations": perturbations},
@@ -185,9 +184,10 @@ def test_flax_network_with_batch_norm():
         )
         return cross_entropy(logits, labels), state["intermediates"]
 
-    (loss, intermediates), (of_params, of_outputs) = jax.value_and_grad(
-        reference, argnums=(0, 1), has_aux=True
-    )(variables["params"], variables["perturbations"])
+    differentiated = jax.jit(jax.value_and_grad(reference, argnums=(0, 1), has_aux=True))
+    (loss, intermediates), (of_params, of_outputs) = differentiated(
+        variables["params"], variables["perturbations"]
+    )
     report = diagnostics.signal_report(
         loss_fn, variables["params"], variables["batch_stats"], images, labels, has_aux=True
     )
@@ -267,7 +267,7 @@ def written_out(block, x, y, tap=untouched):
 
 def test_equinox_transformer_block():
     with jax.enable_x64(True):
-        block = Block(jax.random.key(0), 8, 2)
+        block = eqx.filter_jit(Block)(jax.random.key(0), 8, 2)
         x, y = jax.random.normal(jax.random.key(1), (2, 4, 6, 8))
 
         def loss_fn(block, x, y):
@@ -280,7 +280,7 @@ def test_equinox_transformer_block():
 
         outputs, gradients, of_params = with_taps(explicit, arrays)
         report = diagnostics.signal_report(loss_fn, block, x, y)
-        loss = written_out(block, x, y)
+        loss = eqx.filter_jit(written_out)(block, x, y)
     np.testing.assert_allclose(report.loss, float(loss), rtol=1e-12)
     names = ["query_proj", "key_proj", "value_proj", "output_proj", "up", "down"]
     assert len(report.layers) == len(names)

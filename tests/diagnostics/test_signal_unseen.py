@@ -68,7 +68,7 @@ def test_devices_of_a_mesh_are_measured_as_one():
             assert getattr(other, what) == pytest.approx(getattr(one, what), rel=1e-4, abs=1e-6)
         for what in ("weight_grad_rms", "zero_fraction", "dead_fraction", "saturated_fraction"):
             assert getattr(other, what) == pytest.approx(getattr(one, what), rel=1e-4, abs=1e-6)
-    gradient = np.asarray(jax.grad(network)(PARAMS, X)["down"], np.float64)
+    gradient = np.asarray(jax.jit(jax.grad(network))(PARAMS, X)["down"], np.float64)
     assert together.layers[1].weight_grad_rms == pytest.approx(
         np.sqrt(np.mean(gradient**2)), rel=1e-4
     )
@@ -133,7 +133,7 @@ def test_iterations_of_unknown_number_are_measured_forwards():
         outputs.append(z)
     assert inside.rms == pytest.approx(np.sqrt(np.mean(np.square(outputs))), rel=1e-4)
     assert inside.mean == pytest.approx(np.mean(outputs), rel=1e-3)
-    gradient = jax.grad(loss_fn)(params, X)["inside"]
+    gradient = jax.jit(jax.grad(loss_fn))(params, X)["inside"]
     assert inside.weight_grad_rms == pytest.approx(np.sqrt(np.mean(gradient**2)), rel=1e-4)
     assert np.isnan(inside.grad_rms)
     assert first.grad_rms > 0

@@ -60,7 +60,7 @@ def test_share_of_dead_units_is_stated():
 def test_units_killed_by_a_large_learning_rate():
     """Training with much too large a step kills the network, and the report says so."""
     params, loss_fn = network(4, initializers.he_normal()), loss_with(jax.nn.relu)
-    gradients = jax.grad(loss_fn)(params, inputs())
+    gradients = jax.jit(jax.grad(loss_fn))(params, inputs())
     broken = jax.tree.map(lambda p, g: p - 1e3 * g, params, gradients)
     report = diagnostics.signal_report(loss_fn, broken, inputs())
     assert_sick(report, "dead")

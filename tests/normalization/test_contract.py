@@ -117,13 +117,19 @@ def test_transformations_of_jax_agree(function):
     x = example()
     batch = jnp.stack([x, 2.0 - x, 3.0 * x])
     close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
+
+    @jax.jit
+    def transformed(x, batch):
+        values = function(x), jax.vmap(function)(batch)[0], jax.lax.map(function, batch)[0]
+        gradients = jax.grad(jax.checkpoint(loss))(x), jax.vmap(jax.grad(loss))(batch)[0]
+        return values, gradients, jax.jvp(loss, (x,), (x,))[1]
+
     expected, gradient = function(x), jax.jit(jax.grad(loss))(x)
-    close(jax.jit(function)(x), expected)
-    close(jax.jit(jax.vmap(function))(batch)[0], expected)
-    close(jax.lax.map(function, batch)[0], expected)
-    close(jax.jit(jax.grad(jax.checkpoint(loss)))(x), gradient)
-    close(jax.jit(jax.vmap(jax.grad(loss)))(batch)[0], gradient)
-    _, tangent = jax.jit(lambda x: jax.jvp(loss, (x,), (x,)))(x)
+    values, gradients, tangent = transformed(x, batch)
+    for value in values:
+        close(value, expected)
+    for one in gradients:
+        close(one, gradient)
     close(tangent, np.vdot(gradient, x))
 
 

@@ -187,7 +187,7 @@ def test_probabilities_of_a_classifier_are_no_attention():
 
 def test_attention_of_frameworks():
     causal = linen.make_causal_mask(TOKENS, dtype=bool)
-    params = Linen().init(jax.random.key(0), X, causal)
+    params = jax.jit(Linen().init)(jax.random.key(0), X, causal)
     module = eqx.nn.MultiheadAttention(2, 16, key=jax.random.key(0))
     graph, state = nnx.split(nnx.MultiHeadAttention(2, 16, decode=False, rngs=nnx.Rngs(0)))
 

@@ -263,7 +263,7 @@ class Convolutional(nn.Module):
 @pytest.mark.parametrize("scale", [1.0, 1 / 255])
 def test_pixels_in_linen(scale):
     net = Convolutional(scale)
-    variables = net.init(jax.random.key(0), IMAGES)
+    variables = jax.jit(net.init)(jax.random.key(0), IMAGES)
 
     def loss(params, x):
         return jnp.mean(net.apply({"params": params}, x) ** 2)
@@ -302,7 +302,7 @@ def test_normalization_before_the_first_layer_is_seen():
             x = nn.BatchNorm(use_running_average=False)(x)
             return nn.Dense(1)(nn.relu(nn.Dense(8)(x)))
 
-    variables = Normalized().init(jax.random.key(0), X)
+    variables = jax.jit(Normalized().init)(jax.random.key(0), X)
 
     def loss(params, x):
         full = {"params": params, "batch_stats": variables["batch_stats"]}

@@ -197,7 +197,7 @@ class Normed(nn.Module):
 
 
 def test_batch_norm_of_linen():
-    variables = Normed().init(jax.random.key(0), X)
+    variables = jax.jit(Normed().init)(jax.random.key(0), X)
 
     def loss_fn(params, statistics, x, y):
         both = {"params": params, "batch_stats": statistics}
@@ -310,7 +310,7 @@ class Convolving(nn.Module):
 @pytest.mark.parametrize(("has_channels", "expected"), [(False, SUSPECT), (True, [])])
 def test_convolution_along_the_examples(has_channels, expected):
     model = Convolving(has_channels)
-    params = model.init(jax.random.key(0), X)
+    params = jax.jit(model.init)(jax.random.key(0), X)
 
     def loss_fn(params, x, y):
         return entropy(model.apply(params, x), y)

@@ -336,7 +336,7 @@ def test_networks_of_frameworks():
     images = X.reshape(8, 8, 8, 1)
     for act in (True, False):
         network = Convolutions(act)
-        params = network.init(jax.random.key(0), images)
+        params = jax.jit(network.init)(jax.random.key(0), images)
 
         def of_linen(params, x, network=network):
             logits = network.apply(params, x)

@@ -57,9 +57,9 @@ def test_codes_pass_no_gradient_to_the_encoder(commitment):
     assert finding.evidence["operation"] == "argmin"
     assert "stop_gradient(codes - z)" in finding.cure
     # The encoder gets the gradient of its own term, and nothing else.
-    own = jax.grad(lambda p: quantizing(commitment, is_passed=False)(p, X))(CODES)["encoder"]
+    own = jax.jit(jax.grad(quantizing(commitment, is_passed=False)))(CODES, X)["encoder"]
     without = CODES | {"decoder": -CODES["decoder"]}
-    np.testing.assert_allclose(own, jax.grad(loss_fn)(without, X)["encoder"], rtol=1e-6)
+    np.testing.assert_allclose(own, jax.jit(jax.grad(loss_fn))(without, X)["encoder"], rtol=1e-6)
     assert not diagnostics.check_parameters(quantizing(commitment, is_passed=True), CODES, X)
 
 
@@ -146,7 +146,9 @@ def test_a_state_that_is_never_replaced(is_replaced, is_unrolled):
     found = named(diagnostics.check_parameters(loss_fn, params, WORDS, LABELS), "constant_state")
     assert [one.place for one in found] == ([] if is_replaced else ["recurrent"])
     assert all("loss_fn" in one.evidence["loop"] or is_unrolled for one in found)
-    assert bool(np.any(jax.grad(loss_fn)(params, WORDS, LABELS)["recurrent"])) == is_replaced
+    assert (
+        bool(np.any(jax.jit(jax.grad(loss_fn))(params, WORDS, LABELS)["recurrent"])) == is_replaced
+    )
 
 
 def test_zeros_outside_a_loop_are_no_state():
@@ -172,7 +174,7 @@ def test_layer_norm_of_single_numbers(axis):
 
     def found(x, y, axis):
         model = Network()
-        params = model.init(jax.random.key(0), x)
+        params = jax.jit(model.init)(jax.random.key(0), x)
 
         def loss_fn(params, x, y):
             return entropy(model.apply(params, x), y)

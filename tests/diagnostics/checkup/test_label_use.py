@@ -102,7 +102,7 @@ def test_binary_logits_and_labels_swapped():
     def cured(params, x, y):
         return jnp.mean(optax.sigmoid_binary_cross_entropy(model.apply(params, x)[:, 0], y))
 
-    params = model.init(jax.random.key(0), X)
+    params = jax.jit(model.init)(jax.random.key(0), X)
     assert found(loss_fn, params, X, BINARY) == [("swapped_arguments", "error", "argument args[1]")]
     assert not found(cured, params, X, BINARY)
 

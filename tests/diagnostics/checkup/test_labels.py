@@ -222,7 +222,7 @@ class Classifier(linen.Module):
 
 def test_networks_of_frameworks():
     tokens, labels = jnp.arange(40).reshape(8, 5) % 10, jnp.arange(8) % 4
-    params = Classifier().init(jax.random.key(0), tokens)
+    params = jax.jit(Classifier().init)(jax.random.key(0), tokens)
     graph, state = nnx.split(nnx.Embed(10, 4, rngs=nnx.Rngs(0)))
     embedding = eqx.nn.Embedding(10, 4, key=jax.random.key(0))
 

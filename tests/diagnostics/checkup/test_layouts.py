@@ -36,7 +36,9 @@ def of_linen(x, kernel):
     model = linen.Sequential(
         [linen.Conv(4, kernel), linen.relu, lambda x: x.reshape(len(x), -1), linen.Dense(4)]
     )
-    return (lambda params, x: entropy(model.apply(params, x))), model.init(jax.random.key(0), x)
+    return (lambda params, x: entropy(model.apply(params, x))), jax.jit(model.init)(
+        jax.random.key(0), x
+    )
 
 
 def of_nnx(x, kernel):

@@ -302,7 +302,7 @@ def test_right_derivatives_and_surrogates():
 
 def networks():
     linen = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(1)])
-    variables = linen.init(jax.random.key(0), X)
+    variables = jax.jit(linen.init)(jax.random.key(0), X)
     yield variables, linen.apply
     graph, state = nnx.split(nnx.Linear(4, 1, rngs=nnx.Rngs(0)))
     yield state, lambda state, x: nnx.merge(graph, state)(x)

@@ -226,7 +226,7 @@ class Network(nn.Module):
 
 
 def test_network_of_flax_is_healthy():
-    variables = Network().init(jax.random.key(0), X)
+    variables = jax.jit(Network().init)(jax.random.key(0), X)
 
     def loss_fn(params, x):
         logits = Network().apply({"params": params}, x)

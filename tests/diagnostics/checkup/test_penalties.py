@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import lax
 
 from gradtx import adam, diagnostics
 from gradtx.diagnostics.checkup.head import HEAD
@@ -75,16 +76,19 @@ def test_a_penalty_that_outweighs_the_data(penalty):
     assert (finding.kind, finding.severity) == ("dominant_penalty", "warning")
     assert f"({penalty.__name__}" in finding.source
     assert finding.place == ("w0" if penalty is not_orthogonal else "b0, w0, w1")
-    rest = jnp.mean(entropies(network(PARAMS, X), LABELS))
-    assert finding.evidence["penalty"] == pytest.approx(10 * float(penalty(PARAMS)), rel=1e-4)
-    assert finding.evidence["rest"] == pytest.approx(float(rest), rel=1e-2)
-    of_penalty, of_data = (
-        optax.tree.norm(jax.grad(term)(PARAMS))
-        for term in (
-            lambda params: 10 * penalty(params),
-            lambda params: jnp.mean(entropies(network(params, X), LABELS)),
-        )
+    terms = (
+        lambda params: 10 * penalty(params),
+        lambda params: jnp.mean(entropies(network(params, X), LABELS)),
     )
+
+    @jax.jit
+    def sizes_and_slopes(params):
+        values, gradients = zip(*(jax.value_and_grad(term)(params) for term in terms), strict=True)
+        return values, [optax.tree.norm(gradient) for gradient in gradients]
+
+    (size, rest), (of_penalty, of_data) = sizes_and_slopes(PARAMS)
+    assert finding.evidence["penalty"] == pytest.approx(float(size), rel=1e-4)
+    assert finding.evidence["rest"] == pytest.approx(float(rest), rel=1e-2)
     steepness = float(of_penalty / of_data)
     assert finding.evidence["gradients"] == pytest.approx(steepness, rel=1e-2)
     # The cure, and the usual factors.
@@ -94,7 +98,7 @@ def test_a_penalty_that_outweighs_the_data(penalty):
 
 def test_a_penalty_inside_of_the_mean():
     model = linen.Sequential([linen.Dense(16), jnp.tanh, linen.Dense(3)])
-    params = model.init(jax.random.key(0), X)
+    params = jax.jit(model.init)(jax.random.key(0), X)
 
     def loss_fn(params, x, y, factor):
         return jnp.mean(entropies(model.apply(params, x), y) + factor * squares(params))
@@ -130,18 +134,20 @@ def test_a_penalty_that_remains_when_the_batch_is_learned():
     params, tx = PARAMS, adam(0.1)
     state = tx.init(params)
 
-    @jax.jit
-    def step(params, state):
+    def step(carry, _):
+        params, state = carry
         updates, state = tx.update(jax.grad(of_data)(params, X, LABELS), state, params)
-        return optax.apply_updates(params, updates), state
+        return (optax.apply_updates(params, updates), state), None
 
-    for _ in range(300):
-        params, state = step(params, state)
+    params, _ = jax.jit(lambda carry: lax.scan(step, carry, length=300)[0])((params, state))
     assert of_penalty(params) > 3 * of_data(params, X, LABELS)
-    steepness = optax.tree.norm(jax.grad(of_penalty)(params)) / optax.tree.norm(
-        jax.grad(of_data)(params, X, LABELS)
-    )
-    assert steepness > 3
+
+    @jax.jit
+    def steepness(params):
+        slopes = jax.grad(of_penalty)(params), jax.grad(of_data)(params, X, LABELS)
+        return optax.tree.norm(slopes[0]) / optax.tree.norm(slopes[1])
+
+    assert steepness(params) > 3
     assert not found(lambda p, x, y: of_data(p, x, y) + of_penalty(p), params, X, LABELS)
 
 

@@ -68,7 +68,7 @@ class Pooling(nn.Module):
 def test_pooling_in_flax_takes_the_wrong_axis():
     def found(axis):
         model = Pooling(axis)
-        params = model.init(jax.random.key(0), WORDS)
+        params = jax.jit(model.init)(jax.random.key(0), WORDS)
 
         def loss_fn(params, x, y):
             return entropy(model.apply(params, x), y)
@@ -221,7 +221,7 @@ def one_task_of_maml(params, x, y):
         return jnp.mean(((z @ params["w1"])[:, 0] - y) ** 2)
 
     params = params | {"b0": jnp.zeros(8)}
-    gradient = jax.grad(inner)(params, x, y)
+    gradient = jax.jit(jax.grad(inner))(params, x, y)
     return inner(jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient), x, y)
 
 

@@ -244,7 +244,7 @@ class Block(nn.Module):
 @jax.numpy_dtype_promotion("standard")
 def test_transformer_of_linen_is_healthy(dtype):
     x = jnp.asarray(RNG.standard_normal((8, 64, 8)), jnp.float32)
-    variables = Block(dtype).init(jax.random.key(0), x)
+    variables = jax.jit(Block(dtype).init)(jax.random.key(0), x)
 
     def loss_fn(params, x):
         logits = Block(dtype).apply({"params": params}, x).astype(jnp.float32)

@@ -25,7 +25,7 @@ class Network(nn.Module):
 )
 def test_averages_of_linen(is_training, moved, number):
     model = Network(is_training)
-    variables = model.init(jax.random.key(0), X)
+    variables = jax.jit(model.init)(jax.random.key(0), X)
 
     def loss_fn(params, statistics, x, y):
         variables = {"params": params, "batch_stats": statistics}

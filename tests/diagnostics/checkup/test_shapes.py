@@ -95,7 +95,7 @@ class Linen(nn.Module):
 
 
 def with_linen():
-    variables = Linen().init(jax.random.key(0), X)
+    variables = jax.jit(Linen().init)(jax.random.key(0), X)
     return variables, lambda variables, x: Linen().apply(variables, x)
 
 

@@ -81,7 +81,7 @@ def test_a_mean_in_flax():
             return nn.Dense(C)(jnp.mean(nn.Embed(10, D)(tokens), axis=1))
 
     model = Network()
-    params = model.init(jax.random.key(0), TOKENS)
+    params = jax.jit(model.init)(jax.random.key(0), TOKENS)
 
     def loss_fn(params, x, y):
         return entropy(model.apply(params, x), y)

@@ -108,7 +108,7 @@ def all_convolutional():
     def loss_fn(params, x, y):
         return cross_entropy(model.apply(params, x), y)
 
-    return SetUp(loss_fn, model.init(jax.random.key(0), x), (x, y))
+    return SetUp(loss_fn, jax.jit(model.init)(jax.random.key(0), x), (x, y))
 
 
 @healthy("Inception", "nnx", "Szegedy et al. 2015, parallel branches")
@@ -160,7 +160,7 @@ def densenet():
 
     x, y = images(size=8)
     model = Network()
-    variables = model.init(jax.random.key(0), x)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
 
     def loss_fn(params, statistics, x, y):
         variables = {"params": params, "batch_stats": statistics}
@@ -332,4 +332,4 @@ def separable():
     def loss_fn(params, x, y):
         return cross_entropy(model.apply(params, x), y)
 
-    return SetUp(loss_fn, model.init(jax.random.key(0), x), (x, y))
+    return SetUp(loss_fn, jax.jit(model.init)(jax.random.key(0), x), (x, y))
