@@ -139,8 +139,8 @@ def check_transformation(
 
     Args:
         tx: the transformation, of gradtx, optax or your own.
-        params: a tree of arrays; None: `hostile_parameters()`, but in float32 and with elements in
-            every array.
+        params: a tree of arrays; None: `hostile_parameters()` in float32, without the array that
+            has no elements.
         level: "must" for the first level only, "promises" for both.
         promises: the names of the promises to check; None: all of them.
         capabilities: what the transformation needs, by the names in

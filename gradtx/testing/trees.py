@@ -35,11 +35,10 @@ def is_parameter(leaf: Any) -> bool:
 def usual_parameters() -> Tree:
     """The tree on which `check_transformation` runs by default.
 
-    It is the hostile one in float32, where the last of the list has elements: half precision and
-    arrays without elements have clauses of their own, so that what fails there alone is reported
-    there.
+    It is the hostile one in float32, without the array that has no elements: half precision and
+    such arrays have clauses of their own, so that what fails there alone is reported there.
     """
-    return _numbers_in(_vector(jnp.float32), _vector(jnp.float32))
+    return _numbers_in(_vector(jnp.float32))
 
 
 def hostile_parameters() -> Tree:
