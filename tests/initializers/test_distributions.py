@@ -112,7 +112,7 @@ INTERVALS = [
 )
 def test_truncated_normal_draws_the_same_numbers_as_jax(dtype, bounds):
     with jax.enable_x64(dtype == "float64"):
-        for stddev, shape in ((1e-2, (50, 20)), (3.0, (7,)), (0.0, (2, 1, 3))):
+        for stddev, shape in ((1e-2, (50, 20)), (3.0, (7,)), (0.0, (7,))):
             arguments = (stddev, dtype, *bounds)
             ours = gi.truncated_normal(*arguments)(KEY, shape)
             peers = jax.nn.initializers.truncated_normal(*arguments)(KEY, shape)
