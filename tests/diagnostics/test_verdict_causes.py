@@ -56,7 +56,7 @@ def test_recurrent_weights_are_blamed_and_not_those_of_the_inputs(scale):
 
 @pytest.mark.parametrize("scale", [1e-3, 1e2])
 def test_factor_of_a_single_bad_layer_cures_it(scale):
-    params = network(8, initializers.he_normal())
+    params = network(6, initializers.he_normal())
     params[3]["kernel"] *= scale
     loss_fn = loss_with(jax.nn.relu)
     report = diagnostics.signal_report(loss_fn, params, inputs())
