@@ -55,7 +55,7 @@ def _standardized_jvp(over: Over, primals: tuple, tangents: tuple) -> tuple:
     moved = change / 4 * fourfold
     # About zero, y is a product of the values. If it is written in two ways, XLA computes it
     # again instead of keeping it in memory.
-    again = y if over.centered else values / 4 * fourfold
+    again = y if over.centered else values * own * inverse
     half_of_epsilon = epsilon_change / 32 * fourfold * fourfold
     shrinkage = -(over.total(again * moved, mask) / over.divisor(measured.count) + half_of_epsilon)
     if over.centered:
