@@ -51,12 +51,15 @@ def _standardized_jvp(over: Over, primals: tuple, tangents: tuple) -> tuple:
     change, epsilon_change = tangents[:2]
     own = measured.own
     y, inverse = standardized(values, epsilon, mask, measured, over)
-    fourfold = 4 * own * inverse  # the inverse of a deviation may overflow, this does not
-    moved = change / 4 * fourfold
+    # Compiled programs take the inverse of the largest deviations for 0, this is in range; and they
+    # would cancel a constant.
+    raised = jnp.where(own < 1, own.dtype.type(4), own.dtype.type(1))
+    steep = raised * own * inverse
+    moved = change / raised * steep
     # About zero, y is a product of the values. If it is written in two ways, XLA computes it
     # again instead of keeping it in memory.
     again = y if over.centered else values * own * inverse
-    half_of_epsilon = epsilon_change / 32 * fourfold * fourfold
+    half_of_epsilon = epsilon_change / (2 * raised * raised) * steep * steep
     shrinkage = -(over.total(again * moved, mask) / over.divisor(measured.count) + half_of_epsilon)
     if over.centered:
         y_change = moved - over.mean(moved, mask, measured.count) + y * shrinkage

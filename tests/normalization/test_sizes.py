@@ -116,10 +116,21 @@ def test_large_gradients_of_the_largest_values():
         y, inverse = by_definition(x, 0, 1e-5, mean=function is layer_norm)
         g = exactly(weight)
         centered = g - g.mean() if function is layer_norm else g
-        gradient = jax.grad(lambda x, function=function: jnp.sum(weight * function(x)))
-        # The inverse of the deviation is a number that a compiled program takes for 0.
-        for differentiate in (gradient, jax.jit(gradient)):
-            assert_near(differentiate(x), inverse * (centered - y * (y * g).mean()), 1e-6)
+        # The matrix of derivatives is symmetric, so that both ways give the same.
+        right = inverse * (centered - y * (y * g).mean())
+        for differentiate in (backward, forward):
+            along = partial(differentiate, function)
+            assert_near(along(x, weight), right, 1e-6)
+            # The inverse of the deviation is a number that a compiled program takes for 0.
+            assert_near(jax.jit(along)(x, weight), right, 1e-6)
+
+
+def backward(function, x, weight):
+    return jax.grad(lambda x: jnp.sum(weight * function(x)))(x)
+
+
+def forward(function, x, tangent):
+    return jax.jvp(function, (x,), (tangent,))[1]
 
 
 def test_second_derivatives():
