@@ -124,7 +124,7 @@ def run(settings: Settings) -> Outcome:
     elbows = {name: np.asarray(relu_elbows(*layer)) for name, layer in layers.items()}
     measured = {name: shares(layer) for name, layer in layers.items()}
     errors, outputs = jax.device_get(
-        fits(jax.random.split(network_key, settings.choose(full=64, quick=8)))
+        fits(jax.random.split(network_key, settings.choose(full=64, quick=24)))
     )
     checks = [
         *_elbow_checks(elbows),
