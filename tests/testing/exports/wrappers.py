@@ -42,7 +42,9 @@ EXPORTS = {
         lambda: gradtx.flatten(gradtx.adamw(0.1)),
         skip={"mismatches": "the state is one vector, which knows no paths"},
     ),
-    "grouped": Export(lambda: gradtx.grouped(gradtx.chain(gradtx.clip(1.0), gradtx.adamw(0.1)))),
+    "grouped": Export(
+        lambda: gradtx.grouped(gradtx.chain(gradtx.clip(1.0), gradtx.adamw(0.1))), skip=STACKED
+    ),
     "grouped-momentum": Export(
         lambda: gradtx.grouped(gradtx.sgd(0.1, momentum=0.9), group_size=2),
         params=EQUAL,
