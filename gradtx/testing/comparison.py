@@ -106,7 +106,7 @@ def expect_same(
 
 
 def _are_equal(expected: Any, got: Any) -> bool:
-    """Whether trees of arrays are equal to the last bit, found without naming any leaf."""
+    """Whether trees hold equal arrays; most do, and their leaves need not be named."""
     (ours, treedef), (theirs, other) = jax.tree.flatten(expected), jax.tree.flatten(got)
     return treedef == other and all(map(_is_same_array, ours, theirs))
 

@@ -110,7 +110,7 @@ class Interpreter:
         self.is_inside = False
         self._equations = 0
         self._bodies: tuple[Any, ...] = ()
-        self._differentiated: set[tuple[str, int]] = set()
+        self._differentiated: dict[tuple[str, int], Any] = {}
 
     def run(
         self, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[TracedValue]

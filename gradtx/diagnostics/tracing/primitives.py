@@ -113,21 +113,22 @@ def transformations(equations: Sequence[Any]) -> str:
     return "/".join(str(one.source_info.name_stack) for one in equations)
 
 
-def is_derivative(made_by: str, weights: Any, seen: set[tuple[str, int]]) -> bool:
+def is_derivative(made_by: str, weights: Any, seen: dict[tuple[str, int], Any]) -> bool:
     """Whether a product computes a derivative inside of the loss, as a gradient penalty does.
 
     Args:
         made_by: the transformations that made it.
         weights: the operand that is a parameter.
         seen: the products of forward derivatives so far, where the first one with the same weights
-            is that of the function itself; extended by this one.
+            is that of the function itself; extended by this one. It holds the weights, whose place
+            in memory another array could get otherwise.
     """
     if "transpose(" in made_by:
         return True
     if "jvp(" not in made_by:
         return False
     is_second = (made_by, id(weights)) in seen
-    seen.add((made_by, id(weights)))
+    seen[made_by, id(weights)] = weights
     return is_second
 
 

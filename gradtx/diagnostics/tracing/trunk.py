@@ -68,7 +68,7 @@ def products_of(graph: Graph, number: int) -> list[Product]:
         return bool(value.depends & of_parameters) and not is_signal(value)
 
     found = []
-    differentiated: set[tuple[str, int]] = set()
+    differentiated: dict[tuple[str, int], Value] = {}
     for node in graph.nodes:
         depth = max((depths.get(id(value), 0) for value in node.inputs), default=0)
         for signal, weights in _operands(node):
