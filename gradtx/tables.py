@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import itertools
 import re
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import TypeAlias
 
 # For each number in a name the numbers that it covers, and the rows of their combinations.
@@ -38,6 +38,7 @@ def html_table(
     rows: Sequence[Sequence[str]],
     caption: str,
     bold: Collection[int] = (),
+    titles: Mapping[int, str] | None = None,
 ) -> str:
     """The table as HTML.
 
@@ -46,10 +47,17 @@ def html_table(
         rows: the texts of the cells, as many in each row.
         caption: a line above the table.
         bold: the rows to emphasize.
+        titles: lines across the table, by the number of the row that they stand above.
     """
+    across = {
+        number: f'<tr><th colspan="{len(headings)}" style="text-align:left">'
+        f"{html.escape(title)}</th></tr>"
+        for number, title in (titles or {}).items()
+    }
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
     body = "".join(
-        "<tr{}>{}</tr>".format(
+        "{}<tr{}>{}</tr>".format(
+            across.get(number, ""),
             ' style="font-weight:bold"' if number in bold else "",
             "".join(f"<td>{html.escape(text)}</td>" for text in row),
         )

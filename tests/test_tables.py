@@ -31,6 +31,16 @@ def test_html_is_escaped_and_emphasized():
     )
 
 
+def test_html_has_titles_above_the_rows_of_a_section():
+    page = html_table(HEADINGS, ROWS, caption="", titles={1: "a -> b"})
+    _, _, body = page.partition("<tbody>")
+    assert body == (
+        "<tr><td>kernel</td><td>1,024</td></tr>"
+        '<tr><th colspan="2" style="text-align:left">a -&gt; b</th></tr>'
+        "<tr><td>&lt;b&gt;&amp;</td><td>8</td></tr></tbody></table>"
+    )
+
+
 def test_rows_that_differ_in_numbers_share_one():
     paths = [f"layers/{i}/{name}" for i in range(12) for name in ("kernel", "bias")]
     assert collapsed([(path, "") for path in paths]) == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -146,28 +147,37 @@ class Explanation:
         )
 
     def __str__(self) -> str:
-        # One section for each route, so that a leaf in the wrong group is easy to see.
-        found = self._lines()
-        texts = [cells for _, _, cells in found]
-        heading, *lines = text_table(list(_COLUMNS), texts, numeric={len(_COLUMNS) - 1})
-        sections: dict[str, list[str]] = {}
-        numbers: dict[str, int] = {}
-        for (route, number, _), line in zip(found, lines, strict=True):
-            sections.setdefault(route, []).append(line)
-            numbers[route] = numbers.get(route, 0) + number
+        sections = self._sections()
+        texts = [cells for lines in sections.values() for cells in lines]
+        heading, *rest = text_table(list(_COLUMNS), texts, numeric={len(_COLUMNS) - 1})
+        aligned = iter(rest)
         parts = [
-            "\n".join(
-                [f"{route}  [{numbers[route]}]", *(f"    {line}" for line in [heading, *own])]
-            )
-            for route, own in sections.items()
+            "\n    ".join([title, heading, *itertools.islice(aligned, len(lines))])
+            for title, lines in sections.items()
         ]
         return "\n\n".join([*parts, self.total])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        rows = [[*cells, route] for route, _, cells in self._lines()]
-        return html_table([*_COLUMNS, "updated by"], rows, caption=self.total)
+        rows: list[list[str]] = []
+        titles = {}
+        for title, lines in self._sections().items():
+            titles[len(rows)] = title
+            rows.extend(lines)
+        return html_table(list(_COLUMNS), rows, caption=self.total, titles=titles)
+
+    def _sections(self) -> dict[str, list[list[str]]]:
+        """The cells of each line, by the title of their section.
+
+        There is a section for each route, so that a leaf in the wrong group is easy to see.
+        """
+        sections: dict[str, list[list[str]]] = {}
+        numbers: dict[str, int] = {}
+        for route, number, cells in self._lines():
+            sections.setdefault(route, []).append(cells)
+            numbers[route] = numbers.get(route, 0) + number
+        return {f"{route}  [{numbers[route]}]": lines for route, lines in sections.items()}
 
     def _lines(self) -> list[tuple[str, int, list[str]]]:
         """For each line its route, the number of its leaves, and its cells."""
