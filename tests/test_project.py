@@ -60,6 +60,13 @@ def test_the_workflow_runs_everything_that_is_supported():
     assert last["run"] == ".ci/run"
 
 
+def test_the_workflow_runs_no_action_that_may_change():
+    _, job = jobs_of_the_workflow()
+    actions = [step["uses"] for step in job["steps"] if "uses" in step]
+    assert len(actions) == 2
+    assert all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", action) for action in actions)
+
+
 @pytest.mark.parametrize("name", ["bug", "feature"])
 def test_the_issue_forms_are_valid(name):
     form = yaml.safe_load((GITHUB / "ISSUE_TEMPLATE" / f"{name}.yml").read_text())
