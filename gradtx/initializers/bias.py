@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from gradtx.initializers.distributions import normal
-from gradtx.initializers.initializer import DType, Initializer, Scalar, require_nonnegative
+from gradtx.initializers.arguments import require_at_least
+from gradtx.initializers.distributions import normal_for
+from gradtx.initializers.initializer import DType, Initializer, Scalar
 
 
 def bias_normal(fan_in: int, dtype: DType = None) -> Initializer:
@@ -36,9 +37,8 @@ def bias_normal(fan_in: int, dtype: DType = None) -> Initializer:
         >>> round(float(b.std()), 2)
         0.1
     """
-    if not 1 <= fan_in < float("inf"):
-        raise ValueError(f"bias_normal: fan_in must be a finite number >= 1, got {fan_in}")
-    return normal((fan_in + 1) ** -0.5, dtype)
+    require_at_least(1, "bias_normal", "fan_in", fan_in)
+    return normal_for("bias_normal", (fan_in + 1) ** -0.5, dtype)
 
 
 def small_random(stddev: Scalar = 1e-2, dtype: DType = None) -> Initializer:
@@ -67,5 +67,4 @@ def small_random(stddev: Scalar = 1e-2, dtype: DType = None) -> Initializer:
         >>> round(float(b.std()), 3)
         0.01
     """
-    require_nonnegative("small_random", "stddev", stddev)
-    return normal(stddev, dtype)
+    return normal_for("small_random", stddev, dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from gradtx.initializers.arguments import require_flag, require_nonnegative, require_number
 from gradtx.initializers.initializer import (
     Bounded,
     DType,
@@ -13,7 +14,6 @@ from gradtx.initializers.initializer import (
     Shape,
     Sharding,
     initializer,
-    require_nonnegative,
     rescale,
 )
 from gradtx.initializers.truncated import (
@@ -48,7 +48,7 @@ def zeros(
         >>> zeros(jax.random.key(0), (3,))
         Array([0., 0., 0.], dtype=float32)
     """
-    return constant(0)(key, shape, dtype, out_sharding)
+    return _constant("zeros", 0, None)(key, shape, dtype, out_sharding)
 
 
 def ones(
@@ -76,7 +76,7 @@ def ones(
         >>> ones(jax.random.key(0), (3,))
         Array([1., 1., 1.], dtype=float32)
     """
-    return constant(1)(key, shape, dtype, out_sharding)
+    return _constant("ones", 1, None)(key, shape, dtype, out_sharding)
 
 
 def constant(value: jax.typing.ArrayLike, dtype: DType = None) -> Initializer:
@@ -91,6 +91,9 @@ def constant(value: jax.typing.ArrayLike, dtype: DType = None) -> Initializer:
     Returns:
         An initializer, which ignores its key.
 
+    Raises:
+        ValueError: if `value` holds no numbers.
+
     Source:
         jax.nn.initializers.constant.
 
@@ -100,11 +103,17 @@ def constant(value: jax.typing.ArrayLike, dtype: DType = None) -> Initializer:
         >>> constant(0.5)(jax.random.key(0), (2,))
         Array([0.5, 0.5], dtype=float32)
     """
+    return _constant("constant", value, dtype)
+
+
+def _constant(owner: str, value: jax.typing.ArrayLike, dtype: DType) -> Initializer:
+    """`constant` for the function `owner`, whose name opens the messages."""
+    require_number(owner, "value", value)
 
     def sample(_key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> jax.Array:
-        return jnp.full(shape, value, dtype)
+        return jnp.full(shape, jnp.asarray(value, dtype))
 
-    return initializer(sample, dtype)
+    return initializer(owner, sample, dtype, uses_key=False)
 
 
 def uniform(scale: Scalar = 1e-2, dtype: DType = None) -> Initializer:
@@ -141,7 +150,7 @@ def uniform(scale: Scalar = 1e-2, dtype: DType = None) -> Initializer:
         upper = jnp.asarray(scale, dtype)
         return Bounded(samples, jnp.zeros_like(upper), upper, reaches_lower=True)
 
-    return initializer(sample, dtype)
+    return initializer("uniform", sample, dtype)
 
 
 def uniform_symmetric(limit: Scalar, dtype: DType = None) -> Initializer:
@@ -179,7 +188,7 @@ def uniform_symmetric(limit: Scalar, dtype: DType = None) -> Initializer:
         upper = jnp.asarray(limit, dtype)
         return Bounded(samples, -upper, upper, reaches_lower=True)
 
-    return initializer(sample, dtype)
+    return initializer("uniform_symmetric", sample, dtype)
 
 
 def normal(stddev: Scalar = 1e-2, dtype: DType = None) -> Initializer:
@@ -210,12 +219,17 @@ def normal(stddev: Scalar = 1e-2, dtype: DType = None) -> Initializer:
         >>> round(float(w.std()), 3)
         0.02
     """
-    require_nonnegative("normal", "stddev", stddev)
+    return normal_for("normal", stddev, dtype)
+
+
+def normal_for(owner: str, stddev: Scalar, dtype: DType) -> Initializer:
+    """`normal` for the function `owner`, whose name opens the messages."""
+    require_nonnegative(owner, "stddev", stddev)
 
     def sample(key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> jax.Array:
         return rescale(jax.random.normal(key, shape, dtype), stddev)
 
-    return initializer(sample, dtype)
+    return initializer(owner, sample, dtype)
 
 
 def truncated_normal(
@@ -277,6 +291,7 @@ def truncated_normal(
         (1.0, 2.27)
     """
     require_nonnegative("truncated_normal", "stddev", stddev)
+    require_flag("truncated_normal", "exact_stddev", exact_stddev)
     bounds = concrete_bounds(lower, upper)
     if exact_stddev and bounds is None:
         raise ValueError(
@@ -294,4 +309,4 @@ def truncated_normal(
         low, high = (jnp.asarray(bound, dtype) * factor for bound in (lower, upper))
         return Bounded(rescale(z, factor), low, high, reaches_lower=False)
 
-    return initializer(sample, dtype)
+    return initializer("truncated_normal", sample, dtype)

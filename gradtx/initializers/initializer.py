@@ -6,14 +6,13 @@ the one place that knows about default dtypes, half precision and sharding.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, SupportsIndex, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
+
+from gradtx.initializers.arguments import check_dtype, check_key, checked_shape
 
 # jax's own protocol, so that either annotation is accepted in place of the other.
 Initializer: TypeAlias = jax.nn.initializers.Initializer
@@ -43,14 +42,16 @@ class Bounded(NamedTuple):
 Sampler: TypeAlias = Callable[[jax.Array, Shape, Any], jax.Array | Bounded]
 
 
-def initializer(sample: Sampler, dtype: DType) -> Initializer:
+def initializer(owner: str, sample: Sampler, dtype: DType, *, uses_key: bool = True) -> Initializer:
     """The initializer that draws with `sample`, in `dtype` unless a call asks for another.
 
     Args:
+        owner: name of the function that the user called, which opens the messages.
         sample: the equation, `(key, shape, dtype) -> array`, or `-> Bounded`. It is called
             with real dtypes of at least 32 bits, complex dtypes and dtypes that are not floating.
         dtype: default dtype of the result; None is jax's default, float32 unless
             `jax_enable_x64` is set.
+        uses_key: whether the equation reads the key; otherwise it may be anything.
 
     Returns:
         A function `init(key, shape, dtype=dtype, out_sharding=None)`. Dtypes below 32 bits are
@@ -59,14 +60,20 @@ def initializer(sample: Sampler, dtype: DType) -> Initializer:
         (a NamedSharding, or a PartitionSpec under `jax.set_mesh`) decides where the numbers live,
         but does not change them.
 
+    Raises:
+        ValueError: if the dtype is not one of numbers or booleans; on call, if the shape, the key
+            or the dtype is none.
+
     Example:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from gradtx.initializers.initializer import initializer
-        >>> init = initializer(lambda key, shape, dtype: jnp.full(shape, 2, dtype), None)
+        >>> sample = lambda key, shape, dtype: jnp.full(shape, 2, dtype)
+        >>> init = initializer("twos", sample, None)
         >>> init(jax.random.key(0), (3,), jnp.bfloat16)
         Array([2, 2, 2], dtype=bfloat16)
     """
+    check_dtype(owner, dtype)
 
     def init(
         key: jax.Array,
@@ -74,10 +81,14 @@ def initializer(sample: Sampler, dtype: DType) -> Initializer:
         dtype: DType = dtype,
         out_sharding: Sharding = None,
     ) -> jax.Array:
+        sizes = checked_shape(owner, shape, key)
+        if uses_key:
+            check_key(owner, key)
+        check_dtype(owner, dtype)
         result_dtype = jnp.result_type(float) if dtype is None else dtype
 
         def build(key: jax.Array) -> jax.Array:
-            drawn = sample(key, _as_tuple(shape), _arithmetic_dtype(result_dtype))
+            drawn = sample(key, sizes, _arithmetic_dtype(result_dtype))
             if isinstance(drawn, Bounded):
                 return _rounded_within(drawn, result_dtype)
             return drawn.astype(result_dtype)
@@ -85,12 +96,6 @@ def initializer(sample: Sampler, dtype: DType) -> Initializer:
         return _place(build, key, out_sharding)
 
     return init
-
-
-def _as_tuple(shape: Sequence[int] | SupportsIndex) -> Shape:
-    if isinstance(shape, Sequence | np.ndarray):
-        return tuple(shape)
-    return (operator.index(shape),)
 
 
 def _rounded_within(drawn: Bounded, dtype: jax.typing.DTypeLike) -> jax.Array:
@@ -126,31 +131,6 @@ def rescale(samples: jax.Array, factor: Scalar) -> jax.Array:
     # Without the barrier the compiler merges `factor` with the generator's last constant, and a
     # compiled initializer differs in the last bit from the same initializer run eagerly.
     return jax.lax.optimization_barrier(samples) * jnp.asarray(factor, samples.dtype)
-
-
-def require_nonnegative(owner: str, name: str, value: Scalar) -> None:
-    """Raise an error for what cannot be a scale: negative numbers, infinities and NaN.
-
-    Args:
-        owner: name of the function that the user called, which opens the message.
-        name: the argument's name.
-        value: the argument. A tracer has no value yet and passes.
-
-    Raises:
-        ValueError: if `value` is negative or not finite.
-
-    Example:
-        >>> from gradtx.initializers.initializer import require_nonnegative
-        >>> require_nonnegative("normal", "stddev", -1.0)
-        Traceback (most recent call last):
-        ...
-        ValueError: normal: stddev must be a finite number >= 0, got -1.0
-    """
-    if isinstance(value, Tracer):
-        return
-    numbers = np.asarray(value, float)
-    if not np.all((numbers >= 0) & (numbers < float("inf"))):
-        raise ValueError(f"{owner}: {name} must be a finite number >= 0, got {value}")
 
 
 def _arithmetic_dtype(dtype: jax.typing.DTypeLike) -> Any:

@@ -7,13 +7,17 @@ import math
 import jax
 import jax.numpy as jnp
 
+from gradtx.initializers.arguments import (
+    require_axis,
+    require_nonnegative,
+    require_number,
+)
 from gradtx.initializers.initializer import (
     DType,
     Initializer,
     Scalar,
     Shape,
     initializer,
-    require_nonnegative,
     rescale,
 )
 
@@ -58,6 +62,7 @@ def orthogonal(scale: Scalar = 1.0, column_axis: int = -1, dtype: DType = None) 
 def _orthogonal(owner: str, scale: Scalar, column_axis: int, dtype: DType) -> Initializer:
     """`orthogonal` for the function `owner`, whose name opens the messages."""
     require_nonnegative(owner, "scale", scale)
+    require_axis(owner, "column_axis", column_axis)
 
     def sample(key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> jax.Array:
         rank = len(shape)
@@ -74,7 +79,7 @@ def _orthogonal(owner: str, scale: Scalar, column_axis: int, dtype: DType) -> In
         rows_first = matrix.reshape(*row_axes, columns)
         return rescale(jnp.moveaxis(rows_first, -1, column_axis), scale)
 
-    return initializer(sample, dtype)
+    return initializer(owner, sample, dtype)
 
 
 def delta_orthogonal(
@@ -126,7 +131,7 @@ def delta_orthogonal(
             )
         return _at_center(draw_matrix(key, (fan_in, fan_out), dtype), shape)
 
-    return initializer(sample, dtype)
+    return initializer("delta_orthogonal", sample, dtype)
 
 
 def identity(scale: float = 1.0, dtype: DType = None) -> Initializer:
@@ -147,7 +152,7 @@ def identity(scale: float = 1.0, dtype: DType = None) -> Initializer:
         of taps is tap k/2 - 1, as in padding "SAME".
 
     Raises:
-        ValueError: on call, if the rank is not 2, 3, 4 or 5.
+        ValueError: if `scale` is not a number; on call, if the rank is not 2, 3, 4 or 5.
 
     Source:
         Le, Jaitly & Hinton 2015, "A simple way to initialize recurrent networks of rectified
@@ -161,13 +166,14 @@ def identity(scale: float = 1.0, dtype: DType = None) -> Initializer:
         Array([[2., 0., 0.],
                [0., 2., 0.]], dtype=float32)
     """
+    require_number("identity", "scale", scale)
 
     def sample(_key: jax.Array, shape: Shape, dtype: jax.typing.DTypeLike) -> jax.Array:
         if len(shape) not in (2, 3, 4, 5):
             raise ValueError(f"identity: the shape must have 2 to 5 axes, got shape={shape}")
         return _at_center(rescale(jnp.eye(*shape[-2:], dtype=dtype), scale), shape)
 
-    return initializer(sample, dtype)
+    return initializer("identity", sample, dtype, uses_key=False)
 
 
 def _at_center(matrix: jax.Array, shape: Shape) -> jax.Array:

@@ -13,6 +13,13 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from gradtx.initializers.arguments import (
+    checked_axes,
+    checked_shape,
+    require_flag,
+    require_nonnegative,
+    shown,
+)
 from gradtx.initializers.initializer import (
     Bounded,
     DType,
@@ -20,7 +27,6 @@ from gradtx.initializers.initializer import (
     Scalar,
     Shape,
     initializer,
-    require_nonnegative,
     rescale,
 )
 from gradtx.initializers.truncated import sample_truncated, truncated_deviation
@@ -66,18 +72,29 @@ def compute_fans(
         >>> compute_fans((64, 4, 16), in_axis=0, out_axis=(1, 2))
         (64, 64)
     """
-    return _fans("compute_fans", shape, in_axis, out_axis, batch_axis)
+    owner = "compute_fans"
+    axes = _checked_axes(owner, (in_axis, out_axis, batch_axis))
+    return _fans(owner, checked_shape(owner, shape), *axes)
+
+
+def _checked_axes(owner: str, axes: Sequence[Axes]) -> list[tuple[int, ...]]:
+    names = ("in_axis", "out_axis", "batch_axis")
+    return [checked_axes(owner, *each) for each in zip(names, axes, strict=True)]
 
 
 def _fans(
-    owner: str, shape: Sequence[int], in_axis: Axes, out_axis: Axes, batch_axis: Axes
+    owner: str,
+    shape: Shape,
+    in_axis: tuple[int, ...],
+    out_axis: tuple[int, ...],
+    batch_axis: tuple[int, ...],
 ) -> tuple[int, int]:
-    rank = len(shape)
-    named = [(axis,) if isinstance(axis, int) else axis for axis in (in_axis, out_axis, batch_axis)]
+    rank, named = len(shape), (in_axis, out_axis, batch_axis)
     if any(not -rank <= axis < rank for axes in named for axis in axes):
+        texts = [str(axes[0] if len(axes) == 1 else axes) for axes in named]
         raise ValueError(
-            f"{owner}: shape={tuple(shape)} has {rank} axes and lacks some of in_axis={in_axis}, "
-            f"out_axis={out_axis}, batch_axis={batch_axis}"
+            f"{owner}: shape={shape} has {rank} axes and lacks some of in_axis={texts[0]}, "
+            f"out_axis={texts[1]}, batch_axis={texts[2]}"
         )
     inputs, outputs, batch = ({axis % rank for axis in axes} for axes in named)
     fan_in = math.prod(size for axis, size in enumerate(shape) if axis not in outputs | batch)
@@ -164,16 +181,18 @@ def scaled_by_fans(
 ) -> Initializer:
     """`variance_scaling` for the function `owner`, whose name opens the messages."""
     require_nonnegative(owner, "scale", scale)
-    if mode not in _DIVISORS:
-        raise ValueError(f"{owner}: mode must be one of {sorted(_DIVISORS)}, got {mode!r}")
-    if distribution not in _NOISES:
+    require_flag(owner, "count_bias", count_bias)
+    named_axes = _checked_axes(owner, axes)
+    if mode not in [*_DIVISORS]:
+        raise ValueError(f"{owner}: mode must be one of {sorted(_DIVISORS)}, got {shown(mode)}")
+    if distribution not in [*_NOISES]:
         raise ValueError(
-            f"{owner}: distribution must be one of {sorted(_NOISES)}, got {distribution!r}"
+            f"{owner}: distribution must be one of {sorted(_NOISES)}, got {shown(distribution)}"
         )
     divisor, noise = _DIVISORS[mode], _NOISES[distribution]
 
     def sample(key: jax.Array, shape: Shape, dtype: Any) -> jax.Array | Bounded:
-        fan_in, fan_out = _fans(owner, shape, *axes)
+        fan_in, fan_out = _fans(owner, shape, *named_axes)
         # The fans are zero only for an empty array, which has no elements to scale.
         variance = scale / max(divisor(fan_in + count_bias, fan_out), 1)
         samples, deviation = noise(key, shape, dtype)
@@ -185,7 +204,7 @@ def scaled_by_fans(
             rescale(samples, factor), -bound, bound, reaches_lower=distribution == "uniform"
         )
 
-    return initializer(sample, dtype)
+    return initializer(owner, sample, dtype)
 
 
 _DIVISORS = {

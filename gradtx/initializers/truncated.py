@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.scipy.special import erf, erfinv, ndtri
 
+from gradtx.initializers.arguments import require_number
 from gradtx.initializers.initializer import Scalar, Shape
 
 # Beyond 12 standard deviations float32 can no longer hold the probabilities that sampling inverts.
@@ -27,8 +28,8 @@ def concrete_bounds(lower: Scalar, upper: Scalar) -> tuple[float, float] | None:
         upper: upper bound, or inf.
 
     Raises:
-        ValueError: if they are concrete, and `lower` is not below `upper` or no part of the
-            interval is within 12 of zero.
+        ValueError: if they are not numbers, or are concrete, and `lower` is not below `upper` or
+            no part of the interval is within 12 of zero.
 
     Example:
         >>> import jax.numpy as jnp
@@ -36,6 +37,8 @@ def concrete_bounds(lower: Scalar, upper: Scalar) -> tuple[float, float] | None:
         >>> concrete_bounds(jnp.float32(-2), 2)
         (-2.0, 2.0)
     """
+    for name, bound in (("lower", lower), ("upper", upper)):
+        require_number("truncated_normal", name, bound)
     if any(np.ndim(bound) or isinstance(bound, Tracer) for bound in (lower, upper)):
         return None
     low, high = float(lower), float(upper)
