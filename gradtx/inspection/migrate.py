@@ -32,7 +32,7 @@ from gradtx.precision.quantized import in_full
 from gradtx.tables import collapsed
 from gradtx.wrappers.grouped import GroupedState
 
-_NO_MATCH = "the old state has nothing of this name and path"
+_NO_MATCH = "not in the old state"
 _TOGETHER = "starts afresh with"
 # The fields of optax's states that repeat arguments of the transformation.
 _ARGUMENTS = {
@@ -153,9 +153,9 @@ def migrate(state: Any, new_tx: optax.GradientTransformation, params: Any) -> tu
         carried: 5
             5 from / to /1
         started afresh: 3
-            2/count: its arrays start afresh; ema: the old state has nothing of this name and path
-            2/ema/bias: the old state has nothing of this name and path
-            2/ema/kernel: the old state has nothing of this name and path
+            2/count: belongs to ema, which starts afresh: not in the old state
+            2/ema/bias: not in the old state
+            2/ema/kernel: not in the old state
         dropped: 0
     """
     check_order("migrate", state, params)
@@ -180,7 +180,7 @@ def migrate(state: Any, new_tx: optax.GradientTransformation, params: Any) -> tu
     ]
     found_for = list(zip(places, decided, strict=True))
     carried = {new.name: old.name for new, old in found_for if isinstance(old, Place)}
-    hint = ", and lacks the classes of states" if is_plain and old_places else ""
+    hint = ", which lacks the classes of states" if is_plain and old_places else ""
     fresh = {
         new.name: reason.replace(_NO_MATCH, _NO_MATCH + hint)
         for new, reason in found_for
@@ -199,7 +199,7 @@ def _decide(places: Sequence[Place], old_places: Sequence[Place]) -> list[Place 
     Arrays that belong to parameters come first, because the counts beside them depend on them.
     """
     decided: dict[KeyPath, Place | str] = {
-        place.path: "an argument of the new transformation"
+        place.path: "set by the new optimizer"
         for place in places
         if (place.state_class, place.slot[0]) in _ARGUMENTS and place.parameter is None
     }
@@ -287,7 +287,7 @@ def _with_their_arrays(
             for place, reason in zip(arrays, found, strict=True)
             if isinstance(reason, str) and not reason.startswith(_TOGETHER)
         )
-        reason = f"its arrays start afresh; {slot}: {why}"
+        reason = f"belongs to {slot}, which starts afresh: {why}"
         return {number.path: reason for number in numbers}
     new: dict[KeyPath, Place | str] = {}
     for number in numbers:
