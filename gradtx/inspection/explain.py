@@ -104,7 +104,8 @@ class Explanation:
 
     Attributes:
         rows: one for each leaf, in the order of `jax.tree.leaves(params)`.
-        shared_bytes: the memory of what does not belong to a single leaf, such as counts.
+        shared_bytes: the memory of what does not belong to a single leaf, such as counts and the
+            padding of stacks; "shared" in the last line of the text.
         all_leaves: whether the text and the table have a line for each leaf, or one line for all
             layers that are treated alike.
         bytes_per_device: the memory of the state on each device of the mesh that the parameters are
@@ -224,8 +225,9 @@ def explain(
     Transformations of other libraries are shown by the name of the function that made them. What
     optax's chains, masks, groups, clippings and `set_to_zero` do is known, and what is inside them
     is shown; of others, such as a whole `optax.adamw`, neither the learning rate nor the decay is
-    known. The memory is always exact. Of parameters on a mesh, the last line also says how much of
-    it each device holds, if the state lies as `gradtx.sharding.state_shardings` says.
+    known. The memory is always exact; what the last line calls shared belongs to no single leaf,
+    such as counts. Of parameters on a mesh, that line also says how much each device holds, if the
+    state lies as `gradtx.sharding.state_shardings` says.
 
     Args:
         tx: the transformation.
