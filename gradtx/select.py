@@ -34,7 +34,8 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
     - a tree of booleans, or one boolean for all leaves;
     - a function of the whole tree that returns a tree of booleans.
 
-    Choices combine: `~select("bias")`, `select("kernel") & ~select("head")`, `a | b`.
+    Choices combine with `~`, `&` and `|`, not with `not`, `and` and `or`: `~select("bias")`,
+    `select("kernel") & ~select("head")`, `a | b`.
 
     A predicate is called for every leaf, including functions and other leaves that are not arrays.
     The path of an array in a box of flax, such as an `nnx.Param`, is that of the box.
@@ -52,7 +53,8 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
 
     Raises:
         ValueError: when built, if the specification is none of these; when called, if an expression
-            matches no leaf (the message lists the closest paths).
+            matches no leaf (the message lists the closest paths); if it is asked whether it is
+            true.
 
     Example:
         >>> import jax.numpy as jnp
@@ -116,6 +118,13 @@ class select:  # a verb, because it reads as one: masked(tx, select("bias"))
         return select(
             lambda tree: jax.tree.map(lambda a, b: a or b, self(tree), second(tree)),
             name=f"({self} | {second})",
+        )
+
+    def __bool__(self) -> bool:
+        # Without it, `not select("bias")` would be False, a mask that chooses no leaf.
+        raise ValueError(
+            f"{self}: a choice is neither true nor false; combine choices with ~, & and | in place "
+            "of not, and, or"
         )
 
     def __repr__(self) -> str:

@@ -213,3 +213,17 @@ def test_groups_of_optimizers_read_as_they_are_meant():
     forgotten = gradtx.partition(optimizers, gradtx.select.groups({"matrices": matrices}))
     with pytest.raises(ValueError, match=r"in no group, and no rest: \['bias', 'embedding'\]"):
         forgotten.init(params)
+
+
+@pytest.mark.parametrize(
+    "combine",
+    [
+        lambda: not gradtx.select("bias"),
+        lambda: gradtx.select("bias") or gradtx.select("head"),
+        lambda: gradtx.select("bias") and gradtx.select("head"),
+        lambda: "all" if ~gradtx.select("bias") else None,
+    ],
+)
+def test_words_do_not_combine_choices(combine):
+    with pytest.raises(ValueError, match=r"^~?select\('bias'\): a choice is neither.*~, & and \|"):
+        combine()
