@@ -53,7 +53,9 @@ class Effect:
             trains; the other field follows. None: all parameters are trained.
         clock: whether schedules inside it count other steps than those around it.
         widens: whether its updates of narrow parameters are float32, whatever the dtype of the
-            gradient.
+            gradient, and the parameters have to become what it calculated with them.
+        alters: whether updates come out otherwise than they went in, or than what is inside hands
+            out, save for steps that are left out.
     """
 
     degree: Degree | None = None
@@ -73,6 +75,7 @@ class Effect:
     trains: tuple[type, str] | None = None
     clock: bool = False
     widens: bool = False
+    alters: bool = False
 
     @property
     def is_declared(self) -> bool:

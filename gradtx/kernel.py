@@ -304,6 +304,7 @@ class Kernel(Effect):
         ValueError: if the steps' arguments, the state's fields and the declarations disagree.
     """
 
+    alters: bool = field(default=True, kw_only=True)
     name: str
     step: Callable[..., Any]
     slots: tuple[Slot, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -128,6 +128,9 @@ def composed(
         on_stacks: see `Composed`.
         of_matrices: see `Composed`.
     """
+    if effect is not None and effect.alters:
+        for part in parts:
+            refuse_altering(owner, part.transformation)
     fields = getattr(state, "_fields", ())
     whole = Composed(
         owner,
@@ -173,9 +176,59 @@ def effect_of(tx: optax.GradientTransformation) -> Effect | None:
 
 def widens(tx: optax.GradientTransformation) -> bool:
     """Whether updates may be float32 where the gradient is narrower, as something inside says."""
+    return bool(_widening(tx))
+
+
+def _widening(tx: optax.GradientTransformation) -> str:
+    """The name of what widens updates in a transformation; "" if nothing does."""
     effect = effect_of(tx)
-    own = effect is not None and effect.widens
-    return own or any(widens(part.transformation) for part in parts_of(tx))
+    if effect is not None and effect.widens:
+        return owner_of(tx)
+    return next(filter(None, (_widening(part.transformation) for part in parts_of(tx))), "")
+
+
+def _altering(tx: optax.GradientTransformation) -> str:
+    """The name of what alters updates in a transformation; "" if nothing is known to."""
+    # What was lifted from a kernel does what the kernel declares.
+    kernel = getattr(getattr(tx.update, "__self__", None), "kernel", None)
+    effect = kernel if isinstance(kernel, Effect) else effect_of(tx)
+    if effect is not None and effect.alters:
+        name: str = getattr(kernel, "name", owner_of(tx))
+        return name or getattr(tx.update, "__qualname__", "").partition(".")[0]
+    return next(filter(None, (_altering(part.transformation) for part in parts_of(tx))), "")
+
+
+def refuse_altering(
+    owner: str,
+    tx: optax.GradientTransformation,
+    following: Sequence[optax.GradientTransformation] | None = None,
+) -> None:
+    """Refuse to alter updates that have to be added to the parameters as they are.
+
+    What keeps the rounding errors of narrow parameters knows these by its own updates only. With
+    others the parameters would stand still, or lose what was kept for them.
+
+    Args:
+        owner: what would hand out the altered updates, which opens the message.
+        tx: what makes the updates.
+        following: what acts on them then; None: the owner itself.
+
+    Raises:
+        ValueError: if `tx` has such updates, and something after it alters them.
+    """
+    widening = _widening(tx)
+    if not widening:
+        return
+    what = owner
+    if following is not None:
+        altering = next(filter(None, map(_altering, following)), "")
+        if not altering:
+            return
+        what = f"{owner}: {altering}"
+    raise ValueError(
+        f"{what} would alter the updates of {widening}, which must be added to the parameters as "
+        f"they are; put {widening} around the whole optimizer"
+    )
 
 
 def locality_of(tx: optax.GradientTransformation) -> Locality | None:

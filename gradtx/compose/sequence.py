@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from gradtx import trees
-from gradtx.compose.parts import Part, composed, would_lose
+from gradtx.compose.parts import Part, composed, refuse_altering, would_lose
 from gradtx.effect import IN_SERIES, ZERO
 from gradtx.inputs import describe_state
 from gradtx.joined import Finish, Leaves, join
@@ -79,9 +79,10 @@ def chain(*args: Transformation) -> ExtraArgs:
         A transformation whose state is the tuple of their states.
 
     Raises:
-        ValueError: if an argument is not a gradient transformation; in `update`, if the state
-            belongs to another chain. The place of a piece without a state may hold anything that
-            is empty, such as None.
+        ValueError: if an argument is not a gradient transformation, or would alter updates that
+            have to be added as they are, such as those of `with_kahan_sum`; in `update`, if the
+            state belongs to another chain. The place of a piece without a state may hold anything
+            that is empty, such as None.
 
     Example:
         >>> import jax.numpy as jnp
@@ -95,6 +96,8 @@ def chain(*args: Transformation) -> ExtraArgs:
         tx if isinstance(tx, ExtraArgs) else as_transformation("chain", f"argument {i}", tx)
         for i, tx in enumerate(args)
     ]
+    for i, tx in enumerate(transformations):
+        refuse_altering("chain", tx, transformations[i + 1 :])
 
     def init(params: Any) -> Any:
         return tuple(tx.init(params) for tx in transformations)
@@ -144,7 +147,8 @@ def named_chain(*args: tuple[str, Transformation]) -> ExtraArgs:
         A transformation whose state is an ordered dictionary of their states.
 
     Raises:
-        ValueError: if a name stands twice, or an argument is not such a pair.
+        ValueError: if a name stands twice, an argument is not such a pair, or a transformation
+            would alter updates that have to be added as they are, see `chain`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -163,6 +167,8 @@ def named_chain(*args: tuple[str, Transformation]) -> ExtraArgs:
     if repeated:
         raise ValueError(f"named_chain: the names must be unique, got {listed(repeated)} twice")
     transformations = [(name, as_transformation("named_chain", name, tx)) for name, tx in args]
+    for i, (_, tx) in enumerate(transformations):
+        refuse_altering("named_chain", tx, [later for _, later in transformations[i + 1 :]])
 
     def init(params: Any) -> Any:
         return OrderedDict((name, tx.init(params)) for name, tx in transformations)

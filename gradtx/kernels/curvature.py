@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from optax import ScalarOrSchedule
 
 from gradtx import trees
-from gradtx.effect import LINEAR, declared
+from gradtx.effect import Effect, declared
 from gradtx.explicit import each_laid_out_as, gathered
 from gradtx.inputs import as_gradients, check_state, with_fields
 from gradtx.kernel import COUNT, NON_NEGATIVE, check, check_hyperparameter
@@ -74,7 +74,7 @@ def scale_by_newton(
     if max_iterations is not None:
         max_iterations = check(owner, "max_iterations", max_iterations, COUNT)
 
-    @declared(LINEAR)
+    @declared(Effect(degree=1, alters=True))
     def update(
         updates: Any,
         state: Any,

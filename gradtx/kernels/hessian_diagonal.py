@@ -18,7 +18,7 @@ from gradtx.messages import shown
 from gradtx.placement import with_numbers_placed
 from gradtx.stored import to_store
 
-_REPLACING = Effect(hidden="replaces the gradient", decay="hides")
+_REPLACING = Effect(hidden="replaces the gradient", decay="hides", alters=True)
 
 
 def hutchinson_estimator_diag_hessian(

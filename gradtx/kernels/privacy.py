@@ -35,7 +35,7 @@ from gradtx.lift import ScheduledState, evaluate
 from gradtx.messages import one_of_each, shown
 from gradtx.stored import to_store
 
-_CLIPPING = Effect(degree="between", decay="limits", moves=True)
+_CLIPPING = Effect(degree="between", decay="limits", moves=True, alters=True)
 _FINITE = Range("finite and >= 0", lambda value: 0 <= value < math.inf)
 
 

@@ -65,7 +65,7 @@ SOPHIA = Kernel(
     degree="between",
     source="Liu et al. 2023, Algorithm 3",
 )
-WITH_CURVATURE = Effect(degree="between", inside="aside", states=("hessian_fn_state",))
+WITH_CURVATURE = Effect(degree="between", inside="aside", states=("hessian_fn_state",), alters=True)
 
 
 def _average(g, *, nu, b2):

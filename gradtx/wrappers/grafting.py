@@ -15,7 +15,9 @@ from gradtx.inputs import check_state
 from gradtx.joined import Finish, Leaves, join
 from gradtx.leaves import equation, map_leaves
 
-GRAFT = Effect(degree=1, decay="hides", inside="graft", states=("magnitude", "direction"))
+GRAFT = Effect(
+    degree=1, decay="hides", inside="graft", states=("magnitude", "direction"), alters=True
+)
 
 
 class GraftState(NamedTuple):

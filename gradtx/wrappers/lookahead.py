@@ -21,7 +21,9 @@ from gradtx.wrappers.branches import either
 from gradtx.wrappers.steps import is_step
 
 _OWNER = "lookahead"
-_OF_FAST = Effect(degree=1, states=("fast_state",), trains=(optax.LookaheadParams, "fast"))
+_OF_FAST = Effect(
+    degree=1, states=("fast_state",), trains=(optax.LookaheadParams, "fast"), alters=True
+)
 
 
 def lookahead(

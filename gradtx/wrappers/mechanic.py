@@ -28,7 +28,9 @@ from gradtx.wrappers.branches import widened_copy
 from gradtx.wrappers.steps import in_step, is_step
 
 _OWNER = "mechanize"
-_LEARNING = Effect(degree=1, hidden="learns a factor", states=("base_optimizer_state",))
+_LEARNING = Effect(
+    degree=1, hidden="learns a factor", states=("base_optimizer_state",), alters=True
+)
 
 
 def mechanize(

@@ -21,7 +21,9 @@ from gradtx.leaves import parameters_of
 from gradtx.placement import with_numbers_placed
 
 _OWNER = "reduce_on_plateau"
-_CHANGING = Effect(degree=1, hidden="has a factor that depends on the loss", hidden_later=True)
+_CHANGING = Effect(
+    degree=1, hidden="has a factor that depends on the loss", hidden_later=True, alters=True
+)
 
 
 def reduce_on_plateau(

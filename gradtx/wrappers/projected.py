@@ -157,7 +157,7 @@ def scale_by_galore(
         state=GaLoreState,
         on_stacks=on_stacks,
         of_matrices=True,
-        effect=Effect(degree=1, gain=True, states=("base_optimizer_state",)),
+        effect=Effect(degree=1, gain=True, states=("base_optimizer_state",), alters=True),
     )
 
 

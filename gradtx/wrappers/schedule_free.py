@@ -30,7 +30,7 @@ from gradtx.wrappers.branches import copied, widened_copy
 from gradtx.wrappers.steps import in_step, is_step
 
 _OWNER = "schedule_free"
-_OF_BASE = Effect(degree=1, states=("base_optimizer_state",))
+_OF_BASE = Effect(degree=1, states=("base_optimizer_state",), alters=True)
 _POSITIVE_SHARE = Range("in (0, 1]", lambda value: 0 < value <= 1)
 
 
