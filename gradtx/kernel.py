@@ -44,6 +44,25 @@ from gradtx.inputs import is_exact
 from gradtx.lengths import Length
 from gradtx.messages import shown
 
+__all__ = [
+    "ANY_NUMBER",
+    "COUNT",
+    "COUNT_OR_ZERO",
+    "DECAY",
+    "KEPT",
+    "NON_NEGATIVE",
+    "POSITIVE",
+    "POSITIVE_FINITE",
+    "PROPER_SHARE",
+    "SHARE",
+    "Effect",
+    "Kernel",
+    "PerLeaf",
+    "Range",
+    "Scalar",
+    "Slot",
+]
+
 
 class Range(NamedTuple):
     """The values that a hyperparameter may take.
@@ -270,7 +289,7 @@ class PerLeaf(NamedTuple):
 class Kernel(Effect):
     """An equation on one array and what it needs from the tree around it.
 
-    What it makes of the gradient is declared as described at `gradtx.effect.Effect`.
+    What it makes of the gradient is declared as described at `Effect`.
 
     Attributes:
         name: the rule's public name, which `explain` shows.

@@ -52,6 +52,8 @@ from gradtx.leaf import (
 from gradtx.placement import numbers_placed
 from gradtx.waiting import WaitingStep, step_together
 
+__all__ = ["lift"]
+
 
 class ScheduledState(NamedTuple):
     """The state of a transformation that counts its steps only because a schedule needs it.

@@ -20,10 +20,13 @@ from typing import Any
 
 import gradtx
 from gradtx import catalogue
+from gradtx.kernel import Range
 from gradtx.testing.references import Equation
 
 # The packages that have names of their own, with what their table is called.
 PACKAGES = {
+    "kernel": "Kernels",
+    "lift": "Lift",
     "schedules": "Schedules",
     "initializers": "Initializers",
     "normalization": "Normalization",
@@ -40,7 +43,7 @@ INTRODUCTIONS = {
     "Wrappers": "Each takes a transformation, and gives one that behaves differently.",
     "Composition and use": "What puts transformations together, chooses leaves, and shows a run.",
     "States": "What `init` returns. The states of methods that optax has are optax's own classes.",
-    "From optax": "gradtx passes these on as they are; optax documents them.",
+    "Functions of optax": "gradtx passes these on as they are; optax documents them.",
 }
 DEPENDS = {
     "element": "the update of an element depends on that element alone",
@@ -89,9 +92,14 @@ def _public(package: str) -> tuple[str, ...]:
 
 def _title(thing: Any) -> str:
     if not _is_ours(thing):
-        return "From optax"
+        return "Functions of optax"
     is_state = inspect.isclass(thing) and thing.__name__.endswith("State")
     return "States" if is_state else "Composition and use"
+
+
+def has_page(thing: Any) -> bool:
+    """Whether something has a page of its own: what is not optax's, and more than a line."""
+    return _is_ours(thing) and not isinstance(thing, Range)
 
 
 def _is_ours(thing: Any) -> bool:
@@ -122,7 +130,7 @@ def write(folder: Path) -> None:
     for topic in found:
         (folder / f"{slug(topic.title)}.md").write_text("\n".join(_topic_page(topic)))
         for name in topic.names:
-            if _is_ours(getattr(importlib.import_module(topic.home), name)):
+            if has_page(getattr(importlib.import_module(topic.home), name)):
                 (folder / f"{topic.home}.{name}.md").write_text(_page(topic, name))
 
 
@@ -163,7 +171,7 @@ def _topic_page(topic: Topic) -> Iterator[str]:
     for name in topic.names:
         thing = getattr(home, name)
         cells = [f"`{name}`", _summary(thing)]
-        if _is_ours(thing):
+        if has_page(thing):
             cells[0] = f"[`{name}`]({topic.home}.{name}.md)"
         if methods:
             row = known[name]
@@ -174,6 +182,8 @@ def _topic_page(topic: Topic) -> Iterator[str]:
 
 
 def _summary(thing: Any) -> str:
+    if isinstance(thing, Range):
+        return f"the range of a hyperparameter: {thing.description}"
     if not callable(thing) or not _is_documented(thing):
         return ""
     return (inspect.getdoc(thing) or "").partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")

@@ -18,10 +18,10 @@ CAPABILITIES: Mapping[str, str] = MappingProxyType(
         "value": "the update takes `value`, a loss",
         "grad": "the update takes `grad`, the gradients of that loss",
         "value_fn": "the update takes `value_fn`, the function whose values are losses",
-        "names": "leaves are told apart by their names or places, or one mask fits one tree",
-        "whole_tree": "every leaf is needed, and has to be a number, as in a loss of its own",
-        "shapes": "the leaves have to have the shapes of `params`",
-        "own_clock": "the state changes without a gradient too, as an average of parameters does",
+        "names": "leaves are treated by their paths, or by a mask that fits one tree only",
+        "whole_tree": "no leaf may be missing, because a loss of its own is taken of them all",
+        "shapes": "leaves must have the shapes of `params`; others are not tried",
+        "own_clock": "the state changes without gradients too, as an average of parameters does",
     }
 )
 

@@ -8,6 +8,7 @@ import pytest
 
 import gradtx
 from examples.site import pages
+from gradtx.kernel import Range
 
 PACKAGES = ["gradtx", *(f"gradtx.{name}" for name in pages.PACKAGES)]
 
@@ -38,8 +39,14 @@ def test_each_name_of_ours_has_a_page(folder, home):
     module = importlib.import_module(home)
     for name in module.__all__:
         thing = getattr(module, name)
-        if getattr(thing, "__module__", "").startswith("gradtx"):
+        if getattr(thing, "__module__", "").startswith("gradtx") and not isinstance(thing, Range):
             assert f":: {home}::{name}\n" in (folder / f"{home}.{name}.md").read_text()
+
+
+def test_a_table_tells_the_ranges_of_hyperparameters(folder):
+    row = "| `DECAY` | the range of a hyperparameter: in [0, 1) |\n"
+    assert row in (folder / "kernels.md").read_text()
+    assert "](gradtx.kernel.Slot.md)" in (folder / "kernels.md").read_text()
 
 
 def test_a_table_tells_state_and_locality(folder):
