@@ -184,7 +184,9 @@ DIFFERENCES = (
     Difference(
         (),
         ("refuses",),
-        "refuses invalid hyperparameters, dtypes and trees, with a `ValueError` that names them",
+        "refuses invalid hyperparameters, dtypes and trees, with a `ValueError` that names them; "
+        "also traced numbers on which the program depends, such as `ns_steps`, which "
+        "`gradtx.inject_hyperparams` leaves alone",
         "computes something, or fails later",
         EARLY,
     ),

@@ -42,7 +42,7 @@ from gradtx import trees
 from gradtx.effect import Effect
 from gradtx.inputs import is_exact
 from gradtx.lengths import Length
-from gradtx.messages import shown
+from gradtx.messages import for_static, shown
 
 __all__ = [
     "ANY_NUMBER",
@@ -109,13 +109,38 @@ def check(owner: str, argument: str, value: Any, valid: Range) -> Any:
         ValueError: if the value is not a single real number, or lies outside `valid`.
     """
     if not _is_number(value):
-        raise ValueError(f"{owner}: {argument} must be a number, got {shown(value)}")
+        other = ", not a schedule" if callable(value) and not isinstance(value, type) else ""
+        raise ValueError(f"{owner}: {argument} must be a number{other}, got {shown(value)}")
     value = squeezed(f"{owner}: {argument}", value)
     if isinstance(value, Tracer):
         return value
     if not np.isrealobj(value) or not valid.contains(float(value)):
         raise ValueError(f"{owner}: {argument} must be {valid.description}, got {value}")
     return value
+
+
+def check_static(owner: str, argument: str, value: Any, valid: Range = COUNT) -> int:
+    """A whole number on which the program itself depends, such as one of iterations.
+
+    Args:
+        owner: name of the function that was called, which opens the message.
+        argument: name of the argument.
+        value: a number or a concrete array of one element.
+        valid: the range that it must lie in.
+
+    Returns:
+        A Python integer.
+
+    Raises:
+        ValueError: if the value is traced, is not a single real number, or lies outside `valid`.
+    """
+    value = check(owner, argument, value, valid)
+    if isinstance(value, Tracer):
+        raise ValueError(
+            f"{owner}: {argument} must be a number that is known when the program is made, got "
+            f"{shown(value)}{for_static(argument, value)}"
+        )
+    return int(value)
 
 
 def _is_number(value: Any) -> bool:
@@ -134,12 +159,17 @@ def check_flag(owner: str, argument: str, value: Any) -> bool:
         value: a boolean, 0 or 1, or an array of one of them.
 
     Raises:
-        ValueError: if the value is anything else, such as a text, which would always be true.
+        ValueError: if the value is traced, or anything else, such as a text, which would always be
+            true.
     """
     if isinstance(value, bool):
         return value
     is_single = isinstance(value, int | np.ndarray | np.generic | jax.Array) and np.size(value) == 1
-    if isinstance(value, Tracer) or (is_single and is_exact(value) and value in (0, 1)):
+    if isinstance(value, Tracer):
+        raise ValueError(
+            f"{owner}: {argument} must be known when the program is made, got {shown(value)}"
+        )
+    if is_single and is_exact(value) and value in (0, 1):
         return bool(value)
     raise ValueError(f"{owner}: {argument} must be True or False, got {shown(value)}")
 
@@ -169,7 +199,9 @@ def check_dtype(owner: str, argument: str, dtype: DTypeLike | None) -> np.dtype 
     try:
         canonical = jax.dtypes.canonicalize_dtype(dtype)
     except TypeError as error:
-        raise ValueError(f"{owner}: {argument} must be a dtype, got {shown(dtype)}") from error
+        raise ValueError(
+            f"{owner}: {argument} must be a dtype, got {shown(dtype)}{for_static(argument, dtype)}"
+        ) from error
     if not jnp.issubdtype(canonical, jnp.inexact):
         raise ValueError(f"{owner}: {argument} must be an inexact dtype, got {shown(dtype)}")
     return canonical

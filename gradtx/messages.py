@@ -8,6 +8,7 @@ import reprlib
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
 _T = TypeVar("_T")
@@ -54,6 +55,25 @@ def shown(value: object) -> str:
         "{'bias': [0.5, None], 'kernel': float32[2,3]}"
     """
     return _cut(" ".join(_BRIEF.repr(value).split()), _CHARACTERS_OF_A_VALUE)
+
+
+def for_static(argument: str, value: object) -> str:
+    """The end of a message where an array is given for what the program itself depends on.
+
+    optax's `inject_hyperparams` makes arrays of all numbers, and calls functions as schedules.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from gradtx.messages import for_static
+        >>> for_static("ns_steps", 5), for_static("ns_steps", jnp.array(5))[:27]
+        ('', '; gradtx.inject_hyperparams')
+    """
+    if not isinstance(value, jax.Array):
+        return ""
+    return (
+        f"; gradtx.inject_hyperparams leaves it alone, and so does that of optax with "
+        f"static_args=({argument!r},)"
+    )
 
 
 def one_of_each(named: Mapping[str, _T], kind_of: Callable[[_T], Hashable]) -> dict[str, _T]:

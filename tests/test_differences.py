@@ -160,6 +160,10 @@ def test_complex_parameters():
     assert jnp.isfinite(ours.update(COMPLEX, ours.init(COMPLEX), COMPLEX)[0]).all()
 
 
+def muon_of(lib, ns_steps):
+    return (lib if lib is gradtx else lib.contrib).scale_by_muon(ns_steps=ns_steps)
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -168,8 +172,9 @@ def test_complex_parameters():
         lambda lib: lib.clip(-1.0),
         lambda lib: lib.scale_by_adam(mu_dtype=jnp.float32).init(COMPLEX),
         lambda lib: lib.scale_by_adam().update(jnp.ones((3, 2)), lib.scale_by_adam().init(W)),
+        lambda lib: jax.eval_shape(lambda n: muon_of(lib, n).init(W), jnp.int32(5)),
     ],
-    ids=["range", "choice", "sign", "dtype", "shape"],
+    ids=["range", "choice", "sign", "dtype", "shape", "traced"],
 )
 def test_what_would_be_read_wrongly(make):
     assert general(EARLY).kinds == ("refuses",)

@@ -18,7 +18,7 @@ from gradtx.kernel import Kernel, PerLeaf, Slot
 from gradtx.kernels.adam import ADAM_RANGES
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
-from gradtx.messages import shown
+from gradtx.messages import for_static, shown
 from gradtx.norms import abs_squared
 
 Axes: TypeAlias = int | Sequence[int]
@@ -83,7 +83,7 @@ def _as_axes(axes: object) -> tuple[int, ...]:
     if len(numbers) != len(several) or isinstance(axes, str):
         raise ValueError(
             "scale_by_adamini: blocks must be an axis, a sequence of axes, or a function "
-            f"(path, leaf) that returns them, got {shown(axes)}"
+            f"(path, leaf) that returns them, got {shown(axes)}{for_static('blocks', axes)}"
         )
     return numbers
 

@@ -21,7 +21,7 @@ from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, check_flag
 from gradtx.kernels.adam import ADAM_RANGES
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift
-from gradtx.messages import shown
+from gradtx.messages import for_static, shown
 from gradtx.norms import abs_squared
 
 
@@ -114,6 +114,7 @@ def scale_by_adopt(
     if not callable(clip_value_fn):
         raise ValueError(
             f"scale_by_adopt: clip_value_fn must be a function, got {shown(clip_value_fn)}"
+            f"{for_static('clip_value_fn', clip_value_fn)}"
         )
     return lift(
         ADOPT,

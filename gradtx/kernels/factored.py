@@ -25,10 +25,11 @@ from gradtx.kernel import (
     check,
     check_flag,
     check_hyperparameter,
+    check_static,
 )
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.lift import lift
-from gradtx.messages import shown
+from gradtx.messages import for_static, shown
 
 STEP = Range(
     "a whole number >= 0 and < 2^31", lambda value: 0 <= value < 2**31 and value.is_integer()
@@ -200,11 +201,14 @@ def scale_by_factored_rms(
     owner = "scale_by_factored_rms"
     decay_rate = check_hyperparameter(owner, "decay_rate", decay_rate, NON_NEGATIVE)
     step_offset = check(owner, "step_offset", step_offset, STEP)
-    min_dim_size_to_factor = check(
+    min_dim_size_to_factor = check_static(
         owner, "min_dim_size_to_factor", min_dim_size_to_factor, COUNT_OR_ZERO
     )
     if not callable(decay_rate_fn):
-        raise ValueError(f"{owner}: decay_rate_fn must be a function, got {shown(decay_rate_fn)}")
+        raise ValueError(
+            f"{owner}: decay_rate_fn must be a function, got {shown(decay_rate_fn)}"
+            f"{for_static('decay_rate_fn', decay_rate_fn)}"
+        )
 
     def decay(count: jax.Array) -> Any:
         rate = decay_rate(count) if callable(decay_rate) else decay_rate
@@ -216,5 +220,5 @@ def scale_by_factored_rms(
         decay=decay,
         epsilon=epsilon,
         factored=check_flag("scale_by_factored_rms", "factored", factored),
-        min_dim_size_to_factor=int(min_dim_size_to_factor),
+        min_dim_size_to_factor=min_dim_size_to_factor,
     )

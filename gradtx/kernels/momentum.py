@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
 from gradtx.explicit import laid_out_as
-from gradtx.kernel import COUNT, DECAY, KEPT, Kernel, Slot, check, check_flag
+from gradtx.kernel import DECAY, KEPT, Kernel, Slot, check_flag, check_static
 from gradtx.kernels.arithmetic import debias as debiased
 from gradtx.lift import lift
 
@@ -209,5 +209,5 @@ def simple_moving_average(window: int) -> optax.GradientTransformationExtraArgs:
         [1.5]
         [4.]
     """
-    window = check("simple_moving_average", "window", window, COUNT)
-    return lift(SIMPLE_MOVING_AVERAGE, window=int(window))
+    window = check_static("simple_moving_average", "window", window)
+    return lift(SIMPLE_MOVING_AVERAGE, window=window)

@@ -12,10 +12,10 @@ from jax.typing import DTypeLike
 
 from gradtx import norms
 from gradtx.explicit import gathered, laid_out_as
-from gradtx.kernel import check_dtype
+from gradtx.kernel import check_dtype, check_static
 from gradtx.kernels.products import adjoint
 from gradtx.lengths import direction
-from gradtx.messages import shown
+from gradtx.messages import for_static, shown
 
 NS_COEFFS = (3.4445, -4.7750, 2.0315)
 _PRESETS = {
@@ -61,6 +61,7 @@ def newton_schulz_options(
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{owner}: ns_coeffs must be numbers or one of {list(_PRESETS)}, got {shown(ns_coeffs)}"
+            f"{for_static('ns_coeffs', ns_coeffs)}"
         ) from error
     if coefficients.ndim not in (1, 2) or coefficients.shape[-1] != 3 or not coefficients.size:
         raise ValueError(
@@ -68,8 +69,7 @@ def newton_schulz_options(
         )
     if not np.all(np.isfinite(coefficients)):
         raise ValueError(f"{owner}: ns_coeffs must be finite, got {shown(ns_coeffs)}")
-    if isinstance(ns_steps, bool) or not isinstance(ns_steps, int | np.integer) or ns_steps < 1:
-        raise ValueError(f"{owner}: ns_steps must be a whole number >= 1, got {shown(ns_steps)}")
+    ns_steps = check_static(owner, "ns_steps", ns_steps)
     if preconditioning not in get_args(Preconditioning):
         raise ValueError(
             f"{owner}: preconditioning must be one of {list(get_args(Preconditioning))}, "
@@ -78,9 +78,7 @@ def newton_schulz_options(
     rows = coefficients.tolist()
     return {
         "coefficients": tuple(map(tuple, rows)) if coefficients.ndim == 2 else tuple(rows),
-        "iteration": Iteration(
-            int(ns_steps), preconditioning, check_dtype(owner, "ns_dtype", ns_dtype)
-        ),
+        "iteration": Iteration(ns_steps, preconditioning, check_dtype(owner, "ns_dtype", ns_dtype)),
     }
 
 

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
 from gradtx.explicit import each_back, gathered, laid_out_as, switch_on_whole
-from gradtx.kernel import COUNT, DECAY, NON_NEGATIVE, SHARE, Kernel, Slot, check
+from gradtx.kernel import DECAY, NON_NEGATIVE, SHARE, Kernel, Slot, check_static
 from gradtx.kernels.arithmetic import debias, sum_of_weights
 from gradtx.kernels.products import (
     adjoint,
@@ -171,8 +171,6 @@ def scale_by_shampoo(
          [ 0. -1.]]
     """
     owner = "scale_by_shampoo"
-    update_interval = check(owner, "update_interval", update_interval, COUNT)
-    max_dimension = check(owner, "max_dimension", max_dimension, COUNT)
     return lift(
         SHAMPOO,
         dtypes={"mu": mu_dtype},
@@ -180,6 +178,6 @@ def scale_by_shampoo(
         b2=b2,
         eps=eps,
         averages=b1 is not None,
-        update_interval=int(update_interval),
-        max_dimension=int(max_dimension),
+        update_interval=check_static(owner, "update_interval", update_interval),
+        max_dimension=check_static(owner, "max_dimension", max_dimension),
     )

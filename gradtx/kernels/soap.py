@@ -14,7 +14,7 @@ from optax import ScalarOrSchedule
 
 from gradtx import norms
 from gradtx.explicit import each_back, gathered, laid_out_as, switch_on_whole
-from gradtx.kernel import COUNT, DECAY, NON_NEGATIVE, Kernel, Slot, check
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, check_static
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.kernels.products import (
     adjoint,
@@ -215,8 +215,7 @@ def scale_by_soap(
         0.60 0.80
     """
     owner = "scale_by_soap"
-    precondition_frequency = check(owner, "precondition_frequency", precondition_frequency, COUNT)
-    max_precond_dim = check(owner, "max_precond_dim", max_precond_dim, COUNT)
+    frequency = check_static(owner, "precondition_frequency", precondition_frequency)
     return lift(
         SOAP,
         dtypes={"mu": mu_dtype},
@@ -224,6 +223,6 @@ def scale_by_soap(
         b2=b2,
         shampoo_beta=b2 if shampoo_beta is None else shampoo_beta,
         eps=eps,
-        precondition_frequency=int(precondition_frequency),
-        max_precond_dim=int(max_precond_dim),
+        precondition_frequency=frequency,
+        max_precond_dim=check_static(owner, "max_precond_dim", max_precond_dim),
     )

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from gradtx import norms, trees
 from gradtx.kernel import NON_NEGATIVE, check
-from gradtx.messages import shown
+from gradtx.messages import for_static, shown
 from gradtx.stored import to_store
 
 
@@ -38,7 +38,10 @@ def as_axes(owner: str, axis: Any) -> tuple[int, ...] | None:
         return None
     axes = tuple(axis) if isinstance(axis, tuple | list) else (axis,)
     if not all(isinstance(a, int) for a in axes):
-        raise ValueError(f"{owner}: axis must be an integer or several, got {shown(axis)}")
+        raise ValueError(
+            f"{owner}: axis must be an integer or several, got {shown(axis)}"
+            f"{for_static('axis', axis)}"
+        )
     return axes
 
 

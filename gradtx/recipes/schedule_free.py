@@ -7,7 +7,7 @@ from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx.compose.sequence import chain
-from gradtx.kernel import COUNT, DECAY, check, check_hyperparameter
+from gradtx.kernel import DECAY, check_hyperparameter, check_static
 from gradtx.kernels.adaptive import scale_by_rms
 from gradtx.kernels.scale import scale_by_learning_rate, weight_decay_of
 from gradtx.recipes.descent import sgd
@@ -141,7 +141,7 @@ def _warmed_up(
 ) -> ScalarOrSchedule:
     if warmup_steps is None:
         return learning_rate
-    length = check(owner, "warmup_steps", warmup_steps, COUNT)
+    length = check_static(owner, "warmup_steps", warmup_steps)
     if not callable(learning_rate):
         return warmup_constant_schedule(0.0, learning_rate, length)
     share = warmup_constant_schedule(0.0, 1.0, length)

@@ -19,7 +19,7 @@ from gradtx.effect import IN_SERIES
 from gradtx.explicit import layout_of
 from gradtx.inputs import as_gradients, check_state, trained
 from gradtx.joined import Finish, Leaves, join
-from gradtx.kernel import COUNT, check, check_flag
+from gradtx.kernel import check_flag, check_static
 from gradtx.lift import kernel_of, options_of
 from gradtx.placement import with_numbers_placed
 from gradtx.select import Specification
@@ -120,8 +120,9 @@ def grouped(
     elementwise = check_flag("grouped", "elementwise", elementwise)
     inner = as_transformation(_OWNER, "tx", tx)
     check_preserved(_OWNER, inner, elementwise)
-    size = int(check(_OWNER, "group_size", group_size, COUNT))
-    limit = None if max_leaf_size is None else check(_OWNER, "max_leaf_size", max_leaf_size, COUNT)
+    size = check_static(_OWNER, "group_size", group_size)
+    limit = max_leaf_size
+    limit = None if limit is None else check_static(_OWNER, "max_leaf_size", limit)
     chosen = all_leaves if select is None else selection(select)
     return _Grouping(_OWNER, inner, chosen, size, limit).transformation()
 

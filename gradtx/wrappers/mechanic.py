@@ -20,7 +20,14 @@ from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
 from gradtx.inputs import check_given
-from gradtx.kernel import COUNT, NON_NEGATIVE, POSITIVE, check, check_flag, check_hyperparameter
+from gradtx.kernel import (
+    NON_NEGATIVE,
+    POSITIVE,
+    check,
+    check_flag,
+    check_hyperparameter,
+    check_static,
+)
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.leaves import Aligned, equation, map_parameters, parameters_of
 from gradtx.lift import evaluate
@@ -95,10 +102,10 @@ def mechanize(
     weight_decay = check_hyperparameter(_OWNER, "weight_decay", weight_decay, NON_NEGATIVE)
     eps = check(_OWNER, "eps", eps, POSITIVE)
     s_init = check(_OWNER, "s_init", s_init, POSITIVE)
-    num_betas = check(_OWNER, "num_betas", num_betas, COUNT)
+    num_betas = check_static(_OWNER, "num_betas", num_betas)
 
     def init(params: Any) -> MechanicState:
-        zeros = jnp.zeros(int(num_betas), norms.widest(parameters_of(params)))
+        zeros = jnp.zeros(num_betas, norms.widest(parameters_of(params)))
         return MechanicState(
             base_optimizer_state=inner.init(params),
             count=jnp.zeros([], jnp.int32),

@@ -21,7 +21,7 @@ from gradtx.effect import Effect
 from gradtx.explicit import gathered, laid_out_as
 from gradtx.inputs import check_state
 from gradtx.joined import Finish, Leaves, join
-from gradtx.kernel import ANY_NUMBER, COUNT, check, check_hyperparameter
+from gradtx.kernel import ANY_NUMBER, COUNT, check, check_hyperparameter, check_static
 from gradtx.kernels.adam import scale_by_adam
 from gradtx.kernels.matrices import (
     MatrixAxes,
@@ -100,9 +100,7 @@ def scale_by_galore(
          [0. 0.]]
     """
     owner = "scale_by_galore"
-    if not isinstance(rank, int):
-        raise ValueError(f"{owner}: rank must be an int, got {shown(rank)}")
-    rank = check(owner, "rank", rank, COUNT)
+    rank = check_static(owner, "rank", rank)
     update_proj_gap = check(owner, "update_proj_gap", update_proj_gap, COUNT)
     scale = check_hyperparameter(owner, "scale", scale, ANY_NUMBER)
     if projected_side not in (*_SIDES,):

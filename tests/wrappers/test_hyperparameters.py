@@ -377,3 +377,81 @@ def test_what_is_not_a_factory_is_refused(wrap):
 def test_what_does_not_make_a_transformation_is_refused():
     with pytest.raises(ValueError, match="must be a gradient transformation"):
         gradtx.with_hyperparams(lambda rate: rate, 0.1)
+
+
+# What the program itself depends on, of a factory and its other arguments.
+STATIC = {
+    ("adamini", "blocks"): {"learning_rate": 0.1},
+    ("centralize", "axis"): {},
+    ("grouped", "group_size"): {"tx": gradtx.sgd(0.1)},
+    ("grouped", "max_leaf_size"): {"tx": gradtx.sgd(0.1)},
+    ("mechanize", "num_betas"): {"base_optimizer": gradtx.sgd(0.1)},
+    ("scale_by_factored_rms", "min_dim_size_to_factor"): {},
+    ("scale_by_galore", "rank"): {},
+    ("scale_by_muon", "ns_coeffs"): {},
+    ("scale_by_muon", "ns_dtype"): {},
+    ("scale_by_muon", "ns_steps"): {},
+    ("scale_by_normuon", "ns_steps"): {},
+    ("scale_by_shampoo", "max_dimension"): {},
+    ("scale_by_shampoo", "update_interval"): {},
+    ("scale_by_soap", "max_precond_dim"): {},
+    ("scale_by_soap", "precondition_frequency"): {},
+    ("schedule_free_sgd", "warmup_steps"): {"learning_rate": 0.1},
+    ("simple_moving_average", "window"): {},
+}
+
+
+@pytest.mark.parametrize(("name", "argument"), STATIC)
+def test_what_the_program_depends_on_cannot_be_traced(name, argument):
+    factory = functools.partial(getattr(gradtx, name), **STATIC[name, argument])
+
+    def shapes_of(value):
+        return factory(**{argument: value}).init(jnp.ones((4, 4)))
+
+    message = (
+        rf"^\w+: {argument} must be .*, got JitTracer.*; gradtx.inject_hyperparams leaves it "
+        rf"alone, and so does that of optax with static_args=\('{argument}',\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(shapes_of, jnp.int32(3))
+
+
+@pytest.mark.parametrize("name", ["adopt", "scale_by_factored_rms"])
+def test_functions_that_optax_calls_as_schedules(name):
+    lent = {} if name.startswith("scale") else {"learning_rate": 0.1}
+    injected = optax.inject_hyperparams(getattr(gradtx, name))
+    message = r"_fn must be a function, got .*; gradtx\.inject_"
+    with jax.numpy_dtype_promotion("standard"), pytest.raises(ValueError, match=message):
+        injected(**lent).init(jnp.ones(2))
+    gradtx.inject_hyperparams(getattr(gradtx, name))(**lent).init(jnp.ones(2))
+
+
+def test_injected_muon_of_optax_compiles_with_the_argument_that_its_message_names():
+    params = {"w": jnp.diag(jnp.array([3.0, 2.0]))}
+    tx = optax.inject_hyperparams(gradtx.muon)(learning_rate=0.5)
+    with pytest.raises(ValueError, match=r"static_args=\('ns_steps',\)"):
+        jax.eval_shape(tx.update, params, tx.init(params), params)
+    expected, _ = gradtx.muon(0.5).update(params, gradtx.muon(0.5).init(params), params)
+    static = optax.inject_hyperparams(gradtx.muon, static_args=("ns_steps",))
+    for make in (static, gradtx.inject_hyperparams(gradtx.muon)):
+        tx = make(learning_rate=0.5)
+        updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+        np.testing.assert_allclose(updates["w"], expected["w"], rtol=1e-5, atol=1e-6)
+
+
+def test_flag_cannot_be_traced():
+    message = r"^trace: nesterov must be known when the program is made, got JitTracer"
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda flag: gradtx.trace(0.9, flag).init(jnp.ones(2)), jnp.bool_(True))
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [("scale_by_soap", "precondition_frequency"), ("scale_by_muon", "ns_steps")],
+)
+def test_schedule_where_only_a_number_is_possible(name, argument):
+    message = rf"^{name}: {argument} must be a number, not a schedule, got <function falling"
+    with pytest.raises(ValueError, match=message):
+        getattr(gradtx, name)(**{argument: falling})
+    with pytest.raises(ValueError, match=rf"^{name}: {argument} must be a number, got <class"):
+        getattr(gradtx, name)(**{argument: int})

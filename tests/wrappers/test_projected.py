@@ -269,7 +269,7 @@ def test_dimension_numbers_must_have_the_structure_of_the_parameters(numbers):
     wrong_arguments(
         gradtx.scale_by_galore,
         {},
-        rank=(2.0, *COUNT),
+        rank=COUNT,
         update_proj_gap=COUNT,
         scale=ANY_NUMBER,
         base_optimizer=(0.5,),
