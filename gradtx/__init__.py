@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import ismodule
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,22 @@ def __getattr__(name: str) -> Any:
     elif find_spec(f"gradtx.{name}"):
         value = import_module(f"gradtx.{name}")
     else:
-        raise AttributeError(f"module 'gradtx' has no attribute {name!r}")
+        raise AttributeError(f"module 'gradtx' has no attribute {name!r}{_in_optax(name)}")
     globals()[name] = value
     return value
+
+
+def _in_optax(name: str) -> str:
+    """Where optax has what gradtx has not, as losses and projections, for a message."""
+    import optax
+
+    if name.startswith("_") or name not in vars(optax):
+        return ""
+    own = vars(optax)[name]
+    public = {each for each in dir(own) if not each.startswith("_")} if ismodule(own) else set()
+    if public and public <= {*_HOMES}:
+        return f"; the names of optax.{name} are in gradtx itself"
+    return f"; it is in optax: optax.{name}"
 
 
 def __dir__() -> list[str]:

@@ -161,9 +161,39 @@ def real_scalar(owner: str, loss: Any) -> jax.Array:
     """
     dtype = getattr(loss, "dtype", None)
     if dtype is None or loss.shape or not jnp.issubdtype(dtype, jnp.floating):
-        got = type(loss).__name__ if dtype is None else f"{dtype} of shape {loss.shape}"
-        raise ValueError(f"{owner}: the loss must be a real scalar, got {got}")
+        raise ValueError(f"{owner}: the loss must be a real scalar, got {_kind_of(loss)}")
     return loss
+
+
+def _kind_of(loss: Any) -> str:
+    is_array = hasattr(loss, "dtype")
+    return f"{loss.dtype} of shape {loss.shape}" if is_array else describe_state(loss)
+
+
+def loss_and_aux(owner: str, result: Any, *, has_aux: bool) -> tuple[jax.Array, Any]:
+    """The loss, and what else a loss function returned; None: nothing else.
+
+    Args:
+        owner: name of the caller, which has an argument `has_aux` and opens error messages.
+        result: what a loss function returned.
+        has_aux: whether it returns a pair of the loss and something else.
+
+    Raises:
+        ValueError: if the result is no such pair, or the loss is not a real number.
+    """
+    is_several = isinstance(result, tuple | list)
+    if has_aux and not (is_several and len(result) == 2):
+        raise ValueError(
+            f"{owner}: with has_aux=True the loss function must return a pair, (loss, aux), got "
+            f"{_kind_of(result)}"
+        )
+    if is_several and not has_aux:
+        raise ValueError(
+            f"{owner}: the loss must be a real scalar, got {_kind_of(result)}; if it returns "
+            "(loss, aux), pass has_aux=True"
+        )
+    loss, aux = result if has_aux else (result, None)
+    return real_scalar(owner, loss), aux
 
 
 def is_transformation(value: Any) -> bool:

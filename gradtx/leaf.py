@@ -144,12 +144,13 @@ class LeafStep:
 
     def _check_shapes(self, g: Any, slots: Any, update: Any, new: list[Any]) -> None:
         """Refuse what a kernel returned if it does not fit what it was given."""
-        names = ["an update"] + [
-            f"a {name or f'slot {number}'}" for number, (name, _) in enumerate(self.slots)
+        names = ["the update"] + [
+            f"the slot {name or number!r}" for number, (name, _) in enumerate(self.slots)
         ]
         if len(new) != len(slots):
+            s = "" if not new else "s"
             raise ValueError(
-                f"{self.name}: the kernel returned {1 + len(new)} arrays, expected "
+                f"{self.name}: the kernel returned {1 + len(new)} array{s}, expected {len(names)}: "
                 f"{', '.join(names)}"
             )
         for what, returned, like in zip(names, (update, *new), (g, *slots), strict=True):
@@ -157,7 +158,7 @@ class LeafStep:
             expected = jax.tree.map(np.shape, like, is_leaf=trees.is_stored)
             if found != expected:
                 raise ValueError(
-                    f"{self.name}: the kernel returned {what} of shape {found} for a gradient of "
+                    f"{self.name}: the kernel returned {what} with shape {found} for a gradient of "
                     f"shape {g.shape}, expected shape {expected}"
                 )
 

@@ -98,9 +98,15 @@ def test_kernel_that_changes_the_shape_is_refused():
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        (lambda g, *, trace: g, "returned 1 arrays, expected an update, a trace"),
-        (lambda g, *, trace: (g, trace, g), "returned 3 arrays"),
-        (lambda g, *, trace: (g, jnp.sum(g)), r"a trace of shape \(\).*expected shape \(3,\)"),
+        (lambda g, *, trace: g, "returned 1 array, expected 2: the update, the slot 'trace'"),
+        (
+            lambda g, *, trace: (g, trace, g),
+            "returned 3 arrays, expected 2: the update, the slot 'trace'",
+        ),
+        (
+            lambda g, *, trace: (g, jnp.sum(g)),
+            r"the slot 'trace' with shape \(\).*expected shape \(3,\)",
+        ),
     ],
     ids=["too-few", "too-many", "shape"],
 )

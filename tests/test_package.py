@@ -144,6 +144,24 @@ def test_importing_gradtx_imports_no_room_before_it_is_asked_for():
     assert "testing" in after
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("softmax_cross_entropy", r"; it is in optax: optax\.softmax_cross_entropy$"),
+        ("losses", r"; it is in optax: optax\.losses$"),
+        ("contrib", r"; the names of optax\.contrib are in gradtx itself$"),
+        ("softmax_cross_entropi", "$"),
+        ("_src", "$"),
+    ],
+)
+def test_names_that_stay_in_optax(name, message):
+    with pytest.raises(
+        AttributeError, match=f"^module 'gradtx' has no attribute '{name}'{message}"
+    ):
+        getattr(gradtx, name)
+    assert not hasattr(gradtx, name)
+
+
 def test_the_package_is_used_like_any_other():
     scope = {}
     exec("from gradtx import *", scope)

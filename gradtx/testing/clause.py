@@ -6,7 +6,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gradtx.testing.capabilities import arguments_for, check_capabilities
+from gradtx.testing.capabilities import CAPABILITIES, arguments_for, check_capabilities
 from gradtx.testing.report import ConformanceError, Failure, failure_of
 from gradtx.testing.trees import gradients_like, is_parameter, usual_parameters
 
@@ -192,8 +192,15 @@ class Clause:
         try:
             self._check(case)
         except Exception as error:
-            return failure_of(error, self.name, self._asks, self._given, self._hint)
+            failure = failure_of(error, self.name, self._asks, self._given, self._hint)
+            return replace(failure, hint="; ".join(filter(None, [failure.hint, self._exemption])))
         return None
+
+    @property
+    def _exemption(self) -> str:
+        """How to say that the transformation needs what the clause changes."""
+        ways = [f'`capabilities=("{name}",)`' for name in CAPABILITIES if name in self.unless]
+        return f"if it needs that, say so with {' or '.join(ways)}" if ways else ""
 
 
 def clause(

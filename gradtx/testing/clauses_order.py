@@ -21,8 +21,7 @@ from gradtx.testing.trees import is_parameter
     asks="steps with the leaves in another container",
     given="",
     unless=("names", "whole_tree"),
-    hint="map over leaves with `jax.tree.map`; if leaves are meant to be told apart by their names "
-    'or places, say so with `capabilities=["names"]`',
+    hint="map over leaves with `jax.tree.map`, and tell none apart by its name or place",
 )
 def check_order(case: Case) -> None:
     """The order of leaves, their names and their containers do not matter.

@@ -14,6 +14,8 @@ _FOREIGN = frozenset({"jax", "jaxlib", "numpy", "equinox", "jaxtyping", "beartyp
 _NOT_THERE = (Path(__file__).parent, Path(sysconfig.get_path("stdlib")))
 _CHARACTERS = 200
 
+# The extra arguments that a check passes on where `capabilities` names them.
+_SERVED = "value|grad|value_fn"
 _BRANCH = "use `jnp.where` or `jax.lax.cond` in place of `if`, `and`, `or` and `while`"
 _NUMBER = "keep numbers in jax arrays, and move what has to be known in advance out of the update"
 _STRUCTURE = (
@@ -75,7 +77,19 @@ _EXPLAINED: tuple[tuple[type[BaseException], str, str, str], ...] = (
         TypeError,
         r"missing \d+ required (positional|keyword-only) arguments?: (?P<name>.*)",
         "a demand for the argument {name}",
-        "pass `extra_args=`, or name what it needs in `capabilities=`",
+        "{served}",
+    ),
+    (
+        KeyError,
+        rf"^'(?P<name>{_SERVED})'$",
+        "a demand for the argument '{name}'",
+        "{served}",
+    ),
+    (
+        ValueError,
+        r"call update\(.*, (?P<name>\w+)=",
+        "a demand for the argument '{name}'",
+        "{served}",
     ),
     (
         TypeError,
@@ -172,9 +186,23 @@ def explained(error: BaseException) -> tuple[str, str]:
     for kind, pattern, meaning, hint in _EXPLAINED:
         found = re.search(pattern, text)
         if isinstance(error, kind) and found:
-            return f"{meaning.format(**found.groupdict())} ({type(error).__name__}{at})", hint
+            names = {**found.groupdict(), "served": _served(found.groupdict().get("name", ""))}
+            return f"{meaning.format(**names)} ({type(error).__name__}{at})", hint.format(**names)
     text = text if len(text) <= _CHARACTERS else f"{text[:_CHARACTERS]}..."
     return f"{type(error).__name__}{at}: {text}", ""
+
+
+def _served(names: str) -> str:
+    """How the checks pass extra arguments on, which a message names."""
+    known, others = [], []
+    for name in re.findall(r"\b(?!and\b)[a-zA-Z_]\w*", names):
+        (known if name in _SERVED.split("|") else others).append(name)
+    by_name = ", ".join(f'"{name}"' for name in known) + "," * (len(known) == 1)
+    given = ", ".join(f'"{name}": ...' for name in others)
+    ways = ([f"pass `capabilities=({by_name})`"] if known else []) + (
+        [f"pass `extra_args={{{given}}}`"] if others else []
+    )
+    return " and ".join(ways)
 
 
 def place_of(error: BaseException) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from gradtx import trees
+from gradtx.inputs import loss_and_aux
 from gradtx.kernel import COUNT, check
 from gradtx.messages import shown
 from gradtx.stored import to_store
@@ -43,7 +44,8 @@ def accumulate_grads(
 
     Raises:
         ValueError: if `micro_batches` is not a whole number >= 1, or `loss_fn` is not a
-            function; on call, if the first axes of the arrays differ or are not divisible by k.
+            function; on call, if the first axes of the arrays differ or are not divisible by k, or
+            the loss is not a real scalar, with `has_aux` the first of a pair.
 
     Example:
         >>> import jax.numpy as jnp
@@ -70,7 +72,9 @@ def accumulate_grads(
             filled = list(leaves)
             for i, array in zip(active, arrays, strict=True):
                 filled[i] = array
-            return loss_fn(treedef.unflatten(filled), part)
+            result = loss_fn(treedef.unflatten(filled), part)
+            loss, aux = loss_and_aux(_OWNER, result, has_aux=has_aux)
+            return (loss, aux) if has_aux else loss
 
         value_and_grad = jax.value_and_grad(loss_of, has_aux=has_aux)
         arrays = [jnp.asarray(leaves[i]) for i in active]

@@ -195,6 +195,7 @@ class Checkpoints:
             if found:
                 raise ValueError(
                     f"{owner}: target does not fit the checkpoint {folder}:{saved.lines_of(found)}"
+                    f"{saved.advice(found)}"
                 )
             if check_settings:
                 self._compare_settings(owner, folder, run["settings"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -121,6 +122,17 @@ def stored(tree: Any) -> Any:
         return np.asarray(data) if is_own or not isinstance(data, jax.Array) else data
 
     return jax.tree.map(one, tree)
+
+
+def advice(found: Sequence[str]) -> str:
+    """What to do about differences, if some may be in the state of an optimizer."""
+    elsewhere = re.compile(r"'(params|model_state|step|key)(/|')")
+    if all(map(elsewhere.match, found)):
+        return ""
+    return (
+        "\nTo go on with another optimizer, restore the state of the old one, and carry it over "
+        "with gradtx.migrate."
+    )
 
 
 def to_restore(owner: str, target: Any, saved: Leaves) -> Any:

@@ -11,6 +11,10 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gradtx.compose.sequence import as_transformation
+from gradtx.messages import shown
+from gradtx.trees import path_name
+
+_OWNER = "TrainState.create"
 
 
 class TrainState(NamedTuple):
@@ -59,7 +63,8 @@ class TrainState(NamedTuple):
         devices, arrays of the state that are not placed yet are replicated over that mesh.
 
         Args:
-            params: the parameters, a tree of arrays or numbers.
+            params: the parameters, a tree of arrays or numbers. Functions and other settings, as
+                in a module of equinox, have no place in it: `equinox.partition` takes them out.
             tx: the gradient transformation that will update them.
             model_state: the rest of the network's state, a tree of arrays; None: there is none.
             key: the PRNG key of the run, for a loss with dropout or other noise.
@@ -68,7 +73,8 @@ class TrainState(NamedTuple):
             The state, with `step` 0.
 
         Raises:
-            ValueError: if `tx` is not a gradient transformation.
+            ValueError: if `tx` is not a gradient transformation, or a leaf is neither an array nor
+                a number, naming its path.
 
         Example:
             >>> import jax
@@ -79,9 +85,32 @@ class TrainState(NamedTuple):
             >>> state.params.shape, state.key.dtype
             ((3,), key<fry>)
         """
-        tx = as_transformation("TrainState.create", "tx", tx)
+        tx = as_transformation(_OWNER, "tx", tx)
+        for argument, tree in (("params", params), ("model_state", model_state)):
+            _check_arrays(argument, tree)
         state = cls(params, tx.init(params), jnp.zeros([], jnp.int32), model_state, key)
         return _on_one_mesh(jax.tree.map(_copy, state))
+
+
+def _check_arrays(argument: str, tree: Any) -> None:
+    """Refuse functions, texts and other leaves that a compiled step cannot take."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    wrong = {path_name(path): leaf for path, leaf in leaves if not _is_array(leaf)}
+    if wrong:
+        path, leaf = next(iter(wrong.items()))
+        others = len(wrong) - 1
+        more = (
+            f", and {others:,} other lea{'f' if others == 1 else 'ves'} like it" if others else ""
+        )
+        raise ValueError(
+            f"{_OWNER}: {argument} must be a tree of arrays, got {shown(leaf)} at '{path}'{more}; "
+            "take it out with equinox.partition(model, equinox.is_array), and put it back in the "
+            "loss with equinox.combine"
+        )
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex)
 
 
 def _copy(leaf: Any) -> Any:

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from gradtx import norms, trees
 from gradtx.compose.sequence import as_transformation
-from gradtx.inputs import real_scalar
+from gradtx.inputs import loss_and_aux, real_scalar
 from gradtx.kernel import ANY_NUMBER, check_hyperparameter
 from gradtx.leaves import Aligned
 from gradtx.lift import evaluate
@@ -182,7 +182,7 @@ class _Loss:
         """The loss, the new model state (or the old one) and aux (or no metrics)."""
         result = self.function(*self._arguments(params, state, batch))
         if not (self.has_model_state or self.has_aux):
-            return real_scalar(_OWNER, result), (state.model_state, {})
+            return loss_and_aux(_OWNER, result, has_aux=False)[0], (state.model_state, {})
         loss, rest = _pair("loss_fn must return (loss, ...)", result)
         if self.has_model_state and self.has_aux:
             model_state, aux = _pair("loss_fn must return (loss, (model_state, aux))", rest)

@@ -129,3 +129,43 @@ def test_a_message_has_fewer_than_ten_lines_and_says_that_only_promises_are_brok
     with pytest.raises(ConformanceError) as caught:
         check_transformation(by_name(), PARAMS)
     assert "level='must'" not in str(caught.value)
+
+
+NEEDING = {
+    "value": gradtx.polyak_sgd(),
+    "value of optax": optax.polyak_sgd(),
+    "value_fn": gradtx.scale_by_newton(),
+    "value, grad, value_fn": optax.scale_by_backtracking_linesearch(3),
+    "obj_fn": gradtx.hutchinson_estimator_diag_hessian(0),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("value", 'capabilities=("value",)'),
+        ("value of optax", 'capabilities=("value",)'),
+        ("value_fn", 'capabilities=("value_fn",)'),
+        ("value, grad, value_fn", 'capabilities=("value", "grad", "value_fn")'),
+        ("obj_fn", 'extra_args={"obj_fn": ...}'),
+    ],
+)
+def test_a_missing_extra_argument_is_named_as_it_is_passed(name, way):
+    with pytest.raises(ConformanceError) as caught:
+        check_transformation(NEEDING[name], PARAMS)
+    _, look = str(caught.value).splitlines()
+    assert look == f"    Look at: pass `{way}`."
+
+
+@pytest.mark.parametrize(
+    ("clause", "ways"),
+    [
+        ("none_leaves", ["names", "whole_tree"]),
+        ("missing_gradients", ["names", "whole_tree", "own_clock"]),
+    ],
+)
+def test_a_clause_names_the_capabilities_that_exempt_from_it(clause, ways):
+    with pytest.raises(ConformanceError) as caught:
+        clauses()[clause](by_name(), PARAMS)
+    told = " or ".join(f'`capabilities=("{way}",)`' for way in ways)
+    assert str(caught.value).endswith(f"; if it needs that, say so with {told}.")

@@ -123,3 +123,18 @@ def test_a_batch_that_cannot_be_cut_is_refused(batch, message):
 )
 def test_wrong_argument(factory, arguments, name, value):
     check_refused(factory, arguments, name, value)
+
+
+def test_what_the_loss_returns_must_be_what_has_aux_says():
+    def pair(params, batch):
+        return squared_errors(params, batch), {"seen": 1}
+
+    params, batch = {"w": jnp.ones(5)}, {"x": jnp.ones((4, 5)), "y": jnp.ones(4)}
+    message = r"^accumulate_grads: .* got tuple of length 2; .* \(loss, aux\), pass has_aux=True"
+    with pytest.raises(ValueError, match=message):
+        accumulate_grads(pair, 2)(params, batch)
+    message = (
+        r"^accumulate_grads: with has_aux=True .* pair, \(loss, aux\), got float\d+ of shape \(\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        accumulate_grads(squared_errors, 2, has_aux=True)(params, batch)

@@ -309,7 +309,9 @@ def test_a_message_about_a_large_tree_stays_short(tmp_path):
         checkpoints.save({f"layer{i}": np.ones(1) for i in range(50)}, step=0)
         with pytest.raises(ValueError, match="and 44 more") as refusal:
             checkpoints.restore({f"layer{i}": np.ones(2) for i in range(50)})
-    assert len(str(refusal.value).split("\n")) == 8
+    *lines, advice = str(refusal.value).split("\n")
+    assert len(lines) == 8
+    assert advice.endswith("carry it over with gradtx.migrate.")
 
 
 def test_other_settings_are_named(tmp_path):
@@ -399,3 +401,16 @@ def test_no_file_is_a_pickle(tmp_path):
         # The opcode that a pickle of protocol 2 or later begins with, and that each ends with.
         data = path.read_bytes()
         assert not (data[:1] == b"\x80" and data[-1:] == b"."), path
+
+
+def test_state_of_another_optimizer_is_for_migrate(tmp_path):
+    params = {"w": jnp.ones(2)}
+    old, new = gradtx.sgd(0.1, momentum=0.9), gradtx.adam(0.1)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(TrainState.create(params, old), step=0)
+        with pytest.raises(ValueError, match=r"'opt_state/0/mu/w'[^$]*gradtx\.migrate"):
+            checkpoints.restore(TrainState.create(params, new))
+        # As the message says.
+        state = checkpoints.restore(TrainState.create(params, old)).state
+        moved = gradtx.migrate(state.opt_state, new, params)[0]
+        jax.block_until_ready(new.update(params, moved, params))

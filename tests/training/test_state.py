@@ -1,5 +1,6 @@
 """The state of a run: copied, strongly typed, on one mesh, and saved in checkpoints."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,3 +111,21 @@ def test_what_is_not_a_transformation_is_refused():
     message = "TrainState.create: tx must be a gradient transformation"
     with pytest.raises(ValueError, match=message):
         TrainState.create({"w": jnp.ones(2)}, gradtx.adam)
+
+
+def test_functions_among_the_parameters_are_named_with_the_remedy():
+    model = eqx.nn.MLP(2, "scalar", 4, 1, key=jax.random.key(0))
+    tx = gradtx.sgd(0.1)
+    message = (
+        r"^TrainState.create: params must be a tree of arrays, got .* at 'activation', and 1 other "
+        r"leaf .*; take it out with equinox\.partition\(model, equinox\.is_array\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        TrainState.create(model, tx)
+    with pytest.raises(ValueError, match=r"model_state must be .*, got 'train' at 'mode'; "):
+        TrainState.create({"w": 1.0}, tx, {"mode": "train"})
+    # As the message says.
+    arrays, rest = eqx.partition(model, eqx.is_array)
+    state = TrainState.create(arrays, tx)
+    x = jnp.ones(2)
+    np.testing.assert_array_equal(eqx.combine(state.params, rest)(x), model(x))

@@ -56,14 +56,16 @@ def check_up(
             passed on unchanged.
         has_aux: whether the loss returns a pair of the loss and something else.
         classes: the number of classes of a classifier; None: what the loss shows.
-        tx: the optimizer, a gradient transformation; None: nothing is said about updates.
+        tx: the optimizer, a gradient transformation; None: nothing is said about updates. Its first
+            update is looked at; whether training with it works shows only with `learning`.
         learning: whether to train on the batch, and see what the loss does. That takes a few
             seconds for a small network, and half as long again as the rest for a large one; see
             `check_learning`.
 
     Returns:
         A `CheckUp`: `findings` are sorted, the worst first, each with the place, the figures and a
-        cure. `print` shows them, `assert_healthy()` raises an error if there are any.
+        cure. `print` shows them, and `assert_healthy()` raises an error if one of them is worse
+        than a remark.
 
     Raises:
         ValueError: if `loss_fn` is not callable or does not return a real scalar, if `params` has
@@ -89,7 +91,8 @@ def check_up(
     examinations = (*_EXAMINATIONS, LEARNING) if learning else _EXAMINATIONS
     findings = _all_findings(subject, examinations)
     # The report is there unless it failed, which is then one of the findings.
-    return CheckUp(subject.loss, folded(findings), vars(subject).get("report"))
+    is_tried = tx is None or learning
+    return CheckUp(subject.loss, folded(findings), vars(subject).get("report"), is_tried=is_tried)
 
 
 def _all_findings(subject: Subject, examinations: Sequence[Examination]) -> list[Finding]:

@@ -6,6 +6,7 @@ import html
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from gradtx.diagnostics.checkup.finding import SEVERITIES, Finding
 from gradtx.diagnostics.checkup.kinds import KINDS
 from gradtx.diagnostics.signal.report import SignalReport
+from gradtx.messages import listed
 
 # How many findings an error message names.
 _MOST_NAMED = 3
@@ -26,11 +28,13 @@ class CheckUp:
         loss: the loss of the batch.
         findings: the findings, the worst first, each with those that follow from it.
         signal: the report on the signal in the layers; None: the loss has no layer.
+        is_tried: whether the optimizer that was given, if any, was trained with.
     """
 
     loss: float
     findings: tuple[Finding, ...]
     signal: SignalReport | None = None
+    is_tried: bool = True
 
     @property
     def is_healthy(self) -> bool:
@@ -49,7 +53,7 @@ class CheckUp:
         return tuple(one for one in self.findings if one.severity in allowed)
 
     def assert_healthy(self, *, ignore: Collection[str] = (), severity: str = "warning") -> None:
-        """Raise an error if something is wrong, for the test of a training set-up.
+        """Raise an error if a finding is worse than a remark, for the test of a training set-up.
 
         Args:
             ignore: kinds of findings that are on purpose.
@@ -62,9 +66,14 @@ class CheckUp:
         """
         if isinstance(ignore, str):
             raise ValueError(f"assert_healthy: ignore must hold several kinds, got {ignore!r}")
-        unknown = set(ignore) - {kind for kinds in KINDS.values() for kind in kinds}
+        all_kinds = [kind for kinds in KINDS.values() for kind in kinds]
+        unknown = sorted({str(kind) for kind in ignore} - {*all_kinds})
         if unknown:
-            raise ValueError(f"assert_healthy: ignore must hold kinds, got {sorted(unknown)}")
+            near = get_close_matches(unknown[0], all_kinds, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"they are {listed(all_kinds, 100)}"
+            raise ValueError(
+                f"assert_healthy: ignore must hold kinds of findings, got {listed(unknown)}; {hint}"
+            )
         wrong = [one for one in self.at_least(severity) if one.kind not in ignore]
         if wrong:
             lines = [f"{one.kind} ({one.place or one.source}): {one.sentence}" for one in wrong]
@@ -82,14 +91,15 @@ class CheckUp:
         return json.dumps(_plain(content), indent=2, allow_nan=False)
 
     def __str__(self) -> str:
+        rest = "" if self.is_tried else "; nothing was trained with tx: learning=True does that"
         if not self.findings:
-            return f"CheckUp: nothing found, loss {self.loss:.4g}"
+            return f"CheckUp: nothing found, loss {self.loss:.4g}{rest}"
         numbers = [
             f"{number} {severity}{'s' if number > 1 else ''}"
             for severity in SEVERITIES
             if (number := sum(one.severity == severity for one in self.findings))
         ]
-        title = f"CheckUp: {', '.join(numbers)}, loss {self.loss:.4g}"
+        title = f"CheckUp: {', '.join(numbers)}, loss {self.loss:.4g}{rest}"
         return "\n".join([title, *map(str, self.findings)])
 
     def _repr_html_(self) -> str:

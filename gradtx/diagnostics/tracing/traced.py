@@ -12,7 +12,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from gradtx import trees
 from gradtx.diagnostics.tracing.provenance import Origin, TracedValue
-from gradtx.inputs import real_scalar
+from gradtx.inputs import loss_and_aux
 from gradtx.messages import shown
 
 
@@ -96,7 +96,7 @@ def trace_loss(
         ]
         full_params, full_args = jax.tree.unflatten(treedef, full)
         result = loss_fn(full_params, *full_args)
-        return real_scalar(owner, result[0] if has_aux else result)
+        return loss_and_aux(owner, result, has_aux=has_aux)[0]
 
     arrays_of_params, arrays_of_data = (
         [jnp.asarray(leaf) for leaf, is_chosen in zip(leaves, chosen, strict=True) if is_chosen]

@@ -95,6 +95,47 @@ def test_assertion_names_the_worst(checked):
         checked.assert_healthy(severity="fatal")
     with pytest.raises(ValueError, match="ignore must hold several kinds, got 'unused'"):
         checked.assert_healthy(ignore="unused")
+    with pytest.raises(
+        ValueError, match=r"got \['class_imbalanc'\]; did you mean 'class_imbalance'"
+    ):
+        checked.assert_healthy(ignore=("class_imbalanc",))
+    with pytest.raises(ValueError, match=r"got \['xyz'\]; they are \['nan', .*'class_imbalance'"):
+        checked.assert_healthy(ignore=("xyz",))
+
+
+def test_remarks_are_no_faults():
+    remark = diagnostics.Finding("unseen", "remark", "not seen", "look at it", place="w")
+    checked = diagnostics.CheckUp(1.0, (remark,))
+    assert checked.is_healthy
+    checked.assert_healthy()
+    with pytest.raises(AssertionError, match="found 1 fault:"):
+        checked.assert_healthy(severity="remark")
+
+
+def test_an_optimizer_that_was_not_trained_with_is_mentioned(monkeypatch):
+    module = importlib.import_module("gradtx.diagnostics.checkup.check_up")
+    monkeypatch.setattr(module, "_EXAMINATIONS", ())
+    monkeypatch.setattr(module, "LEARNING", Examination(lambda subject: []))
+
+    def loss(params, x):
+        return jnp.mean((x @ params["w"] - x[:, 0] - 1) ** 2)
+
+    params = {"w": jnp.array([0.3, -0.2, 0.1, 0.5])}
+    message = "; nothing was trained with tx: learning=True does that"
+    for tx, learning in ((None, False), (optax.sgd(1e-2), False), (optax.sgd(1e-2), True)):
+        checked = diagnostics.check_up(loss, params, X, tx=tx, learning=learning)
+        assert str(checked).splitlines()[0].endswith(message) is (tx is not None and not learning)
+        assert (message in checked._repr_html_()) is not checked.is_tried
+
+
+def test_the_loss_returns_what_has_aux_says():
+    def pair(params, x):
+        return constant_loss(params, x), x
+
+    with pytest.raises(ValueError, match=r"got tuple of length 2; .* pass has_aux=True"):
+        diagnostics.check_up(pair, SICK, X)
+    with pytest.raises(ValueError, match=r"has_aux=True .* must return a pair, .* got float32"):
+        diagnostics.check_up(constant_loss, SICK, X, has_aux=True)
 
 
 def test_assertion_is_short_however_much_is_wrong():
