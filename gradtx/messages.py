@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import reprlib
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -88,6 +89,26 @@ def one_of_each(named: Mapping[str, _T], kind_of: Callable[[_T], Hashable]) -> d
     for name, value in named.items():
         firsts.setdefault(kind_of(value), (name, value))
     return dict(firsts.values())
+
+
+@contextlib.contextmanager
+def in_the_name_of(owner: str) -> Iterator[None]:
+    """Let the errors of `select` begin with the name of the function that the user called.
+
+    Example:
+        >>> from gradtx.messages import in_the_name_of
+        >>> with in_the_name_of("grouped"):
+        ...     raise ValueError("select: 'kernl' matches nothing")
+        Traceback (most recent call last):
+        ValueError: grouped: 'kernl' matches nothing
+    """
+    try:
+        yield
+    except ValueError as error:
+        name, colon, rest = str(error).partition(": ")
+        if name not in ("select", "select.groups"):
+            raise
+        raise ValueError(f"{owner}{colon}{rest}") from error
 
 
 class _Brief(reprlib.Repr):

@@ -105,7 +105,7 @@ def chain(*args: Transformation) -> ExtraArgs:
     def joined(leaves: Leaves, state: Any) -> Finish:
         if state is None:
             raise ValueError("chain: needs a state, got None; make one with init(params)")
-        if not isinstance(state, tuple | list) or len(state) != len(transformations):
+        if not _may_hold_states(state) or len(state) != len(transformations):
             raise ValueError(
                 f"chain: expected the states of {len(transformations)} transformations, got "
                 f"{describe_state(state)}; gradtx.migrate carries the state of another "
@@ -119,6 +119,12 @@ def chain(*args: Transformation) -> ExtraArgs:
 
     parts = tuple([Part("", tx) for tx in transformations])
     return composed("chain", parts, init, joined, joins=True, effect=IN_SERIES)
+
+
+def _may_hold_states(state: Any) -> bool:
+    """Whether it is a tuple or a list that is not the state of one transformation by its class."""
+    is_one = hasattr(state, "_fields") and type(state).__module__.startswith(("gradtx.", "optax."))
+    return isinstance(state, tuple | list) and not is_one
 
 
 def _in_container_of(state: Any, new_states: list[Any]) -> Any:

@@ -21,6 +21,7 @@ from gradtx.inputs import as_gradients, check_state, trained
 from gradtx.joined import Finish, Leaves, join
 from gradtx.kernel import check_flag, check_static
 from gradtx.lift import kernel_of, options_of
+from gradtx.messages import in_the_name_of
 from gradtx.placement import with_numbers_placed
 from gradtx.select import Specification
 from gradtx.select import select as selection
@@ -156,9 +157,9 @@ class Grouping:
 
     def may_be_in_groups(self, tree: Any) -> list[bool]:
         """For each leaf of a tree whether it may be in a group."""
-        return trees.flatten_like(
-            self.owner, "select", self.chosen(tree), "params", tree, subtrees=True
-        )
+        with in_the_name_of(self.owner):
+            chosen = self.chosen(tree)
+        return trees.flatten_like(self.owner, "select", chosen, "params", tree, subtrees=True)
 
     def placed(self, stack: jax.Array) -> jax.Array:
         """An array of the first state that is a stack, where it belongs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from optax import GradientTransformationExtraArgs as ExtraArgs
@@ -12,7 +12,7 @@ from gradtx import boxes
 from gradtx.compose.groups import partition
 from gradtx.kernel import ANY_NUMBER, Kernel, PerLeaf, check, check_hyperparameter
 from gradtx.lift import lift
-from gradtx.messages import shown
+from gradtx.messages import in_the_name_of, shown
 from gradtx.select import select
 
 Multipliers: TypeAlias = Mapping[str, ScalarOrSchedule] | Callable[[str], float]
@@ -83,8 +83,20 @@ def multiply_learning_rate(factors: Multipliers, rest: ScalarOrSchedule | None =
         check_hyperparameter(_OWNER, f"the factor of {label!r}", factor, ANY_NUMBER)
     return partition(
         {label: lift(MULTIPLY_LEARNING_RATE, factor=factor) for label, factor in by_label.items()},
-        select.groups({pattern: pattern for pattern in factors}, None if rest is None else _REST),
+        _labels(factors, None if rest is None else _REST),
     )
+
+
+def _labels(patterns: Iterable[str], rest: str | None) -> Callable[[Any], Any]:
+    """The pattern that each leaf matches, as a label."""
+    with in_the_name_of(_OWNER):
+        labels = select.groups({pattern: pattern for pattern in patterns}, rest)
+
+    def labels_of(tree: Any) -> Any:
+        with in_the_name_of(_OWNER):
+            return labels(tree)
+
+    return labels_of
 
 
 def _by_function(factor_of: Callable[[str], float]) -> ExtraArgs:

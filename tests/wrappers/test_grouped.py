@@ -419,3 +419,19 @@ def test_leaves_of_a_shard_map_are_stacked_on_each_device():
 
     found = jax.shard_map(step, mesh=mesh, in_specs=along, out_specs=along)(params)
     check_same(found, gradtx.update_and_apply(tx, params, tx.init(params), params)[0])
+
+
+def test_its_state_is_named_where_it_is_given_to_what_is_inside():
+    params = {"a": jnp.ones(3), "b": jnp.ones(3)}
+    # A chain of two, as the state has two fields.
+    for inner in (gradtx.sgd(0.1), gradtx.sgd(0.1, momentum=0.9), gradtx.scale_by_adam()):
+        state = gradtx.grouped(inner).init(params)
+        with pytest.raises(ValueError, match=r"got GroupedState with .*; .*gradtx\.migrate"):
+            inner.update(params, state, params)
+        moved, _ = gradtx.migrate(state, inner, params)
+        inner.update(params, moved, params)
+
+
+def test_a_pattern_without_a_leaf_is_refused_in_its_name():
+    with pytest.raises(ValueError, match=r"^grouped: 'kernl' matches none of the paths"):
+        gradtx.grouped(gradtx.trace(0.9), select="kernl").init({"kernel": jnp.ones(2)})

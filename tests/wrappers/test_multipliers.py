@@ -92,3 +92,21 @@ def test_patterns_that_do_not_fit_list_the_paths(name):
     tx = gradtx.multiply_learning_rate(factors, rest)
     with pytest.raises(ValueError, match=message):
         updates_of(tx)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (
+            ["kernel", "layer"],
+            r"leaves in more than one group: \[\('layer/kernel', \('kernel', 'layer'",
+        ),
+        (["kernl"], r"'kernl' matches none of the paths .*; did you mean 'kernel'\?"),
+        (["ker(nel"], r"'ker\(nel' is not a regular expression"),
+    ],
+)
+def test_patterns_are_refused_in_its_name(patterns, message):
+    with pytest.raises(ValueError, match=f"^multiply_learning_rate: {message}"):
+        gradtx.multiply_learning_rate(dict.fromkeys(patterns, 2.0), rest=1.0).init(
+            {"layer": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}}
+        )
