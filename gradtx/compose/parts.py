@@ -183,8 +183,13 @@ def _widening(tx: optax.GradientTransformation) -> str:
     """The name of what widens updates in a transformation; "" if nothing does."""
     effect = effect_of(tx)
     if effect is not None and effect.widens:
-        return owner_of(tx)
+        return _name_of(tx)
     return next(filter(None, (_widening(part.transformation) for part in parts_of(tx))), "")
+
+
+def _name_of(tx: optax.GradientTransformation) -> str:
+    """The name of what made a transformation that declares what it does."""
+    return owner_of(tx) or getattr(tx.update, "__qualname__", "update").partition(".")[0]
 
 
 def _altering(tx: optax.GradientTransformation) -> str:
@@ -193,8 +198,7 @@ def _altering(tx: optax.GradientTransformation) -> str:
     kernel = getattr(getattr(tx.update, "__self__", None), "kernel", None)
     effect = kernel if isinstance(kernel, Effect) else effect_of(tx)
     if effect is not None and effect.alters:
-        name: str = getattr(kernel, "name", owner_of(tx))
-        return name or getattr(tx.update, "__qualname__", "").partition(".")[0]
+        return getattr(kernel, "name", _name_of(tx))
     return next(filter(None, (_altering(part.transformation) for part in parts_of(tx))), "")
 
 

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import gradtx
+from gradtx.effect import Effect, declared
 from gradtx.kernel import Kernel
 from gradtx.lift import lift
 
@@ -85,3 +86,13 @@ def test_a_factor_inside_halves_the_steps(keeping):
     (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=100)
     # Each step of 0.001 is a quarter of what bfloat16 resolves at 1.
     np.testing.assert_allclose(np.float32(params).mean(), 0.9, atol=2**-8)
+
+
+def test_a_transformation_of_a_user_may_declare_it():
+    @declared(Effect(widens=True))
+    def update(updates, state, params=None, **extra):
+        return updates, state
+
+    own = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    with pytest.raises(ValueError, match=r"^chain: scale would alter the updates of test_a_trans"):
+        gradtx.chain(own, gradtx.scale(0.5))
