@@ -325,7 +325,7 @@ class Kernel(Effect):
 
     Attributes:
         name: the rule's public name, which `explain` shows.
-        step: the equation, see the module's docstring.
+        step: the equation, as the description of `gradtx.kernel` says.
         slots: what it keeps for each parameter, in the order in which the step returns them.
         hyperparameters: name -> valid range. Values may be numbers, scalar arrays or schedules.
         options: names of static choices, such as `nesterov`; a value may be a `PerLeaf`.
@@ -334,7 +334,7 @@ class Kernel(Effect):
             elements, or made of such sums, because `grouped` hands it several leaves of one shape
             as one array.
         scalars: what it keeps for the whole tree.
-        scalar_step: the equation of the whole tree, see the module's docstring.
+        scalar_step: the equation of the whole tree, as that description says.
         factors: what the scalar step returns beside the new scalars.
         extras: names of the extra arguments that `update` must be given, such as `value`.
         state: the NamedTuple that holds the slots, the scalars and, where it has them, the

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import gradtx
-from gradtx import catalogue
-from gradtx.kernel import Range
+from gradtx import catalogue, kernel
 from gradtx.testing.references import Equation
 
 # The packages that have names of their own, with what their table is called.
@@ -42,6 +41,7 @@ INTRODUCTIONS = {
     "Pieces of optimizers": "What `gradtx.chain` makes an optimizer of.",
     "Wrappers": "Each takes a transformation, and gives one that behaves differently.",
     "Composition and use": "What puts transformations together, chooses leaves, and shows a run.",
+    "Kernels": kernel.__doc__ or "",
     "States": "What `init` returns. The states of methods that optax has are optax's own classes.",
     "Functions of optax": "gradtx passes these on as they are; optax documents them.",
 }
@@ -99,7 +99,7 @@ def _title(thing: Any) -> str:
 
 def has_page(thing: Any) -> bool:
     """Whether something has a page of its own: what is not optax's, and more than a line."""
-    return _is_ours(thing) and not isinstance(thing, Range)
+    return _is_ours(thing) and not isinstance(thing, kernel.Range)
 
 
 def _is_ours(thing: Any) -> bool:
@@ -182,7 +182,7 @@ def _topic_page(topic: Topic) -> Iterator[str]:
 
 
 def _summary(thing: Any) -> str:
-    if isinstance(thing, Range):
+    if isinstance(thing, kernel.Range):
         return f"the range of a hyperparameter: {thing.description}"
     if not callable(thing) or not _is_documented(thing):
         return ""

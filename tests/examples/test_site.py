@@ -47,6 +47,7 @@ def test_a_table_tells_the_ranges_of_hyperparameters(folder):
     row = "| `DECAY` | the range of a hyperparameter: in [0, 1) |\n"
     assert row in (folder / "kernels.md").read_text()
     assert "](gradtx.kernel.Slot.md)" in (folder / "kernels.md").read_text()
+    assert "returns the update, followed by the new value" in (folder / "kernels.md").read_text()
 
 
 def test_a_table_tells_state_and_locality(folder):
