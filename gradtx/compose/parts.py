@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -52,6 +52,7 @@ class Composed(Link):
         on_stacks: what joins its parts where leaves are in stacks, if it does not always join them;
             None: it does not work on stacks.
         of_matrices: whether it multiplies or factors matrices, which several devices can share.
+        widening: the name of what widens updates in it, see `widens`; "": nothing does.
     """
 
     owner: str
@@ -65,6 +66,7 @@ class Composed(Link):
     effect: Effect | None = None
     on_stacks: Callable[[Leaves, Any], Finish] | None = None
     of_matrices: bool = False
+    widening: str = ""
 
     def __call__(
         self, updates: Any, state: Any, params: Any = None, **extra: Any
@@ -128,9 +130,11 @@ def composed(
         on_stacks: see `Composed`.
         of_matrices: see `Composed`.
     """
-    if effect is not None and effect.alters:
-        for part in parts:
-            refuse_altering(owner, part.transformation)
+    widening = owner if effect is not None and effect.widens else ""
+    for part in parts:
+        widening = widening or _widening(part.transformation)
+    if widening and effect is not None and effect.alters:
+        raise ValueError(f"{owner} {_AS_THEY_ARE.format(widening)}")
     fields = getattr(state, "_fields", ())
     whole = Composed(
         owner,
@@ -144,6 +148,7 @@ def composed(
         effect,
         on_stacks,
         of_matrices,
+        widening,
     )
     return optax.GradientTransformationExtraArgs(with_numbers_placed(init), whole)
 
@@ -181,10 +186,11 @@ def widens(tx: optax.GradientTransformation) -> bool:
 
 def _widening(tx: optax.GradientTransformation) -> str:
     """The name of what widens updates in a transformation; "" if nothing does."""
-    effect = effect_of(tx)
-    if effect is not None and effect.widens:
-        return _name_of(tx)
-    return next(filter(None, (_widening(part.transformation) for part in parts_of(tx))), "")
+    if isinstance(tx.update, Composed):
+        return tx.update.widening
+    # Most are made of kernels, and building a chain of them should cost no more than a look.
+    effect = effect_of(tx) if hasattr(tx.update, "effect") else None
+    return _name_of(tx) if effect is not None and effect.widens else ""
 
 
 def _name_of(tx: optax.GradientTransformation) -> str:
@@ -202,37 +208,31 @@ def _altering(tx: optax.GradientTransformation) -> str:
     return next(filter(None, (_altering(part.transformation) for part in parts_of(tx))), "")
 
 
-def refuse_altering(
-    owner: str,
-    tx: optax.GradientTransformation,
-    following: Sequence[optax.GradientTransformation] | None = None,
-) -> None:
-    """Refuse to alter updates that have to be added to the parameters as they are.
+def in_series(
+    whole: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """A composition whose parts act one after another, with nothing after those that must be last.
 
     What keeps the rounding errors of narrow parameters knows these by its own updates only. With
     others the parameters would stand still, or lose what was kept for them.
 
-    Args:
-        owner: what would hand out the altered updates, which opens the message.
-        tx: what makes the updates.
-        following: what acts on them then; None: the owner itself.
-
     Raises:
-        ValueError: if `tx` has such updates, and something after it alters them.
+        ValueError: if a part alters updates that have to be added to the parameters as they are.
     """
-    widening = _widening(tx)
-    if not widening:
-        return
-    what = owner
-    if following is not None:
-        altering = next(filter(None, map(_altering, following)), "")
-        if not altering:
-            return
-        what = f"{owner}: {altering}"
-    raise ValueError(
-        f"{what} would alter the updates of {widening}, which must be added to the parameters as "
-        f"they are; put {widening} around the whole optimizer"
-    )
+    following = parts_of(whole) if widens(whole) else ()
+    while following:
+        part, *following = following
+        widening = _widening(part.transformation)
+        altering = next(filter(None, (_altering(later.transformation) for later in following)), "")
+        if widening and altering:
+            raise ValueError(f"{owner_of(whole)}: {altering} {_AS_THEY_ARE.format(widening)}")
+    return whole
+
+
+_AS_THEY_ARE = (
+    "would alter the updates of {0}, which must be added to the parameters as they are; put {0} "
+    "around the whole optimizer"
+)
 
 
 def locality_of(tx: optax.GradientTransformation) -> Locality | None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from gradtx import trees
-from gradtx.compose.parts import Part, composed, refuse_altering, would_lose
+from gradtx.compose.parts import Part, composed, in_series, would_lose
 from gradtx.effect import IN_SERIES, ZERO
 from gradtx.inputs import describe_state
 from gradtx.joined import Finish, Leaves, join
@@ -96,8 +96,6 @@ def chain(*args: Transformation) -> ExtraArgs:
         tx if isinstance(tx, ExtraArgs) else as_transformation("chain", f"argument {i}", tx)
         for i, tx in enumerate(args)
     ]
-    for i, tx in enumerate(transformations):
-        refuse_altering("chain", tx, transformations[i + 1 :])
 
     def init(params: Any) -> Any:
         return tuple(tx.init(params) for tx in transformations)
@@ -118,7 +116,7 @@ def chain(*args: Transformation) -> ExtraArgs:
         return lambda: _in_container_of(state, [finish() for finish in finishes])
 
     parts = tuple([Part("", tx) for tx in transformations])
-    return composed("chain", parts, init, joined, joins=True, effect=IN_SERIES)
+    return in_series(composed("chain", parts, init, joined, joins=True, effect=IN_SERIES))
 
 
 def _may_hold_states(state: Any) -> bool:
@@ -173,8 +171,6 @@ def named_chain(*args: tuple[str, Transformation]) -> ExtraArgs:
     if repeated:
         raise ValueError(f"named_chain: the names must be unique, got {listed(repeated)} twice")
     transformations = [(name, as_transformation("named_chain", name, tx)) for name, tx in args]
-    for i, (_, tx) in enumerate(transformations):
-        refuse_altering("named_chain", tx, [later for _, later in transformations[i + 1 :]])
 
     def init(params: Any) -> Any:
         return OrderedDict((name, tx.init(params)) for name, tx in transformations)
@@ -193,7 +189,7 @@ def named_chain(*args: tuple[str, Transformation]) -> ExtraArgs:
         return lambda: container((name, finishes[name]()) for name in state)
 
     parts = tuple(Part(name, tx) for name, tx in transformations)
-    return composed("named_chain", parts, init, joined, joins=True, effect=IN_SERIES)
+    return in_series(composed("named_chain", parts, init, joined, joins=True, effect=IN_SERIES))
 
 
 def identity() -> ExtraArgs:
