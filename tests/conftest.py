@@ -12,6 +12,7 @@ import gc
 import itertools
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -102,18 +103,39 @@ _finished = itertools.count(1)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not import the other files for `-m smoke`, which would take longer than its tests."""
-    is_other = collection_path.relative_to(config.rootpath).as_posix() not in FILES
-    is_test = collection_path.is_file()
-    return True if config.option.markexpr == "smoke" and is_test and is_other else None
+    """Do not import files for `-m smoke` or `-m slow` that have no such tests."""
+    if collection_path.suffix != ".py":
+        return None
+    has_some = {
+        "smoke": lambda: collection_path.relative_to(config.rootpath).as_posix() in FILES,
+        "slow": lambda: re.search("mark[.]slow|mostly_slow", collection_path.read_text()),
+    }.get(config.option.markexpr, lambda: True)
+    return None if has_some() else True
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell the processes of a run what it was asked for."""
+    node.workerinput["leaves_out_slow"] = _leaves_out_slow(node.config)
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what belongs to the quick selection."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the quick selection, and leave out what is slow where nothing was asked for."""
     for item in items:
         if item.nodeid.startswith(SMOKE):
             item.add_marker("smoke")
+    if _leaves_out_slow(config):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+
+
+def _leaves_out_slow(config: pytest.Config) -> bool:
+    """Whether neither files nor markers were asked for: `pytest` alone runs what is not slow."""
+    told = getattr(config, "workerinput", {}).get("leaves_out_slow")
+    is_bare = config.args_source is config.ArgsSource.TESTPATHS and not config.option.markexpr
+    return is_bare if told is None else told
 
 
 def pytest_collection_finish() -> None:

@@ -1,4 +1,4 @@
-"""The quick selection has tests of every part, and `pytest -m smoke` runs no others."""
+"""Which tests are run: the quick selection, those that are not slow, or what was asked for."""
 
 import subprocess
 import sys
@@ -9,6 +9,8 @@ import pytest
 from .smoke import SMOKE
 
 ROOT = Path(__file__).parents[1]
+# It has slow tests only.
+SLOW = "tests/kernels/test_non_negative.py"
 
 
 @pytest.mark.parametrize("name", SMOKE)
@@ -31,3 +33,20 @@ def test_the_mark_selects_them():
     found = [line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line]
     assert len(found) > 20
     assert set(found) == {name for name in SMOKE if name.startswith("tests/kernels")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "runs"),
+    [
+        (["-o", f"testpaths={SLOW}"], False),
+        (["-o", f"testpaths={SLOW}", "-m", "slow"], True),
+        ([SLOW], True),
+    ],
+    ids=["alone", "by mark", "by name"],
+)
+def test_what_is_slow_runs_where_it_is_asked_for(arguments, runs):
+    command = [sys.executable, "-m", "pytest", "-v", "-n", "1", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == (0 if runs else pytest.ExitCode.NO_TESTS_COLLECTED), done.stdout
+    assert ("PASSED" in done.stdout) == runs

@@ -47,6 +47,7 @@ CONVOLUTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 def test_convolution(kind):
     of_input, of_kernel, layout, groups, fan_in = CONVOLUTIONS[kind]

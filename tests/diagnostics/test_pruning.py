@@ -297,6 +297,7 @@ def is_kept(params):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "clipped"])
 def test_contract(optimizer):
     check_transformation(freeze_pruned(OPTIMIZERS[optimizer], is_kept))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
 from .both import PARAMS, both, gradients, train
 
@@ -23,6 +24,7 @@ def minimize(lib, tx, steps=2, **extra):
     return x, state
 
 
+@pytest.mark.slow
 @both
 def test_lbfgs(lib, more):
     return minimize(lib, lib.lbfgs())[0]

@@ -48,6 +48,7 @@ def usual_promotion():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("usual_promotion")
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules_of_optax_pass(name):
@@ -104,6 +105,7 @@ INITIALIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INITIALIZERS)
 def test_initializers_pass(name):
     make, mean, stddev = INITIALIZERS[name]
@@ -134,6 +136,7 @@ BROKEN_INITIALIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("says", BROKEN_INITIALIZERS)
 def test_mistakes_of_initializers_are_found(says):
     with pytest.raises(ConformanceError) as caught:
@@ -159,6 +162,7 @@ def in_parts(parts):
     return [normalization.normalize(part, both.mean, both.var) for part in parts]
 
 
+@pytest.mark.slow
 def test_normalizations_pass():
     check_normalization(normalization.layer_norm)
     check_normalization(normalization.rms_norm, centers=False)
@@ -199,6 +203,7 @@ BROKEN_NORMALIZATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("says", BROKEN_NORMALIZATIONS)
 def test_mistakes_of_normalizations_are_found(says):
     with pytest.raises(ConformanceError) as caught:
