@@ -12,7 +12,6 @@ import gc
 import itertools
 import math
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -49,7 +48,7 @@ import hypothesis
 import jax
 import pytest
 
-from tests.smoke import FILES, SMOKE
+from tests import slow, smoke
 
 # It needs PyTorch, which the tests do without.
 collect_ignore = ["examples/make_from_pytorch.py"]
@@ -104,13 +103,9 @@ _finished = itertools.count(1)
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Do not import files for `-m smoke` or `-m slow` that have no such tests."""
-    if collection_path.suffix != ".py":
-        return None
-    has_some = {
-        "smoke": lambda: collection_path.relative_to(config.rootpath).as_posix() in FILES,
-        "slow": lambda: re.search("mark[.]slow|mostly_slow", collection_path.read_text()),
-    }.get(config.option.markexpr, lambda: True)
-    return None if has_some() else True
+    files = {"smoke": smoke.FILES, "slow": slow.FILES}.get(config.option.markexpr)
+    is_other = files and collection_path.relative_to(config.rootpath).as_posix() not in files
+    return True if is_other and collection_path.is_file() else None
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -123,12 +118,14 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the quick selection, and leave out what is slow where nothing was asked for."""
     for item in items:
-        if item.nodeid.startswith(SMOKE):
+        if item.nodeid.startswith(smoke.SMOKE):
             item.add_marker("smoke")
+        elif slow.function_of(item.nodeid) in slow.SLOW:
+            item.add_marker("slow")
     if _leaves_out_slow(config):
-        slow = [item for item in items if item.get_closest_marker("slow")]
+        left_out = [item for item in items if item.get_closest_marker("slow")]
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=slow)
+        config.hook.pytest_deselected(items=left_out)
 
 
 def _leaves_out_slow(config: pytest.Config) -> bool:

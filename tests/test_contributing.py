@@ -95,7 +95,6 @@ def test_nothing_was_forgotten_for_a_wrapper(name):
     assert misplaced(getattr(gradtx, name)) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("room", MEASURES)
 def test_nothing_was_forgotten_for_what_is_not_a_transformation(room):
     lines = [

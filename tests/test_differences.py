@@ -18,7 +18,6 @@ import gradtx
 from gradtx.catalogue import updated
 from gradtx.differences import DIFFERENCES, EARLY, PRECISE, PROMISES, REAL, table
 
-from .slow import mostly_slow
 from .test_parity import peer_of
 from .ways import adam, descent, pieces, step_size_free, wrappers
 from .ways.beside import OPTAX, close, differences, extremes, layout, lenient
@@ -41,8 +40,6 @@ EXPECTED = defaultdict(set)
 for row in DIFFERENCES:
     for name in row.names:
         EXPECTED[name].update(row.kinds)
-# Those that most people use, for every day.
-QUICK = {"adam", "adamw", "sgd", "lion", "adafactor", "clip_by_global_norm", "ema", "muon"}
 # Made into other things by their arguments, and asked with these.
 ASKED_ELSEWHERE = {"measure_with_ema"}
 
@@ -73,7 +70,7 @@ def arguments_of(name):
     return [argument for argument in arguments if argument.kind is not argument.VAR_POSITIONAL]
 
 
-@pytest.mark.parametrize("name", mostly_slow(WAYS, QUICK))
+@pytest.mark.parametrize("name", WAYS)
 def test_transformation(name):
     found = set().union(*(differences(name, way) for way in WAYS[name]))
     if "result" not in found and "fails" not in found:
@@ -83,7 +80,6 @@ def test_transformation(name):
     assert found == EXPECTED[name]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_function(name):
     found = set()
@@ -103,7 +99,6 @@ def test_function(name):
     assert found == EXPECTED[name]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [*INITIALIZERS, *READY_MADE])
 def test_initializer(name):
     with jax.disable_jit():

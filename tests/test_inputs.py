@@ -162,7 +162,6 @@ def test_the_decay_of_a_named_optimizer_stays_positive_and_the_message_names_it(
         getattr(gradtx, name)(**arguments, weight_decay=-0.5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1,), (1, 1)])
 @pytest.mark.parametrize("make", [jnp.full, np.full], ids=["jax", "numpy"])
 def test_an_array_of_one_element_is_the_number_in_it(make, shape):

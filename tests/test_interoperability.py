@@ -221,7 +221,6 @@ OF_LISTS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_LISTS)
 def test_nnx_optimizer_keeps_lists_of_arrays_in_containers_of_its_own(name):
     tx = OF_LISTS[name]()
@@ -327,7 +326,6 @@ def test_a_state_of_nnx_variables_migrates():
     assert not report.dropped
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("filtered", [True, False], ids=["arrays", "whole-module"])
 def test_equinox_modules_are_trees_of_parameters(filtered):
     model = eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(0))

@@ -58,7 +58,6 @@ def check_close(tree, expected):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CHAINS)
 @pytest.mark.parametrize("compile_it", [False, True])
 def test_a_chain_gives_what_its_parts_give_one_after_another(name, compile_it):
@@ -75,7 +74,6 @@ def test_a_chain_gives_what_its_parts_give_one_after_another(name, compile_it):
         params = optax.apply_updates(params, updates)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_chain_gives_what_optax_gives(name):
     tx, reference = (lib.chain(*CHAINS[name](lib, kernels)) for lib in (gradtx, optax))
@@ -123,7 +121,6 @@ def test_leaves_of_one_type_are_traced_once():
     assert sorted(traced) == [(3,), (4,)]
 
 
-@pytest.mark.slow
 def test_eagerly_leaves_of_one_type_share_a_call(monkeypatch):
     params = {
         "many": [jnp.full(3, n / 10) for n in range(9)],
@@ -211,7 +208,6 @@ APPLIED = {
 PAIRS = [(n, t) for n in APPLIED for t in TREES if (n, t) != ("optax", "strangers")]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "tree"), PAIRS)
 def test_update_and_apply_is_an_update_and_its_addition(name, tree):
     tx, params = APPLIED[name], TREES[tree]

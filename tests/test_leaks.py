@@ -19,7 +19,6 @@ from gradtx.remembered import PROGRAMS, passing_among, remembered
 from .leaks import METHODS, Trace, own_kernel, run_many
 
 
-@pytest.mark.slow
 def test_four_threads_get_the_right_numbers_and_leave_nothing_behind():
     both_ways = 2 * (len(METHODS) + 1)
     first, second = run_many(optimizers=2 * both_ways, steps=2, threads=4, every=both_ways)

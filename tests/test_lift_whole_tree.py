@@ -92,7 +92,6 @@ def test_scalars_are_at_least_float32_and_keep_their_dtype():
     assert jax.tree.map(lambda x: x.weak_type, new) == jax.tree.map(lambda x: x.weak_type, state)
 
 
-@pytest.mark.slow
 def test_tree_wide_kernels_keep_the_contract():
     tx = lift(distance_kernel(), rate=0.5, first=0.25)
     check_transformation(tx, extra_args=lambda params: {"value": jnp.float32(1)})
@@ -155,7 +154,6 @@ def ones(shape, dtype):
     return jnp.ones(shape, dtype)
 
 
-@pytest.mark.slow
 def test_a_slot_may_be_a_list_of_arrays():
     slot = Slot("sums", fill=ones, shape=axis_shapes)
     kernel = Kernel("axes", along_axes, slots=(slot,), state=AxesState, elementwise=False)
@@ -186,7 +184,6 @@ def tripled(g, *, mu, times):
     return times * (g + mu), g + mu
 
 
-@pytest.mark.slow
 def test_leaves_of_one_type_step_together_and_options_differ_by_leaf():
     kernel = Kernel(
         "tripled",

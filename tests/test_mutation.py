@@ -80,7 +80,6 @@ def test_the_same_seed_chooses_the_same_changes_in_every_file():
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("file", ["gradtx/kernels/soap.py", "gradtx/wrappers/factory.py"])
 def test_every_file_is_covered_by_tests_that_exist(file):
     tests = covering(file)

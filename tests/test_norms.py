@@ -57,7 +57,6 @@ def test_global_norm_is_right_where_its_square_is_not(leaves, expected, jitted):
     np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("sums")
 def test_global_norm_of_two_thousand_bfloat16_leaves():
     leaves = [jnp.full(3, 0.1, jnp.bfloat16)] * 2000
@@ -170,7 +169,6 @@ def test_norm_over_a_mapped_axis_is_summed_or_averaged(mapping, size):
     np.testing.assert_allclose(mapped("mean"), by_device.mean(), rtol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("sums")
 @pytest.mark.parametrize("size", [1e-15, 1.0, 1e15], ids=str)
 @pytest.mark.parametrize("of_tree", [True, False], ids=["tree", "array"])

@@ -36,7 +36,6 @@ def sharded_along(array):
     return spec
 
 
-@pytest.mark.slow
 @KINDS
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_axes_follow_those_that_their_lengths_are_from(kind, compiled):

@@ -1,16 +1,18 @@
 """Which tests are run: the quick selection, those that are not slow, or what was asked for."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from . import slow
 from .smoke import SMOKE
 
 ROOT = Path(__file__).parents[1]
 # It has slow tests only.
-SLOW = "tests/kernels/test_non_negative.py"
+SLOW = "tests/testing/test_devices.py"
 
 
 @pytest.mark.parametrize("name", SMOKE)
@@ -35,7 +37,6 @@ def test_the_mark_selects_them():
     assert set(found) == {name for name in SMOKE if name.startswith("tests/kernels")}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "runs"),
     [
@@ -50,3 +51,31 @@ def test_what_is_slow_runs_where_it_is_asked_for(arguments, runs):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == (0 if runs else pytest.ExitCode.NO_TESTS_COLLECTED), done.stdout
     assert ("PASSED" in done.stdout) == runs
+
+
+def test_what_is_listed_as_slow_is_there():
+    assert [name for name in slow.SLOW if not is_test(*name.split("::"))] == []
+
+
+def is_test(file, *names):
+    text = (ROOT / file).read_text()
+    return all(re.search(rf"^ *(def|class) {name}\b", text, re.MULTILINE) for name in names)
+
+
+def test_the_list_of_slow_tests_comes_from_a_report(tmp_path):
+    def case(classname, name, time):
+        return (
+            f'<testcase classname="{classname}" name="{name}" file="tests/a/b.py" time="{time}"/>'
+        )
+
+    limit = slow.LIMIT
+    (tmp_path / "times.xml").write_text(
+        "<testsuites><testsuite>"
+        + case("tests.a.b", "test_quick[x]", 0.5 * limit)
+        + case("tests.a.b", "test_mixed[x]", 0.1 * limit)
+        + case("tests.a.b", "test_mixed[y]", 3 * limit)
+        + case("tests.a.b.TestC", "test_long", 2 * limit)
+        + "</testsuite></testsuites>"
+    )
+    found = slow.slow_functions(tmp_path / "times.xml")
+    assert found == ["tests/a/b.py::TestC::test_long", "tests/a/b.py::test_mixed"]

@@ -199,7 +199,6 @@ def test_gain_is_what_a_sample_of_normal_numbers_shows():
     assert abs(squares.mean() - activation_gain(jnp.tanh)) < 4 * error
 
 
-@pytest.mark.slow
 def test_initializer_of_the_gain_keeps_the_mean_square_through_many_layers():
     width, keys = 512, jax.random.split(jax.random.key(0), 9)
     init = gradtx.initializers.variance_scaling(

@@ -68,7 +68,6 @@ def test_intervals_of_wilson(alarms, number, interval):
         assert (p - share) ** 2 == pytest.approx(1.96**2 * p * (1 - p) / number, abs=1e-12)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_network_of_each_family_is_healthy(family):
     network = FAMILIES[family](Draw(3))

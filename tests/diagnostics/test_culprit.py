@@ -73,7 +73,6 @@ def assert_culprit(report, **expected):
         assert report.culprit.source in report.verdict
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_operation_layer_and_line(mistake):
     function, operation = MISTAKES[mistake]
@@ -189,7 +188,6 @@ def safe_only_afterwards(z):
     return jnp.where(z > 0, jnp.sqrt(z), 0.0)
 
 
-@pytest.mark.slow
 def test_gradient_that_is_not_finite():
     """The derivative of a root at zero is infinite, and times zero it is NaN."""
     report = diagnostics.signal_report(
@@ -247,7 +245,6 @@ def test_layer_and_iteration_of_a_reversed_scan():
     assert_culprit(report, operation="log", layer="kernel[3]")
 
 
-@pytest.mark.slow
 def test_nested_scans():
     stack = jnp.stack([jnp.eye(WIDTH)] * 6).reshape(3, 2, WIDTH, WIDTH)
     stack = stack.at[1, 1].multiply(-1.0).at[2, 0].multiply(-1.0)
@@ -274,7 +271,6 @@ CALLS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS)
 def test_inside_of(call):
     function = CALLS[call](log_of_negative)
@@ -346,7 +342,6 @@ def test_overflow_of_float16():
     assert "wider dtype" in report.verdict
 
 
-@pytest.mark.slow
 def test_infinite_mask_among_the_data_is_not_blamed_for_another_nan():
     """A mask in attention is infinite on purpose; the NaN comes from a logarithm."""
 

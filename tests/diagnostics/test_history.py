@@ -37,7 +37,6 @@ def test_updates_pass_unchanged():
         assert updates is gradients, name
 
 
-@pytest.mark.slow
 def test_conforms_to_the_contract():
     check_transformation(record_history(length=3))
 
@@ -46,7 +45,6 @@ def update_ratio_of(updates, params):
     return update_ratio(updates, params)
 
 
-@pytest.mark.slow
 def test_conforms_to_the_contract_with_measures_of_every_kind():
     measures = {
         "norm": gradtx.global_norm,

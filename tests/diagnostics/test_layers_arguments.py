@@ -81,7 +81,6 @@ def test_numpy_arrays():
     assert_layer(report.layers[0], expected[0])
 
 
-@pytest.mark.slow
 def test_equinox_module_with_functions_and_static_fields():
     network = eqx.nn.MLP(WIDTH, 2, 8, 2, activation=jax.nn.relu, key=jax.random.key(0))
 
@@ -187,7 +186,6 @@ def test_refuses(case):
 # Side effects.
 
 
-@pytest.mark.slow
 def test_nothing_leaks_and_nothing_is_changed():
     params, x = numbers(), batch()
     before = jax.tree.map(np.array, params)
@@ -199,7 +197,6 @@ def test_nothing_leaks_and_nothing_is_changed():
         assert isinstance(value, (str, int, float, bool, tuple))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_sharded_batch(kind):
     """A batch that is sharded over devices is measured as a whole."""

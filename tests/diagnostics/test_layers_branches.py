@@ -14,7 +14,6 @@ from .signal_statistics import rms
 pytestmark = pytest.mark.usefixtures("double_precision")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_first", [True, False], ids=["first", "second"])
 def test_branch_not_taken_is_not_reported(is_first):
     def loss_fn(params, x, is_first):

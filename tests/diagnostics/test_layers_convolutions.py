@@ -47,7 +47,6 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 def test_convolution(kind):
     of_input, of_kernel, layout, groups, fan_in = CONVOLUTIONS[kind]

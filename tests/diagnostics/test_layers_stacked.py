@@ -56,7 +56,6 @@ STACKED_WAYS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", STACKED_WAYS)
 def test_stacked_parameters(way):
     loss, expected = reference()
@@ -82,7 +81,6 @@ def flipped(params):
     return {key: value if key == "head" else value[::-1] for key, value in params.items()}
 
 
-@pytest.mark.slow
 def test_nested_scans():
     """Two layers in the inner loop, three times."""
     rng = np.random.default_rng(3)

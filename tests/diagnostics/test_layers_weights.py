@@ -78,7 +78,6 @@ MADE = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", MADE)
 def test_weights_made_from_a_parameter(how):
     def loss_fn(params, x, mask):
@@ -144,7 +143,6 @@ def test_name_of_many_concatenated_weights_is_cut():
     assert layer.name == " + ".join([*(f"p{i:02}" for i in range(10)), "30 more"])
 
 
-@pytest.mark.slow
 def test_optimized_lstm_of_flax():
     """Its cell concatenates the weights of its gates."""
     network = nn.RNN(nn.OptimizedLSTMCell(3, param_dtype=jnp.float64, dtype=jnp.float64))

@@ -101,7 +101,6 @@ WAYS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_ways_to_write_a_network(way):
     loss, expected = reference()

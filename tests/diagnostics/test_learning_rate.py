@@ -178,7 +178,6 @@ def with_momentum(learning_rate):
     return gradtx.sgd(learning_rate, momentum=0.9)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "factory",
     [gradtx.adam, optax.adam, optax.sgd, with_momentum, gradtx.lion],

@@ -94,7 +94,6 @@ def flat_loss(model, x):
     return vector, lambda v: loss_of(eqx.combine(unravel(v), rest), x)
 
 
-@pytest.mark.slow
 def test_sharpness_is_that_of_the_arrays(model, x):
     vector, loss = flat_loss(model, x)
     expected = np.linalg.eigvalsh(np.asarray(jax.jit(jax.hessian(loss))(vector), np.float64))[-1]
@@ -102,7 +101,6 @@ def test_sharpness_is_that_of_the_arrays(model, x):
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
-@pytest.mark.slow
 def test_step_along_the_gradient_moves_arrays_only(model, x):
     _, gradient = value_and_gradient(model, x)
     updates = jax.tree.map(lambda g: -0.1 * g, gradient)
@@ -113,7 +111,6 @@ def test_step_along_the_gradient_moves_arrays_only(model, x):
     np.testing.assert_allclose(found.distances[0], 0.1 * norm, rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_noise_is_that_of_the_arrays(model, x):
     found = diagnostics.gradient_noise_scale(loss_of, model, x)
     each = np.stack([ravel_pytree(value_and_gradient(model, one[None])[1])[0] for one in x]).astype(
@@ -140,7 +137,6 @@ def test_report_has_the_gradient_of_the_weights(model, x):
     assert measured
 
 
-@pytest.mark.slow
 def test_paths_between_modules_keep_their_numbers(model, x):
     other = jax.tree.map(lambda leaf: leaf * 2 if eqx.is_inexact_array(leaf) else leaf, model)
     _, losses = diagnostics.interpolate_loss(loss_of, model, other, x, points=3)

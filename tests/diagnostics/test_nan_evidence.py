@@ -40,7 +40,6 @@ def masked(p, x, fill):
     return jnp.mean((jax.nn.softmax(scores) @ p["w"]) ** 2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("function", [jax.nn.softmax, jax.nn.log_softmax])
 def test_rows_that_are_masked_entirely_are_counted(function):
     def loss_fn(p, x):
@@ -60,7 +59,6 @@ def test_advice_for_masked_rows_cures():
     assert cured.kind != "nan"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "operation"),
     [
@@ -81,7 +79,6 @@ def test_overflow_of_float16_is_told_with_the_operands(function, operation):
     assert diagnostics.signal_report(loss_fn, PARAMS, X, jnp.bfloat16).kind != "nan"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["divided", "root", "greatest"])
 def test_epsilon_that_is_zero_in_float16_is_named(norm):
     def loss_fn(p, x, epsilon):
@@ -147,7 +144,6 @@ def test_range_is_that_of_the_iteration_which_made_the_nan():
     assert operand.largest == pytest.approx(third.max(), rel=1e-3)
 
 
-@pytest.mark.slow
 def test_derivative_that_is_not_finite_is_told_with_the_argument():
     def loss_fn(p, x):
         z = x @ p["w"]

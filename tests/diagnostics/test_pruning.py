@@ -297,7 +297,6 @@ def is_kept(params):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "clipped"])
 def test_contract(optimizer):
     check_transformation(freeze_pruned(OPTIMIZERS[optimizer], is_kept))

@@ -231,7 +231,6 @@ CASES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_odd_reports_are_plotted_and_printed(case):
     odd = CASES[case]()
@@ -274,7 +273,6 @@ def test_nothing_but_jax_is_needed_for_the_verdict(monkeypatch):
     assert str(report())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [1.0, 1.02, 3.0, 30.0, 1e3, 1e9])
 def test_axes_of_any_length_have_numbers_to_read(ratio):
     layer = report().layers[0]

@@ -13,7 +13,6 @@ from gradtx import diagnostics
 from .signal_statistics import assert_statistics, forward_statistics, rms, untouched, with_taps
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "rtol"),
     [("bfloat16", 2e-2), ("float16", 3e-3)],

@@ -77,7 +77,6 @@ def temporaries(function, *args):
     return jax.jit(function).lower(*args).compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("network", [convolutions, widths, perceptron, checkpoints])
 def test_memory_beyond_that_of_the_gradient(network):
     loss_fn, params, x, signal = network()

@@ -80,7 +80,6 @@ PLAIN = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("x64", [False, True], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", PLAIN)
 def test_plain_network(name, x64):
@@ -166,7 +165,6 @@ def cross_entropy(logits, labels):
     return -jnp.mean(jnp.sum(jax.nn.log_softmax(logits) * labels, axis=-1))
 
 
-@pytest.mark.slow
 def test_flax_network_with_batch_norm():
     images = jax.random.normal(jax.random.key(0), (6, 8, 8, 2))
     labels = jax.nn.one_hot(jnp.arange(6) % 3, 3)
@@ -267,7 +265,6 @@ def written_out(block, x, y, tap=untouched):
     return jnp.mean((x + tap("down", output + block.down.bias[None, None]) - y) ** 2)
 
 
-@pytest.mark.slow
 def test_equinox_transformer_block():
     with jax.enable_x64(True):
         block = eqx.filter_jit(Block)(jax.random.key(0), 8, 2)

@@ -5,7 +5,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax import lax
 
 from gradtx import diagnostics
@@ -32,7 +31,6 @@ def unrolled_loss(params, x, y, tap=untouched):
     return jnp.mean((tap("head", state @ params["head"]) - y) ** 2)
 
 
-@pytest.mark.slow
 def test_scanned_recurrence():
     rng = np.random.default_rng(7)
     steps = 6

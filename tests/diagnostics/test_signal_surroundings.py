@@ -76,7 +76,6 @@ SURROUNDINGS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", SURROUNDINGS)
 def test_surroundings_of_a_nonlinearity(name):
     before, f, after = SURROUNDINGS[name]
@@ -127,7 +126,6 @@ def test_dropout_after_the_nonlinearity():
     assert report.kind == "healthy"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("gate", ["sigmoid", "silu"])
 def test_gated_linear_unit(gate):
     """The output of a gated unit is the product; each branch is a layer of its own."""

@@ -56,7 +56,6 @@ def on_mesh(params, x):
     )(params, x)
 
 
-@pytest.mark.slow
 def test_devices_of_a_mesh_are_measured_as_one():
     alone = diagnostics.signal_report(network, PARAMS, X)
     together = diagnostics.signal_report(on_mesh, PARAMS, X)

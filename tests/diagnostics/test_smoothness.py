@@ -77,7 +77,6 @@ def test_sharpness_in_double_precision(spectrum):
     assert abs(found - np.linalg.eigvalsh(matrix)[-1]) <= 1e-13
 
 
-@pytest.mark.slow
 def test_sharpness_of_a_network_is_that_of_its_dense_hessian():
     with jax.enable_x64(True):
         params = network_parameters(jnp.float64)
@@ -90,7 +89,6 @@ def test_sharpness_of_a_network_is_that_of_its_dense_hessian():
     np.testing.assert_allclose(found, eigenvalues[-1], rtol=1e-12)
 
 
-@pytest.mark.slow
 def test_few_iterations_approach_the_largest_eigenvalue_from_below():
     rng = np.random.default_rng(2)
     eigenvalues = np.linspace(-1, 1, 80)
@@ -104,7 +102,6 @@ def test_few_iterations_approach_the_largest_eigenvalue_from_below():
     np.testing.assert_allclose(found[-1], 1.0, rtol=1e-6)
 
 
-@pytest.mark.slow
 def test_an_eigenvalue_that_stands_apart_takes_few_iterations():
     rng = np.random.default_rng(3)
     eigenvalues = np.append(rng.uniform(-1, 1, 199), 3.0)
@@ -114,7 +111,6 @@ def test_an_eigenvalue_that_stands_apart_takes_few_iterations():
     )
 
 
-@pytest.mark.slow
 def test_the_key_decides_the_first_vector():
     matrix = jnp.diag(jnp.arange(50.0))
 
@@ -126,7 +122,6 @@ def test_the_key_decides_the_first_vector():
     assert after_two(None) == after_two(None)
 
 
-@pytest.mark.slow
 def test_sharpness_is_mapped():
     matrices = jnp.stack([jnp.diag(jnp.array(d)) for d in ([1.0, -2.0, 0.5], [-4.0, -4.0, -4.0])])
     found = jax.vmap(functools.partial(sharpness, quadratic), in_axes=(None, 0))(
@@ -135,7 +130,6 @@ def test_sharpness_is_mapped():
     np.testing.assert_allclose(found, [1.0, -4.0], rtol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_half_precision_parameters_are_widened(measure, dtype):
@@ -147,7 +141,6 @@ def test_half_precision_parameters_are_widened(measure, dtype):
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
 
 
-@pytest.mark.slow
 def test_complex_parameters_count_as_two_real_ones():
     rng = np.random.default_rng(4)
     a = rng.standard_normal((4, 3)) + 1j * rng.standard_normal((4, 3))
@@ -232,7 +225,6 @@ def test_wrong_step_sizes(measure, step_sizes):
 STEP_SIZES = np.array([0.3, 0.02, 0.7])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("spectrum", ["positive", "indefinite", "one_value"])
 def test_measures_along_the_gradient_of_a_quadratic(spectrum):
     rng = np.random.default_rng(5)

@@ -55,7 +55,6 @@ BETWEEN_LAYERS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", BETWEEN_LAYERS)
 def test_cut_between_layers_is_named_with_its_line(name):
     cut, operation = BETWEEN_LAYERS[name]
@@ -98,7 +97,6 @@ def test_one_of_two_branches_that_is_rounded_is_found():
     assert (report.kind, report.diagnosis.layers) == ("blocked", ("left",))
 
 
-@pytest.mark.slow
 def test_router_that_only_chooses_does_not_learn():
     """The weights of the choice must take part in the result."""
 
@@ -299,7 +297,6 @@ IDLE = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loss_fn", ON_PURPOSE, ids=lambda function: function.__name__)
 def test_what_is_cut_off_on_purpose_is_no_finding(loss_fn):
     given = params(*ON_PURPOSE[loss_fn])

@@ -39,7 +39,6 @@ def recurrent_loss(params, x):
     return jnp.mean(h**2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.1, 3.0])
 def test_recurrent_weights_are_blamed_and_not_those_of_the_inputs(scale):
     x = inputs(samples=STEPS * 4).reshape(STEPS, 4, WIDTH)
@@ -55,7 +54,6 @@ def test_recurrent_weights_are_blamed_and_not_those_of_the_inputs(scale):
     assert_healthy(diagnostics.signal_report(recurrent_loss, recurrent_params(1.0), x))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-3, 1e2])
 def test_factor_of_a_single_bad_layer_cures_it(scale):
     params = network(6, initializers.he_normal())
@@ -129,7 +127,6 @@ def test_picture_of_a_recurrence_shows_its_steps():
     np.testing.assert_allclose(curve.get_ydata(), report.layers[1].grad_rms_by_step)
 
 
-@pytest.mark.slow
 def test_no_initializer_is_recommended_that_makes_it_worse():
     # Its slope is 1/4, and these weights have twice the variance of lecun_normal already.
     params = network(6, initializers.he_normal())

@@ -32,7 +32,6 @@ from .remedies import (
 DEPTH = 6
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["linear", "relu"])
 @pytest.mark.parametrize("factor", [2.0, 0.5])
 def test_multiples_of_the_identity(factor, activation):
@@ -63,7 +62,6 @@ SICK = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", SICK)
 def test_advice_against_a_changing_signal_cures(case):
     activation, initializer, factor, kind = SICK[case]
@@ -87,7 +85,6 @@ def test_advice_against_a_changing_signal_cures(case):
     assert float(stated[1]) == pytest.approx(variance * WIDTH, rel=0.1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "normalization_name"),
     [("exploding_relu", "layer_norm"), ("vanishing_tanh", "batch_norm")],
@@ -105,7 +102,6 @@ def test_normalization_cures_a_changing_signal(case, normalization_name):
     assert_healthy(diagnostics.signal_report(normalized, params, inputs()))
 
 
-@pytest.mark.slow
 def test_only_the_layers_that_are_wrong_are_named():
     params = network(8, initializers.he_normal())
     for i in (3, 4, 6):
@@ -149,7 +145,6 @@ def test_stack_in_nested_scans():
     assert report.diagnosis.factor == pytest.approx(1.5, rel=1e-5)
 
 
-@pytest.mark.slow
 def test_gradient_that_vanishes_through_squashing_functions():
     """The slope of a sigmoid is at most 1/4, while its output stays at 1/2."""
     params = network(6, initializers.glorot_normal())
@@ -190,7 +185,6 @@ def recurrent_loss(activation):
     return loss_fn
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.5, 1.5])
 def test_gradient_through_time(factor):
     """In a linear recurrence the gradient changes by the factor at each backward step."""

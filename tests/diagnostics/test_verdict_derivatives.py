@@ -69,7 +69,6 @@ LOSSES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 def test_products_of_derivatives_are_not_layers(name):
     loss_fn, times, outputs = LOSSES[name]

@@ -60,7 +60,6 @@ def flax_report(cell, **biases):
     return diagnostics.signal_report(loss_fn, params, sequences())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["LSTMCell", "OptimizedLSTMCell"])
 def test_chrono_initialization_is_healthy(cell):
     """The forget gates stay open, and the input gates closed, for up to 2,000 steps."""
@@ -74,7 +73,6 @@ def test_chrono_initialization_is_healthy(cell):
         assert flat["hf"] > 0.9
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["LSTMCell", "OptimizedLSTMCell"])
 def test_forgetful_lstm_is_told_to_raise_a_bias(cell):
     report = flax_report(cell, hf=np.full(CELLS, -6.0))
@@ -97,7 +95,6 @@ class EquinoxNetwork(eqx.Module):
         return self.head(state[0])
 
 
-@pytest.mark.slow
 def test_forgetful_lstm_of_equinox():
     keys = jax.random.split(jax.random.key(0))
     model = EquinoxNetwork(
@@ -125,7 +122,6 @@ def test_forgetful_lstm_of_equinox():
 # Gates of other networks.
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("bias", [-2.0, -4.0])
 def test_highway_network_is_healthy(bias):
     he = initializers.he_normal()
@@ -157,7 +153,6 @@ GATED = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", GATED)
 def test_gated_linear_unit_is_healthy_with_an_open_gate(name):
     keys = jax.random.split(jax.random.key(0), 3)
@@ -174,7 +169,6 @@ def test_gated_linear_unit_is_healthy_with_an_open_gate(name):
     assert_healthy(report)
 
 
-@pytest.mark.slow
 def test_squeeze_and_excitation_with_a_saturated_gate_is_healthy():
     class Network(nn.Module):
         @nn.compact
@@ -232,7 +226,6 @@ def test_output_that_has_reached_its_targets_is_healthy(activation):
     assert_healthy(report)
 
 
-@pytest.mark.slow
 def test_dead_output_is_told_to_drop_the_relu():
     """With targets below zero, the outputs die whatever the initializer."""
     params = network(3, initializers.he_normal())
@@ -261,7 +254,6 @@ def test_dead_output_is_told_to_drop_the_relu():
 # Advice that does not contradict the measurements.
 
 
-@pytest.mark.slow
 def test_units_that_die_of_their_biases_are_not_told_to_change_their_weights():
     params = network(4, initializers.he_normal())
     params[1]["bias"] -= 20.0

@@ -18,7 +18,6 @@ from gradtx import diagnostics, initializers
 from .remedies import WIDTH, assert_healthy, inputs, loss_with, network
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 10])
 @pytest.mark.parametrize("name", ["relu", "tanh"])
 def test_well_initialized_networks_are_healthy(name, depth):
@@ -30,7 +29,6 @@ def test_well_initialized_networks_are_healthy(name, depth):
     assert_healthy(diagnostics.signal_report(loss_with(activation), params, inputs()))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gelu", "silu", "selu", "elu"])
 def test_other_activations_with_their_initializers_are_healthy(name):
     initializer = initializers.lecun_normal() if name == "selu" else initializers.he_normal()
@@ -72,7 +70,6 @@ def classifier_loss(params, x, labels):
     return cross_entropy((x @ last["kernel"] + last["bias"][None])[:, :10], labels)
 
 
-@pytest.mark.slow
 def test_trained_classifier_is_healthy():
     params = network(8, initializers.he_normal())
     labels = labels_for(64, 10)
@@ -90,7 +87,6 @@ def test_classifier_whose_head_begins_at_zero_is_healthy():
     assert_healthy(report)
 
 
-@pytest.mark.slow
 def test_trained_autoencoder_is_healthy():
     widths = (WIDTH, 16, 8, 16, WIDTH)
     init = initializers.he_normal()
@@ -140,7 +136,6 @@ class LeNet(nn.Module):
         return nn.Dense(10)(x)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("has_norm", "pool", "is_trained"),
     [
@@ -180,7 +175,6 @@ class ResidualNetwork(nn.Module):
         return nn.Dense(10)(jnp.mean(x, axis=(1, 2)))
 
 
-@pytest.mark.slow
 def test_residual_network_with_batch_norm_is_healthy():
     model = ResidualNetwork(3)
     images = inputs(samples=8, width=64).reshape(8, 8, 8, 1)
@@ -241,7 +235,6 @@ def transformer_loss(params, tokens, heads=2):
     return cross_entropy(logits, jax.nn.one_hot(tokens[:, 1:], 11))
 
 
-@pytest.mark.slow
 def test_transformer_is_healthy():
     blocks = 2
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (4, 9)))
@@ -251,7 +244,6 @@ def test_transformer_is_healthy():
     assert_healthy(report)
 
 
-@pytest.mark.slow
 def test_transformer_whose_branches_begin_at_zero_is_healthy():
     """A common trick: each block starts as the identity."""
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (4, 9)))
@@ -265,7 +257,6 @@ def test_transformer_whose_branches_begin_at_zero_is_healthy():
 # Recurrent networks.
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["OptimizedLSTMCell", "GRUCell"])
 def test_gated_recurrent_network_of_flax_is_healthy(cell):
     class Network(nn.Module):

@@ -61,7 +61,6 @@ SICK_WITH_NAN = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("operation", SICK_WITH_NAN)
 def test_advice_for_nan_cures(operation):
     mistake, advice, remedy = SICK_WITH_NAN[operation]
@@ -87,7 +86,6 @@ def test_advice_for_nan_cures(operation):
     assert all(bool(jnp.all(jnp.isfinite(array))) for array in jax.tree.leaves(cured))
 
 
-@pytest.mark.slow
 def test_overflow_of_an_exploding_network_is_traced_to_its_weights():
     params, loss_fn = network(6, scaled(initializers.he_normal(), 1e8)), loss_with(jax.nn.relu)
     report = diagnostics.signal_report(loss_fn, params, inputs())

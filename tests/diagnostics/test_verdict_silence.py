@@ -28,7 +28,6 @@ def plain_report(between=lambda x: x, *, params=None, x=None):
     return diagnostics.signal_report(loss_fn, params, inputs() if x is None else x)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "mask",
     [
@@ -48,7 +47,6 @@ def test_mask_that_keeps_nothing(mask):
         assert "the dropout there, which keeps nothing" in report.verdict
 
 
-@pytest.mark.slow
 def test_dropout_of_everything():
     key = jax.random.key(0)
 
@@ -83,7 +81,6 @@ def flax_report(norm, samples):
     return diagnostics.signal_report(loss_fn, variables["params"], x)
 
 
-@pytest.mark.slow
 def test_batch_norm_of_one_example():
     report = flax_report(nn.BatchNorm, 1)
     assert_sick(report, "dead")
@@ -132,7 +129,6 @@ def test_weights_of_zeros_in_equinox():
     assert_healthy(diagnostics.signal_report(loss_fn, model, inputs()))
 
 
-@pytest.mark.slow
 def test_units_that_die_by_themselves_have_no_other_culprit():
     params = network(4, initializers.he_normal())
     params[1]["bias"] -= 30.0

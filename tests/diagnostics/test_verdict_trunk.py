@@ -120,7 +120,6 @@ def test_measurements_of_the_trunk_of_a_residual_network(write):
 # Residual networks.
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("write", [listed, scanned])
 def test_residual_blocks_that_grow_are_blamed_on_their_sums(write):
     params = residual_network()
@@ -148,7 +147,6 @@ def test_branches_with_large_weights_are_told_so():
     assert "fan_in; currently" in report.verdict
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 0.1])
 @pytest.mark.parametrize("write", [listed, scanned])
 def test_branches_scaled_on_purpose_are_healthy(write, scale):
@@ -202,7 +200,6 @@ class SqueezeAndExcitation(nn.Module):
         return nn.Dense(3)(jnp.mean(x * gate[:, None, None], axis=(1, 2)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", [ConvNeXt(), ZeroGamma(), SqueezeAndExcitation()])
 def test_flax_networks_with_weak_branches_are_healthy(model):
     variables = jax.jit(model.init)(jax.random.key(0), images())
@@ -234,7 +231,6 @@ class ReZero(eqx.Module):
         return self.last(x)
 
 
-@pytest.mark.slow
 def test_rezero_of_equinox_is_healthy():
     def loss_fn(model, x):
         return cross_entropy(jax.vmap(model)(x))
@@ -256,7 +252,6 @@ class Adapted(nnx.Module):
         return self.last(x)
 
 
-@pytest.mark.slow
 def test_low_rank_adapters_of_nnx_are_healthy():
     graphdef, state = nnx.split(Adapted(nnx.Rngs(0)))
 
@@ -281,7 +276,6 @@ class Pooled(nn.Module):
         return nn.Dense(3)(nn.LayerNorm()(x) if self.has_norm else x)
 
 
-@pytest.mark.slow
 def test_mean_over_many_places_is_blamed_and_not_the_layers_beside_it():
     def report_of(model):
         params = jax.jit(model.init)(jax.random.key(0), images(64))
@@ -300,7 +294,6 @@ def test_mean_over_many_places_is_blamed_and_not_the_layers_beside_it():
     assert_healthy(report_of(Pooled(jax.nn.relu)))
 
 
-@pytest.mark.slow
 def test_multiplication_between_layers_is_blamed():
     def loss_with_factor(factor):
         def loss_fn(params, x):
@@ -319,7 +312,6 @@ def test_multiplication_between_layers_is_blamed():
     assert_healthy(diagnostics.signal_report(cured, params, inputs()))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_inputs_of_another_scale_are_not_a_trend(scale):
     def normalize(z):

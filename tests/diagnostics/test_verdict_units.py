@@ -26,7 +26,6 @@ from .remedies import (
 # Dead units.
 
 
-@pytest.mark.slow
 def test_advice_for_dead_units_cures():
     params = network(6, initializers.he_normal())
     params[1]["bias"] = params[1]["bias"] - 30.0
@@ -71,7 +70,6 @@ def test_units_killed_by_a_large_learning_rate():
 # Saturated units.
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tanh", "sigmoid"])
 def test_advice_for_saturated_units_cures(name):
     activation = {"tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid}[name]
@@ -112,7 +110,6 @@ def test_standardizing_the_inputs_cures_saturation():
     assert_healthy(diagnostics.signal_report(loss_fn, params, standardized))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("normalization_name", NORMALIZATIONS)
 def test_normalization_cures_saturation(normalization_name):
     params = network(4, scaled(initializers.glorot_normal(), 20.0))

@@ -71,7 +71,6 @@ def test_the_place_of_a_fault_is_a_marked_line_or_a_path():
     assert not case.is_at("head/kernel, sick_parameters.py:1 (loss_fn)")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", HEALTHY if IS_WHOLE else HEALTHY_SAMPLE[:4])
 def test_a_healthy_case_trains(name):
     case = HEALTHY[name]
@@ -80,14 +79,12 @@ def test_a_healthy_case_trains(name):
     assert losses[-1] < losses[0] - 0.1 * abs(losses[0])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", HEALTHY_SAMPLE)
 def test_nothing_is_found_in_a_healthy_case(name):
     outcomes = list(run.healthy_outcomes(HEALTHY[name]))
     assert not _described(outcomes)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", SICK_SAMPLE)
 def test_the_fault_of_a_sick_case_is_named_and_gone_when_cured(name):
     outcomes = list(run.sick_outcomes(SICK[name]))

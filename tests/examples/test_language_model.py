@@ -24,7 +24,6 @@ def rows_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
 def test_a_quick_run_learns_and_leaves_a_log_a_picture_and_a_sample(tmp_path, capsys):
     folder = tmp_path / "deeper" / "run"
     assert language_model.main(["--quick", "--output", str(folder)]) == 0
@@ -46,7 +45,6 @@ def test_a_quick_run_learns_and_leaves_a_log_a_picture_and_a_sample(tmp_path, ca
         language_model.main(["--quick", "--resume", "--seed", "1", "--output", str(folder)])
 
 
-@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_numbers(tmp_path, monkeypatch, capsys):
     settings = language_model.Settings(
         steps=12, layers=1, width=16, context=8, batch_size=4, every=4
@@ -112,7 +110,6 @@ def test_the_text_is_split_into_sequences_that_continue_each_other():
         text.encode("ж")
 
 
-@pytest.mark.slow
 def test_a_token_depends_on_those_before_it_only():
     params = transformer.init_transformer(jax.random.key(0), SHAPE)
     tokens = jax.random.randint(jax.random.key(1), (3, 8), 0, 11)
@@ -131,7 +128,6 @@ def test_the_loss_is_the_cross_entropy_of_optax():
     np.testing.assert_allclose(loss, expected.mean(), rtol=1e-6)
 
 
-@pytest.mark.slow
 def test_attention_is_that_of_jax():
     params = transformer.init_transformer(jax.random.key(0), SHAPE)
     layer = jax.tree.map(lambda p: p[0], params["layers"]["attention"])

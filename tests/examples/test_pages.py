@@ -22,7 +22,6 @@ def blocks_of(page):
     return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("page", [*filter(blocks_of, PAGES)], ids=lambda page: page.stem)
 def test_the_programs_of_a_page_run(page, tmp_path):
     namespace = {"__name__": "__main__"}

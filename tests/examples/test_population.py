@@ -16,7 +16,6 @@ def batches(data, steps=4):
     return list(minibatches(KEY, data.train, 64, epochs=1))[:steps]
 
 
-@pytest.mark.slow
 def test_a_quick_run_finds_a_rate_that_learns_and_plots_it(tmp_path, capsys):
     path = tmp_path / "deeper" / "population.png"
     assert population.main(["--quick", "--members", "6", "--out", str(path)]) == 0
@@ -28,7 +27,6 @@ def test_a_quick_run_finds_a_rate_that_learns_and_plots_it(tmp_path, capsys):
     assert image.imread(path).std() > 0.05
 
 
-@pytest.mark.slow
 def test_a_member_is_as_if_alone():
     data = digits.load_digits()
     run = population.train_population(RATES, KEY, batches(data), data.test)

@@ -35,7 +35,6 @@ def run(tmp_path, capsys):
     return run_with
 
 
-@pytest.mark.slow
 def test_the_default_run_reads_97_percent_with_raw_and_averaged_parameters(run):
     rows, picture = run()
     assert list(rows) == ["adamw"]
@@ -43,7 +42,6 @@ def test_the_default_run_reads_97_percent_with_raw_and_averaged_parameters(run):
     assert picture.std() > 0.05
 
 
-@pytest.mark.slow
 def test_a_comparison_trains_each_and_draws_one_picture(run):
     names = ["momentum", "rprop", "lion"]
     rows, picture = run("--quick", "--compare", *names)
@@ -54,7 +52,6 @@ def test_a_comparison_trains_each_and_draws_one_picture(run):
     assert picture.std() > 0.05
 
 
-@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_numbers(tmp_path, monkeypatch, capsys):
     runs = []
     monkeypatch.setattr(report, "draw", lambda found, _: runs.extend(found))

@@ -80,7 +80,6 @@ def test_times_are_compared_within_each_round():
     assert times["soap"] == {"milliseconds": 2.0, "ratios": [2.0, 2.0, 2.0]}
 
 
-@pytest.mark.slow
 def test_a_quick_run_writes_results_that_can_be_shown(tmp_path, capsys):
     path, quick = tmp_path / "deeper" / "results.json", ["--quick", "--optimizers", NAME]
     assert which_optimizer.main([*quick, "--output", str(path)]) == 0

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
-import pytest
 from flax import serialization, traverse_util
 
 import gradtx
@@ -165,7 +164,6 @@ def test_leaves_serialised_by_equinox(lib, more):
     return resumed(usual(lib), restore)
 
 
-@pytest.mark.slow
 @both
 def test_orbax_with_a_target(lib, more):
     def restore(state, fresh):
@@ -177,7 +175,6 @@ def test_orbax_with_a_target(lib, more):
     return resumed(usual(lib), restore)
 
 
-@pytest.mark.slow
 @both
 def test_orbax_with_abstract_shapes(lib, more):
     tx = lib.MultiSteps(lib.inject_hyperparams(lib.adam)(0.1), 2)

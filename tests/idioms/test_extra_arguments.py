@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import optax
-import pytest
 
 from .both import PARAMS, both, gradients, train
 
@@ -24,7 +23,6 @@ def minimize(lib, tx, steps=2, **extra):
     return x, state
 
 
-@pytest.mark.slow
 @both
 def test_lbfgs(lib, more):
     return minimize(lib, lib.lbfgs())[0]

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from flax import linen as nn
 from flax import nnx, traverse_util
 
@@ -254,7 +253,6 @@ def test_clipping_within_a_mask_counts_what_it_chooses(lib, more):
     return tx.update(gradients(PARAMS), tx.init(PARAMS), PARAMS)[0]
 
 
-@pytest.mark.slow
 @both
 def test_a_mask_for_further_factories(lib, more):
     transformations = [

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import optax
-import pytest
 
 from .both import PARAMS, both, gradients
 
@@ -108,7 +107,6 @@ def test_a_threshold_that_is_traced(lib, more):
     return jax.jit(clip)(jnp.float32(0.8))
 
 
-@pytest.mark.slow
 @both
 def test_clipping_examples_one_by_one(lib, more):
     batch = jax.tree.map(lambda g: jnp.stack([g, 0.01 * g, -2.0 * g]), GRADS)

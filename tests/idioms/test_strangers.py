@@ -10,7 +10,6 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import linen as nn
 from flax import nnx
 from jax import export
@@ -231,7 +230,6 @@ def test_muon_whose_dimensions_are_one_for_all_or_a_function(lib, more):
     return train(every, params, steps=1)[0], train(chosen, params, steps=1)[0]
 
 
-@pytest.mark.slow
 @both
 def test_a_plateau_in_many_places(lib, more):
     plateau = functools.partial(more.reduce_on_plateau, factor=0.5, patience=1)

@@ -66,7 +66,6 @@ CASES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_gain_over_thirty_layers(name):
     init, activation, gain_per_layer = CASES[name]
@@ -75,7 +74,6 @@ def test_gain_over_thirty_layers(name):
     assert abs(relative.mean() - 1) < 5 * spread / math.sqrt(NETWORKS)
 
 
-@pytest.mark.slow
 def test_tanh_follows_its_mean_field():
     """Poole et al. (2016), equation (3): q' = ∫ tanh²(√q z) φ(z) dz, which decays like 1/depth."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(64)
@@ -86,6 +84,5 @@ def test_tanh_follows_its_mean_field():
     assert abs(measured.mean() - q) < 5 * measured.std() / math.sqrt(NETWORKS)
 
 
-@pytest.mark.slow
 def test_orthogonal_layers_keep_every_length():
     np.testing.assert_allclose(gains(gi.orthogonal(), networks=2)["linear"], 1, rtol=1e-4)

@@ -184,7 +184,6 @@ def test_bounds_may_be_arrays():
     np.testing.assert_array_equal(init(KEY, (5,)), expected)
 
 
-@pytest.mark.slow
 def test_infinite_bounds_give_finite_numbers():
     # Among this many float32 uniforms is one that is exactly 0, where Φ⁻¹ is infinite.
     init = gi.truncated_normal(1.0, None, -math.inf, math.inf)

@@ -178,7 +178,6 @@ SAMPLERS = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_same_numbers_on_any_layout(name, kind):
@@ -215,7 +214,6 @@ def test_traced_scale_on_a_mesh(kind):
         assert_same_numbers(draw(0.3), np.asarray(gi.normal(0.3)(KEY, SHAPE)))
 
 
-@pytest.mark.slow
 def test_complex_numbers_on_any_layout():
     mesh = jax.make_mesh((8,), ("rows",))
     sharding = NamedSharding(mesh, PartitionSpec("rows"))
@@ -237,7 +235,6 @@ def test_flax_linen_takes_it(name):
     np.testing.assert_array_equal(params["bias"], np.full(8, 0.01, np.float32))
 
 
-@pytest.mark.slow
 def test_flax_linen_attention_and_convolution_take_it():
     attention = nn.MultiHeadDotProductAttention(num_heads=4, kernel_init=gi.glorot_uniform())
     x = jnp.ones((1, 5, 16))

@@ -79,7 +79,6 @@ def test_haar_columns_are_uniform_on_the_sphere():
             assert stats.kstest(coordinate, stats.uniform(-1, 2).cdf).pvalue > 1e-3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(7, 3, 4), (5, 4, 4), (3, 4, 2, 6), (2, 3, 4, 3, 3)])
 def test_delta_orthogonal_keeps_lengths_under_convolution(shape):
     *taps, fan_in, _ = shape

@@ -82,7 +82,6 @@ def test_count_bias_only_rescales(mode, distribution):
     np.testing.assert_allclose(ratio, math.sqrt(without_bias / with_bias), rtol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("distribution", LAWS)
 def test_distribution_in_float64(distribution, assert_distributed):
     with jax.enable_x64(True):

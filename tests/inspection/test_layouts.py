@@ -29,7 +29,6 @@ def after_a_step(tx, params):
     return tx.update(tree(1), tx.init(params), params)[1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_state_goes_into_groups_and_comes_back_as_it_was(name):
     params, tx = tree(0), OPTIMIZERS[name]()
@@ -99,7 +98,6 @@ def test_optax_continues_from_groups_and_the_other_way_round():
     assert_equal(gradtx.migrate(moved, theirs, params)[0], state)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_a_checkpoint_resumes_with_and_without_groups(tmp_path):
     params, gradient = tree(0), tree(2)

@@ -206,7 +206,6 @@ AMBIGUOUS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", AMBIGUOUS)
 def test_ambiguous_arrays_start_afresh_and_are_reported(name):
     old, new = AMBIGUOUS[name]

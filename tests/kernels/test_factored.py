@@ -51,7 +51,6 @@ def gradients(shapes, seed=3):
     return {str(shape): jnp.asarray(rng.normal(size=shape)) for shape in shapes}
 
 
-@pytest.mark.slow
 def test_states_and_updates_of_any_shape_are_those_of_optax():
     arguments = {"min_dim_size_to_factor": 2, "decay_rate_fn": power_decay}
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):

@@ -44,7 +44,6 @@ def test_updates_and_parameters_are_seen_alike():
     np.testing.assert_allclose(updates["w"], g + jnp.sum(2 * g * g, axis=0, keepdims=True))
 
 
-@pytest.mark.slow
 def test_contract():
     params = {"heads": jnp.ones((4, 2, 3)), "more": {"heads": jnp.ones((8, 1, 2), jnp.bfloat16)}}
     # Only arrays with three axes have the axes that are named here.

@@ -33,7 +33,6 @@ def test_noise_is_normal_and_its_variance_falls_with_the_step():
         assert stats.kstest(sample / np.sqrt(variance), stats.norm.cdf).pvalue > 1e-3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("given_as", ["number", "array", "schedule"])
 def test_noise_scales_as_its_formula(given_as):
     t = np.arange(1, 21)[:, None]

@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from gradtx.compose.parts import parts_of
 from gradtx.lift import kernel_of
@@ -13,7 +12,6 @@ from gradtx.wrappers.accumulate import MultiSteps
 
 from ..testing.test_exports import EXPORTS
 
-pytestmark = pytest.mark.slow
 PARAMS = {"w": jnp.linspace(-1, 2, 24, dtype=jnp.float32).reshape(4, 6)}
 # Not negative here, because the loss is convex.
 SIGNED = {("scale_by_sophia", "nu")}
@@ -73,7 +71,6 @@ def observed():
     return found
 
 
-@pytest.mark.slow
 def test_declared_slots_are_never_negative():
     declared = {key: least for key, (slot, least) in observed().items() if slot.non_negative}
     assert len(declared) > 20

@@ -119,7 +119,6 @@ def test_half_precision_is_added_up_in_single():
     np.testing.assert_array_equal(mean, [300.0, 300.0])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("lot_size", [None, 20.0])
 def test_aggregate_is_the_clipped_sum_over_the_size_of_the_lot(lot_size):
     tx = gradtx.differentially_private_aggregate(0.5, 0.0, key=0, lot_size=lot_size)

@@ -21,7 +21,6 @@ CASES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arguments", CASES.values(), ids=CASES)
 def test_equation(arguments):
     gs = gradients(5, SHAPES)

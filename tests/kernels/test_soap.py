@@ -34,7 +34,6 @@ def full_rank_gradients(steps):
     return gs
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arguments", CASES.values(), ids=CASES)
 def test_equation(arguments):
     gs = full_rank_gradients(6)
@@ -48,7 +47,6 @@ def test_equation(arguments):
                 np.testing.assert_allclose(updates[name], value, rtol=0, atol=1e-9)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, 3), (3, 6)], ids=str)
 def test_only_a_null_space_leaves_the_basis_open(shape, monkeypatch):
     # As it is in another layout, where products round in another way.

@@ -100,7 +100,6 @@ def test_hessian_is_only_asked_for_in_its_steps(jitted):
     assert total == [1, 1, 1, 2, 2, 2, 3]
 
 
-@pytest.mark.slow
 def test_state_is_that_of_optax_and_goes_on_from_it():
     params = {"w": jnp.array([1.0, -2.0]), "b": jnp.array(0.5)}
 

@@ -73,7 +73,6 @@ class TestFloat64:
             close(y.reshape(10, 3), scale * expected + bias)
             check_stats(stats, mean, var)
 
-    @pytest.mark.slow
     @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
     @pytest.mark.parametrize("axis", [0, 1, -2], ids=str)
     def test_any_axis_is_the_last_one_moved(self, axis, training):
@@ -103,7 +102,6 @@ class TestFloat64:
         close(y, (x - [1.0, -2.0]) / [2.0, 0.5])
         assert same is stats
 
-    @pytest.mark.slow
     @pytest.mark.parametrize("shape", [(6, 4, 1), (6, 4), (6, 1), (1, 4, 1)], ids=str)
     def test_masked_statistics_are_those_of_the_subset(self, shape):
         x, mask = normal(0, 6, 4, 3, mean=2.0), np.random.default_rng(1).random(shape) < 0.6
@@ -134,7 +132,6 @@ class TestFloat64:
         close(gradient[chosen], alone)
         np.testing.assert_array_equal(gradient[~chosen], 0.0)
 
-    @pytest.mark.slow
     @pytest.mark.parametrize("masked", [False, True], ids=["whole", "unequal-masks"])
     @pytest.mark.parametrize("mapping", ["vmap", "shard_map"])
     def test_devices_together_see_the_whole_batch(self, mesh, mapping, masked):
@@ -200,7 +197,6 @@ def test_one_position_has_variance_zero_however_it_is_estimated():
         np.testing.assert_array_equal(new.var, [0.5, 0.5])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, 2), (0, 2)], ids=["masked", "empty"])
 def test_statistics_stay_where_no_position_enters(shape):
     x = jnp.ones(shape)

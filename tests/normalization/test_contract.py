@@ -109,7 +109,6 @@ def test_constant_data_have_finite_values_and_gradients(function, dtype):
         assert np.all(np.isfinite(np.asarray(gradient, np.float32)))
 
 
-@pytest.mark.slow
 @every
 def test_transformations_of_jax_agree(function):
     def loss(x):

@@ -88,7 +88,6 @@ class TestFloat64:
         along_y = (weight * y).mean(1, keepdims=True)
         close(gradient, (weight - weight.mean(1, keepdims=True) - y * along_y) / deviation)
 
-    @pytest.mark.slow
     @pytest.mark.parametrize(
         "function",
         [layer_norm, rms_norm, partial(group_norm, groups=2), instance_norm],

@@ -110,7 +110,6 @@ def test_values_and_gradients(name, dtype):
             assert np.all(np.isfinite(np.asarray(gradient, np.float64)[fit]))
 
 
-@pytest.mark.slow
 def test_large_gradients_of_the_largest_values():
     x, weight = jnp.asarray(BASE * 1e38, jnp.float32), 1e3 * jnp.cos(jnp.arange(6.0))
     for function in (layer_norm, rms_norm):
@@ -134,7 +133,6 @@ def forward(function, x, tangent):
     return jax.jvp(function, (x,), (tangent,))[1]
 
 
-@pytest.mark.slow
 def test_second_derivatives():
     """Without an epsilon those of x -> f(1e20 x) equal those of f at 1, for any unit."""
     x, weight = jnp.asarray(BASE, jnp.float32), jnp.cos(jnp.arange(6.0))
@@ -282,7 +280,6 @@ class TestMoments:
         assert jax.tree.leaves(jax.tree.map(lambda _: None, given)) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mapping", ["vmap", "shard_map"])
 def test_masked_and_mapped_batches(mapping, mesh):
     """A unit for all devices together: the first holds the largest values of feature 0."""

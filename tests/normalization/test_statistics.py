@@ -66,7 +66,6 @@ class TestFloat64:
         total, _ = jax.lax.scan(accumulate, empty, (jnp.asarray(x), jnp.asarray(mask)))
         check_moments(total, x[mask[..., 0]], 0)
 
-    @pytest.mark.slow
     @pytest.mark.parametrize("masked", [False, True], ids=["whole", "unequal-masks"])
     def test_vmap_and_shard_map_see_the_whole_batch(self, mesh, masked):
         x = normal(8, 3, 2, mean=3.0)

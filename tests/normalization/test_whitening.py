@@ -37,7 +37,6 @@ class TestFloat64:
     def test_derivatives_by_differences(self):
         check_grads(jax.jit(whiten), (jnp.asarray(correlated(6, 3)), jnp.asarray(0.1)), order=1)
 
-    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["all-equal", "two-equal", "constant", "few-samples"])
     def test_derivatives_by_differences_where_eigenvalues_coincide(self, kind):
         x = {

@@ -27,7 +27,6 @@ def after(tx, steps, g):
     return state
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("in_pieces", [False, True])
 def test_slow_average_follows_the_closed_form(in_pieces, monkeypatch):
     monkeypatch.setattr(pieces, "are_worth_it", lambda: in_pieces)
@@ -49,7 +48,6 @@ def test_slow_average_follows_the_closed_form(in_pieces, monkeypatch):
     composed_step.cache_clear()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("make", [gradtx.adam, optax.adam], ids=["gradtx", "optax"])
 def test_parameters_follow_those_of_a_full_state(make):
     def trained(tx):
@@ -131,7 +129,6 @@ AROUND = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", AROUND)
 @pytest.mark.parametrize("kept", [gradtx.cast_state, gradtx.quantize_state])
 def test_wrappers_around_leave_the_rounding_alone(name, kept):
@@ -156,7 +153,6 @@ def test_wrappers_around_leave_the_rounding_alone(name, kept):
         jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

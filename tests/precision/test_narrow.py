@@ -65,7 +65,6 @@ def test_each_wrapper_follows_the_closed_form_of_adamw(wrap, dtype):
     assert abs(mean(params) - expected) < 1.5 * tolerance
 
 
-@pytest.mark.slow
 @EACH
 def test_eight_bits(wrap):
     for dtype in (jnp.float8_e4m3fn, jnp.float8_e5m2):

@@ -228,7 +228,6 @@ def test_one_call_and_the_train_step_do_the_same(wrap):
     assert_same(own(state), own(expected_state))
 
 
-@pytest.mark.slow
 @EACH
 def test_populations(wrap):
     tx = wrap(gradtx.adamw(0.1))
@@ -304,7 +303,6 @@ def test_a_run_that_orbax_saved_goes_on_to_the_same_bits(wrap):
 # Devices
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_stochastic_rounding_is_the_same_on_every_layout(kind):
     tx = WRAPPERS["stochastic"](gradtx.adamw(1e-3))

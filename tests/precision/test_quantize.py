@@ -46,7 +46,6 @@ def seeded(stored, step):
     return Seeded(stored.codes, stored.scales, jnp.array([step, 3, 0], jnp.uint32))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 def test_nearest_level_of_each_block(law):
     x = numbers(law, (6, 512))
@@ -67,7 +66,6 @@ def test_nearest_level_of_each_block(law):
     assert np.all(np.abs(found - exact) <= distances.min(-1) + 5e-6 * np.abs(found) + 1e-19)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 def test_rounding_is_right_on_average(law):
     x = numbers(law, 256, spread=1)
@@ -122,7 +120,6 @@ def test_a_number_that_is_not_finite_stays_in_its_block(law, bad):
     np.testing.assert_array_equal(found[[0, 2]], 1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [
@@ -160,7 +157,6 @@ def trained(tx, params, steps=60):
     return params, state
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [gradtx.adam, gradtx.lion, lambda rate: gradtx.sgd(rate, momentum=0.9), gradtx.muon],
@@ -186,7 +182,6 @@ def in_pieces(monkeypatch):
     composed_step.cache_clear()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("in_pieces")
 @pytest.mark.parametrize("shape", [(16, 320), (10, 16, 64), (5003,)], ids=str)
 def test_pieces_of_a_leaf_take_the_same_step(shape):
@@ -204,7 +199,6 @@ def test_pieces_of_a_leaf_take_the_same_step(shape):
     assert len(np.unique(error)) > 0.9 * error.size
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("in_pieces")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("wrapper", [gradtx.quantize_state, gradtx.cast_state])
@@ -235,7 +229,6 @@ def test_many_pieces_of_a_leaf_are_those_of_few(dtype, wrapper, applied, monkeyp
     jax.tree.map(equal, after_two_steps(2), after_two_steps(1000))
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("in_pieces")
 @pytest.mark.parametrize("wrapper", [gradtx.quantize_state, gradtx.cast_state])
 def test_arrays_on_an_explicit_mesh_of_one_device_are_not_cut(wrapper):
@@ -262,7 +255,6 @@ def test_large_leaves_are_not_copied():
     assert program.memory_analysis().temp_size_in_bytes < size
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("in_pieces")
 def test_memory_of_a_step():
     params = gpt(3, 128, 4096)
@@ -296,7 +288,6 @@ def paths_in_8_bits(tx, params=SMALL):
     }
 
 
-@pytest.mark.slow
 def test_default_choice():
     found = paths_in_8_bits(gradtx.quantize_state(gradtx.adam(0.1), min_size=8))
     assert found == {"0/mu/kernel": "int8", "0/nu/kernel": "uint8"}
@@ -411,7 +402,6 @@ def test_checkpoint_resumes_to_the_same_bits(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, step(*restored), step(params, state))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("spec", [("x", None), (None, "y"), ("x", "y")], ids=str)
 @pytest.mark.parametrize("is_explicit", [False, True], ids=["auto", "explicit"])
 def test_layout_is_that_of_the_parameter(spec, is_explicit):
@@ -432,7 +422,6 @@ def test_layout_is_that_of_the_parameter(spec, is_explicit):
     jax.tree.map(np.testing.assert_array_equal, state, alone[1])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrapper",
     [lambda tx: gradtx.quantize_state(tx, min_size=1), gradtx.cast_state],

@@ -31,7 +31,6 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("inside", INSIDE)
 def test_a_saved_run_goes_on_to_the_same_bits(wrapper, inside, tmp_path):

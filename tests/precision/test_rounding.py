@@ -89,7 +89,6 @@ def test_a_leaf_of_more_than_32_bits_repeats_nothing():
             assert agreement(x, y).max() < 4.5
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_the_same_bits_on_every_sharding(kind):
     mesh = jax.make_mesh((4,), ("d",), axis_types=(kind,))

@@ -78,7 +78,6 @@ def test_gradient_descent_contracts_by_one_minus_rate_times_curvature(learning_r
     np.testing.assert_allclose(path, (1 - learning_rate * CURVATURES) ** powers, rtol=1e-12)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.85, 0.9, 0.99])
 def test_heavy_ball_contracts_by_the_root_of_beta(beta):
     # Where (1 - sqrt(rate * curvature))^2 < beta the characteristic roots of

@@ -57,7 +57,6 @@ SHARED = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arguments", SHARED.values(), ids=SHARED)
 def test_run_changes_hands_with_optax_mid_training(arguments):
     arguments = {"learning_rate": 0.1} | arguments
@@ -117,7 +116,6 @@ def test_consistent_rms_fits_all_shapes():
         assert 0.68 * 0.2 <= jnp.sqrt(jnp.mean(updates**2)) <= 1.21 * 0.2
 
 
-@pytest.mark.slow
 def test_shampoo_takes_the_length_of_another_optimizer():
     tx = gradtx.shampoo(1.0, grafting=gradtx.scale_by_sign())
     plain = gradtx.shampoo(1.0)
@@ -176,7 +174,6 @@ def mean_square_lengths(tx, gs):
     return np.mean(squares[50:])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("b1", [0.9, 0.5])
 def test_the_average_shortens_grafted_steps_without_a_signal(b1):
     # Independent steps of length 1: an average of them has the mean square (1 - b1) / (1 + b1).
@@ -242,7 +239,6 @@ def loss_of_adam():
     return final_loss(lambda rate: gradtx.adam(rate, 0.95, 0.95))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

@@ -27,7 +27,6 @@ def train(tx, params, state, steps):
     return jax.lax.scan(step, (params, state), length=steps)[0]
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.seed. is deprecated")
 @pytest.mark.parametrize("momentum", [None, 0.5], ids=["plain", "nesterov"])
 def test_run_changes_hands_mid_training(momentum):

@@ -33,7 +33,6 @@ def exchanges_in_conditions(program):
     return [line for name in reached for line in bodies[name].splitlines() if EXCHANGE.search(line)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shampoo", "soap"])
 @pytest.mark.parametrize("spec", [P("a"), P("a", "b")], ids=["fsdp", "2d"])
 def test_exchanges_come_before_and_after(name, spec):

@@ -97,7 +97,6 @@ def on_one_device():
     return made
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "layout", "kind"), CASES, ids=lambda own: getattr(own, "name", own)
 )
@@ -128,7 +127,6 @@ def test_steps_are_those_of_one_device_with_one_exchange_each_way(
         assert jax.typeof(own) == jax.typeof(before)
 
 
-@pytest.mark.slow
 def test_a_number_of_matrices_that_devices_do_not_divide():
     mesh = mesh_of((8,), EXPLICIT)
     params, gradient = (laid_out(tree(seed, 3), mesh, P("data")) for seed in (0, 1))
@@ -146,7 +144,6 @@ def test_a_number_of_matrices_that_devices_do_not_divide():
     assert mu["layer0"]["kernel"].shape == (8, *SHAPE)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "clause",
     [

@@ -57,7 +57,6 @@ def laid_out(tree, mesh):
     return {x: jax.device_put(tree[x], NamedSharding(mesh, SHAPES[x][1])) for x in tree}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_matrices_sharded_along_any_axis(name, mesh):
     tx = METHODS[name]()

@@ -58,7 +58,6 @@ CASES += [("adaptive clipping", on) for on in MESHES if "two" not in on]
 METHODS["adaptive clipping"] = gradtx.adaptive_grad_clip(0.01)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("method", "on"), CASES)
 def test_one_all_reduce_and_the_numbers_of_one_device(method, on):
     shape, kind = MESHES[on]

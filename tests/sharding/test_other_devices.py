@@ -42,7 +42,6 @@ def assert_lies_as(state, other):
         assert own.sharding.is_equivalent_to(like.sharding, own.ndim)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
 def test_migrate_carries_everything(kind):
     state = plain = after_a_step()
@@ -95,7 +94,6 @@ def test_what_looks_like_the_parameters_is_not_taken_for_a_stack(params, last):
     jax.tree.map(np.testing.assert_array_equal, back, state)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("before", "now"), [(8, 3), (3, 8)])
 def test_restore_gives_stacks_the_padding_of_the_target(tmp_path, before, now):
     plain = after_a_step()

@@ -66,7 +66,6 @@ def on_one_device():
     return stepped(optimizer(), lambda tree: jax.tree.map(jnp.asarray, tree))[1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
 def test_state_is_that_of_one_device(kind, layout, on_one_device):
@@ -98,7 +97,6 @@ def test_state_is_that_of_one_device(kind, layout, on_one_device):
             assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", [gradtx.quantize_state, gradtx.cast_state])
 def test_whole_blocks_stay_on_their_devices(wrapper):
     mesh, tx = jax.make_mesh((8,), ("data",)), wrapper(gradtx.adam(0.1))

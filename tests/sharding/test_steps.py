@@ -13,7 +13,6 @@ from jax.sharding import PartitionSpec as P
 
 import gradtx
 
-from ..slow import mostly_slow
 from ..testing.exports.export import Export
 from ..testing.test_exports import EXPORTS
 
@@ -49,8 +48,6 @@ OPTIMIZERS["soap"] = Export(lambda: gradtx.soap(0.01, max_precond_dim=8))
 TOLERANCES = dict.fromkeys(("galore", "muon", "normuon", "shampoo", "soap"), 1e-5)
 # Newton's method has no state, and a Hessian takes long to compile.
 COMPILED = [name for name in OPTIMIZERS if name != "newton"]
-# States like the parameters, factored, of matrices, and of the whole tree, for every day.
-QUICK = {"adamw", "adafactor", "muon", "soap", "prodigy", "MultiSteps"}
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +115,7 @@ def three_steps(name, place, compilations, wrap=lambda tx: tx):
     return run
 
 
-@pytest.mark.parametrize("name", mostly_slow(COMPILED, QUICK))
+@pytest.mark.parametrize("name", COMPILED)
 def test_steps_on_several_devices(name, compilations, on_one_device):
     params = on_one_device(name)
     for kind, layout in ((AUTO, "fsdp"), (AUTO, "2d"), (EXPLICIT, "2d")):
@@ -135,7 +132,7 @@ def test_steps_on_several_devices(name, compilations, on_one_device):
             np.testing.assert_allclose(found, params[path], rtol=0, atol=tolerance, err_msg=path)
 
 
-@pytest.mark.parametrize("name", mostly_slow(COMPILED, QUICK))
+@pytest.mark.parametrize("name", COMPILED)
 def test_steps_with_zero(name, compilations, on_one_device):
     params = on_one_device(name)
     mesh, shardings = sharded(AUTO, "replicated")

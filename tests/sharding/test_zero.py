@@ -68,7 +68,6 @@ def bytes_of(tree):
     return sum(x.addressable_shards[0].data.nbytes for x in arrays), sum(x.nbytes for x in arrays)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_the_numbers_of_one_device(name, kind, use):
@@ -87,7 +86,6 @@ def test_the_numbers_of_one_device(name, kind, use):
     assert mine == whole / 8
 
 
-@pytest.mark.slow
 def test_layouts_of_the_state_and_eager_calls(use):
     mesh = use()
     tx = zero(gradtx.adam(0.1), mesh)
@@ -104,7 +102,6 @@ def test_layouts_of_the_state_and_eager_calls(use):
         np.testing.assert_allclose(update, expected[name], rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.slow
 def test_axes_of_another_kind_of_parallelism_stay(use):
     mesh = use(shape=(4, 2), names=("data", "model"))
     specs = {"w": (None, "model"), "v": ("model",), "b": ("model",), "odd": (), "scalar": ()}
@@ -155,7 +152,6 @@ def test_what_is_sharded_along_the_axis_stays(use):
         assert leaf.sharding.is_equivalent_to(sharded, leaf.ndim)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_inside_shard_map(stage, use):
     mesh = use()
@@ -283,7 +279,6 @@ def test_lookahead_has_two_trees_of_parameters(use):
     assert found.fast["w"].sharding.is_fully_replicated
 
 
-@pytest.mark.slow
 def test_contract(use):
     tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adam(0.1))
     # That clause has a mesh of its own, and this transformation belongs to one.

@@ -513,7 +513,6 @@ def calling_momentum_as_long_as_itself():
     return gradtx.chain(gradtx.clip(1.0), lift(replace(TRACE, degree=0), **MOMENTUM))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_mistake_breaks_exactly_these_clauses(name):
     broken = BROKEN[name]

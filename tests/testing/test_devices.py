@@ -7,7 +7,6 @@ import gradtx
 from gradtx.testing import check_layouts, check_sharding, hostile_parameters
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 3])
 def test_an_array_without_elements_may_lie_anywhere(number, monkeypatch):
     devices = jax.devices()[:number]

@@ -15,7 +15,6 @@ import pytest
 import gradtx
 from gradtx.testing import ConformanceError, check_transformation
 
-from ..slow import mostly_slow
 from . import exports
 from .exports.export import HANDS_ON, Export, matrices
 
@@ -77,23 +76,7 @@ def optimizer_of(piece: str) -> str | None:
     return name if is_inside and EXPORTS[name].params is EXPORTS[piece].params is None else None
 
 
-# One of each kind for every day.
-QUICK = {
-    "adafactor",
-    "adamw",
-    "apply_if_finite",
-    "average_params",
-    "clip_by_global_norm",
-    "muon",
-    "partition",
-    "prodigy",
-    "with_hyperparams",
-    "with_kahan_sum",
-    "optax_chain-of_ours",
-}
-
-
-@pytest.mark.parametrize("name", mostly_slow([*EXPORTS, *OPTAX], QUICK))
+@pytest.mark.parametrize("name", [*EXPORTS, *OPTAX])
 def test_contract(name, request):
     if name in COMPILED_AS_USUAL:
         request.getfixturevalue("usual_compilation")

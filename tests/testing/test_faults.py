@@ -41,7 +41,6 @@ SMALL = gradients_like(
 )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_mistake_is_found_by_one_clause(name):
     broken = BROKEN[name]
@@ -51,7 +50,6 @@ def test_a_mistake_is_found_by_one_clause(name):
     assert broken.says in caught.value.failures[broken.clause]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("tx", [GOOD, broken_keys.GOOD, broken_keys.COUNTED])
 def test_the_good_ones_break_nothing(tx):
     check_transformation(tx, SMALL)

@@ -48,7 +48,6 @@ def usual_promotion():
         yield
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("usual_promotion")
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules_of_optax_pass(name):
@@ -105,7 +104,6 @@ INITIALIZERS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", INITIALIZERS)
 def test_initializers_pass(name):
     make, mean, stddev = INITIALIZERS[name]
@@ -136,7 +134,6 @@ BROKEN_INITIALIZERS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("says", BROKEN_INITIALIZERS)
 def test_mistakes_of_initializers_are_found(says):
     with pytest.raises(ConformanceError) as caught:
@@ -162,7 +159,6 @@ def in_parts(parts):
     return [normalization.normalize(part, both.mean, both.var) for part in parts]
 
 
-@pytest.mark.slow
 def test_normalizations_pass():
     check_normalization(normalization.layer_norm)
     check_normalization(normalization.rms_norm, centers=False)
@@ -203,7 +199,6 @@ BROKEN_NORMALIZATIONS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("says", BROKEN_NORMALIZATIONS)
 def test_mistakes_of_normalizations_are_found(says):
     with pytest.raises(ConformanceError) as caught:

@@ -18,7 +18,6 @@ def usual_promotion():
         yield
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_sound_transformation_keeps_what_every_one_must(name):
     # The default tree for the first ones; the others compile less.

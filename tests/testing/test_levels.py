@@ -29,7 +29,6 @@ def test_each_clause_has_one_of_two_levels():
     assert {"type", "half_precision", "mismatches", "layouts"} <= set(promises)
 
 
-@pytest.mark.slow
 def test_promises_are_chosen_by_name():
     tx = optax.GradientTransformation(*gradtx.sgd(0.1))
     check_transformation(tx, PARAMS, level="must")
@@ -115,7 +114,6 @@ def test_one_error_of_one_line_is_one_fault():
     assert also.startswith("    Also fails: vmap, scan")
 
 
-@pytest.mark.slow
 def test_a_message_has_fewer_than_ten_lines_and_says_that_only_promises_are_broken():
     def update(updates, state, params=None):
         return jax.tree.map(lambda u, v: u * v.astype(u.dtype), updates, state), state

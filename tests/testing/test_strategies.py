@@ -62,7 +62,6 @@ def test_extreme_gradients_reach_the_ends_of_the_dtype(dtype):
         exists(drawn, lambda g, end=end: np.asarray(g["w"])[0] == end)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [type(None), optax.MaskedNode, jax.Array], ids=lambda kind: kind.__name__
 )
@@ -71,7 +70,6 @@ def test_strangers_stand_among_the_parameters(kind):
     exists(params, lambda tree: isinstance(tree, list) and tree and isinstance(tree[0], kind))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("container", [dict, list, tuple])
 def test_trees_nest_every_container(container):
     def has_it_inside(tree) -> bool:

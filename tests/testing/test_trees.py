@@ -53,7 +53,6 @@ def test_casting_leaves_alone_what_is_not_real():
     assert dtypes == {"w": "float16", "phase": "complex64", "steps": "int32"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", hostile_trees())
 def test_the_kit_runs_on_odd_trees(name):
     tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.sgd(0.1, momentum=0.9))

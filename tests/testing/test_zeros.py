@@ -79,7 +79,6 @@ SETTINGS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.optimistic_adam. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_steps_and_states_are_finite(name):

@@ -82,7 +82,6 @@ def test_narrow_dtypes_come_back(tmp_path):
         assert_same(checkpoints.restore(tree).state, tree)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["arrays", "shapes"])
 def test_a_run_goes_on_as_if_never_interrupted(tmp_path, kind, compilations):
     tx = everything()

@@ -76,7 +76,6 @@ def test_what_is_left_out_is_not_run_through():
     np.testing.assert_array_equal(late, expected)
 
 
-@pytest.mark.slow
 def test_orders_are_uniform():
     # 24 orders of 4 samples, 2,400 times: chi-squared with 23 degrees of freedom, whose 0.999
     # quantile is 49.7.

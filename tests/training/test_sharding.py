@@ -36,7 +36,6 @@ def run(state, batches):
     return state, history
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("weights", [PartitionSpec(), PartitionSpec("data")], ids=str)
 def test_a_sharded_run_has_the_numbers_of_one_device(mesh, weights, compilations):
     batches = list(minibatches(jax.random.key(0), DATA, 16, epochs=2))

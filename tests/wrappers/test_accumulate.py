@@ -231,7 +231,6 @@ def test_a_run_that_skips_changes_hands():
     )
 
 
-@pytest.mark.slow
 def test_contract():
     tx = gradtx.MultiSteps(gradtx.adam(0.1), 2, should_skip_update_fn=gradtx.skip_not_finite)
     check_transformation(tx.gradient_transformation())

@@ -180,7 +180,6 @@ def test_leaves_that_are_treated_differently_share_no_group():
     assert [float(updates[name][0]) for name in "abcdef"] == [2.0, 2.0, 2.0, 1.0, 1.0, 1.0]
 
 
-@pytest.mark.slow
 def test_a_missing_gradient_leaves_its_parameter_and_its_row_alone():
     tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(0.1), gradtx.scale(2.0))
     params = {name: jnp.full(2, 1.0 + i) for i, name in enumerate("abcd")}
@@ -197,7 +196,6 @@ def test_a_missing_gradient_leaves_its_parameter_and_its_row_alone():
     assert np.all(new_mu[1::2] != old_mu[1::2])
 
 
-@pytest.mark.slow
 def test_measures_of_parameters_do_not_see_rows_without_a_gradient():
     params = {name: jnp.full(2, 1.0 + i) for i, name in enumerate("abc")}
     gradients = [params, params | {"b": None}, params | {"b": None}]
@@ -207,7 +205,6 @@ def test_measures_of_parameters_do_not_see_rows_without_a_gradient():
         check_same(found, trajectory(tx, gradients, params)[0])
 
 
-@pytest.mark.slow
 def test_updates_alone_tell_the_groups_where_no_parameters_are_given():
     params, gradient = tree(0), tree(1)
     tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adam(0.1))
@@ -253,7 +250,6 @@ def test_a_state_of_other_groups_is_refused():
         other.update(params, tx.init(params), params)
 
 
-@pytest.mark.slow
 def test_hyperparameters_inside_and_outside_follow_their_schedules():
     params, gradients = tree(0), [tree(seed) for seed in (1, 2, 3)]
     schedule = gradtx.schedules.linear_schedule(0.1, 0.0, 3)
@@ -293,7 +289,6 @@ AROUND = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", AROUND)
 def test_wrappers_go_around(name):
     params, gradients = tree(0), [tree(seed) for seed in (1, 2, 3, 4)]
@@ -363,7 +358,6 @@ def test_matrices_on_other_axes_are_refused():
         grouped.update(params, grouped.init(params), params)
 
 
-@pytest.mark.slow
 def test_grafted_steps_have_the_lengths_of_single_leaves():
     params, gradients = tree(0), [tree(seed) for seed in (1, 2)]
     missing = gradients[1] | {"layer1": jax.tree.map(lambda x: None, gradients[1]["layer1"])}
@@ -372,7 +366,6 @@ def test_grafted_steps_have_the_lengths_of_single_leaves():
     check_same(found, trajectory(tx, [gradients[0], missing], params)[0])
 
 
-@pytest.mark.slow
 def test_projected_gradients_are_those_of_single_leaves():
     params, gradients = tree(0, MATRICES), [tree(seed, MATRICES) for seed in (1, 2, 3)]
     gradients[1]["layer1"]["kernel"] = None
@@ -391,7 +384,6 @@ def test_projected_gradients_are_those_of_single_leaves():
         gradtx.grouped(tx).update(gradients[0], state._replace(inner_state=plain), params)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_stacks_lie_as_their_leaves_do(kind):
     mesh = jax.make_mesh((8,), ("devices",), axis_types=(kind,))

@@ -456,7 +456,6 @@ def test_it_costs_nothing_where_nothing_skips(counter):
     assert not [name for name in (" ne ", "reduce_or", "cond[") if name in program]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("counter", ["average_params", "schedule_free", "inject_hyperparams"])
 def test_contract(counter):
     tx = COUNTERS[counter].wrap(lambda rate: multi_steps(gradtx, gradtx.sgd(rate)))

@@ -93,7 +93,6 @@ def test_masks_that_leave_nothing():
     assert not squares(mask=SEEN[None])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [-1e9, -jnp.inf])
 def test_padding_is_no_empty_mask(hidden):
     lengths = jnp.array([6, 4, 3, 5])
@@ -186,7 +185,6 @@ def test_probabilities_of_a_classifier_are_no_attention():
     assert not diagnostics.check_attention(loss_fn, {"q": PARAMS["q"]}, X, targets)
 
 
-@pytest.mark.slow
 def test_attention_of_frameworks():
     causal = linen.make_causal_mask(TOKENS, dtype=bool)
     params = jax.jit(Linen().init)(jax.random.key(0), X, causal)

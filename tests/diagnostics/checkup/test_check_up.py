@@ -208,7 +208,6 @@ def set_up_without_data():
     return (lambda p: jnp.sum(p["a"] ** 2)), {"a": jnp.ones(3), "empty": jnp.ones((0, 3))}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "set_up", [nnx_set_up, equinox_set_up, set_up_without_a_layer, set_up_without_data]
 )

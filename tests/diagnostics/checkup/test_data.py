@@ -45,7 +45,6 @@ def test_standardized_data_are_healthy():
     assert not found((X > 0).astype(np.float32))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_not_a_number(bad):
     x = X.copy()

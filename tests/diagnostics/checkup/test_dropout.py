@@ -37,7 +37,6 @@ def multiplied(key, x, rate=0.5):
 # One key for several layers.
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("drop", [drop, multiplied], ids=["select", "multiply"])
 @pytest.mark.parametrize("is_split", [False, True])
 def test_one_key_for_several_layers(drop, is_split):
@@ -92,7 +91,6 @@ class Recurrent(nn.Module):
         return nn.Dense(C)(stack()(x, None)[0])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_split", [False, True])
 def test_scanned_layers_of_flax(is_split):
     model = Recurrent(is_split)

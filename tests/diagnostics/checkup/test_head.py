@@ -43,7 +43,6 @@ def of_probabilities(logits):
     return -jnp.mean(jnp.sum(CODES * jnp.log(jax.nn.softmax(logits) + 1e-30), -1))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loss_of", [of_integers, of_codes, of_probabilities])
 def test_large_logits(loss_of):
     def loss_fn(params, x):
@@ -333,7 +332,6 @@ class Convolutions(linen.Module):
         return linen.Dense(5)(x)
 
 
-@pytest.mark.slow
 def test_networks_of_frameworks():
     images = X.reshape(8, 8, 8, 1)
     for act in (True, False):
@@ -374,7 +372,6 @@ def test_likelihood_that_is_minimized():
     assert finding.place == "w0"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loss_of", [of_integers, of_codes, binary])
 def test_logits_that_cannot_be_negative(loss_of):
     params = weights((8, 5), scale=0.3)

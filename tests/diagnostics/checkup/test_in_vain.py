@@ -48,7 +48,6 @@ def quantizing(commitment, is_passed):
     return loss_fn
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("commitment", [0.0, 0.25])
 def test_codes_pass_no_gradient_to_the_encoder(commitment):
     loss_fn = quantizing(commitment, is_passed=False)
@@ -89,7 +88,6 @@ def residual(bend, order):
 PDE = {"w0": normal(8), "w1": normal(8, 8), "w2": normal(8, seed=1)}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("order", [2, "jvp", "hessian"])
 @pytest.mark.parametrize(
     "bend", [jax.nn.relu, jnp.abs, jax.nn.leaky_relu], ids=lambda f: f.__name__
@@ -103,7 +101,6 @@ def test_second_derivative_of_a_piecewise_linear_network(bend, order):
     assert finding.place.startswith("w0")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bend", "order"),
     [(jax.nn.relu, 1), (jnp.tanh, 2), (jax.nn.softplus, "hessian"), (jnp.sin, "jvp")],
@@ -128,7 +125,6 @@ def test_curvature_of_a_loss_may_be_that_of_its_last_function():
 # States.
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_replaced", [False, True])
 @pytest.mark.parametrize("is_unrolled", [False, True])
 def test_a_state_that_is_never_replaced(is_replaced, is_unrolled):
@@ -167,7 +163,6 @@ def test_zeros_outside_a_loop_are_no_state():
 # Norms.
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("axis", [-1, 0])
 def test_layer_norm_of_single_numbers(axis):
     class Network(nn.Module):
@@ -199,7 +194,6 @@ def centered(x):
     return x - x.mean(-1, keepdims=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("norm", [length, centered])
 @pytest.mark.parametrize("width", [1, 2])
 def test_embeddings_of_a_single_number(norm, width):
@@ -213,7 +207,6 @@ def test_embeddings_of_a_single_number(norm, width):
     assert bool(jnp.all((jnp.abs(outputs) < 1e-6) | (jnp.abs(outputs) > 0.999))) == (width == 1)
 
 
-@pytest.mark.slow
 def test_batch_norm_needs_several_examples():
     def loss_fn(params, x, y):
         z = x @ params["w0"]

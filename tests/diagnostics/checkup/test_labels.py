@@ -220,7 +220,6 @@ class Classifier(linen.Module):
         return linen.Dense(4)(jnp.mean(linen.Embed(10, 8)(tokens), 1))
 
 
-@pytest.mark.slow
 def test_networks_of_frameworks():
     tokens, labels = jnp.arange(40).reshape(8, 5) % 10, jnp.arange(8) % 4
     params = jax.jit(Classifier().init)(jax.random.key(0), tokens)

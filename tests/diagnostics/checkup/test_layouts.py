@@ -71,7 +71,6 @@ WRONG = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("made", "x", "kernel", "is_at", "to", "severity"), WRONG)
 def test_channels_along_another_axis(made, x, kernel, is_at, to, severity):
     (finding,) = diagnostics.check_data(*made(x, kernel), x)
@@ -100,7 +99,6 @@ RIGHT = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("made", "x", "kernel"), RIGHT)
 def test_channels_where_they_belong(made, x, kernel):
     assert not found(*made(x, kernel), x)
@@ -136,7 +134,6 @@ CASES = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("loss_fn", "y"), CASES)
 @pytest.mark.parametrize(("factor", "offset"), [(1.0, 0.0), (-0.5, 1.5)])
 def test_a_feature_that_is_the_target(loss_fn, y, factor, offset):

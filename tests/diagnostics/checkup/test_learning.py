@@ -38,7 +38,6 @@ def kinds(findings):
     return [(one.kind, one.severity) for one in findings if one.severity != "remark"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "tx",
     [
@@ -60,7 +59,6 @@ def test_healthy_optimizers(tx):
     assert not kinds(found(tx))
 
 
-@pytest.mark.slow
 def test_learning_is_examined_on_demand():
     tx = gradtx.sgd(100.0)
     for learning in (False, True):
@@ -90,7 +88,6 @@ def own_fall(rate):
     return (losses[0] - np.mean(losses[-3:])) / losses[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rate", [1e-6, 1e-5, 1e-4])
 def test_learning_rate_that_is_too_small(rate):
     (finding,) = (one for one in found(optax.sgd(rate)) if one.kind == "learning_rate")
@@ -123,7 +120,6 @@ def test_steps_longer_than_the_weights():
     assert "b0" not in ratios
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "tx",
     [gradtx.sgd(0.0), optax.set_to_zero(), optax.MultiSteps(optax.sgd(0.1), 1000)],
@@ -143,7 +139,6 @@ def test_steps_shorter_than_the_rounding():
     assert finding.evidence["ratios"]["w0"] == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -170,7 +165,6 @@ def test_strength_of_the_weight_decay():
     assert finding.evidence["ratio"] == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.slow
 def test_clipping_that_always_acts():
     def loss(params, x, y):
         return 1e3 * loss_fn(params, x, y)
@@ -198,7 +192,6 @@ def test_loss_that_cannot_fall():
     assert max(finding.evidence["falls"].values()) < 0.01
 
 
-@pytest.mark.slow
 def test_labels_that_contradict_each_other():
     params = PARAMS | {"w1": jnp.asarray(RNG.standard_normal((8, 4)) / 3, jnp.float32)}
 
@@ -283,7 +276,6 @@ def in_a_scan(function):
     return nonlinearity
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "ratio", "name"),
     [(half, 0.5, "half"), (other, -1, "other"), (in_a_scan(half), 0.5, "half")],
@@ -298,7 +290,6 @@ def test_wrong_derivative(function, ratio, name):
     assert finding.source.endswith(f"({name})")
 
 
-@pytest.mark.slow
 def test_right_derivatives_and_surrogates():
     functions = (right, through, reversed_gradient, spike, jax.nn.relu, in_a_scan(right))
 
@@ -321,7 +312,6 @@ def networks():
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("params", "apply"), list(networks()), ids=["linen", "nnx", "equinox"])
 def test_networks_of_flax_and_equinox(params, apply):
     def loss(params, x, y):

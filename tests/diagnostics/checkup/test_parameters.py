@@ -121,7 +121,6 @@ def test_bias_that_cancels_is_a_remark():
     assert (finding.kind, finding.severity, finding.place) == ("zero_gradient", "remark", "b")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("value", [0.0, 0.1])
 def test_identical_units(value):
     params = jax.tree.map(lambda w: jnp.full_like(w, value), weights((4, 8), (8, 8), (8, 1)))
@@ -185,7 +184,6 @@ def test_integers_that_are_indices_are_no_weights():
     assert not diagnostics.check_parameters(loss_fn, params, X)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("make", [optax.sgd, gradtx.sgd])
 def test_update_below_the_spacing_of_the_dtype(make):
     params = {"scale": jnp.ones(8), **weights((4, 8))}
@@ -227,7 +225,6 @@ class Network(nn.Module):
         return nn.Dense(3)(x)
 
 
-@pytest.mark.slow
 def test_network_of_flax_is_healthy():
     variables = jax.jit(Network().init)(jax.random.key(0), X)
 

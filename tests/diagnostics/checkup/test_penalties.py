@@ -64,7 +64,6 @@ def found(loss_fn, params, *batch):
     return [(f.kind, f.severity) for f in findings]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_a_penalty_that_outweighs_the_data(penalty):
     def loss_of(factor):
@@ -97,7 +96,6 @@ def test_a_penalty_that_outweighs_the_data(penalty):
         assert not diagnostics.check_head(loss_of(factor), PARAMS, X, LABELS)
 
 
-@pytest.mark.slow
 def test_a_penalty_inside_of_the_mean():
     model = linen.Sequential([linen.Dense(16), jnp.tanh, linen.Dense(3)])
     params = jax.jit(model.init)(jax.random.key(0), X)
@@ -109,7 +107,6 @@ def test_a_penalty_inside_of_the_mean():
         assert found(loss_fn, params, X, LABELS, jnp.float32(factor)) == expected
 
 
-@pytest.mark.slow
 def test_a_penalty_of_a_module():
     model = eqx.nn.MLP(6, 3, 16, 1, key=jax.random.key(0))
 
@@ -125,7 +122,6 @@ def test_a_penalty_of_a_module():
     assert not found(loss_of(5e-4), model, X, LABELS)
 
 
-@pytest.mark.slow
 def test_a_penalty_that_remains_when_the_batch_is_learned():
     """Its gradient is far larger than the other one by then, but it takes nothing away."""
 

@@ -67,7 +67,6 @@ def masked(mask):
     return loss_fn
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_mask_of_float16():
     def added(scores, keep):
@@ -88,7 +87,6 @@ def normalized(epsilon):
     return loss_fn
 
 
-@pytest.mark.slow
 def test_epsilon_that_is_rounded_to_zero():
     finding = only(found(normalized(1e-8), jnp.float16), "vanishing_epsilon")
     assert (finding.severity, finding.evidence["zeros"]) == ("warning", 0)
@@ -159,7 +157,6 @@ def test_logarithm_of_what_became_zero():
     assert not found(loss_fn(jax.nn.log_softmax), jnp.float16)
 
 
-@pytest.mark.slow
 def test_gradient_that_becomes_zero():
     def loss_fn(params, x):
         return jnp.mean(1e-3 * (x @ params["w0"] @ params["w1"]) ** 2)
@@ -185,7 +182,6 @@ def in_a_loop(params, x):
     return lax.scan(step, jnp.zeros((), x.dtype), x)[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "total",
     [
@@ -244,7 +240,6 @@ class Block(nn.Module):
         return nn.Dense(5, dtype=self.dtype)(nn.RMSNorm(dtype=self.dtype)(x))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @jax.numpy_dtype_promotion("standard")
 def test_transformer_of_linen_is_healthy(dtype):

@@ -20,7 +20,6 @@ class Network(nn.Module):
         return nn.Dense(C)(nn.relu(x))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("is_training", "moved", "number"), [(False, 0, 1), (False, 0.1, 0), (True, 0, 0)]
 )
@@ -47,7 +46,6 @@ def test_averages_of_linen(is_training, moved, number):
         assert jnp.allclose(plain, normed, rtol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_training", [True, False])
 def test_averages_of_nnx(is_training):
     class Normed(nnx.Module):

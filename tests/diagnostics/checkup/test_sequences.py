@@ -41,7 +41,6 @@ def attended(params, tokens, mask, is_masked):
     return (jax.nn.softmax(scores) @ x)[:, 0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("encode", [pooled, attended])
 @pytest.mark.parametrize("given", [IS_WORD, jnp.asarray(LENGTHS)], ids=["mask", "lengths"])
 def test_padding_that_takes_part(encode, given):

@@ -16,7 +16,6 @@ def outcome():
     return faults.run(SETTINGS)
 
 
-@pytest.mark.slow
 def test_the_claim_holds(outcome):
     assert [check.statement for check in outcome.checks if not check.holds] == []
     assert len(outcome.checks) == 3

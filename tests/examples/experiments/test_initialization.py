@@ -20,7 +20,6 @@ NAMES = ["elbows", "bias", "depth"]
 LONG = ["elbows"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_claim_holds(name, seed, request):
@@ -40,7 +39,6 @@ def failures(name):
     return " | ".join(check.statement for check in outcome.checks if not check.holds)
 
 
-@pytest.mark.slow
 def test_elbows_of_other_weights_are_noticed(monkeypatch):
     def wrong(_):
         return lambda key, shape: initializers.normal(1.0 if len(shape) == 2 else 1.2)(key, shape)
@@ -55,7 +53,6 @@ def test_elbows_of_other_weights_are_noticed(monkeypatch):
         assert sentence in noticed
 
 
-@pytest.mark.slow
 def test_a_bias_that_kills_units_is_noticed(monkeypatch):
     monkeypatch.setitem(bias.RULES, "constant", initializers.constant(-1.5))
     noticed = failures("bias")
@@ -63,7 +60,6 @@ def test_a_bias_that_kills_units_is_noticed(monkeypatch):
         assert sentence in noticed
 
 
-@pytest.mark.slow
 def test_weights_of_other_variances_are_noticed(monkeypatch):
     right = initializers.variance_scaling
     monkeypatch.setattr(depth, "variance_scaling", lambda s, *given: right(1.1 * s, *given))
@@ -120,7 +116,6 @@ def test_all_starts_draw_what_their_names_say():
             assert np.max(np.abs(b / w)) <= 1 + 1e-6
 
 
-@pytest.mark.slow
 def test_every_rule_starts_from_the_same_kernels():
     first, second, last = bias.networks(jax.random.key(0), 24)
     for layer, (fan_in, units) in ((first, (64, 64)), (second, (64, 64)), (last, (64, 10))):
@@ -171,7 +166,6 @@ def test_results_that_depend_on_the_rule_are_not_chance():
     assert bias.probability_by_chance(alike + np.array([0.3, 0, 0, 0]), 0) < 1e-3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "s", "forward", "backward"),
     [(jax.nn.relu, 2.0, 1.0, 1.0), (jax.nn.relu, 1.0, 0.5, 0.5), (jax.nn.relu, 1.5, 0.75, 0.75)],

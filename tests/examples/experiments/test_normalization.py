@@ -84,7 +84,6 @@ def squares(layers):
     return sum(np.sum(layer["kernel"] ** 2) for layer in layers[:-1])
 
 
-@pytest.mark.slow
 def test_batchnorm_holds_and_measures_what_numpy_does(run):
     (params, batches, normalized, rates, data), both = run("batchnorm", "train")[0]
     assert normalized.tolist() == [False, True]
@@ -126,7 +125,6 @@ def test_batchnorm_adds_up_the_squares_of_the_earlier_steps():
     np.testing.assert_array_equal(batchnorm.pythagoras(training), [[[10, 11, 13]]])
 
 
-@pytest.mark.slow
 def test_noisy_batchnorm_holds_and_measures_what_numpy_does(run):
     (params, batches, _, data, normalized, noisy), training = run("noisy-batchnorm", "train")[0]
     assert (normalized.tolist(), noisy.tolist()) == ([False, True, True], [False, False, True])
@@ -155,7 +153,6 @@ def test_noisy_batchnorm_holds_and_measures_what_numpy_does(run):
                 layers = descended(layers, gradient, 0.1)
 
 
-@pytest.mark.slow
 def test_noisy_batchnorm_draws_a_stretch_and_a_shift_for_each_unit():
     z = jax.random.normal(jax.random.key(0), (4000, 500))
     y = np.asarray(noisy_batchnorm.add_noise(jax.random.key(1), z), np.float64)
@@ -181,7 +178,6 @@ def test_noisy_batchnorm_judges_instability_late_and_relative_to_the_batch():
     np.testing.assert_allclose(training.instability().ravel(), [2 / np.sqrt(16), 4 / 16])
 
 
-@pytest.mark.slow
 def test_batchsize_holds_and_measures_what_numpy_does(run):
     (params, data, sizes, *sources), scatter = run("batchsize", "scatter_of")[0]
     images, labels = in_float64(data["image"]), np.asarray(data["label"])

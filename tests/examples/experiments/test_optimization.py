@@ -15,7 +15,6 @@ from examples.experiments.sequences import descend, filtered
 NAMES = ["averages", "lowpass", "momentum", "ravine"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_claim_holds(name, seed):
@@ -42,7 +41,6 @@ def clear_traces():
     clear()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("clear_traces")
 @pytest.mark.parametrize(
     ("name", "function", "arguments"),
@@ -81,7 +79,6 @@ def test_the_path_of_a_descent_has_the_start_and_each_step():
     np.testing.assert_array_equal(path, [[8, -4], [4, -2], [2, -1], [1, -0.5]])
 
 
-@pytest.mark.slow
 def test_the_variance_left_is_the_sum_of_squared_weights():
     noise = averages.NOISE * jax.random.normal(jax.random.key(3), (averages.STEPS, 2048))
     measured = np.asarray(averages.variance_left(noise)) / averages.NOISE**2

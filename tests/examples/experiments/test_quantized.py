@@ -26,7 +26,6 @@ def test_the_check_asks_for_the_loss_of_float32(end, holds):
     assert "6.0 bytes instead of 12.0" in check.measured
 
 
-@pytest.mark.slow
 def test_networks_learn_in_each_form():
     task = quantized.digits_task(40, 2)
     keys = jax.random.split(jax.random.key(0), 2)
@@ -47,7 +46,6 @@ def test_networks_learn_in_each_form():
     assert all(axes.get_xlabel() and axes.get_ylabel() for axes in figure.axes[:1])
 
 
-@pytest.mark.slow
 def test_the_transformer_sees_no_later_letter():
     task = quantized.letters_task(4, 1)
     params = task.init(jax.random.key(0))

@@ -11,7 +11,6 @@ from examples.experiments import experiment, rounding
 KEY = jax.random.key(1)
 
 
-@pytest.mark.slow
 def test_the_claim_holds():
     outcome = rounding.run(experiment.Settings(seed=1, quick=True))
     assert [check.statement for check in outcome.checks if not check.holds] == []

@@ -15,7 +15,6 @@ NAMES = ["saddle", "adagrad", "amsgrad", "clipping"]
 LONG = ["amsgrad"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_claim_holds(name, seed, request):
@@ -40,7 +39,6 @@ OTHERS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("which", OTHERS)
 def test_the_claim_does_not_hold_with_another_optimizer(which, monkeypatch, request):
     name, function = which.split("-")
@@ -50,7 +48,6 @@ def test_the_claim_does_not_hold_with_another_optimizer(which, monkeypatch, requ
     assert not experiment.load(name).run(experiment.Settings(quick=True)).holds
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("replaced", [clipping.NONE, clipping.VALUE, clipping.NORM])
 def test_the_claim_does_not_hold_with_another_clipping(replaced, monkeypatch):
     other = clipping.NORM if replaced != clipping.NORM else clipping.VALUE
