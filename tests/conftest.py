@@ -14,6 +14,7 @@ import math
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -64,21 +65,22 @@ except ImportError:
 gc.set_threshold(100_000, 50, 1000)
 
 # jax makes an MLIR context for each program, which takes longer than lowering a small one in it. A
-# context keeps all types and constants that it has seen, therefore it serves only some programs.
-# The function is private; where jax has none of that name, the tests only take longer.
+# context keeps all types and constants that it has seen, therefore it serves only some programs,
+# and only those of one thread, since nothing promises that threads may share one. The function is
+# private; where jax has none of that name, the tests only take longer.
 _PROGRAMS_IN_A_CONTEXT = 50
 
 
 def _shared_contexts(make: Callable[[], Any]) -> Callable[[], Any]:
-    """Make a context only for every so many programs."""
-    context, lowered = None, itertools.count()
+    """Make a context only for every so many programs of a thread."""
+    own = threading.local()
 
     @functools.wraps(make)
     def shared() -> Any:
-        nonlocal context
-        if next(lowered) % _PROGRAMS_IN_A_CONTEXT == 0:
-            context = make()
-        return context
+        own.programs = getattr(own, "programs", -1) + 1
+        if own.programs % _PROGRAMS_IN_A_CONTEXT == 0:
+            own.context = make()
+        return own.context
 
     return shared
 

@@ -62,20 +62,31 @@ def is_test(file, *names):
     return all(re.search(rf"^ *(def|class) {name}\b", text, re.MULTILINE) for name in names)
 
 
-def test_the_list_of_slow_tests_comes_from_a_report(tmp_path):
-    def case(classname, name, time):
-        return (
-            f'<testcase classname="{classname}" name="{name}" file="tests/a/b.py" time="{time}"/>'
-        )
+def test_the_list_of_slow_tests_comes_from_reports(tmp_path):
+    def write(report, *cases):
+        lines = [
+            f'<testcase classname="{name}" name="{test}" file="tests/a/both.py" time="{time}"/>'
+            for name, test, time in cases
+        ]
+        (tmp_path / report).write_text(f"<testsuites>{''.join(lines)}</testsuites>")
+        return tmp_path / report
 
     limit = slow.LIMIT
-    (tmp_path / "times.xml").write_text(
-        "<testsuites><testsuite>"
-        + case("tests.a.b", "test_quick[x]", 0.5 * limit)
-        + case("tests.a.b", "test_mixed[x]", 0.1 * limit)
-        + case("tests.a.b", "test_mixed[y]", 3 * limit)
-        + case("tests.a.b.TestC", "test_long", 2 * limit)
-        + "</testsuite></testsuites>"
+    quick = write(
+        "quick.xml",
+        ("tests.a.b", "test_quick[x]", 0.5 * limit),
+        ("tests.a.b", "test_became_slow[y]", 3 * limit),
+        ("gradtx.norms", "gradtx.norms.global_norm", 5 * limit),
     )
-    found = slow.slow_functions(tmp_path / "times.xml")
-    assert found == ["tests/a/b.py::TestC::test_long", "tests/a/b.py::test_mixed"]
+    rest = write(
+        "slow.xml",
+        ("tests.a.b", "test_mixed[x]", 0.1 * limit),
+        ("tests.a.b", "test_mixed[y]", 3 * limit),
+        ("tests.a.b.TestC", "test_long", 2 * limit),
+        ("tests.a.b.TestC", "test_became_quick", 0.5 * limit),
+    )
+    assert slow.slow_functions(quick, rest) == [
+        "tests/a/b.py::TestC::test_long",
+        "tests/a/b.py::test_became_slow",
+        "tests/a/b.py::test_mixed",
+    ]
