@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,11 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
 from jax.typing import DTypeLike
 
-from gradtx import norms, trees
-from gradtx.bounds import bounded_each
+from gradtx import trees
+from gradtx.arguments import check_dtype, check_hyperparameter, evaluate
 from gradtx.inputs import (
     as_array,
     as_gradients,
@@ -32,25 +30,11 @@ from gradtx.inputs import (
     with_fields,
 )
 from gradtx.joined import Finish, Leaves, Link, run
-from gradtx.kernel import (
-    Kernel,
-    PerLeaf,
-    Slot,
-    check_dtype,
-    check_hyperparameter,
-    measure_arguments,
-    squeezed,
-)
-from gradtx.leaf import (
-    LeafStep,
-    as_scalar,
-    leaf_step_of,
-    scalar_step_of,
-    start_scalar,
-    start_slot,
-)
+from gradtx.kernel import Kernel, PerLeaf, Slot
+from gradtx.leaf import LeafStep, leaf_step_of, start_scalar, start_slot
 from gradtx.placement import numbers_placed
 from gradtx.waiting import WaitingStep, step_together
+from gradtx.whole_tree import WholeTree
 
 __all__ = ["lift"]
 
@@ -252,7 +236,8 @@ class _Lifted(Link):
         self._check(leaves, active, slots, own)
 
         t = None if count is None else optax.safe_increment(count)
-        scalars, new_scalars = self._measured(leaves, active, slots, count, t, inner)
+        values = self._hyperparameters(count)
+        scalars, new_scalars = self.whole_tree.measured(leaves, active, slots, values, t, inner)
         new_key, keys = self._keys(inner, leaves)
 
         steps = {
@@ -426,55 +411,6 @@ class _Lifted(Link):
             self.kernel.bounded,
         )
 
-    def _measured(
-        self,
-        leaves: Leaves,
-        active: list[int],
-        slots: list[list[Any]],
-        count: Any,
-        t: Any,
-        inner: Any,
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the step takes of the whole tree, and the new scalars of the state."""
-        kernel = self.kernel
-        values: dict[str, Any] = dict(self._hyperparameters(count))
-        if not (kernel.scalar_step or kernel.measures or kernel.scalars or kernel.extras):
-            return values, {}
-        if kernel.measures:
-            leaves.take_steps()
-        own_leaves = [leaves.leaves[i] for i in active]
-        values_of = [leaf.present(leaf.value) for leaf in own_leaves]
-        gradients = [g if isinstance(g, jax.Array) else jnp.asarray(g) for g in values_of]
-        if kernel.bounded and kernel.measures:
-            gradients = bounded_each(gradients, kernel.bounded)
-        dtype = norms.widest(gradients)
-        kept = {scalar.name: getattr(inner, scalar.name) for scalar in kernel.scalars}
-        known: dict[str, Any] = {
-            name: as_scalar(jnp.asarray(value), dtype)
-            for name, value in (values | kept | self._extras(leaves)).items()
-        }
-        if t is not None:
-            known["t"] = t.astype(dtype)
-        asked = {own for measure in kernel.measures.values() for own in measure_arguments(measure)}
-        lists = {
-            slot.read_as: [
-                leaf.present(trees.decoded(own[i]))
-                for leaf, i in zip(own_leaves, active, strict=True)
-            ]
-            for slot, own in zip(self.slots, slots, strict=True)
-            if slot.read_as in asked
-        }
-        if "p" in asked:
-            lists["p"] = [leaf.present(leaf.parameter) for leaf in own_leaves]
-        given = known | self.static | lists
-        for name, measure in kernel.measures.items():
-            values[name] = known[name] = measure(
-                gradients, **{own: given[own] for own in measure_arguments(measure)}
-            )
-        factors, new = self._scalar_step(known, kept)
-        values |= factors | new
-        return {name: values[name] for name in values if name in kernel.arguments}, new
-
     def _hyperparameters(self, count: Any) -> dict[str, jax.Array]:
         """The values of those that are arguments of the compiled step."""
         return {
@@ -484,37 +420,10 @@ class _Lifted(Link):
             for name in self.traced
         }
 
-    def _extras(self, leaves: Leaves) -> dict[str, jax.Array]:
-        """The extra arguments of `update` that the kernel asks for."""
-        for name in self.kernel.extras:
-            if leaves.extra.get(name) is None:
-                raise ValueError(
-                    f"{self.owner}: needs {name}; call update(updates, state, params, {name}=...)"
-                )
-        return {
-            name: squeezed(f"{self.owner}: {name}", jnp.asarray(leaves.extra[name]))
-            for name in self.kernel.extras
-        }
-
-    def _scalar_step(
-        self, known: dict[str, Any], kept: dict[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The factors and the new scalars of the whole tree."""
-        kernel = self.kernel
-        if kernel.scalar_step is None:
-            return {}, kept
-        asked = inspect.signature(kernel.scalar_step).parameters
-        static = tuple((name, value) for name, value in self.static.items() if name in asked)
-        step: Any = scalar_step_of(kernel.name, kernel.scalar_step, static)
-        given = {name: known[name] for name in asked if name in known}
-        if any(isinstance(value, Tracer) for value in jax.tree.leaves(given)):
-            # It happens once in the program, and a function of its own would take longer to trace.
-            step = step.__wrapped__
-        result = step(kept, given)
-        factors, scalars = (
-            {name: result[name] for name in names} for names in (kernel.factors, kept)
-        )
-        return factors, scalars
+    @functools.cached_property
+    def whole_tree(self) -> WholeTree:
+        """The equations on the whole tree."""
+        return WholeTree(self.kernel, self.owner, self.slots, self.static)
 
     def _keys(self, inner: Any, leaves: Leaves) -> tuple[Any, Sequence[Any]]:
         if "key" not in self.kernel.arguments:
@@ -529,10 +438,3 @@ def _stored_in(slot: Slot, owner: str, dtype: DTypeLike | None) -> Slot:
         return slot
     argument = slot.dtype_argument or f"{slot.name}_dtype"
     return dataclasses.replace(slot, dtype=check_dtype(owner, argument, dtype))
-
-
-def evaluate(schedule: Callable[[jax.Array], Any], count: jax.Array) -> jax.Array:
-    """The value of a schedule at a step, as a scalar array."""
-    # optax's schedules mix integers and floats, which strict promotion would refuse.
-    with jax.numpy_dtype_promotion("standard"):
-        return squeezed("a schedule's value", jnp.asarray(schedule(count)))

@@ -14,10 +14,10 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from gradtx import trees
+from gradtx.arguments import COUNT, SHARE, check
 from gradtx.compose.sequence import as_transformation
 from gradtx.inputs import holds_state, is_exact
 from gradtx.joined import Leaves, join_openly
-from gradtx.kernel import COUNT, SHARE, check
 from gradtx.leaf import LeafStep
 from gradtx.leaves import equation, map_leaves
 from gradtx.stored import to_store

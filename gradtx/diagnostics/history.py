@@ -14,8 +14,8 @@ from jax import lax
 from jax.core import Tracer
 
 from gradtx import norms, trees
+from gradtx.arguments import COUNT, check
 from gradtx.effect import LINEAR, declared
-from gradtx.kernel import COUNT, check
 from gradtx.leaves import map_leaves
 from gradtx.messages import listed, shown
 

@@ -17,8 +17,8 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from gradtx import trees
+from gradtx.arguments import COUNT, Range, check
 from gradtx.compose.sequence import as_transformation
-from gradtx.kernel import COUNT, Range, check
 from gradtx.leaves import map_leaves
 from gradtx.messages import one_of_each, shown
 from gradtx.recipes.adam import adam

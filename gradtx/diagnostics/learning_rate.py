@@ -14,10 +14,10 @@ import optax
 from jax import lax
 
 from gradtx import trees
+from gradtx.arguments import DECAY, POSITIVE_FINITE, Range, check
 from gradtx.compose.sequence import as_transformation
 from gradtx.diagnostics import _extras
 from gradtx.diagnostics.noise_scale import first_axis_size
-from gradtx.kernel import DECAY, POSITIVE_FINITE, Range, check
 from gradtx.messages import shown
 from gradtx.recipes.descent import sgd
 from gradtx.training import TrainState, make_train_step

@@ -12,8 +12,8 @@ import numpy as np
 from jax import lax
 
 from gradtx import norms, trees
+from gradtx.arguments import COUNT, check
 from gradtx.inputs import real_scalar
-from gradtx.kernel import COUNT, check
 from gradtx.messages import one_of_each, shown
 
 _OWNER = "gradient_noise_scale"

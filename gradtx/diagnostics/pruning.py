@@ -16,9 +16,9 @@ import optax
 from jax.core import Tracer
 
 from gradtx import trees
+from gradtx.arguments import SHARE, check
 from gradtx.compose.sequence import as_transformation
 from gradtx.explicit import laid_out_as
-from gradtx.kernel import SHARE, check
 from gradtx.leaves import Aligned
 from gradtx.messages import listed, shown
 from gradtx.select import Specification, is_function_of_tree

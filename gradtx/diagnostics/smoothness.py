@@ -18,8 +18,8 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from gradtx import norms, trees
+from gradtx.arguments import COUNT, check
 from gradtx.inputs import real_scalar
-from gradtx.kernel import COUNT, check
 from gradtx.messages import shown
 
 LossOfVector = Callable[[jax.Array], jax.Array]

@@ -15,6 +15,7 @@ import optax
 from jax.sharding import NamedSharding
 
 from gradtx import boxes, trees
+from gradtx.arguments import COUNT_OR_ZERO, check
 from gradtx.inspection.arguments import checked_params, checked_transformation
 from gradtx.inspection.layouts import each_by_itself
 from gradtx.inspection.ownership import entries_of
@@ -28,7 +29,6 @@ from gradtx.inspection.rates import (
 from gradtx.inspection.routes import Rule, routes_of
 from gradtx.inspection.shardings import state_shardings
 from gradtx.inspection.values import Value
-from gradtx.kernel import COUNT_OR_ZERO, check
 from gradtx.tables import collapsed, html_table, text_table
 
 

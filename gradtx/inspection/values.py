@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from optax.schedules import WrappedSchedule
 
-from gradtx.lift import evaluate
+from gradtx.arguments import evaluate
 
 # An empty cell; cells are compared by their contents.
 _EMPTY = CellType()

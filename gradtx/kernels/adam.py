@@ -8,7 +8,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, check_flag
+from gradtx.arguments import check_flag
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
 from gradtx.kernels.arithmetic import bias_corrections, debias, safe_divide
 from gradtx.lift import lift
 from gradtx.norms import abs_squared

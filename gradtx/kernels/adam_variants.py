@@ -8,7 +8,8 @@ import optax
 from jax import lax
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import NON_NEGATIVE, Kernel, Range, Slot, check_flag
+from gradtx.arguments import check_flag
+from gradtx.kernel import NON_NEGATIVE, Kernel, Range, Slot
 from gradtx.kernels.adam import ADAM_RANGES, first_moment
 from gradtx.kernels.arithmetic import bias_corrections, log_decay, safe_divide
 from gradtx.lift import lift

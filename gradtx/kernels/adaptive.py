@@ -9,7 +9,8 @@ import optax
 from jax import lax
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, check_flag, state_class
+from gradtx.arguments import check_flag
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, state_class
 from gradtx.kernels.arithmetic import debias, finite_sum, safe_divide
 from gradtx.lift import lift
 from gradtx.norms import abs_squared

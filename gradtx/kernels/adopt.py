@@ -17,7 +17,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, check_flag
+from gradtx.arguments import check_flag
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
 from gradtx.kernels.adam import ADAM_RANGES
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.lift import lift

@@ -13,12 +13,11 @@ from jax.flatten_util import ravel_pytree
 from optax import ScalarOrSchedule
 
 from gradtx import trees
+from gradtx.arguments import COUNT, NON_NEGATIVE, check, check_hyperparameter, evaluate
 from gradtx.effect import Effect, declared
 from gradtx.explicit import each_laid_out_as, gathered
 from gradtx.inputs import as_gradients, check_state, with_fields
-from gradtx.kernel import COUNT, NON_NEGATIVE, check, check_hyperparameter
 from gradtx.kernels.objective import Loss, loss_of_moving
-from gradtx.lift import evaluate
 from gradtx.messages import shown
 from gradtx.stored import to_store
 

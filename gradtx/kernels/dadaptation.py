@@ -13,19 +13,8 @@ from optax import ScalarOrSchedule
 from optax.contrib import DAdaptAdamWState
 
 from gradtx import norms
-from gradtx.kernel import (
-    ANY_NUMBER,
-    DECAY,
-    NON_NEGATIVE,
-    POSITIVE,
-    Kernel,
-    Range,
-    Scalar,
-    Slot,
-    check,
-    check_flag,
-    check_hyperparameter,
-)
+from gradtx.arguments import check, check_flag, check_hyperparameter
+from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, POSITIVE, Kernel, Range, Scalar, Slot
 from gradtx.kernels.arithmetic import quotient, safe_divide, sum_of_weights
 from gradtx.lift import lift
 from gradtx.messages import shown

@@ -13,16 +13,8 @@ from optax import ScalarOrSchedule
 from optax.contrib import DoGState, DoWGState
 
 from gradtx import norms
-from gradtx.kernel import (
-    ANY_NUMBER,
-    NON_NEGATIVE,
-    POSITIVE,
-    Kernel,
-    Scalar,
-    Slot,
-    check,
-    state_class,
-)
+from gradtx.arguments import check
+from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, POSITIVE, Kernel, Scalar, Slot, state_class
 from gradtx.kernels.arithmetic import finite_sum, quotient
 from gradtx.lengths import Length, clip_factor
 from gradtx.lift import ScheduledState, lift

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from gradtx.arguments import check
 from gradtx.effect import declared
 from gradtx.inputs import with_fields
-from gradtx.kernel import COUNT, Kernel, Slot, check
+from gradtx.kernel import COUNT, Kernel, Slot
 from gradtx.lift import lift
 
 

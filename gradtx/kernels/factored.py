@@ -15,18 +15,8 @@ from jax.typing import ArrayLike
 from optax import ScalarOrSchedule
 
 from gradtx import norms
-from gradtx.kernel import (
-    COUNT_OR_ZERO,
-    DECAY,
-    NON_NEGATIVE,
-    Kernel,
-    Range,
-    Slot,
-    check,
-    check_flag,
-    check_hyperparameter,
-    check_static,
-)
+from gradtx.arguments import check, check_flag, check_hyperparameter, check_static
+from gradtx.kernel import COUNT_OR_ZERO, DECAY, NON_NEGATIVE, Kernel, Range, Slot
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.lift import lift
 from gradtx.messages import for_static, shown

@@ -10,8 +10,9 @@ import optax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
+from gradtx.arguments import check_flag, check_static
 from gradtx.explicit import laid_out_as
-from gradtx.kernel import DECAY, KEPT, Kernel, Slot, check_flag, check_static
+from gradtx.kernel import DECAY, KEPT, Kernel, Slot
 from gradtx.kernels.arithmetic import debias as debiased
 from gradtx.lift import lift
 

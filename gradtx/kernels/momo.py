@@ -9,7 +9,8 @@ from optax import ScalarOrSchedule
 from optax.contrib import MomoState
 
 from gradtx import norms
-from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Scalar, Slot, check, check_flag
+from gradtx.arguments import check, check_flag
+from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Kernel, Scalar, Slot
 from gradtx.kernels.arithmetic import quotient, sum_of_weights
 from gradtx.lift import lift
 

@@ -12,15 +12,8 @@ from optax import ScalarOrSchedule
 from optax.contrib import MomoAdamState
 
 from gradtx import norms
-from gradtx.kernel import (
-    ANY_NUMBER,
-    DECAY,
-    NON_NEGATIVE,
-    Slot,
-    check,
-    check_flag,
-    check_hyperparameter,
-)
+from gradtx.arguments import check, check_flag, check_hyperparameter
+from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, Slot
 from gradtx.kernels.arithmetic import safe_divide, sum_of_weights
 from gradtx.kernels.momo import MOMO, mixed, shrunk
 from gradtx.lift import lift

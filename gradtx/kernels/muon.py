@@ -12,8 +12,9 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 from optax.contrib import MuonState
 
+from gradtx.arguments import check_flag
 from gradtx.explicit import laid_out_as
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, PerLeaf, Scalar, Slot, check_flag
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, PerLeaf, Scalar, Slot
 from gradtx.kernels import arithmetic
 from gradtx.kernels.adam import first_moment
 from gradtx.kernels.matrices import WeightDimensionNumbers, matrix_axes

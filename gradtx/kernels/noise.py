@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import NON_NEGATIVE, Kernel, check_key
+from gradtx.arguments import check_key
+from gradtx.kernel import NON_NEGATIVE, Kernel
 from gradtx.lift import lift
 from gradtx.messages import shown
 

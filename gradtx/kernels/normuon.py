@@ -13,8 +13,9 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
 from gradtx import norms
+from gradtx.arguments import check_flag
 from gradtx.explicit import laid_out_as
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Scalar, Slot, check_flag
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Scalar, Slot
 from gradtx.kernels.adam import first_moment
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.kernels.matrices import WeightDimensionNumbers, as_matrices

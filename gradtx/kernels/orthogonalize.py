@@ -11,8 +11,8 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from gradtx import norms
+from gradtx.arguments import check_dtype, check_static
 from gradtx.explicit import gathered, laid_out_as
-from gradtx.kernel import check_dtype, check_static
 from gradtx.kernels.products import adjoint
 from gradtx.lengths import direction
 from gradtx.messages import for_static, shown

@@ -19,19 +19,20 @@ from optax import ScalarOrSchedule
 from optax.contrib import DifferentiallyPrivateAggregateState
 
 from gradtx import norms, trees
-from gradtx.effect import Effect, declared
-from gradtx.inputs import as_gradients, check_state
-from gradtx.kernel import (
+from gradtx.arguments import (
     NON_NEGATIVE,
     POSITIVE_FINITE,
     Range,
     check,
     check_hyperparameter,
+    evaluate,
 )
+from gradtx.effect import Effect, declared
+from gradtx.inputs import as_gradients, check_state
 from gradtx.kernels.noise import noise_key
 from gradtx.leaves import Aligned
 from gradtx.lengths import clip_factor, clip_room
-from gradtx.lift import ScheduledState, evaluate
+from gradtx.lift import ScheduledState
 from gradtx.messages import one_of_each, shown
 from gradtx.stored import to_store
 

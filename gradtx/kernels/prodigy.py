@@ -15,7 +15,8 @@ from optax import ScalarOrSchedule
 from optax.contrib import ProdigyState
 
 from gradtx import norms
-from gradtx.kernel import DECAY, NON_NEGATIVE, POSITIVE, Kernel, Scalar, Slot, check, check_flag
+from gradtx.arguments import check, check_flag
+from gradtx.kernel import DECAY, NON_NEGATIVE, POSITIVE, Kernel, Scalar, Slot
 from gradtx.kernels.arithmetic import quotient, safe_divide
 from gradtx.kernels.dadaptation import (
     ADAM,

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule
 
+from gradtx.arguments import check_flag
 from gradtx.compose.groups import masked_for
 from gradtx.compose.sequence import identity
-from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, check_flag, state_class
+from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, state_class
 from gradtx.kernels.unitwise import as_axes
 from gradtx.lift import lift
 from gradtx.messages import shown

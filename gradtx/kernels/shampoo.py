@@ -10,8 +10,9 @@ import optax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
+from gradtx.arguments import check_static
 from gradtx.explicit import each_back, gathered, laid_out_as, switch_on_whole
-from gradtx.kernel import DECAY, NON_NEGATIVE, SHARE, Kernel, Slot, check_static
+from gradtx.kernel import DECAY, NON_NEGATIVE, SHARE, Kernel, Slot
 from gradtx.kernels.arithmetic import debias, sum_of_weights
 from gradtx.kernels.products import (
     adjoint,

@@ -11,7 +11,8 @@ import optax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from gradtx.kernel import DECAY, NON_NEGATIVE, PROPER_SHARE, Kernel, Range, Slot, check
+from gradtx.arguments import check
+from gradtx.kernel import DECAY, NON_NEGATIVE, PROPER_SHARE, Kernel, Range, Slot
 from gradtx.lift import lift
 from gradtx.messages import shown
 

@@ -13,8 +13,9 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
 from gradtx import norms
+from gradtx.arguments import check_static
 from gradtx.explicit import each_back, gathered, laid_out_as, switch_on_whole
-from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot, check_static
+from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, Slot
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.kernels.products import (
     adjoint,

@@ -14,10 +14,11 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 from optax.contrib import SophiaState
 
+from gradtx.arguments import check, evaluate
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
-from gradtx.kernel import COUNT, COUNT_OR_ZERO, DECAY, NON_NEGATIVE, Kernel, Slot, check
+from gradtx.kernel import COUNT, COUNT_OR_ZERO, DECAY, NON_NEGATIVE, Kernel, Slot
 from gradtx.kernels.arithmetic import debias, safe_divide
 from gradtx.kernels.hessian_diagonal import (
     hutchinson_estimator_diag_hessian,
@@ -25,7 +26,7 @@ from gradtx.kernels.hessian_diagonal import (
     widened,
 )
 from gradtx.leaves import map_leaves, parameters_of
-from gradtx.lift import evaluate, lift
+from gradtx.lift import lift
 
 
 class _Momentum(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from gradtx import norms, trees
-from gradtx.kernel import NON_NEGATIVE, check
+from gradtx.arguments import NON_NEGATIVE, check
 from gradtx.messages import for_static, shown
 from gradtx.stored import to_store
 

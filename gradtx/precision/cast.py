@@ -12,11 +12,11 @@ import optax
 from jax.typing import DTypeLike
 
 from gradtx import trees
+from gradtx.arguments import check_dtype, check_flag, check_key
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import LINEAR
 from gradtx.joined import Finish, Leaves, join
-from gradtx.kernel import check_dtype, check_flag, check_key
 from gradtx.messages import shown
 from gradtx.precision.laws import map_by_law, refuse_groups
 from gradtx.precision.narrow import WIDE

@@ -11,11 +11,11 @@ import numpy as np
 import optax
 
 from gradtx import trees
+from gradtx.arguments import COUNT, COUNT_OR_ZERO, check
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
 from gradtx.joined import Finish, Leaves, join
-from gradtx.kernel import COUNT, COUNT_OR_ZERO, check
 from gradtx.messages import shown
 from gradtx.precision.laws import map_by_law, refuse_groups
 from gradtx.precision.quantized import NON_NEGATIVE, SIGNED, Quantized, Seeded, quantized

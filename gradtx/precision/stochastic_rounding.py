@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gradtx.arguments import check_key
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
-from gradtx.kernel import check_key
 from gradtx.leaves import Aligned
 from gradtx.precision.narrow import EFFECT, WIDE, moves, update_inside, widened
 from gradtx.precision.rounding import random_bits, round_stochastically

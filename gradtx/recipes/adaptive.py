@@ -5,8 +5,8 @@ from __future__ import annotations
 from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
+from gradtx.arguments import KEPT, check_flag, check_hyperparameter
 from gradtx.compose.sequence import chain, identity
-from gradtx.kernel import KEPT, check_flag, check_hyperparameter
 from gradtx.kernels.adaptive import (
     scale_by_adadelta,
     scale_by_rms,

@@ -8,8 +8,8 @@ from jax.typing import DTypeLike
 from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
+from gradtx.arguments import DECAY, KEPT, Range, check_flag, check_hyperparameter
 from gradtx.compose.sequence import chain, identity
-from gradtx.kernel import DECAY, KEPT, Range, check_flag, check_hyperparameter
 from gradtx.kernels.curvature import scale_by_newton
 from gradtx.kernels.momentum import ema, trace
 from gradtx.kernels.scale import scale_by_learning_rate, weight_decay_of

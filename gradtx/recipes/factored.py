@@ -7,8 +7,15 @@ from jax.typing import ArrayLike, DTypeLike
 from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
+from gradtx.arguments import (
+    DECAY,
+    NON_NEGATIVE,
+    check,
+    check_dtype,
+    check_flag,
+    check_hyperparameter,
+)
 from gradtx.compose.sequence import chain
-from gradtx.kernel import DECAY, NON_NEGATIVE, check, check_dtype, check_flag, check_hyperparameter
 from gradtx.kernels.clip import clip_by_block_rms
 from gradtx.kernels.factored import STEP, scale_by_factored_rms
 from gradtx.kernels.momentum import ema

@@ -9,9 +9,9 @@ from jax.typing import DTypeLike
 from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
+from gradtx.arguments import ANY_NUMBER, DECAY, NON_NEGATIVE, check_hyperparameter
 from gradtx.compose.groups import partition
 from gradtx.compose.sequence import chain
-from gradtx.kernel import ANY_NUMBER, DECAY, NON_NEGATIVE, check_hyperparameter
 from gradtx.kernels.matrices import WeightDimensionNumbers, spread_numbers
 from gradtx.kernels.muon import scale_by_muon, scale_by_shape
 from gradtx.kernels.normuon import scale_by_normuon

@@ -8,8 +8,8 @@ from jax.typing import DTypeLike
 from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
+from gradtx.arguments import ANY_NUMBER, check_hyperparameter
 from gradtx.compose.sequence import chain
-from gradtx.kernel import ANY_NUMBER, check_hyperparameter
 from gradtx.kernels.adam import scale_by_adam
 from gradtx.kernels.optimistic import scale_by_optimistic_gradient
 from gradtx.kernels.scale import scale_by_learning_rate

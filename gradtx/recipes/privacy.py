@@ -6,8 +6,8 @@ import jax
 from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
+from gradtx.arguments import KEPT, check_hyperparameter, check_key
 from gradtx.compose.sequence import chain, identity
-from gradtx.kernel import KEPT, check_hyperparameter, check_key
 from gradtx.kernels.momentum import trace
 from gradtx.kernels.privacy import differentially_private_aggregate
 from gradtx.kernels.scale import scale_by_learning_rate

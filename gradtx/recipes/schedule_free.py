@@ -6,8 +6,8 @@ from jax.typing import ArrayLike, DTypeLike
 from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
+from gradtx.arguments import DECAY, check_hyperparameter, check_static
 from gradtx.compose.sequence import chain
-from gradtx.kernel import DECAY, check_hyperparameter, check_static
 from gradtx.kernels.adaptive import scale_by_rms
 from gradtx.kernels.scale import scale_by_learning_rate, weight_decay_of
 from gradtx.recipes.descent import sgd

@@ -8,11 +8,11 @@ from jax.typing import ArrayLike
 from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
+from gradtx.arguments import ANY_NUMBER, check_hyperparameter
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import chain, identity
 from gradtx.effect import Effect
 from gradtx.inputs import describe_state
-from gradtx.kernel import ANY_NUMBER, check_hyperparameter
 from gradtx.kernels.coin_betting import scale_by_cocob
 from gradtx.kernels.distance import scale_by_dog, scale_by_dowg
 from gradtx.kernels.polyak import scale_by_polyak

@@ -5,9 +5,9 @@ from __future__ import annotations
 from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
+from gradtx.arguments import ANY_NUMBER, KEPT, check_hyperparameter
 from gradtx.compose.groups import masked
 from gradtx.compose.sequence import chain, identity
-from gradtx.kernel import ANY_NUMBER, KEPT, check_hyperparameter
 from gradtx.kernels.adam import scale_by_adam
 from gradtx.kernels.momentum import trace
 from gradtx.kernels.novograd import scale_by_novograd

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.typing import DTypeLike
 
-from gradtx.kernel import COUNT_OR_ZERO, check
+from gradtx.arguments import COUNT_OR_ZERO, check
 
 Tree = Any
 

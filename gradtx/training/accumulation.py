@@ -11,8 +11,8 @@ import numpy as np
 from jax import lax
 
 from gradtx import trees
+from gradtx.arguments import COUNT, check
 from gradtx.inputs import loss_and_aux
-from gradtx.kernel import COUNT, check
 from gradtx.messages import shown
 from gradtx.stored import to_store
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from gradtx import trees
-from gradtx.kernel import COUNT, COUNT_OR_ZERO, check
+from gradtx.arguments import COUNT, COUNT_OR_ZERO, check
 from gradtx.messages import shown
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import jax
 
 from gradtx import extras
-from gradtx.kernel import COUNT, COUNT_OR_ZERO, check
+from gradtx.arguments import COUNT, COUNT_OR_ZERO, check
 from gradtx.messages import listed
 from gradtx.training import saved
 

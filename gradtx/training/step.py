@@ -12,11 +12,10 @@ import optax
 from jax.typing import ArrayLike
 
 from gradtx import norms, trees
+from gradtx.arguments import ANY_NUMBER, check_hyperparameter, evaluate
 from gradtx.compose.sequence import as_transformation
 from gradtx.inputs import loss_and_aux, real_scalar
-from gradtx.kernel import ANY_NUMBER, check_hyperparameter
 from gradtx.leaves import Aligned
-from gradtx.lift import evaluate
 from gradtx.messages import listed, shown
 from gradtx.training.layouts import KeptLayouts
 from gradtx.training.state import TrainState

@@ -11,13 +11,12 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from gradtx import trees
+from gradtx.arguments import COUNT, check_dtype, check_flag, check_hyperparameter, evaluate
 from gradtx.compose.parts import Part, composed, widens
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
 from gradtx.inputs import as_gradients, check_state
-from gradtx.kernel import COUNT, check_dtype, check_flag, check_hyperparameter
 from gradtx.leaves import Aligned, equation, map_parameters
-from gradtx.lift import evaluate
 from gradtx.messages import shown
 from gradtx.placement import zeros_beside
 from gradtx.stored import to_store

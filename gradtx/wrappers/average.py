@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import optax
 
 from gradtx import boxes
+from gradtx.arguments import DECAY, check_flag, check_hyperparameter
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import LINEAR
 from gradtx.inputs import check_given, check_order
-from gradtx.kernel import DECAY, check_flag, check_hyperparameter
 from gradtx.kernels.momentum import ema
 from gradtx.leaves import map_leaves
 from gradtx.stored import to_store

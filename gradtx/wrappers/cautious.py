@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from gradtx.arguments import check, check_flag
 from gradtx.compose.parts import Part, composed, effect_of, parts_of
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
-from gradtx.kernel import NON_NEGATIVE, Kernel, check, check_flag
+from gradtx.kernel import NON_NEGATIVE, Kernel
 from gradtx.lift import hyperparameters_of, kernel_of, lift
 
 

@@ -13,13 +13,13 @@ import numpy as np
 import optax
 
 from gradtx import trees
+from gradtx.arguments import check_flag, check_static
 from gradtx.compose.parts import Composed, Part, owner_of, parts_of
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import IN_SERIES
 from gradtx.explicit import layout_of
 from gradtx.inputs import as_gradients, check_state, trained
 from gradtx.joined import Finish, Leaves, join
-from gradtx.kernel import check_flag, check_static
 from gradtx.lift import kernel_of, options_of
 from gradtx.messages import in_the_name_of
 from gradtx.placement import with_numbers_placed

@@ -16,12 +16,12 @@ from jax.typing import DTypeLike
 from optax.schedules import StatefulSchedule, WrappedSchedule
 
 from gradtx import trees
+from gradtx.arguments import check_dtype
 from gradtx.compose.parts import Composed, Part, widens
 from gradtx.compose.sequence import ExtraArgs, as_transformation
 from gradtx.effect import LINEAR
 from gradtx.inputs import check_state
 from gradtx.joined import Finish, Leaves, join
-from gradtx.kernel import check_dtype
 from gradtx.messages import listed
 from gradtx.placement import with_numbers_placed
 from gradtx.wrappers.factory import Factory

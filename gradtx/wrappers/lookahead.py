@@ -10,10 +10,10 @@ import optax
 from jax.typing import ArrayLike
 
 from gradtx import trees
+from gradtx.arguments import COUNT, NON_NEGATIVE, check, check_flag
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
-from gradtx.kernel import COUNT, NON_NEGATIVE, check, check_flag
 from gradtx.leaves import map_leaves
 from gradtx.stored import to_store
 from gradtx.updates import apply_updates

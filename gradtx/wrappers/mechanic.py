@@ -15,22 +15,22 @@ from optax import ScalarOrSchedule
 from optax.contrib import MechanicState
 
 from gradtx import norms
-from gradtx.bounds import bounded_each
-from gradtx.compose.parts import Part, composed
-from gradtx.compose.sequence import as_transformation
-from gradtx.effect import Effect
-from gradtx.inputs import check_given
-from gradtx.kernel import (
+from gradtx.arguments import (
     NON_NEGATIVE,
     POSITIVE,
     check,
     check_flag,
     check_hyperparameter,
     check_static,
+    evaluate,
 )
+from gradtx.bounds import bounded_each
+from gradtx.compose.parts import Part, composed
+from gradtx.compose.sequence import as_transformation
+from gradtx.effect import Effect
+from gradtx.inputs import check_given
 from gradtx.kernels.arithmetic import safe_divide
 from gradtx.leaves import Aligned, equation, map_parameters, parameters_of
-from gradtx.lift import evaluate
 from gradtx.wrappers.branches import widened_copy
 from gradtx.wrappers.steps import in_step, is_step
 

@@ -9,8 +9,9 @@ from optax import GradientTransformationExtraArgs as ExtraArgs
 from optax import ScalarOrSchedule
 
 from gradtx import boxes
+from gradtx.arguments import check, check_hyperparameter
 from gradtx.compose.groups import partition
-from gradtx.kernel import ANY_NUMBER, Kernel, PerLeaf, check, check_hyperparameter
+from gradtx.kernel import ANY_NUMBER, Kernel, PerLeaf
 from gradtx.lift import lift
 from gradtx.messages import in_the_name_of, shown
 from gradtx.select import select

@@ -13,9 +13,17 @@ from jax.typing import ArrayLike
 from optax.contrib import ReduceLROnPlateauState
 
 from gradtx import norms
+from gradtx.arguments import (
+    COUNT,
+    COUNT_OR_ZERO,
+    NON_NEGATIVE,
+    PROPER_SHARE,
+    SHARE,
+    check,
+    squeezed,
+)
 from gradtx.effect import Effect, declared
 from gradtx.inputs import as_gradients, check_state
-from gradtx.kernel import COUNT, COUNT_OR_ZERO, NON_NEGATIVE, PROPER_SHARE, SHARE, check, squeezed
 from gradtx.kernels.scale import scale
 from gradtx.leaves import parameters_of
 from gradtx.placement import with_numbers_placed

@@ -15,13 +15,13 @@ from optax import ScalarOrSchedule
 from optax.contrib import GaLoreDimensionNumbers, GaLoreState
 
 from gradtx import trees
+from gradtx.arguments import ANY_NUMBER, COUNT, check, check_hyperparameter, check_static, evaluate
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
 from gradtx.explicit import gathered, laid_out_as
 from gradtx.inputs import check_state
 from gradtx.joined import Finish, Leaves, join
-from gradtx.kernel import ANY_NUMBER, COUNT, check, check_hyperparameter, check_static
 from gradtx.kernels.adam import scale_by_adam
 from gradtx.kernels.matrices import (
     MatrixAxes,
@@ -31,7 +31,6 @@ from gradtx.kernels.matrices import (
 )
 from gradtx.kernels.products import adjoint, product
 from gradtx.leaves import Aligned, map_leaves
-from gradtx.lift import evaluate
 from gradtx.messages import shown
 from gradtx.placement import full_beside, lengths, zeros_beside
 from gradtx.stacks import with_values

@@ -12,9 +12,10 @@ from jax.tree_util import DictKey, GetAttrKey, SequenceKey, tree_flatten_with_pa
 from optax.schedules import WrappedSchedule
 
 from gradtx import trees
+from gradtx.arguments import evaluate
 from gradtx.compose.parts import effect_of, parts_of
 from gradtx.effect import Effect
-from gradtx.lift import evaluate, hyperparameters_of, kernel_of
+from gradtx.lift import hyperparameters_of, kernel_of
 from gradtx.wrappers.hyperparameters import Injected
 from gradtx.wrappers.steps import Path, holding_back
 

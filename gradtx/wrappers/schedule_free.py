@@ -12,20 +12,20 @@ from jax.typing import ArrayLike, DTypeLike
 from optax.contrib import ScheduleFreeState
 
 from gradtx import norms, trees
-from gradtx.compose.parts import Part, composed
-from gradtx.compose.sequence import as_transformation
-from gradtx.effect import Effect
-from gradtx.inputs import check_given, refuse_shapes_alone
-from gradtx.kernel import (
+from gradtx.arguments import (
     ANY_NUMBER,
     NON_NEGATIVE,
     Range,
     check,
     check_dtype,
     check_hyperparameter,
+    evaluate,
 )
+from gradtx.compose.parts import Part, composed
+from gradtx.compose.sequence import as_transformation
+from gradtx.effect import Effect
+from gradtx.inputs import check_given, refuse_shapes_alone
 from gradtx.leaves import equation, map_leaves, map_parameters, parameters_of
-from gradtx.lift import evaluate
 from gradtx.wrappers.branches import copied, widened_copy
 from gradtx.wrappers.steps import in_step, is_step
 

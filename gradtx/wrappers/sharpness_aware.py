@@ -11,12 +11,12 @@ import optax
 from jax import lax
 from optax.contrib import SAMState
 
+from gradtx.arguments import COUNT, check, check_flag
 from gradtx.compose.parts import Part, composed, widens
 from gradtx.compose.sequence import ExtraArgs, as_transformation
 from gradtx.effect import Effect
 from gradtx.explicit import laid_out_as
 from gradtx.inputs import check_given
-from gradtx.kernel import COUNT, check, check_flag
 from gradtx.leaves import Aligned, equation, map_leaves, map_parameters
 from gradtx.updates import apply_updates
 from gradtx.wrappers.branches import copied, either

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from gradtx import norms
+from gradtx.arguments import COUNT_OR_ZERO, check
 from gradtx.compose.parts import Part, composed, widens
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import LINEAR
-from gradtx.kernel import COUNT_OR_ZERO, check
 from gradtx.leaves import parameters_of
 from gradtx.wrappers.branches import either, zeros_like
 

@@ -8,7 +8,7 @@ import pytest
 
 import gradtx
 from examples.site import pages
-from gradtx.kernel import Range
+from gradtx.arguments import Range
 
 PACKAGES = ["gradtx", *(f"gradtx.{name}" for name in pages.PACKAGES)]
 
