@@ -110,6 +110,10 @@ def announce_overwriting(paths: Iterable[Path]) -> None:
     for path in paths:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            is_new = not path.exists()
+            path.open("a").close()
+            if is_new:
+                path.unlink()
         except OSError as error:
             raise SystemExit(f"Cannot write {path}: {error.strerror}") from error
     existing = [str(path) for path in paths if path.exists()]

@@ -88,6 +88,17 @@ def test_files_that_will_be_replaced_are_named_before(tmp_path, capsys):
     assert message.endswith("and 2 more\n")
 
 
+def test_a_file_that_cannot_be_written_is_named_before(tmp_path, capsys):
+    (tmp_path / "file").write_text("kept")
+    for path in (tmp_path, tmp_path / "file" / "results.json"):
+        with pytest.raises(SystemExit, match=f"Cannot write {path}: "):
+            commands.announce_overwriting([path])
+    commands.announce_overwriting([tmp_path / "file", tmp_path / "new"])
+    assert (tmp_path / "file").read_text() == "kept"
+    assert not (tmp_path / "new").exists()
+    assert capsys.readouterr().err == f"Will replace {tmp_path / 'file'}\n"
+
+
 @pytest.mark.parametrize("module", ["examples.experiments --list", "gradtx.catalogue"])
 def test_no_traceback_when_the_reader_stops_reading(module):
     command = f"{sys.executable} -m {module} | head -n 1"
