@@ -1,12 +1,17 @@
-"""Shows the stored results of `examples.which_optimizer`."""
+"""Show results of `examples.which_optimizer`: tables, and pictures if a folder is given for them.
 
+python -m examples.comparison outputs/which_optimizer.json --pictures outputs
+"""
+
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from examples import commands, extras
 from examples.experiments.experiment import COLORS, describe
 
 STORED = Path(__file__).parent / "site" / "results" / "which_optimizer.json"
@@ -17,11 +22,21 @@ Results = dict[str, Any]
 _NAMES = ("adamw", "muon", "soap", "schedule_free_adamw")
 _NAMES += ("momentum", "lion", "adafactor", "prodigy")
 _COLORS: dict[str, str] = dict(zip(_NAMES, (*COLORS, "#999999"), strict=True))
+# For others: Tol's muted palette, those first that the palette above does not resemble.
+_MORE = ("#882255", "#999933", "#332288", "#CC6677", "#44AA99", "#DDCC77", "#117733", "#AA4499")
+# Where times differ by more than this factor, most curves would lie at the left of a linear axis.
+_WIDE = 4
 
 
-def load(path: Path = STORED) -> Results:
+def load(path: str | Path = STORED) -> Results:
     """The results of the command, by default those that were stored."""
-    return json.loads(path.read_text())
+    return json.loads(Path(path).read_text())
+
+
+def base_of(names: Iterable[str]) -> str:
+    """Whose time the others are compared with: AdamW where it takes part, otherwise the first."""
+    names = list(names)
+    return "adamw" if "adamw" in names else names[0]
 
 
 def ends(result: Results) -> np.ndarray:
@@ -36,19 +51,33 @@ def table(problem: Results, names: Iterable[str] | None = None) -> str:
         problem: one of the problems of the results.
         names: which optimizers; None: all.
     """
-    found = _chosen(problem, names)
+    found, base = _chosen(problem, names), base_of(problem["optimizers"])
     lines = [
-        f"{'':20} {'rate':>8} {'mean':>9} {'from':>9} {'to':>9} {'ms/step':>8} {'time':>6} "
-        f"{'bytes/param':>11}"
+        f"{problem['title']}: {problem['parameters']:,} parameters, {problem['steps'][-1]} steps",
+        f"{'':19} {'rate':>7} {'mean':>8} {'from':>8} {'to':>8} {'ms/step':>7} "
+        f"{'time (quartiles)':>18} {'bytes/param':>11}",
     ]
     for name, result in sorted(found.items(), key=lambda item: ends(item[1]).mean()):
-        last = ends(result)
+        last, (low, time, high) = ends(result), result["ratios"]
         lines.append(
-            f"{name:20} {result['rate']:>8.3g} {last.mean():>9.3g} {last.min():>9.3g} "
-            f"{last.max():>9.3g} {result['milliseconds']:>8.3g} {result['ratios'][1]:>6.2f} "
+            f"{name:19} {result['rate']:>7.3g} {last.mean():>8.3g} {last.min():>8.3g} "
+            f"{last.max():>8.3g} {result['milliseconds']:>7.3g} "
+            f"{time:>5.2f} {f'({low:.2f}-{high:.2f})':>12} "
             f"{result['state_bytes'] / problem['parameters']:>11.1f}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, f"time: of a step, that of {base} being 1"])
+
+
+def figure_of(problem: Results, names: Iterable[str] | None = None) -> Any:
+    """The picture of a problem, a `matplotlib.figure.Figure`.
+
+    Args:
+        problem: one of the problems of the results.
+        names: which optimizers; None: all.
+    """
+    figure = extras.load("matplotlib.figure").Figure(figsize=(13, 4.6), layout="constrained")
+    draw(figure.subplots(1, 3), problem, names)
+    return figure
 
 
 def draw(axes: Iterable[Any], problem: Results, names: Iterable[str] | None = None) -> None:
@@ -60,10 +89,10 @@ def draw(axes: Iterable[Any], problem: Results, names: Iterable[str] | None = No
         names: which optimizers; None: all.
     """
     by_step, by_time, by_rate = axes
-    found = _chosen(problem, names)
-    steps = np.array(problem["steps"])
+    found, colors = _chosen(problem, names), _colors_of(problem["optimizers"])
+    steps, times = np.array(problem["steps"]), [each["ratios"][1] for each in found.values()]
     for name, result in found.items():
-        color, runs = _COLORS[name], np.array(result["evaluation"], float)
+        color, runs = colors[name], np.array(result["evaluation"], float)
         for panel, x in ((by_step, steps), (by_time, steps * result["ratios"][1])):
             # What is measured before the first step is the same for all.
             panel.plot(x[1:], runs.mean(axis=0)[1:], color=color, label=name, lw=1.5)
@@ -73,7 +102,11 @@ def draw(axes: Iterable[Any], problem: Results, names: Iterable[str] | None = No
         _plot_sweep(by_rate, result, color)
     measure = problem["measure"]
     describe(by_step, "Against steps", "step", measure)
-    describe(by_time, "Against time", "time, in steps of AdamW", measure)
+    base, scale = (
+        base_of(problem["optimizers"]),
+        "log" if max(times) > _WIDE * min(times) else "linear",
+    )
+    describe(by_time, "Against time", f"time, in steps of {base}", measure, xscale=scale)
     describe(by_rate, "Tuning", "learning rate", "last evaluation", xscale="log")
     _limit(by_rate, found)
     for panel in (by_step, by_time, by_rate):
@@ -82,6 +115,13 @@ def draw(axes: Iterable[Any], problem: Results, names: Iterable[str] | None = No
             panel.get_legend().remove()
     lines = by_step.get_legend_handles_labels()
     by_step.figure.legend(*lines, loc="outside lower center", ncols=len(found))
+
+
+def _colors_of(names: Iterable[str]) -> dict[str, str]:
+    """The color of each optimizer, the same in the pictures of all problems."""
+    names = list(names)
+    others = [name for name in names if name not in _COLORS]
+    return _COLORS | dict(zip(others, itertools.cycle(_MORE), strict=False))
 
 
 def _scale(axes: Any) -> None:
@@ -109,3 +149,25 @@ def _limit(axes: Any, found: dict[str, Results]) -> None:
 def _chosen(problem: Results, names: Iterable[str] | None) -> dict[str, Results]:
     found = problem["optimizers"]
     return found if names is None else {name: found[name] for name in names}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Show results with the arguments of the command line."""
+    parser = commands.Parser(prog="python -m examples.comparison", description="Show results.")
+    parser.add_argument("results", type=Path, nargs="?", default=STORED, help="the file with them")
+    parser.add_argument(
+        "--pictures", metavar="FOLDER", type=commands.folder, help="where to draw them"
+    )
+    arguments = parser.parse_args(argv)
+    for name, problem in load(arguments.results)["problems"].items():
+        print(f"{table(problem)}\n")
+        if arguments.pictures:
+            arguments.pictures.mkdir(parents=True, exist_ok=True)
+            path = arguments.pictures / f"{name}.png"
+            figure_of(problem).savefig(path)
+            print(f"Picture: {path}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    commands.run(main)

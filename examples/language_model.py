@@ -39,6 +39,8 @@ WEIGHT_DECAY = 0.1
 # Optimizers for the matrices of the layers. With this root mean square, Muon's updates are as long
 # as AdamW's, and one learning rate serves both.
 FOR_MATRICES: dict[str, dict[str, Any]] = {"muon": {"consistent_rms": 0.2}, "soap": {}}
+# The paths of those matrices.
+MATRICES = "^layers/.*kernel"
 # The best ones that which_optimizer found; others have the learning rates of the digits.
 LEARNING_RATES = {
     "adamw": 0.00562,
@@ -99,7 +101,7 @@ def optimizer_of(
     others = gradtx.adamw(schedule, weight_decay=weight_decay, mask=gradtx.select("kernel"))
     return gradtx.partition(
         {"matrices": matrices, "others": others},
-        gradtx.select.groups({"matrices": "^layers/.*kernel"}, rest="others"),
+        gradtx.select.groups({"matrices": MATRICES}, rest="others"),
     )
 
 

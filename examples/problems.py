@@ -31,6 +31,8 @@ class Problem:
         evaluate: (parameters, data) -> what is measured.
         clipped: whether the gradient is clipped by its global norm.
         tuned_with: the seeds with which learning rates are tuned, more where results vary more.
+        matrices: a regular expression for the paths of the matrices of the layers: Muon and SOAP
+            get these, and AdamW the rest; empty: Muon and SOAP get all parameters.
     """
 
     title: str
@@ -43,6 +45,7 @@ class Problem:
     evaluate: Callable[[Any, Any], jax.Array]
     clipped: bool = True
     tuned_with: tuple[int, ...] = (0,)
+    matrices: str = ""
 
     @property
     def total_steps(self) -> int:
@@ -135,6 +138,7 @@ def language(quick: bool = False) -> Problem:
         batches=lambda seed: _stacked(seed, text.train, settings.batch_size, parts * steps),
         loss=lambda params, data, batch: language_model.loss_fn(params, batch),
         evaluate=language_model.mean_loss,
+        matrices=language_model.MATRICES,
     )
 
 

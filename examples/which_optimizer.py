@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +30,9 @@ import numpy as np
 import optax
 
 import gradtx
-from examples import commands, language_model
-from examples.problems import MAX_GRADIENT_NORM, PROBLEMS, Problem
+from examples import commands, comparison
+from examples.candidates import CANDIDATES, make_optimizer
+from examples.problems import PROBLEMS, Problem
 
 SEEDS = (1, 2, 3)
 COARSE, FINE = 10**0.5, 10**0.25
@@ -40,62 +41,17 @@ MOST_EXTENSIONS = 8
 ROUNDS = 15
 # How long an optimizer's turn takes at least, in seconds.
 TURN = 0.2
-
-
-class Candidate(NamedTuple):
-    """An optimizer that takes part.
-
-    Attributes:
-        options: its arguments, apart from the learning rate.
-        guess: the first learning rate to try.
-        tuned: whether the learning rate is tuned.
-        recipe: its name in gradtx; empty: that of the candidate.
-    """
-
-    options: dict[str, Any]
-    guess: float = 0.01
-    tuned: bool = True
-    recipe: str = ""
-
-
-CANDIDATES = {
-    "adamw": Candidate({"weight_decay": 0.0}),
-    "muon": Candidate(language_model.FOR_MATRICES["muon"]),
-    "soap": Candidate({"weight_decay": 0.0}),
-    "schedule_free_adamw": Candidate({}),
-    "momentum": Candidate({"momentum": 0.9}, 0.1, recipe="sgd"),
-    "lion": Candidate({"weight_decay": 0.0}, 0.001),
-    # The matrices of the transformer have sides of 64 and more.
-    "adafactor": Candidate({"min_dim_size_to_factor": 32}, 0.1),
-    "prodigy": Candidate({"safeguard_warmup": True}, 1.0, tuned=False),
-}
 QUICK = ("adamw", "schedule_free_adamw")
-
-
-def make_optimizer(name: str, problem: str, rate: Any, steps: int, clipped: bool) -> Any:
-    """The candidate with a warm-up and a decay, behind the clipping."""
-    shape = language_model.schedule_of(name, 1.0, steps)
-
-    def schedule(count: Any) -> Any:
-        return rate * shape(count)
-
-    candidate = CANDIDATES[name]
-    if problem == "language" and name in language_model.FOR_MATRICES:
-        tx = language_model.optimizer_of(name, schedule, weight_decay=0.0)
-    else:
-        tx = gradtx.make(candidate.recipe or name, learning_rate=schedule, **candidate.options)
-    return gradtx.chain(gradtx.clip_by_global_norm(MAX_GRADIENT_NORM), tx) if clipped else tx
 
 
 class Trainer:
     """Trains one problem with one optimizer at any learning rate, compiled once."""
 
-    def __init__(self, name: str, problem_name: str, problem: Problem) -> None:
+    def __init__(self, name: str, problem: Problem) -> None:
         self.problem = problem
 
         def optimizer(rate: Any) -> optax.GradientTransformation:
-            steps = problem.total_steps
-            return make_optimizer(name, problem_name, rate, steps, problem.clipped)
+            return make_optimizer(name, problem, rate)
 
         self._init = jax.jit(lambda rate, params: optimizer(rate).init(params))
         self._evaluate = jax.jit(problem.evaluate)
@@ -185,17 +141,26 @@ def tune(final: Callable[[float], float], guess: float) -> dict[float, float]:
     return dict(sorted(results.items()))
 
 
-def compare(problem_name: str, names: Sequence[str], quick: bool) -> dict[str, Any]:
-    """Tune and train with each optimizer, then time all of them."""
-    problem = PROBLEMS[problem_name](quick)
-    trainers = {name: Trainer(name, problem_name, problem) for name in names}
-    found = {}
-    for name, trainer in trainers.items():
+def compare(
+    problem: Problem, names: Sequence[str], rounds: int = ROUNDS, turn: float = TURN
+) -> dict[str, Any]:
+    """Tune and train with each optimizer, then time all of them; progress goes to stderr.
+
+    Args:
+        problem: what they minimize.
+        names: the candidates that take part.
+        rounds: how often each is timed.
+        turn: for how many seconds at least.
+    """
+    seeds = ", ".join(map(str, SEEDS))
+    _report(f"{problem.title}: {problem.measure},")
+    _report(f"at the end, with the best learning rate and the seeds {seeds}")
+    trainers, found = {name: Trainer(name, problem) for name in names}, {}
+    for number, (name, trainer) in enumerate(trainers.items(), start=1):
         found[name] = result = _trained(name, trainer)
-        ends = ", ".join(str(run[-1]) for run in result["evaluation"])
-        rate = result["rate"]
-        print(f"{problem_name:11} {name:20} rate {rate:<8} {ends}", file=sys.stderr, flush=True)
-    rounds, turn = (1, 0.0) if quick else (ROUNDS, TURN)
+        last = "  ".join(f"{end:<8.3g}" for end in comparison.ends(result))
+        _report(f"{number}/{len(trainers)}  {name:20} rate {result['rate']:<8}  {last}")
+    _report("Timing, in turns")
     clocks = {name: trainers[name].clock(found[name]["rate"], turn) for name in names}
     for name, times in timed(clocks, rounds).items():
         found[name] |= times
@@ -208,6 +173,10 @@ def compare(problem_name: str, names: Sequence[str], quick: bool) -> dict[str, A
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "optimizers": found,
     }
+
+
+def _report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _trained(name: str, trainer: Trainer) -> dict[str, Any]:
@@ -232,7 +201,7 @@ def _trained(name: str, trainer: Trainer) -> dict[str, Any]:
 
 
 def timed(clocks: dict[str, Iterator[float]], rounds: int) -> dict[str, dict[str, Any]]:
-    """Milliseconds per step of each optimizer, and how many times those of the first one that is.
+    """Milliseconds per step of each optimizer, and the quotient with those of `comparison.base_of`.
 
     They take turns, so that what else the machine does slows down all of them. The shortest turn
     was disturbed least; the ratios are the quartiles of those within each round.
@@ -240,11 +209,11 @@ def timed(clocks: dict[str, Iterator[float]], rounds: int) -> dict[str, dict[str
     for clock in clocks.values():
         next(clock)  # compiled before, but not in the caches yet
     turns = [{name: next(clock) for name, clock in clocks.items()} for _ in range(rounds)]
-    first = next(iter(clocks))
+    base = comparison.base_of(clocks)
     found = {}
     for name in clocks:
         milliseconds = 1e3 * min(each[name] for each in turns)
-        ratios = np.quantile([each[name] / each[first] for each in turns], [0.25, 0.5, 0.75])
+        ratios = np.quantile([each[name] / each[base] for each in turns], [0.25, 0.5, 0.75])
         found[name] = {
             "milliseconds": float(f"{milliseconds:.3g}"),
             "ratios": [float(f"{ratio:.3g}") for ratio in ratios],
@@ -258,21 +227,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     commands.announce_overwriting([arguments.output])
     names = arguments.optimizers or (QUICK if arguments.quick else tuple(CANDIDATES))
+    rounds, turn = (1, 0.0) if arguments.quick else (ROUNDS, TURN)
+    results = _without_problems(argv)
+    try:
+        for name in dict.fromkeys(arguments.problems or PROBLEMS):
+            start, problem = time.perf_counter(), PROBLEMS[name](arguments.quick)
+            found = compare(problem, list(dict.fromkeys(names)), rounds, turn)
+            found["minutes"] = round((time.perf_counter() - start) / 60, 1)
+            results["problems"][name] = found
+            arguments.output.write_text(json.dumps(results) + "\n")
+            print(f"\n{comparison.table(found)}\n", flush=True)
+    except KeyboardInterrupt:
+        saved = ", ".join(results["problems"])
+        saved = f"In {arguments.output}: {saved}" if saved else "Nothing is saved."
+        _report(f"Interrupted. {saved}")
+        return 130
+    if arguments.quick:
+        print("A smoke test: the problems are tiny, and times are of a few steps.")
+    print(f"Results: {arguments.output}")
+    print(f"Pictures: python -m examples.comparison {arguments.output} --pictures FOLDER")
+    return 0
+
+
+def _without_problems(argv: Sequence[str]) -> dict[str, Any]:
+    """The results before the first problem: how they came about."""
     packages = ("jax", "jaxlib", "optax", "numpy", "scikit-learn")
-    results = {
+    return {
         "command": " ".join(["python -m examples.which_optimizer", *argv]),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
         "cores": os.cpu_count(),
         "seeds": SEEDS,
         "problems": {},
     }
-    for problem in arguments.problems or PROBLEMS:
-        start = time.perf_counter()
-        results["problems"][problem] = compare(problem, names, arguments.quick)
-        results["problems"][problem]["minutes"] = round((time.perf_counter() - start) / 60, 1)
-        arguments.output.write_text(json.dumps(results) + "\n")
-    print(f"Results: {arguments.output}")
-    return 0
 
 
 def _parser() -> commands.Parser:
@@ -300,7 +286,7 @@ def _parser() -> commands.Parser:
         metavar="PATH",
         type=Path,
         default=Path("outputs/which_optimizer.json"),
-        help="where to write the results",
+        help="where to write the results, instead of earlier ones",
     )
     return parser
 
