@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
+import threading
+import traceback
 from collections.abc import Mapping
 from types import ModuleType, TracebackType
 from typing import Any, NamedTuple, Self
@@ -139,6 +143,7 @@ class Checkpoints:
         self._check_free(owner, number)
         arguments = self._orbax.args
         self._manager = self._manager or self._new_manager(owner)
+        _close_at_exit(self)
         self._manager.save(
             number,
             args=arguments.Composite(
@@ -230,7 +235,11 @@ class Checkpoints:
             self._sweep()
 
     def close(self) -> None:
-        """Wait until the last checkpoint is complete, and end the threads that write."""
+        """Wait until the last checkpoint is complete, and end the threads that write.
+
+        A program that ends without it waits as well.
+        """
+        _open.discard(self)
         manager, self._manager = self._manager, None
         if manager is not None:
             manager.close()
@@ -310,6 +319,32 @@ class Checkpoints:
                 f"{owner}: settings must be those of the checkpoint {folder}, unless "
                 f"check_settings=False:{saved.lines_of(found)}"
             )
+
+
+# Those that may be writing.
+_open: set[Checkpoints] = set()
+
+
+def _close_at_exit(checkpoints: Checkpoints) -> None:
+    """See to it that a program which ends without closing them loses no checkpoint."""
+    _open.add(checkpoints)
+    _register()
+
+
+@functools.cache
+def _register() -> None:
+    # Python takes the threads with which orbax writes away before it calls what `atexit` has; what
+    # comes before that has no public name.
+    getattr(threading, "_register_atexit", atexit.register)(_close_all)
+
+
+def _close_all() -> None:
+    for checkpoints in list(_open):
+        try:
+            checkpoints.close()
+        except Exception:
+            # The others are to be closed as well.
+            traceback.print_exc()
 
 
 def _is_checkpoint(path: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 
 import jax
@@ -272,6 +273,30 @@ def test_a_relative_folder_stays_where_it_is(tmp_path, monkeypatch):
         monkeypatch.chdir("/")
         checkpoints.save(small())
     assert (tmp_path / "run/first/0/state").is_dir()
+
+
+UNCLOSED = """
+import sys
+import jax.numpy as jnp
+import gradtx
+from gradtx.training import Checkpoints, TrainState
+
+state = TrainState.create({"w": jnp.ones((2000, 2000))}, gradtx.sgd(0.1))
+first, second = Checkpoints(sys.argv[1]), Checkpoints(sys.argv[2])
+first.save(state, step=3)
+second.save(state, step=4)
+del second
+raise SystemExit("the end")
+"""
+
+
+def test_a_program_that_does_not_close_them_loses_none(tmp_path):
+    folders = [tmp_path / "first", tmp_path / "second"]
+    command = [sys.executable, "-c", UNCLOSED, *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1:]) == (1, ["the end"]), done.stderr
+    assert "Traceback" not in done.stderr
+    assert [Checkpoints(folder).steps() for folder in folders] == [[3], [4]]
 
 
 def test_nothing_is_made_by_looking(tmp_path):
