@@ -32,7 +32,7 @@ class Problem:
         clipped: whether the gradient is clipped by its global norm.
         tuned_with: the seeds with which learning rates are tuned, more where results vary more.
         matrices: a regular expression for the paths of the matrices of the layers: Muon and SOAP
-            get these, and AdamW the rest; empty: Muon and SOAP get all parameters.
+            get these, and AdamW the rest; empty: they get all, and do as they do by default.
     """
 
     title: str
