@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +35,8 @@ def check_initializer(
     *,
     mean: float | None = None,
     stddev: float | None = None,
+    clauses: Collection[str] | None = None,
+    skip: Collection[str] = (),
     ulps: float = _ULPS,
 ) -> None:
     """Check an initializer: a function of key, shape and dtype, as in `jax.nn.initializers`.
@@ -51,12 +53,15 @@ def check_initializer(
         shape: a shape that it takes; some thousand elements if moments are checked.
         mean: the mean of its distribution; None: not checked.
         stddev: its standard deviation; None: not checked.
+        clauses: the names of the clauses to check, which stand before the colon of each message:
+            "calls", "dtypes", "keys", "jit", "sizes", "sharding" and "moments"; None: all of them.
+        skip: the names of clauses to leave out.
         ulps: how far eager and compiled numbers may differ, in units of the last place of the
             largest number.
 
     Raises:
         ConformanceError: if the initializer breaks any of that.
-        ValueError: if `init` is not a function.
+        ValueError: if `init` is not a function, or an argument names what does not exist.
 
     Example:
         >>> import jax
@@ -82,10 +87,13 @@ def check_initializer(
     ]
     moments = {"mean": mean, "stddev": stddev}
     judge(
+        "check_initializer",
         [
             *(Check(n, a, h, lambda run=run: run(init, shape, ulps)) for n, a, h, run in checks),
             Check("moments", "init", "its scale", lambda: _moments(init, shape, moments)),
-        ]
+        ],
+        clauses,
+        skip,
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradtx.messages import listed
 from gradtx.testing.comparison import Violation, expect_same
 from gradtx.testing.report import ConformanceError, Failure, failure_of
 
@@ -29,19 +30,34 @@ class Check(NamedTuple):
     run: Callable[[], None]
 
 
-def judge(checks: Sequence[Check]) -> None:
-    """Run the checks, up to the first one if that fails, and report what is broken.
+def judge(
+    owner: str,
+    checks: Sequence[Check],
+    clauses: Collection[str] | None = None,
+    skip: Collection[str] = (),
+) -> None:
+    """Run the chosen checks, only the first if that is "calls" and fails; report what is broken.
 
     Raises:
         ConformanceError: if any of them fails.
+        ValueError: if `clauses` or `skip` names no check; `owner` is the function that says so.
     """
+    names = [check.name for check in checks]
+    for argument, given in (("clauses", clauses or ()), ("skip", skip)):
+        if unknown := [name for name in given if name not in names]:
+            there = listed(names, len(names), near=str(unknown[0]))
+            raise ValueError(
+                f"{owner}: {argument} has the unknown names {listed(unknown)}; there are {there}"
+            )
     failures: list[Failure] = []
     for check in checks:
+        if check.name in skip or (clauses is not None and check.name not in clauses):
+            continue
         try:
             check.run()
         except Exception as error:
             failures.append(failure_of(error, check.name, check.asks, "", check.hint))
-            if check is checks[0]:
+            if check.name == "calls":
                 break
     if failures:
         raise ConformanceError(failures) from failures[0].error

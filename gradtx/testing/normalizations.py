@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,18 @@ _EPS = 1e-3
 _STEP = 1e-6
 
 
+class _Case(NamedTuple):
+    """The arguments of `check_normalization`, and the numbers that are normalized."""
+
+    normalize: Callable[..., Any]
+    x: np.ndarray
+    axes: tuple[int, ...]
+    centers: bool
+    mask: str
+    in_parts: Callable[[Sequence[jax.Array]], Sequence[jax.Array]] | None
+    ulps: float
+
+
 def check_normalization(
     normalize: Callable[..., Any],
     shape: Sequence[int] = (4, 6),
@@ -34,6 +46,8 @@ def check_normalization(
     centers: bool = True,
     mask: str = "",
     in_parts: Callable[[Sequence[jax.Array]], Sequence[jax.Array]] | None = None,
+    clauses: Collection[str] | None = None,
+    skip: Collection[str] = (),
     ulps: float = _ULPS,
 ) -> None:
     """Check a normalization: a function that divides an array by what it measures of it.
@@ -41,6 +55,8 @@ def check_normalization(
         y = (x - mean(x)) / sqrt(var(x) + eps),    or x / sqrt(mean(x²) + eps)
 
     - The result has the shape and dtype of x: float32, bfloat16, float16, float64 under x64.
+    - It is that of one of the two, with the mean and variance over `axes` of x and an eps of at
+      most 0.001, in each element: of groups, reshape x so that `axes` are those of one group.
     - Over `axes` its mean is 0, unless it does not center, and its mean square 1, but for eps; also
       far from zero, where a variance as a difference of large squares has no digits left.
     - In half precision it is the float32 result, rounded; the largest numbers do not overflow, and
@@ -49,6 +65,9 @@ def check_normalization(
     - Compiled it gives the same.
     - Elements that are masked do not influence the others.
     - In parts of the first axis it gives what it does for the whole.
+
+    A normalization with another equation, such as one that whitens, may keep the rest: leave out
+    the clause "equation".
 
     Args:
         normalize: the function of an array x, and of the mask by keyword if there is one. Scales,
@@ -60,12 +79,16 @@ def check_normalization(
             element counts; empty: there is none.
         in_parts: the same for a list of parts of x along its first axis, which returns the list of
             results; None: nothing is promised about parts.
+        clauses: the names of the clauses to check, which stand before the colon of each message:
+            "calls", "statistics", "equation", "half_precision", "gradients", "zeros", "jit",
+            "mask" and "parts"; None: all of them.
+        skip: the names of clauses to leave out.
         ulps: how far eager and compiled numbers may differ, in units of the last place of the
             largest number.
 
     Raises:
         ConformanceError: if the function breaks any of that.
-        ValueError: if `normalize` is not a function.
+        ValueError: if `normalize` is not a function, or an argument names what does not exist.
 
     Example:
         >>> import gradtx
@@ -89,55 +112,17 @@ def check_normalization(
     shape = tuple(shape)
     axes = tuple(axis % len(shape) for axis in ((axes,) if isinstance(axes, int) else axes))
     x = np.random.default_rng(0).standard_normal(shape)
-    checks = [
-        ("calls", "a call", "return y, in the shape and dtype of x", lambda: _calls(normalize, x)),
-        (
-            "statistics",
-            "a call",
-            "subtract the mean before squaring, and divide by the number of elements",
-            lambda: _statistics(normalize, x, axes, centers),
-        ),
-        (
-            "half_precision",
-            "a call in half precision",
-            "take statistics in float32, and round once at the end",
-            lambda: _narrow(normalize, x),
-        ),
-        (
-            "gradients",
-            "a gradient",
-            "a custom derivative, or a `stop_gradient` around statistics",
-            lambda: _gradients(normalize, x),
-        ),
-        (
-            "zeros",
-            "a call with constants",
-            "add eps under the root",
-            lambda: _constants(normalize, x),
-        ),
-        (
-            "jit",
-            "a compiled call",
-            "use `jnp.where` in place of `if`",
-            lambda: _compiled(normalize, x, ulps),
-        ),
-        (
-            "mask",
-            "a call with a mask",
-            "leave masked elements out of sums, and out of the number that they are divided by",
-            lambda: _masked(normalize, x, axes, mask, ulps),
-        ),
-        (
-            "parts",
-            "calls with parts",
-            "merge means and squared deviations, weighted by the numbers of elements",
-            lambda: _parts(normalize, x, in_parts),
-        ),
-    ]
-    judge([Check(name, asks, hint, run) for name, asks, hint, run in checks])
+    case = _Case(normalize, x, axes, centers, mask, in_parts, ulps)
+    judge(
+        "check_normalization",
+        [Check(name, asks, hint, lambda run=run: run(case)) for name, asks, hint, run in _CHECKS],
+        clauses,
+        skip,
+    )
 
 
-def _calls(normalize: Callable[..., Any], x: np.ndarray) -> None:
+def _calls(case: _Case) -> None:
+    normalize, x = case.normalize, case.x
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
         given = jnp.asarray(x, dtype)
         expect_type("the result", x.shape, dtype, normalize(given))
@@ -146,9 +131,8 @@ def _calls(normalize: Callable[..., Any], x: np.ndarray) -> None:
         expect_type("the result", x.shape, jnp.float64, normalize(jnp.asarray(x)))
 
 
-def _statistics(
-    normalize: Callable[..., Any], x: np.ndarray, axes: tuple[int, ...], centers: bool
-) -> None:
+def _statistics(case: _Case) -> None:
+    normalize, x, axes, centers = case[:4]
     y = np.asarray(normalize(jnp.asarray(x, jnp.float32)), np.float64)
     if centers:
         expect_near("the mean of the result", np.zeros_like(y.mean(axes)), y.mean(axes), 1e-5)
@@ -162,7 +146,22 @@ def _statistics(
     expect_near("the result for numbers around 1000", right, found, 2e-3)
 
 
-def _narrow(normalize: Callable[..., Any], x: np.ndarray) -> None:
+def _equation(case: _Case) -> None:
+    given = jnp.asarray(case.x, jnp.float32)
+    wide = np.asarray(given, np.float64)
+    deviations = wide - np.mean(wide, case.axes, keepdims=True) * case.centers
+    variance = np.mean(deviations**2, case.axes, keepdims=True)
+    found = np.asarray(case.normalize(given), np.float64)
+    # Where eps is not known, the result is between those of the smallest and the largest one.
+    ends = [deviations / np.sqrt(variance + eps) for eps in (0.0, _EPS)]
+    right = np.clip(found, np.minimum(*ends), np.maximum(*ends))
+    law = "(x - mean(x)) / sqrt(var(x) + eps)" if case.centers else "x / sqrt(mean(x²) + eps)"
+    over = f"axes={case.axes[0] if len(case.axes) == 1 else case.axes}"
+    expect_near(f"{law} over {over}", right, found, 1e-5)
+
+
+def _narrow(case: _Case) -> None:
+    normalize, x = case.normalize, case.x
     for dtype in (jnp.bfloat16, jnp.float16):
         given, name = jnp.asarray(x, dtype), np.dtype(dtype).name
         right = normalize(given.astype(jnp.float32))
@@ -173,7 +172,8 @@ def _narrow(normalize: Callable[..., Any], x: np.ndarray) -> None:
         expect_near(f"the result for large numbers in {name}", right, normalize(large), within)
 
 
-def _gradients(normalize: Callable[..., Any], x: np.ndarray) -> None:
+def _gradients(case: _Case) -> None:
+    normalize, x = case.normalize, case.x
     weights = np.random.default_rng(1).standard_normal(x.shape)
     directions = np.random.default_rng(2).standard_normal((3, *x.shape))
 
@@ -189,7 +189,8 @@ def _gradients(normalize: Callable[..., Any], x: np.ndarray) -> None:
             expect_near("the slope of the result", right, found, 1e-5 * (1 + abs(right)))
 
 
-def _constants(normalize: Callable[..., Any], x: np.ndarray) -> None:
+def _constants(case: _Case) -> None:
+    normalize, x = case.normalize, case.x
     for value in (0.0, 3.0):
         for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
             given = jnp.full(x.shape, value, dtype)
@@ -199,14 +200,14 @@ def _constants(normalize: Callable[..., Any], x: np.ndarray) -> None:
             expect_all_finite(f"gradients {name}", slope)
 
 
-def _compiled(normalize: Callable[..., Any], x: np.ndarray, ulps: float) -> None:
+def _compiled(case: _Case) -> None:
+    normalize, x, ulps = case.normalize, case.x, case.ulps
     given = jnp.asarray(x, jnp.float32)
     expect_close("the compiled result", normalize(given), jax.jit(normalize)(given), ulps)
 
 
-def _masked(
-    normalize: Callable[..., Any], x: np.ndarray, axes: tuple[int, ...], mask: str, ulps: float
-) -> None:
+def _masked(case: _Case) -> None:
+    normalize, x, axes, _, mask, _, ulps = case
     if not mask:
         return
     given = jnp.asarray(x, jnp.float32)
@@ -228,11 +229,8 @@ def _masked(
         expect_near(f"the result beside masked elements of {filler}", right, found, 1e-4)
 
 
-def _parts(
-    normalize: Callable[..., Any],
-    x: np.ndarray,
-    in_parts: Callable[[Sequence[jax.Array]], Sequence[jax.Array]] | None,
-) -> None:
+def _parts(case: _Case) -> None:
+    normalize, x, in_parts = case.normalize, case.x, case.in_parts
     if in_parts is None:
         return
     given = jnp.asarray(x, jnp.float32)
@@ -241,3 +239,47 @@ def _parts(
     results = in_parts([given[:cut], given[cut:]])
     found = np.concatenate([np.asarray(result) for result in results])
     expect_near("the results of parts", normalize(given), found, 1e-5)
+
+
+_CHECKS = (
+    ("calls", "a call", "return y, in the shape and dtype of x", _calls),
+    (
+        "statistics",
+        "a call",
+        "subtract the mean before squaring, and divide by the number of elements",
+        _statistics,
+    ),
+    (
+        "equation",
+        "a call",
+        "take statistics of x over all of `axes` and over nothing else, and leave signs and places "
+        "as they are",
+        _equation,
+    ),
+    (
+        "half_precision",
+        "a call in half precision",
+        "take statistics in float32, and round once at the end",
+        _narrow,
+    ),
+    (
+        "gradients",
+        "a gradient",
+        "a custom derivative, or a `stop_gradient` around statistics",
+        _gradients,
+    ),
+    ("zeros", "a call with constants", "add eps under the root", _constants),
+    ("jit", "a compiled call", "use `jnp.where` in place of `if`", _compiled),
+    (
+        "mask",
+        "a call with a mask",
+        "leave masked elements out of sums, and out of the number that they are divided by",
+        _masked,
+    ),
+    (
+        "parts",
+        "calls with parts",
+        "merge means and squared deviations, weighted by the numbers of elements",
+        _parts,
+    ),
+)

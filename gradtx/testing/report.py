@@ -41,6 +41,7 @@ _BROUGHT_ABOUT: dict[str, tuple[str, ...]] = {
     "zeros": ("half_precision",),
     "none_leaves": ("missing_gradients",),
     "sharding": ("layouts",),
+    "statistics": ("equation",),
 }
 
 

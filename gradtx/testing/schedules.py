@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,13 @@ _COUNTS = (*range(12), 99, 100, 101, 1000, 12345, 10**6, 2**31 - 2)
 _ULPS = 64.0
 
 
-def check_schedule(schedule: Callable[[Any], Any], *, ulps: float = _ULPS) -> None:
+def check_schedule(
+    schedule: Callable[[Any], Any],
+    *,
+    clauses: Collection[str] | None = None,
+    skip: Collection[str] = (),
+    ulps: float = _ULPS,
+) -> None:
     """Check a schedule: a function of the number of steps taken, as optax's schedules are.
 
     It returns one real number that is finite from step 0 to the last one that an int32 can count.
@@ -27,11 +33,14 @@ def check_schedule(schedule: Callable[[Any], Any], *, ulps: float = _ULPS) -> No
 
     Args:
         schedule: a function of a count that returns a number or a scalar array.
+        clauses: the names of the clauses to check, which stand before the colon of each message:
+            "calls", "counts", "jit" and "finite"; None: all of them.
+        skip: the names of clauses to leave out.
         ulps: how far eager and compiled numbers may differ, in units of the last place.
 
     Raises:
         ConformanceError: if the schedule breaks any of that; the message says at which count.
-        ValueError: if `schedule` is not a function.
+        ValueError: if `schedule` is not a function, or an argument names what does not exist.
 
     Example:
         >>> import jax.numpy as jnp
@@ -48,6 +57,7 @@ def check_schedule(schedule: Callable[[Any], Any], *, ulps: float = _ULPS) -> No
     if not callable(schedule):
         raise ValueError(f"check_schedule: schedule must be a function, got {shown(schedule)}")
     judge(
+        "check_schedule",
         [
             Check(
                 "calls",
@@ -73,7 +83,9 @@ def check_schedule(schedule: Callable[[Any], Any], *, ulps: float = _ULPS) -> No
                 "limit the count, as in `jnp.minimum(count, steps)`, before roots and powers",
                 lambda: _finite(schedule),
             ),
-        ]
+        ],
+        clauses,
+        skip,
     )
 
 

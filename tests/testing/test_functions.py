@@ -241,3 +241,29 @@ def test_a_complex_dtype_may_be_refused_and_is_kept_otherwise():
     check_initializer(refusing)
     with pytest.raises(ConformanceError, match=r"^dtypes: expected the result for complex64"):
         check_initializer(dropping)
+
+
+CHOOSING = {
+    "check_schedule": (check_schedule, lambda count: jnp.sqrt(-jnp.float32(count)), "finite"),
+    "check_initializer": (
+        check_initializer,
+        lambda k, s, d=jnp.float32: draw(jax.random.key(0), s, d),
+        "keys",
+    ),
+    "check_normalization": (check_normalization, lambda x: plain(x, 0.0), "zeros"),
+}
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_clauses_are_chosen_by_name(name):
+    check, function, broken = CHOOSING[name]
+    with pytest.raises(ConformanceError) as caught:
+        check(function, clauses=["calls", broken])
+    assert list(caught.value.failures) == [broken]
+    check(function, skip=[broken])
+    check(function, clauses=[broken], skip=[broken])
+    for argument in ("clauses", "skip"):
+        says = rf"^{name}: {argument} has the unknown names .'jot'.; there are .*'jit'"
+        with pytest.raises(ValueError, match=says):
+            check(function, **{argument: ["jot"]})
+    assert f'"{broken}"' in str(check.__doc__)
