@@ -11,6 +11,7 @@ import numpy as np
 from gradtx.testing.clause import Case, clause
 from gradtx.testing.clauses_structure import parts_like
 from gradtx.testing.comparison import Violation, expect_same, expect_same_types, flatten
+from gradtx.testing.narrow_slots import expect_same_step
 from gradtx.testing.programs import depends_on_chance
 from gradtx.testing.trees import gradients_like, is_parameter
 
@@ -46,7 +47,7 @@ def check_numpy(case: Case) -> None:
         _expect_unchanged("gradients", case.gradients(step), gradients)
         _expect_unchanged("parameters", case.params, params)
         what = f"the result of step {step}"
-        expect_same(what, expected, result, case.ulps, case.magnitude)
+        expect_same_step(what, expected, result, case)
         state = result[1]
 
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradtx.testing.clause import Case, clause
-from gradtx.testing.comparison import Violation, expect_same, flatten
+from gradtx.testing.comparison import Violation, flatten
+from gradtx.testing.narrow_slots import expect_same_step
 from gradtx.testing.runs import (
     STEPS,
     Run,
@@ -59,7 +60,7 @@ def check_long_run(case: Case) -> None:
         eager = case.update(case.gradients(step), at(run.states, step - 1), case.params)
         compiled = at(run.updates, step), at(run.states, step)
         what = f"the result of step {step} in a loop"
-        expect_same(what, eager, compiled, _LATE * case.ulps, case.magnitude)
+        expect_same_step(what, eager, compiled, case, ulps=_LATE)
 
 
 @clause(

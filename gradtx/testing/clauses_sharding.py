@@ -11,7 +11,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gradtx.testing.clause import Case, clause
 from gradtx.testing.clauses_structure import parts_like
-from gradtx.testing.comparison import Violation, expect_same, flatten
+from gradtx.testing.comparison import Violation, flatten
+from gradtx.testing.narrow_slots import expect_same_step
 
 
 class _Run(NamedTuple):
@@ -90,12 +91,12 @@ def check_sharding(case: Case) -> None:
     if jax.device_count() < 2:
         return
     run = _run(case)
-    expect_same("the result on sharded inputs", case.steps[0], run.first, case.ulps, case.magnitude)
+    expect_same_step("the result on sharded inputs", case.steps[0], run.first, case)
 
     everywhere = PartitionSpec()
     mapped = jax.shard_map(case.update, mesh=run.mesh, in_specs=everywhere, out_specs=everywhere)
     result = jax.jit(mapped)(case.gradients(1), case.state, case.params)
-    expect_same("the result under shard_map", case.steps[0], result, case.ulps, case.magnitude)
+    expect_same_step("the result under shard_map", case.steps[0], result, case)
 
 
 @clause(

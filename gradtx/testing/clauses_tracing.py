@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from gradtx.testing.clause import Case, clause
 from gradtx.testing.comparison import Violation, expect_same, expect_same_types, flatten
+from gradtx.testing.narrow_slots import expect_same_step
 from gradtx.testing.runs import at, long_run
 from gradtx.testing.trees import is_parameter
 
@@ -31,9 +32,7 @@ def check_jit(case: Case) -> None:
     run = case.compiled_run
     expect_same("the compiled init", case.state, run.state, case.ulps, case.magnitude)
     for i, (eager, compiled) in enumerate(zip(case.steps, run.steps, strict=True)):
-        expect_same(
-            f"the result of compiled step {i + 1}", eager, compiled, case.ulps, case.magnitude
-        )
+        expect_same_step(f"the result of compiled step {i + 1}", eager, compiled, case)
 
 
 @clause(
@@ -53,17 +52,16 @@ def check_vmap(case: Case) -> None:
     """
     other_params = jax.tree.map(lambda p: p / 2 if is_parameter(p) else p, case.params)
     other_state = case.tx.init(other_params)
-    singles = [
-        (case.state, case.steps[0]),
-        (other_state, case.update(case.gradients(2), other_state, other_params)),
-    ]
+    states = case.state, other_state
+    steps = case.steps[0], case.update(case.gradients(2), other_state, other_params)
     params = _stack(case.params, other_params)
     gradients = _stack(case.gradients(1), case.gradients(2))
     state = jax.vmap(case.tx.init, axis_size=2)(params)
     batch = state, jax.jit(jax.vmap(case.update, axis_size=2))(gradients, state, params)
-    for i, single in enumerate(singles):
-        found = jax.tree.map(lambda leaf, i=i: leaf[i], batch)
-        expect_same(f"element {i} of a batch", single, found, case.ulps, case.magnitude)
+    for i, (one, single) in enumerate(zip(states, steps, strict=True)):
+        start, found = jax.tree.map(lambda leaf, i=i: leaf[i], batch)
+        expect_same(f"the init of element {i}", one, start, case.ulps, case.magnitude)
+        expect_same_step(f"element {i} of a batch", single, found, case)
 
 
 @clause(
@@ -86,8 +84,7 @@ def check_scan(case: Case) -> None:
         raise run
     for step, eager in enumerate(case.steps, 1):
         found = at(run.updates, step), at(run.states, step)
-        what = f"the result of step {step} of a scan"
-        expect_same(what, eager, found, case.ulps, case.magnitude)
+        expect_same_step(f"the result of step {step} of a scan", eager, found, case)
 
 
 @clause(
@@ -142,9 +139,7 @@ def check_donation(case: Case) -> None:
             owners[_buffer(leaf)] = f"'{path}' of this or an earlier state"
     for state in states:
         result = case.compiled(case.gradients(1), state, case.params)
-        expect_same(
-            "the result with donated arguments", case.steps[0], result, case.ulps, case.magnitude
-        )
+        expect_same_step("the result with donated arguments", case.steps[0], result, case)
     for _ in range(2):
         state = case.tx.init(case.params)
         for step, expected in enumerate(case.steps, 1):

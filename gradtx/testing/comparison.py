@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -10,6 +12,8 @@ import numpy as np
 
 from gradtx.messages import shown
 from gradtx.trees import different_containers
+
+_NO_SLACK: Mapping[str, float] = MappingProxyType({})
 
 
 class Violation(Exception):
@@ -68,7 +72,12 @@ def expect_same_types(what: str, expected: Any, got: Any, *, weak: bool = True) 
 
 
 def expect_same(
-    what: str, expected: Any, got: Any, ulps: float = 0.0, magnitude: float = 0.0
+    what: str,
+    expected: Any,
+    got: Any,
+    ulps: float = 0.0,
+    magnitude: float = 0.0,
+    slack: Mapping[str, float] = _NO_SLACK,
 ) -> None:
     """Demand the same structure, shapes, dtypes and numbers.
 
@@ -80,6 +89,8 @@ def expect_same(
             largest number; NaN equals NaN.
         magnitude: how large the numbers were from which the trees were calculated; with `ulps`,
             two roundings of such a number are no difference, as in `new - old`.
+        slack: how far numbers may differ in any case, by the path of their leaf, as a part of the
+            leaf's largest number.
     """
     if _are_equal(expected, got):
         return
@@ -92,9 +103,10 @@ def expect_same(
         right, found = _numbers(ours), _numbers(theirs)
         is_close = (right == found) | (_is_nan(right) & _is_nan(found))
         if ulps and np.issubdtype(right.dtype, np.inexact):
-            finite = np.abs(right[np.isfinite(right)])
+            largest = np.max(np.abs(right[np.isfinite(right)]), initial=0.0)
             eps = float(jnp.finfo(jnp.result_type(ours)).eps)
-            allowed = eps * (ulps * np.max(finite, initial=0.0) + 2 * magnitude)
+            allowed = eps * (ulps * largest + 2 * magnitude)
+            allowed = max(allowed, slack.get(path, 0.0) * largest)
             with np.errstate(invalid="ignore"):
                 is_close |= np.abs(right - found) <= allowed
         if not np.all(is_close):

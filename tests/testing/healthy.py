@@ -328,6 +328,10 @@ HEALTHY |= {
         optax.add_decayed_weights(0.01),
         optax.scale_by_schedule(optax.warmup_cosine_decay_schedule(0.0, -0.1, 10, 100)),
     ),
+    "optax_adam_with_a_narrow_average": lambda: optax.adam(0.1, mu_dtype="bfloat16"),
+    "optax_sgd_with_a_narrow_sum": lambda: optax.sgd(
+        0.1, momentum=0.9, accumulator_dtype=jnp.bfloat16
+    ),
     "optax_named_chain": lambda: optax.named_chain(
         ("clip", optax.clip(1.0)), ("lion", optax.lion(1e-3))
     ),

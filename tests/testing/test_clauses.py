@@ -350,7 +350,7 @@ def starting_elsewhere_when_traced():
     return changed(init)
 
 
-@breaks("vmap", says="at '1/0/dense/kernel': expected element 0 of a batch to be")
+@breaks("vmap", says="at '0/dense/kernel': expected element 0 of a batch to be")
 def with_a_wrong_batching_rule():
     @jax.custom_batching.custom_vmap
     def same(x):
