@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -67,9 +68,17 @@ def check(owner: str, argument: str, value: Any, valid: Range) -> Any:
     value = squeezed(f"{owner}: {argument}", value)
     if isinstance(value, Tracer):
         return value
-    if not np.isrealobj(value) or not valid.contains(float(value)):
-        raise ValueError(f"{owner}: {argument} must be {valid.description}, got {value}")
+    if not np.isrealobj(value) or not valid.contains(_as_float(value)):
+        raise ValueError(f"{owner}: {argument} must be {valid.description}, got {shown(value)}")
     return value
+
+
+def _as_float(value: Any) -> float:
+    """A number; NaN, which lies in no range, if it is an integer too large for any float."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def check_static(owner: str, argument: str, value: Any, valid: Range = COUNT) -> int:
@@ -129,14 +138,37 @@ def check_flag(owner: str, argument: str, value: Any) -> bool:
 
 def check_hyperparameter(owner: str, argument: str, value: Any, valid: Range) -> Any:
     """`check`, but for a schedule, which is any function and whose values are unknown."""
-    return value if callable(value) else check(owner, argument, value, valid)
+    is_schedule = callable(value) and not isinstance(value, type)
+    return value if is_schedule else check(owner, argument, value, valid)
 
 
-def evaluate(schedule: Callable[[jax.Array], Any], count: jax.Array) -> jax.Array:
-    """The value of a schedule at a step, as a scalar array."""
+def evaluate(
+    schedule: Callable[[jax.Array], Any], count: jax.Array, what: str = "a schedule's value"
+) -> jax.Array:
+    """The value of a schedule at a step, as a scalar array.
+
+    Raises:
+        ValueError: if it is no real number, which opens with `what`.
+    """
     # optax's schedules mix integers and floats, which strict promotion would refuse.
     with jax.numpy_dtype_promotion("standard"):
-        return squeezed("a schedule's value", jnp.asarray(schedule(count)))
+        value = real_number(what, schedule(count))
+        return value.astype(float) if value.dtype == np.bool_ else value
+
+
+def real_number(what: str, value: Any) -> jax.Array:
+    """A real number as a scalar array.
+
+    Raises:
+        ValueError: if it is anything else, which opens with `what`.
+    """
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} must be a number, got {shown(value)}") from error
+    if jnp.iscomplexobj(array):
+        raise ValueError(f"{what} must be real, got {shown(value)}")
+    return squeezed(what, array)
 
 
 def squeezed(what: str, value: Any) -> Any:
@@ -156,12 +188,15 @@ def check_dtype(owner: str, argument: str, dtype: DTypeLike | None) -> np.dtype 
     """The storage dtype that an argument names, or a ValueError if it cannot hold a moment."""
     if dtype is None:
         return None
-    try:
-        canonical = jax.dtypes.canonicalize_dtype(dtype)
-    except TypeError as error:
+    canonical = None
+    # An array is none, although it has one.
+    if not isinstance(dtype, np.ndarray | np.generic | jax.Array):
+        with contextlib.suppress(TypeError, ValueError):
+            canonical = jax.dtypes.canonicalize_dtype(dtype)
+    if canonical is None:
         raise ValueError(
             f"{owner}: {argument} must be a dtype, got {shown(dtype)}{for_static(argument, dtype)}"
-        ) from error
+        )
     if not jnp.issubdtype(canonical, jnp.inexact):
         raise ValueError(f"{owner}: {argument} must be an inexact dtype, got {shown(dtype)}")
     return canonical

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from gradtx.lengths import clip_to_norm
 from gradtx.norms import length
 from gradtx.trees import compute_dtype, real_dtype
 
 
-def bounded(x: jax.Array, what: str) -> jax.Array:
+def bounded(x: jax.Array, what: str, kept: Iterable[DTypeLike] = ()) -> jax.Array:
     """A gradient of which something else is finite too, see `gradtx.kernel.Kernel.bounded`.
 
     In float32, the elements are at most 2^104 for sums, 2^63.9 for squares and 2^62 for squares of
     differences, and the norm is at most 2^62. Infinity and NaN stay what they are.
+
+    Args:
+        x: the gradient.
+        what: what is to be finite.
+        kept: the dtypes in which that is kept; those below 32 bits count as float32, because what
+            they can hold depends on which average it is.
     """
     dtype = real_dtype(compute_dtype(x.dtype))
-    exponent = _EXPONENTS[what](int(jnp.finfo(dtype).maxexp))
+    ends = [jnp.finfo(compute_dtype(own)).maxexp for own in (dtype, *kept)]
+    exponent = _EXPONENTS[what](int(min(ends)))
     if dtype.itemsize > jnp.finfo(x.dtype).dtype.itemsize:
         x = x.astype(dtype)
     if what == "norm":

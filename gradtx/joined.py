@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gradtx import trees
@@ -282,6 +283,21 @@ class Leaves:
                 "was not grouped"
             )
         trees.refuse_shape(owner, "updates", self.shapes(), index, what, value)
+
+    def check_complex(self, owner: str, index: int, name: str, value: Any) -> None:
+        """Refuse a complex gradient of which a real slot would keep the real part.
+
+        Raises:
+            ValueError: naming the path and both dtypes.
+        """
+        for kept in jax.tree.leaves(value, is_leaf=trees.is_stored):
+            if not np.iscomplexobj(kept):
+                raise ValueError(
+                    f"{owner}: updates at '{self.path(index)}' is "
+                    f"{jnp.result_type(self.leaves[index].value)}, but the state's {name} is "
+                    f"{kept.dtype} and would lose the imaginary part; was init called with these "
+                    "parameters, and are they complex?"
+                )
 
     def path(self, index: int) -> str:
         """Where a leaf is."""

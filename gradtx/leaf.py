@@ -122,7 +122,7 @@ class LeafStep:
                 given[name] = jax.tree.map(widen, slot, is_leaf=trees.is_stored)
         if self.reads_parameter:
             given["p"] = jnp.asarray(p).astype(dtype)
-        given |= _in_one_layout({**given, "g": self._limited(g.astype(dtype))})
+        given |= _in_one_layout({**given, "g": self._limited(g.astype(dtype), slots)})
         if t is not None:
             given["t"] = t.astype(real)
         if key is not None:
@@ -138,9 +138,12 @@ class LeafStep:
         )
         return to_store(update, g.dtype), new
 
-    def _limited(self, g: jax.Array) -> jax.Array:
-        """The gradient, so that what the equation makes of it fits into its dtype."""
-        return bounded(g, self.bounded) if self.bounded else g
+    def _limited(self, g: jax.Array, slots: tuple[Any, ...]) -> jax.Array:
+        """The gradient, so that what the equation makes of it fits into the dtypes of the slots."""
+        if not self.bounded:
+            return g
+        kept = {leaf.dtype for leaf in jax.tree.leaves(slots) if trees.is_parameter(leaf)}
+        return bounded(g, self.bounded, kept)
 
     def _check_shapes(self, g: Any, slots: Any, update: Any, new: list[Any]) -> None:
         """Refuse what a kernel returned if it does not fit what it was given."""

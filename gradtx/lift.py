@@ -306,7 +306,7 @@ class _Lifted(Link):
     def _check(
         self, leaves: Leaves, active: list[int], slots: list[list[Any]], own: list[dict[str, Any]]
     ) -> None:
-        """Refuse leaves whose parameter or slots are missing or of another shape."""
+        """Refuse leaves whose parameter or slots are missing, or have another shape or kind."""
         if self.kernel.needs_parameters:
             for i in active:
                 leaves.check_parameter(self.owner, i)
@@ -320,6 +320,8 @@ class _Lifted(Link):
                 expected = leaf.stacked(expected)
                 if getattr(values[i], "shape", None) != expected:
                     leaves.check_slot(self.owner, i, slot.name, values[i], expected)
+                if np.iscomplexobj(leaf.value) and not slot.real:
+                    leaves.check_complex(self.owner, i, slot.name, values[i])
         if leaves.has_stacks:
             for slot, values in zip(self.slots, slots, strict=True):
                 leaves.check_rows(slot.name, values)
@@ -328,9 +330,8 @@ class _Lifted(Link):
         """A value at the start; a name stands for that hyperparameter's."""
         if not isinstance(fill, str):
             return fill
-        schedule = self.schedules.get(fill)
-        if schedule is not None:
-            return evaluate(schedule, jnp.int32(0))
+        if fill in self.schedules:
+            return self._evaluated(fill, jnp.int32(0))
         return self.values[fill] if fill in self.values else self.static[fill]
 
     def _pack(self, count: Any, inner: Any) -> Any:
@@ -414,11 +415,13 @@ class _Lifted(Link):
     def _hyperparameters(self, count: Any) -> dict[str, jax.Array]:
         """The values of those that are arguments of the compiled step."""
         return {
-            name: evaluate(self.schedules[name], count)
-            if name in self.schedules
-            else self.values[name]
+            name: self._evaluated(name, count) if name in self.schedules else self.values[name]
             for name in self.traced
         }
+
+    def _evaluated(self, name: str, count: Any) -> jax.Array:
+        what = f"{self.owner}: {name}: a schedule's value"
+        return evaluate(self.schedules[name], count, what)
 
     @functools.cached_property
     def whole_tree(self) -> WholeTree:

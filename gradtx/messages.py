@@ -120,7 +120,9 @@ class _Brief(reprlib.Repr):
         self.maxstring = self.maxother = _CHARACTERS_OF_A_VALUE
 
     def repr1(self, x: Any, level: int) -> str:
-        if hasattr(x, "dtype") and np.size(x) > 1:
+        # A module has a function of this name.
+        is_array = hasattr(x, "dtype") and isinstance(getattr(x, "shape", None), tuple)
+        if is_array and np.size(x) > 1:
             return f"{x.dtype}[{','.join(map(str, np.shape(x)))}]"
         names = getattr(x, "_fields", None)
         if isinstance(x, tuple) and names is not None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from gradtx import norms, trees
-from gradtx.arguments import squeezed
+from gradtx.arguments import real_number
 from gradtx.bounds import bounded_each
 from gradtx.joined import Leaves
 from gradtx.kernel import Kernel, Slot, measure_arguments
@@ -107,7 +107,7 @@ class WholeTree:
                     f"{self.owner}: needs {name}; call update(updates, state, params, {name}=...)"
                 )
         return {
-            name: squeezed(f"{self.owner}: {name}", jnp.asarray(leaves.extra[name]))
+            name: real_number(f"{self.owner}: {name}", leaves.extra[name])
             for name in self.kernel.extras
         }
 

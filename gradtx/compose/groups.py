@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import optax
 
+from gradtx.arguments import check_flag
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import ExtraArgs, Transformation, as_transformation, set_to_zero
 from gradtx.effect import IN_SERIES
@@ -67,6 +68,7 @@ def masked_for(
 ) -> ExtraArgs:
     """`masked`, whose messages name the function that was called and its argument."""
     inner = as_transformation(owner, "inner", inner)
+    check_flag(owner, "mask_compatible_extra_args", mask_compatible_extra_args)
     check_mask(owner, mask, argument)
     flags_of = functools.partial(mask_for, owner, mask, argument=argument)
 
@@ -165,6 +167,7 @@ def partition(
         [-0.1] [-1.]
     """
     transforms = _checked(transforms)
+    check_flag("partition", "mask_compatible_extra_args", mask_compatible_extra_args)
 
     def labels_of(tree: Any) -> Any:
         labels = param_labels(tree) if is_function_of_tree(param_labels) else param_labels

@@ -14,7 +14,7 @@ import optax
 from gradtx import trees
 from gradtx.compose.parts import Part, composed, in_series, would_lose
 from gradtx.effect import IN_SERIES, ZERO
-from gradtx.inputs import describe_state
+from gradtx.inputs import check_order, describe_state
 from gradtx.joined import Finish, Leaves, join
 from gradtx.leaves import map_leaves
 from gradtx.messages import listed, shown
@@ -104,6 +104,7 @@ def chain(*args: Transformation) -> ExtraArgs:
         if state is None:
             raise ValueError("chain: needs a state, got None; make one with init(params)")
         if not _may_hold_states(state) or len(state) != len(transformations):
+            check_order("chain", state, leaves.params)
             raise ValueError(
                 f"chain: expected the states of {len(transformations)} transformations, got "
                 f"{describe_state(state)}; gradtx.migrate carries the state of another "
@@ -177,6 +178,7 @@ def named_chain(*args: tuple[str, Transformation]) -> ExtraArgs:
 
     def joined(leaves: Leaves, state: Any) -> Finish:
         if not isinstance(state, Mapping) or set(state) != set(names):
+            check_order("named_chain", state, leaves.params)
             raise ValueError(
                 f"named_chain: expected the states of {listed(names)}, got {describe_state(state)}"
             )

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 from optax.contrib import SophiaState
 
-from gradtx.arguments import check, evaluate
+from gradtx.arguments import check, check_flag, evaluate
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
@@ -155,6 +155,7 @@ def scale_by_sophia(
     if hessian_diagonal_fn is None:
         hessian_diagonal_fn = hutchinson_estimator_diag_hessian()
     estimator = as_transformation(owner, "hessian_diagonal_fn", hessian_diagonal_fn)
+    verbose = check_flag(owner, "verbose", verbose)
     limit = float("inf") if clip_threshold is None else clip_threshold
     step = lift(
         SOPHIA,
@@ -163,7 +164,7 @@ def scale_by_sophia(
         eps=eps,
         gamma=gamma,
         clip_threshold=limit,
-        bias_correction=bias_correction,
+        bias_correction=check_flag(owner, "bias_correction", bias_correction),
     )
     average = lift(HESSIAN_AVERAGE, b2=b2)
 

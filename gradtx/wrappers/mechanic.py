@@ -103,6 +103,7 @@ def mechanize(
     eps = check(_OWNER, "eps", eps, POSITIVE)
     s_init = check(_OWNER, "s_init", s_init, POSITIVE)
     num_betas = check_static(_OWNER, "num_betas", num_betas)
+    clip_rewards = check_flag(_OWNER, "clip_rewards", clip_rewards)
 
     def init(params: Any) -> MechanicState:
         zeros = jnp.zeros(num_betas, norms.widest(parameters_of(params)))
@@ -124,9 +125,7 @@ def mechanize(
         old = {name: getattr(state, name) for name in ("count", *"rmvs", "x0")}
         decay = evaluate(weight_decay, state.count) if callable(weight_decay) else weight_decay
         numbers = {"weight_decay": decay, "eps": eps, "s_init": s_init}
-        tune = functools.partial(
-            _tune, **numbers, clip_rewards=check_flag("mechanize", "clip_rewards", clip_rewards)
-        )
+        tune = functools.partial(_tune, **numbers, clip_rewards=clip_rewards)
 
         def advance() -> Any:
             return _tuned(changes, updates, params, old, tune)
