@@ -54,18 +54,20 @@ def table(problem: Results, names: Iterable[str] | None = None) -> str:
     found, base = _chosen(problem, names), base_of(problem["optimizers"])
     lines = [
         f"{problem['title']}: {problem['parameters']:,} parameters, {problem['steps'][-1]} steps",
-        f"{'':19} {'rate':>7} {'mean':>8} {'from':>8} {'to':>8} {'ms/step':>7} "
-        f"{'time (quartiles)':>18} {'bytes/param':>11}",
+        f"{'':19} {'rate':>8} {'mean':>8} {'from':>8} {'to':>8} {'ms/step':>7} "
+        f"{'time':>5} {'quartiles':>11} {'B/param':>7}",
     ]
     for name, result in sorted(found.items(), key=lambda item: ends(item[1]).mean()):
         last, (low, time, high) = ends(result), result["ratios"]
         lines.append(
-            f"{name:19} {result['rate']:>7.3g} {last.mean():>8.3g} {last.min():>8.3g} "
+            f"{name:19} {result['rate']:>8.3g} {last.mean():>8.3g} {last.min():>8.3g} "
             f"{last.max():>8.3g} {result['milliseconds']:>7.3g} "
-            f"{time:>5.2f} {f'({low:.2f}-{high:.2f})':>12} "
-            f"{result['state_bytes'] / problem['parameters']:>11.1f}"
+            f"{time:>5.2f} {f'{low:.2f}-{high:.2f}':>11} "
+            f"{result['state_bytes'] / problem['parameters']:>7.1f}"
         )
-    return "\n".join([*lines, f"time: of a step, that of {base} being 1"])
+    return "\n".join(
+        [*lines, f"time: of a step, relative to {base}; B/param: bytes of state per parameter"]
+    )
 
 
 def figure_of(problem: Results, names: Iterable[str] | None = None) -> Any:
@@ -75,7 +77,7 @@ def figure_of(problem: Results, names: Iterable[str] | None = None) -> Any:
         problem: one of the problems of the results.
         names: which optimizers; None: all.
     """
-    figure = extras.load("matplotlib.figure").Figure(figsize=(13, 4.6), layout="constrained")
+    figure = extras.load("matplotlib.figure").Figure(figsize=(13, 4.4), layout="constrained")
     draw(figure.subplots(1, 3), problem, names)
     return figure
 

@@ -127,7 +127,7 @@ def test_a_quick_run_writes_results_that_can_be_shown(tmp_path, capsys):
         assert comparison.table(problem) in printed.out
         assert f"{problem['title']}: {problem['measure']},\n" in printed.err
         # The first that takes part: AdamW does not.
-        assert f"that of {NAME} being 1" in comparison.table(problem)
+        assert f"relative to {NAME};" in comparison.table(problem)
 
 
 def renamed(problem, **names):
