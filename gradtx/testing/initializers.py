@@ -27,6 +27,8 @@ _ULPS = 64.0
 _NARROW = (jnp.bfloat16, jnp.float16)
 # Standard errors that a mean or standard deviation may be off; a right one is in 1 of 10^9 cases.
 _ERRORS = 6.0
+# Slices that are the same by chance with a larger probability than this are not reported.
+_CHANCE = 1e-3
 
 
 def check_initializer(
@@ -44,7 +46,8 @@ def check_initializer(
     - The result has the shape and dtype that were asked for: float32 by default, bfloat16, float16,
       float64 under x64; a complex dtype may be refused.
     - Numbers are finite, the same for the same key, typed or not, and whether compiled, mapped over
-      keys or laid out over devices; others for another key, and no two rows alike.
+      keys or laid out over devices; others for another key, and no two rows, columns or other
+      slices along an axis alike, nor the halves of an axis.
     - A shape without elements gives an array without elements, or a ValueError.
     - Mean and standard deviation over all elements of a result are those that are given.
 
@@ -135,10 +138,26 @@ def _keys(init: Initializer, shape: tuple[int, ...], ulps: float) -> None:
         return
     if np.array_equal(first, second):
         raise Violation("", "other numbers for another key", "the same")
-    rows = np.asarray(first).reshape(shape[0] if shape else 1, -1)
-    own = {row.tobytes() for row in rows if np.any(row != row[0])}
-    if rows.shape[1] > 3 and len(own) < sum(bool(np.any(row != row[0])) for row in rows):
-        raise Violation("", "rows that differ", "two that are the same")
+    _expect_different_slices(np.asarray(first))
+
+
+def _expect_different_slices(numbers: np.ndarray) -> None:
+    """Demand that along no axis two slices are the same, or the two halves."""
+    counts = np.unique(numbers, return_counts=True)[1]
+    # How likely two of the numbers are the same: often in small arrays, or where few values occur.
+    same = float(np.sum((counts / max(numbers.size, 1)) ** 2))
+    last = numbers.ndim - 1
+    for axis, size in enumerate(numbers.shape):
+        name = {0: "rows", last: "columns"}.get(axis, f"slices along axis {axis}")
+        slices = np.moveaxis(numbers, axis, 0).reshape(size, -1)
+        own = [one.tobytes() for one in slices if np.any(one != one[0])]
+        pairs = len(own) * (len(own) - 1) / 2
+        if pairs * same ** slices.shape[1] < _CHANCE and len(set(own)) < len(own):
+            raise Violation("", f"{name} that differ", "two that are the same")
+        half = slices[: size // 2]
+        is_drawn = half.size > 0 and np.any(half != half[0, 0]) and same**half.size < _CHANCE
+        if is_drawn and np.array_equal(half, slices[-(size // 2) :]):
+            raise Violation("", f"halves along axis {axis} that differ", "the same numbers")
 
 
 def _compiled(init: Initializer, shape: tuple[int, ...], ulps: float) -> None:

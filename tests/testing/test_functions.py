@@ -128,6 +128,9 @@ BROKEN_INITIALIZERS = {
     "keys: expected rows that differ, got two that are the same": lambda k, s, d=jnp.float32: (
         jnp.broadcast_to(draw(k, (1, *s[1:]), d), s)
     ),
+    "keys: expected columns that differ, got two that are the same": lambda k, s, d=jnp.float32: (
+        jnp.broadcast_to(draw(k, (*s[:-1], 1), d), s)
+    ),
     "jit: expected the result for key 0 of a batch to be": lambda k, s, d=jnp.float32: (
         draw(k, s, d) * (2 if isinstance(k, jax.core.Tracer) else 1)
     ),

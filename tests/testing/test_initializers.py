@@ -1,0 +1,78 @@
+"""Checks of initializers: numbers that are drawn twice, and initializers of gradtx and jax."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gradtx import initializers
+from gradtx.testing import ConformanceError, check_initializer
+
+MADE = ["glorot_normal", "he_normal", "he_uniform", "lecun_normal", "lecun_uniform", "small_random"]
+HEALTHY = {
+    **{name: (getattr(initializers, name)(), (16, 8), ()) for name in MADE},
+    "bias_normal": (initializers.bias_normal(4), (8,), ()),
+    "delta_orthogonal": (initializers.delta_orthogonal(), (3, 3, 4, 8), ()),
+    "ones": (initializers.ones, (4, 8), ()),
+    "jax_zeros": (jax.nn.initializers.zeros, (4, 8), ()),
+    "jax_normal": (jax.nn.initializers.normal(), (3, 3, 4, 8), ()),
+    "jax_uniform": (jax.nn.initializers.uniform(), (64,), ()),
+    "jax_truncated_normal": (jax.nn.initializers.truncated_normal(), (4, 2), ()),
+    # They divide by a fan that is 0 in an array without elements.
+    "jax_he_normal": (jax.nn.initializers.he_normal(), (16, 8), ["sizes"]),
+    # LAPACK has no bfloat16.
+    "jax_orthogonal": (jax.nn.initializers.orthogonal(), (16, 8), ["dtypes"]),
+}
+
+
+def draw(key, shape, dtype=jnp.float32):
+    return jax.random.normal(key, shape, dtype)
+
+
+def signs(key, shape, dtype=jnp.float32):
+    return jax.random.rademacher(key, shape, dtype)
+
+
+def rare(key, shape, dtype=jnp.float32):
+    one, two = jax.random.split(key)
+    return jnp.where(jax.random.bernoulli(one, 0.1, shape), draw(two, shape, dtype), 0)
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_initializers_of_gradtx_and_jax_pass(name):
+    init, shape, skip = HEALTHY[name]
+    check_initializer(init, shape, skip=skip)
+
+
+@pytest.mark.parametrize(
+    ("init", "shape"), [(signs, (4, 24)), (signs, (8,)), (rare, (8, 24)), (draw, (24, 1))]
+)
+def test_numbers_that_are_the_same_by_chance_pass(init, shape):
+    check_initializer(init, shape, clauses=["keys"])
+
+
+def repeated(axis, times):
+    """Numbers that are drawn for a part of an axis, and repeated along it."""
+
+    def init(key, shape, dtype=jnp.float32):
+        part = [size // times if i == axis % len(shape) else size for i, size in enumerate(shape)]
+        return jnp.concatenate([draw(key, part, dtype)] * times, axis)
+
+    return init
+
+
+REPEATED = {
+    "columns": (repeated(-1, 24), (16, 24), "columns that differ"),
+    "half_of_the_columns": (repeated(-1, 2), (16, 24), "columns that differ"),
+    "columns_of_a_convolution": (repeated(-1, 8), (3, 3, 4, 8), "columns that differ"),
+    "inputs_of_a_convolution": (repeated(2, 4), (3, 3, 4, 8), "slices along axis 2 that differ"),
+    "half_of_a_vector": (repeated(0, 2), (32,), "halves along axis 0 that differ"),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_numbers_that_are_drawn_once_for_several_slices_are_found(name):
+    init, shape, says = REPEATED[name]
+    with pytest.raises(ConformanceError, match=f"^keys: expected {says}, got") as caught:
+        check_initializer(init, shape)
+    assert list(caught.value.failures) == ["keys"]
+    check_initializer(init, shape, skip=["keys"])
