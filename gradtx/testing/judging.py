@@ -68,7 +68,7 @@ def expect_close(what: str, expected: Any, got: Any, ulps: float) -> None:
     expect_same(what, jnp.asarray(expected), jnp.asarray(got), ulps)
 
 
-def expect_near(what: str, expected: Any, got: Any, within: float) -> None:
+def expect_near(what: str, expected: Any, got: Any, within: float | np.ndarray) -> None:
     """Demand real numbers that are at most `within` apart, whatever their dtypes."""
     right, found = (np.asarray(x).astype(np.float64) for x in (expected, got))
     is_near = np.abs(right - found) <= within

@@ -111,3 +111,23 @@ def test_another_mean_is_reported_once():
     with pytest.raises(ConformanceError) as caught:
         check_normalization(lambda x: standardized(x, 0))
     assert caught.value.causes == {"statistics": ("equation",)}
+
+
+def early(x, *, mean, scale):
+    """With the mean or the scale rounded to the dtype of x before it is used."""
+    y = wide(x)
+    middle = jnp.mean(y, -1, keepdims=True)
+    factor = jax.lax.rsqrt(jnp.var(y, -1, keepdims=True) + jnp.asarray(1e-5, y.dtype))
+    middle = wide(middle.astype(x.dtype)) if mean else middle
+    return ((y - middle) * (wide(factor.astype(x.dtype)) if scale else factor)).astype(x.dtype)
+
+
+@pytest.mark.parametrize(("mean", "scale"), [(True, True), (True, False), (False, True)])
+def test_statistics_that_are_rounded_before_they_are_used_are_found(mean, scale):
+    with pytest.raises(ConformanceError) as caught:
+        check_normalization(lambda x: early(x, mean=mean, scale=scale))
+    assert list(caught.value.failures) == ["half_precision"]
+    says = "half_precision: expected the result in bfloat16 to be"
+    assert str(caught.value).startswith(says)
+    assert "round once at the end" in str(caught.value)
+    check_normalization(lambda x: early(x, mean=False, scale=False), clauses=["half_precision"])
