@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradtx.testing.clause import Case, clause
-from gradtx.testing.comparison import Violation, expect_same
+from gradtx.testing.comparison import Violation, expect_same, flatten
 from gradtx.testing.programs import depends_on_chance, program_of
 from gradtx.testing.trees import is_parameter
 
@@ -26,9 +27,9 @@ from gradtx.testing.trees import is_parameter
 def check_order(case: Case) -> None:
     """The order of leaves, their names and their containers do not matter.
 
-    The leaves are put into a dictionary, into a list, and under other names in the opposite order,
-    where the dictionaries of gradients and parameters were filled in different orders. Random
-    numbers promise nothing.
+    The leaves are taken out of their own tree and put into a dictionary, into a list, and under
+    other names in the opposite order, where the dictionaries of gradients and parameters were
+    filled in different orders. Random numbers promise nothing.
 
     Example:
         >>> import jax.numpy as jnp
@@ -54,16 +55,27 @@ def check_order(case: Case) -> None:
     def filled_backwards(leaves: list[Any]) -> dict[str, Any]:
         return dict(reversed(renamed(leaves).items()))
 
-    expected = _flat_steps(case, params, gradients, named, named)
+    paths = [path for path, leaf in flatten(case.params)[0] if is_parameter(leaf)]
+    expected = [
+        [leaf for leaf, p in _pairs(updates, case.params) if is_parameter(p)]
+        for updates, _ in case.steps
+    ]
     for what, place, place_gradients in (
+        ("under other names", named, named),
         ("in a list", list, list),
         ("under other names in another order", renamed, filled_backwards),
     ):
         found = _flat_steps(case, params, gradients, place, place_gradients)
         for one, other in zip(expected, found, strict=True):
-            expect_same(
-                f"the updates of leaves {what}", named(one), named(other), case.ulps, case.magnitude
-            )
+            what_of = f"the updates of leaves {what}"
+            own, theirs = (dict(zip(paths, x, strict=True)) for x in (one, other))
+            expect_same(what_of, own, theirs, case.ulps, case.magnitude)
+
+
+def _pairs(updates: Any, params: Any) -> list[tuple[Any, Any]]:
+    """Each update with its parameter, None among them."""
+    found, leaves = flatten(updates)[0], flatten(params)[0]
+    return [(u, p) for (_, u), (_, p) in zip(found, leaves, strict=True)]
 
 
 def _is_comparable(case: Case) -> bool:
@@ -105,6 +117,13 @@ _LARGE: Shapes = {
     "kernel": ((4, 3, 3, 5), 2),
 }
 _SMALL: Shapes = {"vector": ((10,), 5), "matrix": ((6, 5), 2), "stack": ((4, 2, 3), 2)}
+# Leaves whose updates might be transposed or squeezed unseen, and after how many rows they repeat.
+_ODD: Shapes = {
+    "single": ((1,), 1),
+    "column": ((3, 1), 1),
+    "stack": ((2, 3, 4), 1),
+    "kernel": ((1, 2, 1, 3), 1),
+}
 # How far apart the updates of rows may be where a matrix is treated in blocks of unequal sizes,
 # as one of more than 128 rows often is.
 _BLOCKS = 16.0
@@ -119,9 +138,10 @@ _BLOCKS = 16.0
     hint="constants that stand for a number of elements, and indices in narrow integers",
 )
 def check_sizes(case: Case) -> None:
-    """In leaves with many elements, rows that repeat get updates that repeat.
+    """Updates have the shapes of their gradients, and rows that repeat get updates that repeat.
 
-    The leaves have one to four dimensions and up to 300 elements. A transformation whose updates
+    The leaves have one to four dimensions, some of them of size 1, and up to 300 elements. A
+    transformation whose updates
     depend on the position within a small leaf, too, promises nothing, and neither do random
     numbers.
 
@@ -144,24 +164,49 @@ def check_sizes(case: Case) -> None:
             if is_any or len(shape) in dimensions
         }
 
+    _expect_shapes(case, fitting(_ODD))
     violation = _uneven(case, fitting(_LARGE))
     if violation is not None and _uneven(case, fitting(_SMALL)) is None:
         raise violation
 
 
-def _uneven(case: Case, shapes: Shapes) -> Violation | None:
-    """Where updates do not repeat although gradients and parameters do."""
-    params, *gradients = (
+def _expect_shapes(case: Case, shapes: Shapes) -> None:
+    """Demand updates in the shapes of their gradients, from shapes alone."""
+    try:
+        found = jax.eval_shape(functools.partial(_two_steps, case), *_trees(shapes))
+    except TypeError:
+        return
+    for updates in found:
+        for name, (shape, _) in shapes.items():
+            if updates[name].shape != shape:
+                raise Violation(
+                    f"{name} of shape {shape}",
+                    "the update to have the shape of its gradient",
+                    f"{updates[name].shape}",
+                    given="leaves of other shapes",
+                    hint="`squeeze`, `swapaxes`, `reshape` and operations that broadcast: return "
+                    "each update in the shape of its gradient",
+                )
+
+
+def _two_steps(case: Case, params: Any, first: Any, second: Any) -> tuple[Any, Any]:
+    """The updates of two steps."""
+    updates, state = case.update(first, case.tx.init(params), params)
+    return updates, case.update(second, state, params)[0]
+
+
+def _trees(shapes: Shapes) -> list[Any]:
+    """Parameters and two gradients of these shapes."""
+    return [
         {name: _repeated(shape, period, seed) for name, (shape, period) in shapes.items()}
         for seed in (0, 1, 2)
-    )
+    ]
 
-    def two(params: Any, first: Any, second: Any) -> Any:
-        _, state = case.update(first, case.tx.init(params), params)
-        return case.update(second, state, params)[0]
 
+def _uneven(case: Case, shapes: Shapes) -> Violation | None:
+    """Where updates do not repeat although gradients and parameters do."""
     try:
-        updates = jax.jit(two)(params, *gradients)
+        _, updates = jax.jit(functools.partial(_two_steps, case))(*_trees(shapes))
     except TypeError:
         return None
     for name, (shape, period) in shapes.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,24 @@ from gradtx.testing.clause import Case, clause
 from gradtx.testing.comparison import Violation
 from gradtx.testing.programs import Program, bits_drawn, evolving, flows, is_random, program_of
 from gradtx.testing.trees import is_parameter
+
+# The steps whose random bits are compared, and how many bytes must be the same.
+_STEPS = 4
+_BYTES = 4
+
+
+class _Step(NamedTuple):
+    """A step with random numbers.
+
+    Attributes:
+        given: the arguments of the program.
+        results: its results.
+        bits: the random bits that it draws.
+    """
+
+    given: list[Any]
+    results: list[Any]
+    bits: list[np.ndarray]
 
 
 @clause(
@@ -28,7 +46,9 @@ def check_random_keys(case: Case) -> None:
 
     The key that they are drawn with has to depend on something in the state that changes, such as a
     key or a count. Neither in `init` nor in a step may two leaves share random bits, and equal
-    leaves must not get equal noise. Without random numbers there is nothing to check.
+    leaves must not get equal noise. In the first four steps, bits that are used must not come
+    again: neither for the same leaf nor for another. Without random numbers there is nothing to
+    check.
 
     Example:
         >>> import jax.numpy as jnp
@@ -44,8 +64,9 @@ def check_random_keys(case: Case) -> None:
     if isinstance(program, Exception) or not is_random(program.jaxpr):
         return
     _expect_new_keys(program)
-    given = jax.tree.leaves({"params": case.params, "state": case.state, "u": case.gradients(1)})
-    _expect_own_bits("a step", bits_drawn(program.jaxpr, given)[1])
+    steps = _drawing_steps(case, program)
+    _expect_own_bits("a step", steps[0].bits)
+    _expect_new_bits(program, steps)
     if "names" not in case.capabilities:
         _expect_own_noise(case)
 
@@ -62,6 +83,66 @@ def _expect_own_bits(where: str, drawn: Sequence[np.ndarray]) -> None:
                     f"{where} to draw new random bits for each leaf",
                     f"the same ones for arrays of shapes {second.shape} and {first.shape}",
                 )
+
+
+def _drawing_steps(case: Case, program: Program) -> list[_Step]:
+    """The first steps, as long as the state keeps its types."""
+    steps: list[_Step] = []
+    params, state = jax.tree.leaves(case.params), jax.tree.leaves(case.state)
+    types = list(map(_type, state))
+    while len(steps) < _STEPS and list(map(_type, state)) == types:
+        # A dictionary of these is flattened in the order of the program's arguments.
+        given = [*params, *state, *jax.tree.leaves(case.gradients(len(steps) + 1))]
+        results, bits = bits_drawn(program.jaxpr, given)
+        steps.append(_Step(given, results, bits))
+        named = zip(program.results, results, strict=True)
+        state = [leaf for path, leaf in named if path.startswith("state")]
+    return steps
+
+
+def _type(leaf: Any) -> tuple[Any, Any]:
+    return np.shape(leaf), getattr(leaf, "dtype", None)
+
+
+def _expect_new_bits(program: Program, steps: Sequence[_Step]) -> None:
+    """Demand that no bits are used in two steps."""
+    for i, step in enumerate(steps):
+        for j, earlier in enumerate(steps[:i]):
+            for number, bits in enumerate(step.bits):
+                for other, before in enumerate(earlier.bits):
+                    if not (
+                        _begin_alike(bits, before)
+                        and _is_used(program, step, number)
+                        and _is_used(program, earlier, other)
+                    ):
+                        continue
+                    same = f"those of step {j + 1}"
+                    if number != other:
+                        same += f" for an array of shape {before.shape}"
+                    raise Violation(
+                        "",
+                        f"new random bits in step {i + 1} for an array of shape {bits.shape}",
+                        same,
+                    )
+
+
+def _begin_alike(bits: np.ndarray, others: np.ndarray) -> bool:
+    """Whether arrays begin with the same bits, and with so many that it is no coincidence."""
+    size = min(bits.size, others.size)
+    is_enough = bits.dtype == others.dtype and size * bits.itemsize >= _BYTES
+    return is_enough and np.array_equal(bits.ravel()[:size], others.ravel()[:size])
+
+
+def _is_used(program: Program, step: _Step, number: int) -> bool:
+    """Whether updates or state depend on the bits of a draw; some are thrown away."""
+    results, _ = bits_drawn(program.jaxpr, step.given, inverted=number)
+    return not all(map(_is_same, results, step.results))
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if jnp.issubdtype(getattr(one, "dtype", bool), jax.dtypes.prng_key):
+        one, other = jax.random.key_data(one), jax.random.key_data(other)
+    return np.array_equal(np.asarray(one), np.asarray(other))
 
 
 def _expect_new_keys(program: Program) -> None:

@@ -184,8 +184,16 @@ def _is_key(named: tuple[str, Any]) -> bool:
     return dtype == np.uint32 and ("key" in path or "rng" in path)
 
 
-def bits_drawn(jaxpr: Any, inputs: Sequence[Any]) -> tuple[list[Any], list[np.ndarray]]:
-    """The results of a closed program, and the random bits that it draws outside loops."""
+def bits_drawn(
+    jaxpr: Any, inputs: Sequence[Any], *, inverted: int | None = None
+) -> tuple[list[Any], list[np.ndarray]]:
+    """The results of a closed program, and the random bits that it draws outside loops.
+
+    Args:
+        jaxpr: the program.
+        inputs: its arguments.
+        inverted: the number of the draw whose bits are inverted; None: of no one.
+    """
     drawn: list[np.ndarray] = []
 
     def rule(equation: Any, values: Sequence[Any]) -> Sequence[Any]:
@@ -195,6 +203,8 @@ def bits_drawn(jaxpr: Any, inputs: Sequence[Any]) -> tuple[list[Any], list[np.nd
             return walk(branch.jaxpr, branch.consts, operands, rule)
         results = primitives.bind(equation, *values)
         if _draws(equation):
+            if len(drawn) == inverted:
+                results = [*results[:-1], jnp.invert(results[-1])]
             drawn.append(np.asarray(results[-1]))
         return results
 

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from .broken import ExtraArgs, Table, breaks, changed, is_number, on_numbers, start, step
 
@@ -54,6 +55,32 @@ def a_constant_key():
 @breaks(BROKEN, "random_keys", "expected")
 def a_key_that_never_advances():
     return noisy(right_key, advance=lambda key: key)
+
+
+def counted(key_of) -> ExtraArgs:
+    """The good transformation with noise whose key comes from the count and a leaf's number."""
+    return noisy(lambda key, leaf, count: key_of(key, count, leaf), lambda key: key)
+
+
+@breaks(BROKEN, "random_keys", "in step 4 for an array of shape (3,), got those of step 3")
+def a_key_that_stops_after_two_steps():
+    return counted(
+        lambda key, count, leaf: jax.random.fold_in(
+            jax.random.fold_in(key, jnp.minimum(count, 2)), leaf
+        )
+    )
+
+
+@breaks(BROKEN, "random_keys", "in step 2 for an array of shape (3,), got those of step 1")
+def a_key_that_changes_in_every_second_step():
+    return counted(
+        lambda key, count, leaf: jax.random.fold_in(jax.random.fold_in(key, count // 2), leaf)
+    )
+
+
+@breaks(BROKEN, "random_keys", "got those of step 1 for an array of shape (8, 3)")
+def the_next_key_of_the_leaf_before():
+    return counted(lambda key, count, leaf: jax.random.fold_in(key, count + leaf))
 
 
 @breaks(BROKEN, "random_keys", "expected")

@@ -49,6 +49,18 @@ def halving_what_is_called_kernel():
     return changed(result)
 
 
+@breaks(BROKEN, "order", "at 'bias': expected the updates of leaves under other names")
+def halving_what_is_called_bias():
+    def result(given, updates, state):
+        def halve(path, u):
+            is_chosen = "bias" in jax.tree_util.keystr(path)
+            return scaled(u, 0.5) if is_chosen and is_number(u) else u
+
+        return jax.tree_util.tree_map_with_path(halve, updates), state
+
+    return changed(result)
+
+
 @breaks(BROKEN, "order", "expected")
 def pairing_by_the_order_of_insertion():
     def result(given, updates, state):
@@ -69,6 +81,22 @@ def seeing_the_first_64_elements():
             return u * seen.astype(u.dtype)
 
         return on_numbers(cut, updates), state
+
+    return changed(result)
+
+
+@breaks(BROKEN, "sizes", "at 'stack of shape (2, 3, 4)': expected the update to have the shape")
+def transposing_stacked_matrices():
+    def result(given, updates, state):
+        return on_numbers(lambda u: jnp.swapaxes(u, -1, -2) if u.ndim == 3 else u, updates), state
+
+    return changed(result)
+
+
+@breaks(BROKEN, "sizes", "the shape of its gradient, got (3,)")
+def squeezing_columns():
+    def result(given, updates, state):
+        return on_numbers(lambda u: u[:, 0] if u.shape[1:] == (1,) else u, updates), state
 
     return changed(result)
 

@@ -321,6 +321,26 @@ def one_step_for_every_second_gradient():
     return optax.GradientTransformation(init, update)
 
 
+@healthy
+def noise_that_is_thrown_away_in_every_second_step():
+    def init(params):
+        return jnp.zeros([], jnp.int32), jax.random.key(0)
+
+    def update(grads, state, params=None):
+        count, key = state
+        use, new = jax.random.split(key)
+        leaves, treedef = jax.tree.flatten(grads)
+        keys = jax.random.split(use, max(1, len(leaves)))
+        noise = treedef.unflatten(
+            jax.random.normal(k, g.shape, g.dtype) for k, g in zip(keys, leaves, strict=False)
+        )
+        is_due = count % 2 == 1
+        updates = tree_map(lambda g, n: jnp.where(is_due, g + n, g), grads, noise)
+        return updates, (count + 1, jnp.where(is_due, new, key))
+
+    return optax.GradientTransformation(init, update)
+
+
 HEALTHY |= {
     "optax_chain": lambda: optax.chain(
         optax.clip_by_global_norm(1.0),
