@@ -25,6 +25,10 @@ Initializer = Callable[..., Any]
 
 _ULPS = 64.0
 _NARROW = (jnp.bfloat16, jnp.float16)
+_SIGNATURE = (
+    "the signature is `init(key, shape, dtype=jnp.float32)`; bind every other argument, as in "
+    "`functools.partial(init, scale=2.0)`"
+)
 # Standard errors that a mean or standard deviation may be off; a right one is in 1 of 10^9 cases.
 _ERRORS = 6.0
 # Slices that are the same by chance with a larger probability than this are not reported.
@@ -92,7 +96,10 @@ def check_initializer(
     judge(
         "check_initializer",
         [
-            *(Check(n, a, h, lambda run=run: run(init, shape, ulps)) for n, a, h, run in checks),
+            *(
+                Check(n, a, h, lambda run=run: run(init, shape, ulps), _SIGNATURE)
+                for n, a, h, run in checks
+            ),
             Check("moments", "init", "its scale", lambda: _moments(init, shape, moments)),
         ],
         clauses,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +16,10 @@ from gradtx.messages import listed
 from gradtx.testing.comparison import Violation, expect_same
 from gradtx.testing.report import ConformanceError, Failure, failure_of
 
+_OTHER_ARGUMENTS = (
+    r"missing \d+ required|unexpected keyword argument|takes .* positional arguments? but"
+)
+
 
 class Check(NamedTuple):
     """One demand on a function.
@@ -22,12 +29,14 @@ class Check(NamedTuple):
         asks: what is called, for the message of a function that raises.
         hint: what to look at.
         run: raises `Violation`, or whatever the function raises.
+        signature: what to look at if the function takes other arguments; empty: `hint`.
     """
 
     name: str
     asks: str
     hint: str
     run: Callable[[], None]
+    signature: str = ""
 
 
 def judge(
@@ -56,7 +65,11 @@ def judge(
         try:
             check.run()
         except Exception as error:
-            failures.append(failure_of(error, check.name, check.asks, "", check.hint))
+            failure = failure_of(error, check.name, check.asks, "", check.hint)
+            # The ways of `check_transformation` to serve a call are not those of a function.
+            if isinstance(error, TypeError) and re.search(_OTHER_ARGUMENTS, str(error)):
+                failure = dataclasses.replace(failure, hint=check.signature or check.hint)
+            failures.append(failure)
             if check.name == "calls":
                 break
     if failures:
@@ -94,3 +107,12 @@ def expect_all_finite(what: str, got: Any) -> None:
     if not np.all(np.isfinite(numbers)):
         wrong = np.asarray(got)[~np.isfinite(numbers)][0]
         raise Violation("", f"{what} that are finite", f"{wrong}")
+
+
+def is_required(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function has an argument of this name without a default."""
+    try:
+        parameter = inspect.signature(function).parameters.get(name)
+    except (TypeError, ValueError):
+        return False  # some functions that are not written in Python have no signature
+    return parameter is not None and parameter.default is inspect.Parameter.empty

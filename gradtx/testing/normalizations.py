@@ -17,19 +17,31 @@ from gradtx.testing.judging import (
     expect_close,
     expect_near,
     expect_type,
+    is_required,
     judge,
 )
 
 _ULPS = 64.0
 # The eps of a normalization is at most this, so what it does to a variance of 1 is less.
 _EPS = 1e-3
-_STEP = 1e-6
+_STEPS = (1e-6, 3e-6)
+_DIGITS = "compute in float64 where x is float64, with no cast to float32 on the way"
+_SIGNATURE = (
+    "it is called with x, and with the mask by the keyword `mask` of the check; bind every other "
+    "argument, as in `lambda x: normalize(x, scale=...)`"
+)
 
 
 class _Case(NamedTuple):
-    """The arguments of `check_normalization`, and the numbers that are normalized."""
+    """The arguments of `check_normalization`, and the numbers that are normalized.
+
+    Attributes:
+        normalize: the function of x alone, with a mask of everything if it demands one.
+        with_mask: the function as it is given.
+    """
 
     normalize: Callable[..., Any]
+    with_mask: Callable[..., Any]
     x: np.ndarray
     axes: tuple[int, ...]
     centers: bool
@@ -61,7 +73,7 @@ def check_normalization(
       far from zero, where a variance as a difference of large squares has no digits left.
     - In half precision it is the float32 result, rounded; the largest numbers do not overflow, and
       constants and zeros give finite results and gradients.
-    - Its gradient is that of finite differences in float64.
+    - In float64 it has the digits of float64, and its gradient is that of finite differences.
     - Compiled it gives the same.
     - Elements that are masked do not influence the others.
     - In parts of the first axis it gives what it does for the whole.
@@ -70,8 +82,8 @@ def check_normalization(
     the clause "equation".
 
     Args:
-        normalize: the function of an array x, and of the mask by keyword if there is one. Scales,
-            biases and running statistics have to be left out or bound.
+        normalize: the function of an array x, and of the mask by keyword if there is one, with or
+            without a default. Scales, biases and running statistics have to be left out or bound.
         shape: the shape of x; along `axes` at least 4 elements.
         axes: the axes over which it takes statistics.
         centers: whether it subtracts the mean.
@@ -112,13 +124,21 @@ def check_normalization(
     shape = tuple(shape)
     axes = tuple(axis % len(shape) for axis in ((axes,) if isinstance(axes, int) else axes))
     x = np.random.default_rng(0).standard_normal(shape)
-    case = _Case(normalize, x, axes, centers, mask, in_parts, ulps)
+    plain = _with_a_whole_mask(normalize, mask) if is_required(normalize, mask) else normalize
+    case = _Case(plain, normalize, x, axes, centers, mask, in_parts, ulps)
     judge(
         "check_normalization",
-        [Check(name, asks, hint, lambda run=run: run(case)) for name, asks, hint, run in _CHECKS],
+        [
+            Check(name, asks, hint, lambda run=run: run(case), _SIGNATURE)
+            for name, asks, hint, run in _CHECKS
+        ],
         clauses,
         skip,
     )
+
+
+def _with_a_whole_mask(normalize: Callable[..., Any], mask: str) -> Callable[[Any], Any]:
+    return lambda x: normalize(x, **{mask: jnp.ones(jnp.shape(x), bool)})
 
 
 def _calls(case: _Case) -> None:
@@ -132,7 +152,7 @@ def _calls(case: _Case) -> None:
 
 
 def _statistics(case: _Case) -> None:
-    normalize, x, axes, centers = case[:4]
+    normalize, x, axes, centers = case.normalize, case.x, case.axes, case.centers
     y = np.asarray(normalize(jnp.asarray(x, jnp.float32)), np.float64)
     if centers:
         expect_near("the mean of the result", np.zeros_like(y.mean(axes)), y.mean(axes), 1e-5)
@@ -186,10 +206,19 @@ def _gradients(case: _Case) -> None:
     with jax.enable_x64(True):
         gradient = np.asarray(jax.grad(loss)(jnp.asarray(x)))
         for direction in directions:
-            up, down = (float(loss(jnp.asarray(x + s * _STEP * direction))) for s in (1, -1))
-            right = (up - down) / (2 * _STEP)
+            right, other = (_difference(loss, x, step * direction) / step for step in _STEPS)
+            # Rounding to float32 is divided by the step, and so is another with each step.
+            if abs(right - other) > 1e-5 * (1 + abs(right)):
+                got = "numbers that jump between close arguments, as those of float32 do"
+                raise Violation("", "results with the digits of float64", got, hint=_DIGITS)
             found = np.sum(gradient * direction)
-            expect_near("the slope of the result", right, found, 1e-5 * (1 + abs(right)))
+            what = "the slope of the result, from differences in float64,"
+            expect_near(what, right, found, 1e-5 * (1 + abs(right)))
+
+
+def _difference(loss: Callable[[jax.Array], jax.Array], x: np.ndarray, step: np.ndarray) -> float:
+    """Half the change of the loss from one step before x to one after it."""
+    return float(loss(jnp.asarray(x + step)) - loss(jnp.asarray(x - step))) / 2
 
 
 def _constants(case: _Case) -> None:
@@ -210,11 +239,11 @@ def _compiled(case: _Case) -> None:
 
 
 def _masked(case: _Case) -> None:
-    normalize, x, axes, _, mask, _, ulps = case
+    normalize, with_mask, x, axes, _, mask, _, ulps = case
     if not mask:
         return
     given = jnp.asarray(x, jnp.float32)
-    everything = normalize(given, **{mask: jnp.ones(x.shape, bool)})
+    everything = with_mask(given, **{mask: jnp.ones(x.shape, bool)})
     expect_close("the result with a mask of everything", normalize(given), everything, ulps)
     # The last quarter along one axis of the statistics does not count.
     axis = max(axes, key=lambda axis: x.shape[axis])
@@ -225,7 +254,7 @@ def _masked(case: _Case) -> None:
     right = normalize(jnp.asarray(chosen, jnp.float32))
     for filler in (0.0, 1e4, np.nan):
         filled = jnp.asarray(np.where(counts, x, filler), jnp.float32)
-        found = normalize(filled, **{mask: jnp.asarray(counts)})
+        found = with_mask(filled, **{mask: jnp.asarray(counts)})
         found = np.take(np.asarray(found), range(kept), axis)
         if np.isnan(filler) and np.any(np.isnan(found)):
             raise Violation("", "numbers where a masked element is NaN", "NaN")

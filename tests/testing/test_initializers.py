@@ -76,3 +76,20 @@ def test_numbers_that_are_drawn_once_for_several_slices_are_found(name):
         check_initializer(init, shape)
     assert list(caught.value.failures) == ["keys"]
     check_initializer(init, shape, skip=["keys"])
+
+
+FUNCTIONS_OF_OTHER_ARGUMENTS = {
+    "a demand for the argument 'dtype'": lambda key, shape, dtype: draw(key, shape, dtype),
+    "a function that takes 2 positional arguments": lambda key, shape: draw(key, shape),
+    "a demand for the argument 'scale'": lambda key, shape, dtype=None, *, scale: scale,
+}
+
+
+@pytest.mark.parametrize("says", FUNCTIONS_OF_OTHER_ARGUMENTS)
+def test_the_signature_is_named_where_arguments_differ(says):
+    with pytest.raises(ConformanceError) as caught:
+        check_initializer(FUNCTIONS_OF_OTHER_ARGUMENTS[says])
+    assert list(caught.value.failures) == ["calls"]
+    assert says in str(caught.value)
+    assert "`init(key, shape, dtype=jnp.float32)`; bind every other" in str(caught.value)
+    assert "extra_args" not in str(caught.value)

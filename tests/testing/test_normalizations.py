@@ -131,3 +131,35 @@ def test_statistics_that_are_rounded_before_they_are_used_are_found(mean, scale)
     assert str(caught.value).startswith(says)
     assert "round once at the end" in str(caught.value)
     check_normalization(lambda x: early(x, mean=False, scale=False), clauses=["half_precision"])
+
+
+def test_float64_that_is_computed_in_float32_is_found():
+    with pytest.raises(ConformanceError) as caught:
+        check_normalization(lambda x: standardized(x.astype(jnp.float32)).astype(x.dtype))
+    assert list(caught.value.failures) == ["gradients"]
+    says = "gradients: expected results with the digits of float64, got numbers that jump"
+    assert str(caught.value).startswith(says)
+    assert "no cast to float32" in str(caught.value)
+
+
+def masked(x, mask):
+    y = wide(x)
+    count = jnp.maximum(jnp.sum(mask, -1, keepdims=True), 1).astype(y.dtype)
+    mean = jnp.sum(jnp.where(mask, y, 0), -1, keepdims=True) / count
+    centered = jnp.where(mask, y - mean, 0)
+    variance = jnp.sum(centered**2, -1, keepdims=True) / count
+    return (centered * jax.lax.rsqrt(variance + jnp.asarray(1e-5, y.dtype))).astype(x.dtype)
+
+
+def test_a_mask_may_be_demanded():
+    check_normalization(masked, mask="mask")
+    with pytest.raises(ConformanceError, match=r"^mask: expected the result beside masked"):
+        check_normalization(lambda x, mask: standardized(x), mask="mask", clauses=["calls", "mask"])
+
+
+def test_another_argument_has_to_be_bound():
+    with pytest.raises(ConformanceError) as caught:
+        check_normalization(lambda x, scale: scale * standardized(x))
+    assert "a demand for the argument 'scale'" in str(caught.value)
+    assert "bind every other argument" in str(caught.value)
+    assert "extra_args" not in str(caught.value)
