@@ -75,7 +75,8 @@ def check_normalization(
       constants and zeros give finite results and gradients.
     - In float64 it has the digits of float64, and its gradient is that of finite differences.
     - Compiled it gives the same.
-    - Elements that are masked do not influence the others.
+    - Elements that are masked do not influence the others; where all that statistics are taken of
+      are masked, as in a row of padding, results and gradients are finite.
     - In parts of the first axis it gives what it does for the whole.
 
     A normalization with another equation, such as one that whitens, may keep the rest: leave out
@@ -93,7 +94,7 @@ def check_normalization(
             results; None: nothing is promised about parts.
         clauses: the names of the clauses to check, which stand before the colon of each message:
             "calls", "statistics", "equation", "half_precision", "gradients", "zeros", "jit",
-            "mask" and "parts"; None: all of them.
+            "mask", "padding" and "parts"; None: all of them.
         skip: the names of clauses to leave out.
         ulps: how far eager and compiled numbers may differ, in units of the last place of the
             largest number.
@@ -261,6 +262,22 @@ def _masked(case: _Case) -> None:
         expect_near(f"the result beside masked elements of {filler}", right, found, 1e-4)
 
 
+def _padding(case: _Case) -> None:
+    if not case.mask:
+        return
+    given = jnp.asarray(case.x, jnp.float32)
+    # Of the first index outside the axes of the statistics no element counts.
+    corner = tuple(slice(None) if i in case.axes else 0 for i in range(given.ndim))
+    counts = jnp.ones(given.shape, bool).at[corner].set(False)
+
+    def results(x: jax.Array) -> jax.Array:
+        return case.with_mask(x, **{case.mask: counts})
+
+    expect_all_finite("results where all elements are masked", results(given))
+    slope = jax.grad(lambda x: jnp.sum(results(x)))(given)
+    expect_all_finite("gradients where all elements are masked", slope)
+
+
 def _parts(case: _Case) -> None:
     normalize, x, in_parts = case.normalize, case.x, case.in_parts
     if in_parts is None:
@@ -307,6 +324,12 @@ _CHECKS = (
         "a call with a mask",
         "leave masked elements out of sums, and out of the number that they are divided by",
         _masked,
+    ),
+    (
+        "padding",
+        "a call with a mask of nothing",
+        "divide by `jnp.maximum(count, 1)` where the number of elements may be 0",
+        _padding,
     ),
     (
         "parts",

@@ -142,9 +142,9 @@ def test_float64_that_is_computed_in_float32_is_found():
     assert "no cast to float32" in str(caught.value)
 
 
-def masked(x, mask):
+def masked(x, mask, least=1):
     y = wide(x)
-    count = jnp.maximum(jnp.sum(mask, -1, keepdims=True), 1).astype(y.dtype)
+    count = jnp.maximum(jnp.sum(mask, -1, keepdims=True), least).astype(y.dtype)
     mean = jnp.sum(jnp.where(mask, y, 0), -1, keepdims=True) / count
     centered = jnp.where(mask, y - mean, 0)
     variance = jnp.sum(centered**2, -1, keepdims=True) / count
@@ -163,3 +163,26 @@ def test_another_argument_has_to_be_bound():
     assert "a demand for the argument 'scale'" in str(caught.value)
     assert "bind every other argument" in str(caught.value)
     assert "extra_args" not in str(caught.value)
+
+
+def replaced(x, mask):
+    """With zeros in place of what is NaN, though not in its gradient."""
+    y = wide(x)
+    count = jnp.sum(mask, -1, keepdims=True).astype(y.dtype)
+    centered = y - jnp.sum(jnp.where(mask, y, 0), -1, keepdims=True) / count
+    variance = jnp.sum(jnp.where(mask, centered**2, 0), -1, keepdims=True) / count
+    scale = jax.lax.rsqrt(variance + jnp.asarray(1e-5, y.dtype))
+    return jnp.where(count > 0, centered * scale, 0).astype(x.dtype)
+
+
+PADDED = {"results": lambda x, mask: masked(x, mask, least=0), "gradients": replaced}
+
+
+@pytest.mark.parametrize("what", PADDED)
+def test_a_row_without_elements_that_count_is_found_by_its_clause_alone(what):
+    with pytest.raises(ConformanceError) as caught:
+        check_normalization(PADDED[what], mask="mask")
+    assert list(caught.value.failures) == ["padding"]
+    says = f"padding: expected {what} where all elements are masked that are finite, got nan"
+    assert str(caught.value).startswith(says)
+    assert "jnp.maximum(count, 1)" in str(caught.value)
