@@ -12,10 +12,14 @@ import numpy as np
 
 from gradtx.testing.clause import Case, clause
 from gradtx.testing.comparison import Violation, expect_same
+from gradtx.testing.errors import explained
 from gradtx.testing.memory import differences, generator_state, remembered
+from gradtx.testing.trees import is_parameter
 
 # More than after which a counter in Python may first matter.
 _CALLS = 48
+_OTHER = "the same arguments, after an init with "
+_OF_INIT = "put what init finds out into the state, or find it out anew in each update"
 # The calls in which a cache may be filled.
 _FIRST = 3
 
@@ -80,7 +84,8 @@ def check_side_effects(case: Case) -> None:
     """Called many times with the same arguments, init and update give the same and change nothing.
 
     What counts is what their closures, attributes and the globals that they name hold, and the
-    random numbers of NumPy and Python. A cache may be filled in the first calls.
+    random numbers of NumPy and Python. A cache may be filled in the first calls. An init of other
+    parameters in between changes nothing either.
 
     Example:
         >>> import jax.numpy as jnp
@@ -100,6 +105,35 @@ def check_side_effects(case: Case) -> None:
         expect_same("the state of another init", case.state, case.tx.init(case.params))
     for place, old, new in differences(before, _outside(case)):
         raise Violation("", f"{place} to stay as it was, {old}", f"{new}")
+    try:
+        _expect_nothing_from_init(case)
+    finally:
+        case.tx.init(case.params)  # what init keeps must not break the clauses that follow
+
+
+def _expect_nothing_from_init(case: Case) -> None:
+    """Demand that an update knows of its own init only what the state says."""
+    leaves = [leaf for leaf in jax.tree.leaves(case.params) if is_parameter(leaf)]
+    halved = jax.tree.map(lambda p: p / 2 if is_parameter(p) else p, case.params)
+    for what, params in (
+        ("parameters of other values", halved),
+        ("a tree of one leaf", {"another": leaves[0]} if leaves else {}),
+    ):
+        try:
+            case.tx.init(params)
+        except Exception:
+            continue  # it may need the tree as it is
+        try:
+            result = case.update(case.gradients(1), case.state, case.params)
+        except Exception as error:
+            raise Violation(
+                "", "an update to run", explained(error)[0], given=_OTHER + what, hint=_OF_INIT
+            ) from error
+        try:
+            expect_same("the result", case.steps[0], result)
+        except Violation as found:
+            found.given, found.hint = _OTHER + what, _OF_INIT
+            raise
 
 
 def _outside(case: Case) -> dict[str, Any]:

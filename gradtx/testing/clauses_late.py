@@ -42,9 +42,9 @@ _BEFORE_FULL = 3
     "and decisions in Python that count calls",
 )
 def check_long_run(case: Case) -> None:
-    """It stays finite for many steps, and a late step is the same eager and in a compiled loop.
+    """It stays finite for 48 steps, and a late step is the same eager and in a compiled loop.
 
-    Updates are finite, and no state is NaN.
+    Updates are finite, and no state is NaN. What first goes wrong later than that is not seen.
 
     Example:
         >>> import jax.numpy as jnp
@@ -113,8 +113,9 @@ def check_counters(case: Case) -> None:
     """A counter in the state counts every step.
 
     A counter is an integer that each of the first 8 steps raises by 1. It may begin again from time
-    to time, or stop when a buffer of that length is full. A floating-point number of 16 bits must
-    not count, because it stops after some hundred steps.
+    to time, or stop when a buffer of that length is full. A number of less than 32 bits must not
+    count on and on, because it stops or starts again after some hundred steps, and an integer that
+    is called `count` must not grow by the same larger number in each step.
 
     Example:
         >>> import jax.numpy as jnp
@@ -128,6 +129,7 @@ def check_counters(case: Case) -> None:
     lengths = {size for leaf in jax.tree.leaves(run.start) for size in np.shape(leaf)}
     for path, counts in _counters(run):
         _expect_regular(path, counts, lengths)
+        _expect_wide(case, run, path, counts)
 
 
 @clause(
@@ -141,7 +143,7 @@ def check_full_counters(case: Case) -> None:
     """A counter stays at the largest number of its dtype once it is there.
 
     Counters that never begin again are put just below that number. They must not wrap around, and
-    updates must be finite until they are full.
+    updates must be finite until they are full. `check_counters` refuses those below 32 bits.
 
     Example:
         >>> import jax.numpy as jnp
@@ -155,7 +157,9 @@ def check_full_counters(case: Case) -> None:
     endless = [
         path
         for path, counts in _counters(run)
-        if np.all(np.diff(counts, axis=0) >= 0) and np.any(counts[-1] > counts[STEPS // 2])
+        if not _is_narrow(run, path)
+        and np.all(np.diff(counts, axis=0) >= 0)
+        and np.any(counts[-1] > counts[STEPS // 2])
     ]
     if endless:
         _expect_room(case, run, endless)
@@ -180,12 +184,39 @@ def _counters(run: Run) -> Iterator[tuple[str, np.ndarray]]:
             is_count = np.all((rises == 0) | (rises == 1)) and np.any(rises)
             if is_count and (np.ndim(start) == 0 or np.all(rises == 1)):
                 yield path, counts.astype(object)
+            elif path.split("/")[-1] == "count" and rises.flat[0] > 1:
+                _expect_by_one(path, counts, rises)
         elif is_parameter(leaf) and leaf.dtype.itemsize < 4 and np.ndim(start) == 0:
             rises = np.diff(counts[: _FIRST + 1].astype(np.float32))
             if np.all(rises == 1):
                 limit = int(2 / float(jnp.finfo(leaf.dtype).eps))
                 got = f"{leaf.dtype.name}, which stops at {limit}"
                 raise Violation(path, "a counter of 32 bits", got)
+
+
+def _expect_by_one(path: str, counts: np.ndarray, rises: np.ndarray) -> None:
+    """Refuse a count that grows by the same number, but not by 1, in each step."""
+    if counts.ndim == 1 and np.all(rises == rises[0]):
+        expected = f"the counter to be {int(counts[0]) + 1} after step 1, one more than before"
+        raise Violation(path, expected, f"{int(counts[1])}")
+
+
+def _is_narrow(run: Run, path: str) -> bool:
+    return dict(flatten(run.states)[0])[path].dtype.itemsize < 4
+
+
+def _expect_wide(case: Case, run: Run, path: str, counts: np.ndarray) -> None:
+    """Demand 32 bits of what counts until it is full; what is bounded may be narrow."""
+    if not _is_narrow(run, path) or not np.all(np.diff(counts, axis=0) == 1):
+        return
+    full = loop_of(case)(
+        _almost_full(at(run.states, STEPS), [path]), gradients_of(case), case.params
+    )
+    numbers = dict(flatten(full.states)[0])[path]
+    largest = int(np.iinfo(numbers.dtype).max)
+    if np.max(numbers) == largest:
+        got = f"{numbers.dtype.name}, which ends at {largest}"
+        raise Violation(path, "a counter of 32 bits", got)
 
 
 def _expect_regular(path: str, counts: np.ndarray, lengths: set[int]) -> None:

@@ -90,6 +90,41 @@ def drawing_from_numpy():
     return changed(result)
 
 
+def structure(tree):
+    return jax.tree.structure(tree, is_leaf=lambda leaf: leaf is None)
+
+
+@breaks(BROKEN, "side_effects", "expected the result to be")
+def remembering_the_tree_of_init():
+    kept = {}
+
+    def init(params):
+        kept["tree"] = structure(params)
+        return start(params)
+
+    def result(given, updates, state):
+        if kept["tree"] != structure(given[0]):
+            updates = on_numbers(lambda u: -u, updates)
+        return updates, state
+
+    return changed(result, init)
+
+
+@breaks(BROKEN, "side_effects", "expected an update to run, got ")
+def demanding_the_tree_of_init():
+    kept = {}
+
+    def init(params):
+        kept["tree"] = structure(params)
+        return start(params)
+
+    def result(given, updates, state):
+        leaves = jax.tree.leaves(updates, is_leaf=lambda leaf: leaf is None)
+        return kept["tree"].unflatten(leaves), state
+
+    return changed(result, init)
+
+
 CALLS = 0
 
 

@@ -49,9 +49,21 @@ def overflowing():
     )
 
 
-@breaks(BROKEN, "full_counters", "got -128")
+@breaks(BROKEN, "counters", "expected a counter of 32 bits, got int8, which ends at 127")
 def counting_in_8_bits():
     return counting(lambda count: count + jnp.int8(1), jnp.int8)
+
+
+@breaks(BROKEN, "counters", "got uint8, which ends at 255")
+def staying_at_the_largest_number_of_8_bits():
+    return counting(optax.safe_increment, jnp.uint8)
+
+
+@breaks(BROKEN, "counters", "to be 1 after step 1, one more than before, got 2")
+def counting_by_two():
+    return changed(
+        lambda given, updates, state: (updates, state._replace(count=given[1].count + 2))
+    )
 
 
 @breaks(BROKEN, "full_counters", "got 0")
