@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from gradtx import initializers
@@ -93,3 +94,30 @@ def test_the_signature_is_named_where_arguments_differ(says):
     assert says in str(caught.value)
     assert "`init(key, shape, dtype=jnp.float32)`; bind every other" in str(caught.value)
     assert "extra_args" not in str(caught.value)
+
+
+HINTS = {
+    "of the shape and dtype asked for": lambda k, s, d=jnp.float32: draw(k, s[::-1], d),
+    "float32 where none is": lambda k, s, d=jnp.bfloat16: draw(k, s, d),
+    "return a jax array": lambda k, s, d=jnp.float32: np.zeros(s, d),
+    "pass the dtype on": lambda k, s, d=jnp.float32: draw(k, s),
+    "draw in float32 and cast the result": lambda k, s, d=jnp.float32: (
+        -jnp.log(
+            jnp.floor(8 * jax.random.uniform(k, s, d)) if d == jnp.bfloat16 else draw(k, s, d) ** 2
+        )
+    ),
+    "let no earlier call matter": lambda k, s, d=jnp.float32: (
+        CALLS.append(k) or jnp.full(s, len(CALLS), d)
+    ),
+    "decide nothing in Python by the key": lambda k, s, d=jnp.float32: (
+        draw(k, s, d) * (2 if isinstance(k, jax.core.Tracer) else 1)
+    ),
+}
+CALLS = []
+
+
+@pytest.mark.parametrize("hint", HINTS)
+def test_the_hint_fits_the_fault(hint):
+    with pytest.raises(ConformanceError) as caught:
+        check_initializer(HINTS[hint], skip=["sizes"])
+    assert hint in str(caught.value).splitlines()[1]
