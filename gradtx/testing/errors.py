@@ -24,7 +24,9 @@ _STRUCTURE = (
 )
 
 # The first entry whose class and pattern fit: what happened, and what to look at.
-_EXPLAINED: tuple[tuple[type[BaseException], str, str, str], ...] = (
+_EXPLAINED: tuple[
+    tuple[type[BaseException] | tuple[type[BaseException], ...], str, str, str], ...
+] = (
     (
         jax.errors.TracerBoolConversionError,
         "",
@@ -72,6 +74,12 @@ _EXPLAINED: tuple[tuple[type[BaseException], str, str, str], ...] = (
         r"unexpected keyword argument '(?P<name>\w+)'",
         "a refusal of the extra argument '{name}'",
         "let the update end in `**extra_args`",
+    ),
+    (
+        (TypeError, ValueError),
+        r"missing 1 required positional argument: 'params'|requires the current value of param",
+        "a demand for `params`",
+        "let a wrapper hand `params` on, as in `inner.update(updates, state, params)`",
     ),
     (
         TypeError,
@@ -150,7 +158,15 @@ _EXPLAINED: tuple[tuple[type[BaseException], str, str, str], ...] = (
         Exception,
         "donate the same buffer twice|has been deleted|was donated",
         "one buffer in two places, or one that had been given away",
-        "let init return new buffers: `jnp.zeros_like` or `jnp.copy`, not the parameters",
+        "let init return new buffers: `jnp.zeros_like` or `jnp.copy`, not the parameters; and let "
+        "the update donate nothing itself, as its caller may need the arguments again",
+    ),
+    (
+        ValueError,
+        "incompatible devices for jitted computation",
+        "arrays on different devices in one compiled step",
+        "let init put slots where their parameters lie, with `jnp.zeros_like(p)`, and nothing on a "
+        "device of its own choice",
     ),
     (
         ValueError,
@@ -216,5 +232,7 @@ def place_of(error: BaseException) -> str:
     ]
     if not frames:
         return ""
-    frame = frames[-1]
+    # What is wrapped says what is missing; who wraps it forgot to hand it on.
+    own = [frame for frame in frames if "optax" not in Path(frame.filename).parts]
+    frame = (own or frames)[-1]
     return f"{Path(frame.filename).name}:{frame.lineno} ({frame.name})"

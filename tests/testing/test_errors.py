@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax import lax
 
@@ -32,7 +33,24 @@ def write_into_a_gradient():
     np.asarray(ONES)[0] = 2.0
 
 
+def add_from_two_devices():
+    first, second = jax.devices()[:2]
+    return jax.jit(jnp.add)(jax.device_put(ONES, first), jax.device_put(ONES, second))
+
+
+def drop_the_parameters():
+    tx = optax.add_decayed_weights(0.1)
+    return tx.update(ONES, tx.init(ONES), None)
+
+
 RAISES = {
+    "devices": (add_from_two_devices, "on different devices", "where their parameters lie"),
+    "not_passed": (
+        lambda: (lambda updates, state, params: updates)(ONES, ()),
+        "a demand for `params`",
+        "let a wrapper hand `params` on",
+    ),
+    "dropped": (drop_the_parameters, "a demand for `params`", "let a wrapper hand `params` on"),
     "branch": (traced(lambda x: x if x.sum() > 0 else -x), "a decision in Python", "jnp.where"),
     "numpy": (traced(lambda x: np.sin(x)), "NumPy called on a traced array", "jax.numpy"),
     "integer": (
@@ -107,7 +125,7 @@ RAISES = {
         "an implicit promotion of ranks",
         "one number of dimensions",
     ),
-    "donated": (give_away_twice, "one buffer in two places", "new buffers"),
+    "donated": (give_away_twice, "one buffer in two places", "let the update donate nothing"),
     "in_place": (write_into_a_gradient, "an assignment into an array", "change no argument"),
     "largest": (lambda: jnp.max(jnp.ones(0)), "a maximum of no elements", "initial=0"),
     "stack": (lambda: jnp.stack([]), "a concatenation of no arrays", "return early"),
