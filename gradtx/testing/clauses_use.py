@@ -15,6 +15,11 @@ from gradtx.testing.runs import run_of
 from gradtx.testing.trees import is_parameter
 
 _CLOCKS = frozenset({"count", "step", "steps", "step_count", "t", "iteration", "num_steps"})
+# What makes of a counter a constant.
+_ANEW = (
+    "make the new state of the old one; a wrapper calls the init of what it wraps in its own init "
+    "only"
+)
 
 
 @clause(
@@ -29,7 +34,7 @@ def check_idle(case: Case) -> None:
 
     A slot is an array of the state in the shape of its parameter. One that the update hands on as
     it is must be read, and hold something else than zeros; so must one that no gradient ever
-    reaches. A counter, by its name, must not be handed on as it is.
+    reaches. A counter, by its name, must not be handed on as it is, or begin anew in each step.
 
     Example:
         >>> import jax.numpy as jnp
@@ -133,9 +138,15 @@ def _expect_clocks(case: Case, program: Program) -> None:
     for path, leaf in flatten(case.state)[0]:
         argument = f"state/{path}".rstrip("/")
         is_integer = jnp.issubdtype(getattr(leaf, "dtype", bool), jnp.integer)
-        is_clock = is_integer and path.split("/")[-1] in _CLOCKS
-        if is_clock and made.results[argument].same == program.arguments.index(argument):
+        if not is_integer or path.split("/")[-1] not in _CLOCKS:
+            continue
+        new = made.results[argument]
+        if new.same == program.arguments.index(argument):
             raise Violation(path, "a counter that counts", "one that is handed on as it is")
+        if new.same is None and not new.depends:
+            raise Violation(
+                path, "a counter that counts", "the same number after each step", hint=_ANEW
+            )
 
 
 class _Anything:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import gradtx
+
 from .broken import (
     ExtraArgs,
     Table,
@@ -175,6 +177,16 @@ def an_average_of_nothing():
         zeros,
         lambda m: on_numbers(lambda x: x * jnp.asarray(0.9, x.dtype), m),
     )
+
+
+@breaks(BROKEN, "idle", "the same number after each step")
+def calling_init_in_each_update():
+    inner = gradtx.scale_by_schedule(lambda count: 1 / (1 + count))
+
+    def update(updates, state, params=None, **extra):
+        return inner.update(updates, inner.init(params), params)
+
+    return ExtraArgs(inner.init, update)
 
 
 @breaks(BROKEN, "unread_parameters", "expected")
