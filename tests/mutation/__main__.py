@@ -26,6 +26,7 @@ from .running import prepare, run
 
 PLACES = (
     "lift*.py",
+    "whole_tree.py",
     "leaf.py",
     "leaves.py",
     *(f"{folder}/*.py" for folder in ("kernels", "recipes", "wrappers", "compose")),

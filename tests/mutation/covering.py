@@ -10,6 +10,10 @@ ROOT = Path(__file__).parents[2]
 # Tests by the prefix of the files that they cover without naming what is in them.
 _ALSO = {
     "gradtx/lift.py": ("tests/test_lift.py", "tests/kernels/test_adam.py", "tests/test_updates.py"),
+    "gradtx/whole_tree.py": (
+        "tests/test_lift_whole_tree.py",
+        "tests/kernels/test_step_size_free.py",
+    ),
     "gradtx/leaf.py": ("tests/test_lift.py", "tests/kernels/test_adam.py", "tests/test_stored.py"),
     "gradtx/kernels/": (
         "tests/testing/test_references.py",
