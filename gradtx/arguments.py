@@ -69,7 +69,8 @@ def check(owner: str, argument: str, value: Any, valid: Range) -> Any:
     if isinstance(value, Tracer):
         return value
     if not np.isrealobj(value) or not valid.contains(_as_float(value)):
-        raise ValueError(f"{owner}: {argument} must be {valid.description}, got {shown(value)}")
+        got = value if hasattr(value, "dtype") else shown(value)
+        raise ValueError(f"{owner}: {argument} must be {valid.description}, got {got}")
     return value
 
 
