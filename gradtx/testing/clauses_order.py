@@ -141,9 +141,8 @@ def check_sizes(case: Case) -> None:
     """Updates have the shapes of their gradients, and rows that repeat get updates that repeat.
 
     The leaves have one to four dimensions, some of them of size 1, and up to 300 elements. A
-    transformation whose updates
-    depend on the position within a small leaf, too, promises nothing, and neither do random
-    numbers.
+    transformation whose updates depend on the position within a small leaf, too, promises nothing,
+    and neither do random numbers.
 
     Example:
         >>> import jax.numpy as jnp
