@@ -16,5 +16,7 @@ EXPORTS = {
     "multiply_learning_rate-schedule": Export(
         lambda: gradtx.multiply_learning_rate({".": halved}, rest=None)
     ),
-    "multiply_learning_rate-function": Export(lambda: gradtx.multiply_learning_rate(by_path)),
+    "multiply_learning_rate-function": Export(
+        lambda: gradtx.multiply_learning_rate(by_path), capabilities=["names"]
+    ),
 }
