@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gradtx import trees
@@ -291,13 +290,7 @@ class Leaves:
             ValueError: naming the path and both dtypes.
         """
         for kept in jax.tree.leaves(value, is_leaf=trees.is_stored):
-            if not np.iscomplexobj(kept):
-                raise ValueError(
-                    f"{owner}: updates at '{self.path(index)}' is "
-                    f"{jnp.result_type(self.leaves[index].value)}, but the state's {name} is "
-                    f"{kept.dtype} and would lose the imaginary part; was init called with these "
-                    "parameters, and are they complex?"
-                )
+            trees.refuse_real(owner, self.path(index), self.leaves[index].value, name, kept)
 
     def path(self, index: int) -> str:
         """Where a leaf is."""

@@ -148,6 +148,20 @@ def real_dtype(dtype: Any) -> np.dtype:
     return jnp.finfo(dtype).dtype
 
 
+def refuse_real(owner: str, path: str, gradient: Any, name: str, kept: Any) -> None:
+    """Refuse a complex gradient of which a real part of the state would keep the real part.
+
+    Raises:
+        ValueError: naming the path and both dtypes.
+    """
+    if np.iscomplexobj(gradient) and not np.iscomplexobj(kept):
+        raise ValueError(
+            f"{owner}: updates at '{path}' is {jnp.result_type(gradient)}, but the state's {name} "
+            f"is {kept.dtype} and would lose the imaginary part; was init called with these "
+            "parameters, and are they complex?"
+        )
+
+
 def path_name(path: tuple[Any, ...]) -> str:
     """A key path as people write it: `encoder/layers/0/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -86,6 +86,10 @@ def test_a_loss_that_is_no_real_number(value):
             "mechanize: clip_rewards must be True or False, got 'False'",
         ),
         (
+            lambda: gradtx.explain(gradtx.sgd(0.1), ONES, all_leaves="False"),
+            "explain: all_leaves must be True or False, got 'False'",
+        ),
+        (
             lambda: gradtx.masked(gradtx.sgd(0.1), True, mask_compatible_extra_args="no"),
             "masked: mask_compatible_extra_args must be True or False, got 'no'",
         ),
@@ -116,6 +120,14 @@ def test_swapped_state_and_parameters(tx):
 def test_a_complex_gradient_of_a_real_parameter_is_not_cut(name):
     tx = gradtx.make(name, learning_rate=0.1)
     with pytest.raises(ValueError, match=r"updates at '' is complex64, but the state's \w+ is flo"):
+        first_update(tx, IMAGINARY)
+
+
+def test_a_complex_gradient_of_a_real_parameter_is_not_accumulated_by_half():
+    tx = gradtx.MultiSteps(gradtx.sgd(0.1), 2)
+    with pytest.raises(
+        ValueError, match=r"^MultiSteps: updates at '' is complex64, .*acc_grads is"
+    ):
         first_update(tx, IMAGINARY)
 
 

@@ -15,7 +15,7 @@ import optax
 from jax.sharding import NamedSharding
 
 from gradtx import boxes, trees
-from gradtx.arguments import COUNT_OR_ZERO, check
+from gradtx.arguments import COUNT_OR_ZERO, check, check_flag
 from gradtx.inspection.arguments import checked_params, checked_transformation
 from gradtx.inspection.layouts import each_by_itself
 from gradtx.inspection.ownership import entries_of
@@ -245,7 +245,7 @@ def explain(
 
     Raises:
         ValueError: if `tx` is not a transformation, its masks or labels do not fit `params`, or
-            `step` is not a whole number >= 0.
+            `step` is not a whole number >= 0, or `all_leaves` is neither True nor False.
 
     Example:
         >>> import jax.numpy as jnp
@@ -274,6 +274,7 @@ def explain(
     tx = checked_transformation("explain", "tx", tx)
     checked_params("explain", params)
     step = check("explain", "step", step, COUNT_OR_ZERO)
+    all_leaves = check_flag("explain", "all_leaves", all_leaves)
     own_bytes: dict[Any, int] = {}
     state, apart = _abstract_states(tx, params)
     for entry in entries_of(tx, apart, params):

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
@@ -134,6 +135,9 @@ class MultiSteps:
         emit = is_last if skip is None else is_last & ~skip
         aligned = Aligned(_OWNER, {"updates": updates, _TOTAL: state.acc_grads})
         gradients, totals = aligned.arrays(), aligned.arrays(_TOTAL)
+        for i, gradient, total in zip(aligned.active, gradients, totals, strict=True):
+            if np.iscomplexobj(gradient):
+                trees.refuse_real(_OWNER, aligned.path(i), gradient, "acc_grads", total)
         accumulated = _mean if self._use_grad_mean else _sum
 
         def with_this() -> list[jax.Array]:
