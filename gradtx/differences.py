@@ -169,8 +169,8 @@ DIFFERENCES = (
     Difference(
         (),
         ("result", "layout"),
-        "bfloat16 and float16 parameters have a float32 state, and so do hyperparameters; "
-        "initializers draw in float32 and round",
+        "bfloat16 and float16 parameters have a float32 state, and so do hyperparameters; a chain "
+        "rounds once, at its end; initializers draw in float32 and round",
         "state and arithmetic are in the parameters' dtype, in which b2 = 0.999 is 1",
         PRECISE,
     ),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gradtx import trees
@@ -120,9 +121,9 @@ class Leaves:
         """The tree with its present structure, shapes and dtypes, whatever its values are."""
         return self.treedef.unflatten(leaf.like for leaf in self.leaves)
 
-    def take_steps(self) -> None:
-        """Take the steps that wait at the leaves."""
-        take_steps(self.leaves)
+    def take_steps(self, *, rounded: bool = True) -> None:
+        """Take the steps that wait at the leaves; see `gradtx.waiting.take_steps`."""
+        take_steps(self.leaves, rounded=rounded)
 
     def through(self, update: Callable[..., Any], state: Any) -> Finish:
         """Put the updates through a function that knows nothing of this record.
@@ -173,7 +174,7 @@ class Leaves:
     def put(self, values: Sequence[Any]) -> None:
         """Put a new value to each leaf."""
         for leaf, value in zip(self.leaves, values, strict=True):
-            leaf.value = value
+            leaf.value, leaf.rounds_to = value, None
         self._look_again()
 
     def aligned(self, owner: str, what: str, tree: Any, *, subtrees: bool = False) -> list[Any]:
@@ -321,4 +322,32 @@ def run(link: Link, updates: Any, state: Any, params: Any, extra: Mapping[str, A
     """The update of a link by itself: the new updates and the new state."""
     leaves = Leaves(updates, params, extra)
     finish = link.join(leaves, state)
+    return leaves.updates(), finish()
+
+
+def run_wide(
+    update: Callable[..., Any],
+    updates: Any,
+    gradients: Any,
+    state: Any,
+    params: Any,
+    extra: Mapping[str, Any],
+) -> Any:
+    """An update function by itself, whose gradients may be wider than its updates are to be.
+
+    Args:
+        update: the function; where it is not a link, it gets the gradients rounded.
+        updates: the gradients.
+        gradients: a tree of the same structure, with the dtypes of the updates.
+        state: the state.
+        params: the parameters.
+        extra: the extra arguments.
+    """
+    leaves = Leaves(updates, params, extra)
+    for leaf, like in zip(leaves.leaves, trees.flatten(gradients)[0], strict=True):
+        if leaf.has_gradient and leaf.dtype != jnp.result_type(like):
+            own = leaf.dtype, jnp.result_type(like)
+            leaf.value = leaf.value.astype(np.promote_types(*map(trees.compute_dtype, own)))
+            leaf.rounds_to = own[1]
+    finish = join(update, leaves, state)
     return leaves.updates(), finish()

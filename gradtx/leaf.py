@@ -109,7 +109,7 @@ class LeafStep:
     def __call__(
         self, g: Any, p: Any, slots: tuple[Any, ...], key: Any, t: Any, scalars: Mapping[str, Any]
     ) -> tuple[jax.Array, tuple[Any, ...]]:
-        """The update and the new slots."""
+        """The update, in the dtype that is calculated in, and the new slots as they are stored."""
         g = jnp.asarray(g)
         dtype = trees.compute_dtype(g.dtype)
         real = trees.real_dtype(dtype)
@@ -136,7 +136,7 @@ class LeafStep:
         new = tuple(
             jax.tree.map(_stored_as, value, slot) for value, slot in zip(new, slots, strict=True)
         )
-        return to_store(update, g.dtype), new
+        return update.astype(dtype), new
 
     def _limited(self, g: jax.Array, slots: tuple[Any, ...]) -> jax.Array:
         """The gradient, so that what the equation makes of it fits into the dtypes of the slots."""
@@ -188,31 +188,36 @@ def passing_of(steps: Iterable[LeafStep], *_: Any) -> Any:
 
 @remembered(passing_of)
 def composed_step(
-    steps: tuple[LeafStep, ...], stacked: bool
+    steps: tuple[LeafStep, ...], stacked: bool, dtype: Any
 ) -> Callable[..., tuple[jax.Array, list[Any]]]:
-    """The compiled steps of one leaf, one after another.
+    """The compiled steps of one leaf, one after another, without rounding in between.
 
     Args:
         steps: the steps.
         stacked: whether the arrays are those of several leaves along their first axis.
+        dtype: the dtype of the last update.
 
     Returns:
         A function of the gradient, the parameter and for each step the further arguments of
         `LeafStep`, that returns the last update and the new slots of each step. All transformations
         with the same numbers share it.
     """
+    gives_parameter = steps[-1].gives_parameter
 
     def whole(g, p, arguments):
         new = []
         for step, given in zip(steps, arguments, strict=True):
+            if step.gives_parameter:
+                g = to_store(jnp.asarray(g), dtype)
             g, slots = step(g, p, *given)
             new.append(slots)
-        return g, new
+        return (g if gives_parameter else to_store(g, dtype)), new
 
     def composed(g, p, arguments):
         stored = any(trees.is_stored(slot) for own, *_ in arguments for slot in own)
+        # In pieces, an update takes the place of its gradient.
+        stored = stored and (gives_parameter or jnp.result_type(g) == dtype)
         if stored and all(step.elementwise for step in steps) and pieces.are_worth_it():
-            gives_parameter = steps[-1].gives_parameter
             found = pieces.in_pieces(whole, g, p, arguments, gives_parameter=gives_parameter)
             if found is not None:
                 return found
@@ -228,14 +233,14 @@ def composed_step(
 
 
 @remembered(passing_of)
-def steps_of_many(steps: tuple[LeafStep, ...]) -> Callable[..., list[Any]]:
+def steps_of_many(steps: tuple[LeafStep, ...], dtype: Any) -> Callable[..., list[Any]]:
     """`composed_step` of a list of leaves in one compiled function.
 
     Returns:
         A function of a list with each leaf's gradient, parameter and, for each step, its slots and
         key; and of what the leaves share, which is `t` and the scalars of each step.
     """
-    step = composed_step(steps, False)
+    step = composed_step(steps, False, dtype)
 
     def of_many(leaves, shared):
         return [

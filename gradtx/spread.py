@@ -94,14 +94,16 @@ class Spread:
             return jax.reshard(array, NamedSharding(explicit, spec))
         return lax.with_sharding_constraint(array, NamedSharding(self.mesh, spec))
 
-    def compiled(self, steps: tuple[LeafStep, ...]) -> Callable[..., Any]:
+    def compiled(self, steps: tuple[LeafStep, ...], dtype: Any) -> Callable[..., Any]:
         """The compiled steps of a stack, each device taking those of its rows."""
-        return composed_step(steps, True) if self.is_inside else _spread_step(self, steps)
+        if self.is_inside:
+            return composed_step(steps, True, dtype)
+        return _spread_step(self, steps, dtype)
 
 
-@remembered(lambda spread, steps: passing_of(steps))
-def _spread_step(spread: Spread, steps: tuple[LeafStep, ...]) -> Callable[..., Any]:
-    step, everywhere = composed_step(steps, True), PartitionSpec()
+@remembered(lambda spread, steps, dtype: passing_of(steps))
+def _spread_step(spread: Spread, steps: tuple[LeafStep, ...], dtype: Any) -> Callable[..., Any]:
+    step, everywhere = composed_step(steps, True, dtype), PartitionSpec()
     return jax.jit(
         jax.shard_map(
             step,
@@ -165,9 +167,9 @@ class SpreadStack(Stack):
         called = _spread_call(self.spread, function, len(own), len(shared), options)
         return called(*map(self.spread.placed, own), *shared)
 
-    def compiled(self) -> Callable[..., tuple[jax.Array, list[Any]]]:
+    def compiled(self, dtype: Any) -> Callable[..., tuple[jax.Array, list[Any]]]:
         """The compiled steps that wait."""
-        placed = self.spread.compiled(self.steps)
+        placed = self.spread.compiled(self.steps, dtype)
 
         def step(g, p, arguments):
             arrays = (g, p, [own[:2] for own in arguments])

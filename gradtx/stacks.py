@@ -84,10 +84,9 @@ class Stack(Leaf):
     Attributes:
         rows: the leaves.
         size: the length of the first axis.
-        dtype: the dtype of their gradients.
     """
 
-    __slots__ = ("_parameters", "_parts", "_shape", "dtype", "rows", "size")
+    __slots__ = ("_dtype", "_parameters", "_parts", "_shape", "rows", "size")
 
     is_stack = True
 
@@ -101,8 +100,9 @@ class Stack(Leaf):
         self._parameters: Any = None
         given = [row.given if row.has_gradient else None for row in rows]
         present = [jnp.asarray(g) for g in given if g is not None]
-        self.dtype = functools.reduce(np.promote_types, [g.dtype for g in present], np.bool_)
-        super().__init__(self.assembled(given, self.dtype) if present else None)
+        dtypes = [g.dtype for g in present]
+        self._dtype: Any = functools.reduce(np.promote_types, dtypes, np.bool_)
+        super().__init__(self.assembled(given, self._dtype) if present else None)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -123,6 +123,11 @@ class Stack(Leaf):
         """The first leaf's parameter: whoever aligns the tree finds it at the stack's place."""
         if value is not None:
             self.rows[0].parameter = value
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the gradients of the leaves."""
+        return self._dtype
 
     @property
     def has_gradient(self) -> bool:

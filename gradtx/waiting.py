@@ -3,7 +3,8 @@
 A step of a chain is not taken when it is met. It waits at its leaf until somebody needs the
 numbers: a norm of the whole tree, a function that is not ours, the end of the chain. Then all that
 waits there is one compiled function, called once for each leaf, and traced once for each type of
-leaf.
+leaf. What is narrower than float32 is rounded where it leaves the chain or enters a function that
+is not ours; between two steps it has the dtype that they calculate in.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from jax.core import Tracer
 from gradtx import trees
 from gradtx.explicit import layout_of
 from gradtx.leaf import LeafStep, composed_step, stacked_step, steps_of_many
+from gradtx.stored import to_store
 
 
 class WaitingStep:
@@ -47,14 +49,19 @@ class Leaf:
     """One leaf of the updates: its value, its parameter, and the steps that wait there.
 
     Most are by themselves; of those that are kept together see `gradtx.stacks`.
+
+    Attributes:
+        value: the gradient, or what the steps made of it so far.
+        rounds_to: the dtype of the update, if the value is wider; else None.
     """
 
-    __slots__ = ("parameter", "value", "waiting")
+    __slots__ = ("parameter", "rounds_to", "value", "waiting")
 
     is_stack = False
 
     def __init__(self, value: Any):
         self.value = value
+        self.rounds_to: Any = None
         self.parameter: Any = None
         self.waiting: list[WaitingStep] = []
 
@@ -77,7 +84,9 @@ class Leaf:
     @property
     def like(self) -> Any:
         """What has its structure, shape and dtype."""
-        return self.value
+        if self.rounds_to is None:
+            return self.value
+        return jax.ShapeDtypeStruct(self.value.shape, self.rounds_to)
 
     @property
     def plain(self) -> Any:
@@ -106,9 +115,22 @@ class Leaf:
         """The part of an array that a measure may see."""
         return array
 
-    def compiled(self) -> Callable[..., tuple[jax.Array, list[Any]]]:
+    @property
+    def dtype(self) -> Any:
+        """The dtype in which it is handed on."""
+        if self.rounds_to is not None:
+            return self.rounds_to
+        value = self.value
+        return value.dtype if isinstance(value, jax.Array) else jnp.result_type(value)
+
+    def round(self) -> None:
+        """Give its value the dtype of the update."""
+        if self.rounds_to is not None:
+            self.value, self.rounds_to = to_store(self.value, self.rounds_to), None
+
+    def compiled(self, dtype: Any) -> Callable[..., tuple[jax.Array, list[Any]]]:
         """The compiled steps that wait, see `composed_step`."""
-        return composed_step(self.steps, self.is_stack)
+        return composed_step(self.steps, self.is_stack, dtype)
 
     def keys_from(self, keys: Any, numbers: Mapping[Leaf, int]) -> Any:
         """Its PRNG key of those of all leaves that take part."""
@@ -141,13 +163,19 @@ class Leaf:
         self.waiting = []
 
 
-def take_steps(leaves: Iterable[Leaf]) -> None:
+def take_steps(leaves: Iterable[Leaf], *, rounded: bool = True) -> None:
     """Take the steps that wait at the leaves.
 
     Under a transformation of JAX, each leaf is one call of a compiled function, which is traced
     once for each type of leaf. Eagerly a call costs more than the step of a small leaf; leaves of
     one type share it, but not too many, so that trees of other sizes find the same programs.
+
+    Args:
+        leaves: the leaves.
+        rounded: whether their values get the dtypes of the updates, or keep those that the steps
+            calculate in, for whoever goes on with them.
     """
+    leaves = list(leaves)
     waiting = [leaf for leaf in leaves if leaf.waiting]
     if any(isinstance(leaf.value, Tracer) for leaf in waiting):
         groups = [[leaf] for leaf in waiting]
@@ -164,28 +192,36 @@ def take_steps(leaves: Iterable[Leaf]) -> None:
         ]
     for group in groups:
         if len(group) == 1:
-            _take_steps_of(group[0])
+            _take_steps_of(group[0], rounded)
         else:
-            _take_steps_together(group)
+            _take_steps_together(group, rounded)
+    for leaf in leaves if rounded else ():
+        leaf.round()
 
 
 _TOGETHER = 64
 
 
-def _take_steps_of(leaf: Leaf) -> None:
+def _take_steps_of(leaf: Leaf, rounded: bool) -> None:
+    own = leaf.dtype
+    dtype = own if rounded else trees.compute_dtype(own)
     arguments = [(step.slots, step.key, step.t, step.scalars) for step in leaf.waiting]
-    leaf.finish(*leaf.compiled()(leaf.value, leaf.read_parameter, arguments))
+    leaf.finish(*leaf.compiled(dtype)(leaf.value, leaf.read_parameter, arguments))
+    leaf.rounds_to = None if dtype == own else own
 
 
-def _take_steps_together(leaves: Sequence[Leaf]) -> None:
+def _take_steps_together(leaves: Sequence[Leaf], rounded: bool) -> None:
+    own = leaves[0].dtype
+    dtype = own if rounded else trees.compute_dtype(own)
     shared = [(step.t, step.scalars) for step in leaves[0].waiting]
     arguments = [
         (leaf.value, leaf.read_parameter, [(step.slots, step.key) for step in leaf.waiting])
         for leaf in leaves
     ]
-    results = steps_of_many(leaves[0].steps)(arguments, shared)
+    results = steps_of_many(leaves[0].steps, dtype)(arguments, shared)
     for leaf, result in zip(leaves, results, strict=True):
         leaf.finish(*result)
+        leaf.rounds_to = None if dtype == own else own
 
 
 def _type_of(leaf: Leaf) -> Any:
@@ -194,7 +230,7 @@ def _type_of(leaf: Leaf) -> Any:
     arrays = jax.tree.leaves((leaf.value, leaf.parameter, [own.slots for own in leaf.waiting]))
     # Arrays on several devices are not arguments of one call.
     types = [(getattr(x, "dtype", type(x)), getattr(x, "sharding", None)) for x in arrays]
-    return np.shape(leaf.value), *steps, *types
+    return np.shape(leaf.value), leaf.rounds_to, *steps, *types
 
 
 def step_together(pairs: Sequence[tuple[Leaf, WaitingStep]]) -> None:
@@ -210,7 +246,7 @@ def step_together(pairs: Sequence[tuple[Leaf, WaitingStep]]) -> None:
             leaf.waiting.append(own)
             continue
         step, first = group[0][1].step, group[0][1]
-        take_steps(leaf for leaf, _ in group)
+        take_steps((leaf for leaf, _ in group), rounded=False)
         arguments = [
             (leaf.value, leaf.parameter if step.reads_parameter else None, own.slots, own.key)
             for leaf, own in group
@@ -218,4 +254,6 @@ def step_together(pairs: Sequence[tuple[Leaf, WaitingStep]]) -> None:
         stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *arguments)
         updates, new = stacked_step(step)(*stacked, first.t, first.scalars)
         for number, (leaf, own) in enumerate(group):
+            dtype = leaf.dtype
             leaf.value, own.new = jax.tree.map(lambda x, i=number: x[i], (updates, new))
+            leaf.rounds_to = None if leaf.value.dtype == dtype else dtype

@@ -57,7 +57,7 @@ class WholeTree:
         if not (kernel.scalar_step or kernel.measures or kernel.scalars or kernel.extras):
             return values, {}
         if kernel.measures:
-            leaves.take_steps()
+            leaves.take_steps(rounded=False)
         own_leaves = [leaves.leaves[i] for i in active]
         values_of = [leaf.present(leaf.value) for leaf in own_leaves]
         gradients = [g if isinstance(g, jax.Array) else jnp.asarray(g) for g in values_of]

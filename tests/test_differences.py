@@ -143,6 +143,10 @@ def test_half_precision():
         state = lib.inject_hyperparams(lib.adam)(0.1).init(W.astype(jnp.bfloat16))
         assert state.inner_state[0].mu.dtype == state.hyperparams["b2"].dtype == dtype
         assert (state.hyperparams["b2"] == 1) == (lib is optax)
+    half = jnp.float16([6e4])
+    for lib, expected in ((gradtx, 6e4), (optax, np.inf)):
+        tx = lib.chain(lib.scale(2.0), lib.scale(0.5))
+        np.testing.assert_array_equal(tx.update(half, tx.init(half))[0], np.float16([expected]))
     drawn = [
         lib.normal()(jax.random.key(0), (9,), jnp.bfloat16)
         for lib in (gradtx.initializers, jax.nn.initializers)

@@ -72,6 +72,9 @@ def chain(*args: Transformation) -> ExtraArgs:
 
         u_0 = g,    u_i = tx_i(u_{i-1})
 
+    Updates in half precision stay in float32 from one transformation of this library to the next,
+    and are rounded once, at the end or where another library's takes them.
+
     Args:
         *args: gradient transformations, the first applied first.
 

@@ -17,10 +17,10 @@ from gradtx.compose.parts import Part, composed, widens
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
 from gradtx.inputs import as_gradients, check_state
+from gradtx.joined import run_wide
 from gradtx.leaves import Aligned, equation, map_parameters
 from gradtx.messages import shown
 from gradtx.placement import zeros_beside
-from gradtx.stored import to_store
 from gradtx.wrappers.branches import either, zeros_like
 
 _OWNER = "MultiSteps"
@@ -144,9 +144,13 @@ class MultiSteps:
             return [accumulated(a, g, n=mini_step) for a, g in zip(totals, gradients, strict=True)]
 
         def step() -> Any:
-            means = [to_store(a, g.dtype) for a, g in zip(with_this(), gradients, strict=True)]
-            new, inner_state = self._opt.update(
-                aligned.tree_of(means), state.inner_opt_state, params, **extra
+            new, inner_state = run_wide(
+                self._opt.update,
+                aligned.tree_of(with_this()),
+                updates,
+                state.inner_opt_state,
+                params,
+                extra,
             )
             return new, (inner_state, aligned.tree_of(map(jnp.zeros_like, totals), _TOTAL))
 
