@@ -74,6 +74,16 @@ def _of_float32(size: jax.Array) -> Length:
     return jax.tree.map(lambda x: lax.convert_element_type(x, np.float32), measured)
 
 
+def mean(x: jax.Array, axis: Axes, number: Any) -> jax.Array:
+    """The sum along axes, kept with length 1, divided by a number; finite wherever x is."""
+    if sums_in_float64(real_dtype(x.dtype)):
+        with jax.enable_x64(True):
+            total = jnp.sum(_doubled(x), axis, keepdims=True)
+            share = total / lax.convert_element_type(number, np.float64)
+            return lax.convert_element_type(share, x.dtype)
+    return jnp.sum(x / number, axis, keepdims=True)
+
+
 def mean_square(x: jax.Array, axis: int) -> jax.Array:
     """The mean of |x|^2 along an axis, kept with length 1; finite wherever the squares are.
 

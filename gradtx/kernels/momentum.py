@@ -15,6 +15,7 @@ from gradtx.explicit import laid_out_as
 from gradtx.kernel import DECAY, KEPT, Kernel, Slot
 from gradtx.kernels.arithmetic import debias as debiased
 from gradtx.lift import lift
+from gradtx.norms import mean
 
 
 def _trace(g, *, trace, decay, dampening, nesterov):
@@ -166,7 +167,7 @@ class SimpleMovingAverageState(NamedTuple):
 
 def _simple_moving_average(g, *, history, t, window):
     history = jnp.concatenate([history[1:], laid_out_as(g[None], history[:1])])
-    return jnp.sum(history, axis=0) / jnp.minimum(t, window), history
+    return mean(history, 0, jnp.minimum(t, window))[0], history
 
 
 SIMPLE_MOVING_AVERAGE = Kernel(

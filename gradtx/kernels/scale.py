@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
-import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule
 
@@ -15,6 +15,7 @@ from gradtx.kernel import ANY_NUMBER, NON_NEGATIVE, Kernel, state_class
 from gradtx.kernels.unitwise import as_axes
 from gradtx.lift import lift
 from gradtx.messages import shown
+from gradtx.norms import mean
 from gradtx.select import Decay, Mask, decayed_leaves
 
 
@@ -262,7 +263,8 @@ def _centralize(g, *, axis, layout):
         axis = tuple(range(g.ndim - 1)) if layout == "jax" else tuple(range(1, g.ndim))
     if not all(-g.ndim <= a < g.ndim for a in axis):
         raise ValueError(f"centralize: axis {axis} does not fit an array of shape {g.shape}")
-    return g - jnp.mean(g, axis=axis, keepdims=True)
+    number = max(math.prod(g.shape[a] for a in axis), 1)
+    return g - mean(g, axis, number)
 
 
 CENTRALIZE = Kernel(

@@ -16,6 +16,7 @@ from optax.contrib import GaLoreDimensionNumbers, GaLoreState
 
 from gradtx import trees
 from gradtx.arguments import ANY_NUMBER, COUNT, check, check_hyperparameter, check_static, evaluate
+from gradtx.bounds import limited
 from gradtx.compose.parts import Part, composed
 from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
@@ -27,6 +28,7 @@ from gradtx.kernels.matrices import (
     MatrixAxes,
     WeightDimensionNumbers,
     axes_by,
+    check_numbers,
     is_dimension_numbers,
 )
 from gradtx.kernels.products import adjoint, product
@@ -106,6 +108,7 @@ def scale_by_galore(
         raise ValueError(
             f"{owner}: projected_side must be 'shorter' or 'longer', got {shown(projected_side)}"
         )
+    check_numbers(owner, weight_dimension_numbers)
     base = scale_by_adam() if base_optimizer is None else base_optimizer
     base = as_transformation(owner, "base_optimizer", base)
 
@@ -288,8 +291,17 @@ def _enter(
 ) -> tuple[jax.Array, jax.Array]:
     """The gradient in the subspace, and the projector, which is chosen again when it is time."""
     matrices = axes.to_matrices(gradient.astype(trees.compute_dtype(gradient.dtype)))
+    # In a unit in which neither singular values nor products overflow. A product that does not fit
+    # into the dtype counts as the largest number that does.
+    info = jnp.finfo(matrices.dtype)
+    is_large = jnp.max(jnp.abs(matrices), initial=0) > 2.0 ** (info.maxexp - 58)
+    shorter, longer = (
+        jnp.where(is_large, 2.0**power, 1.0).astype(matrices.dtype) for power in (-40, 40)
+    )
+    matrices = matrices * shorter
     projector = lax.cond(is_time, lambda: _subspace(matrices, projector), lambda: projector)
-    return _project(matrices, projector.astype(matrices.dtype)), projector
+    low_rank = _project(matrices, projector.astype(matrices.dtype))
+    return limited(low_rank, float(info.max) / 2.0**40) * longer, projector
 
 
 @functools.partial(jax.jit, static_argnames="axes")

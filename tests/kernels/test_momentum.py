@@ -59,6 +59,14 @@ def test_simple_moving_average_is_the_mean_of_the_last_gradients(window):
         np.testing.assert_array_equal(state.history[-min(t, window) :], last)
 
 
+def test_a_sum_of_the_last_gradients_may_be_too_large_for_float32():
+    tx, gradient = gradtx.simple_moving_average(2), jnp.array([2e38, -3e38])
+    state = tx.init(gradient)
+    for _ in range(3):
+        updates, state = tx.update(gradient, state)
+        np.testing.assert_allclose(updates, gradient, rtol=1e-6)
+
+
 def impulse_response(tx, steps):
     """The updates after a gradient of 1 followed by zeros."""
     state, response = tx.init(jnp.zeros([])), []

@@ -114,6 +114,12 @@ def test_the_layout_of_torch_is_that_of_optax():
         np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+def test_a_mean_whose_sum_is_too_large_for_float32_is_subtracted():
+    g = np.float32([[3e38, -2e38], [1e38, -3e38], [3e38, -1e38]])
+    expected = np.float64(g) - np.float64(g).mean(axis=0)
+    np.testing.assert_allclose(centralized(g), expected, atol=1e-6 * 3e38)
+
+
 @pytest.mark.parametrize(("shape", "arguments"), [((3,), {"axis": 0}), ((), {}), ((0, 2), {})])
 def test_centralize_leaves_vectors_and_scalars_alone(shape, arguments):
     g = np.float32(np.random.default_rng(4).normal(size=shape))

@@ -44,6 +44,27 @@ def onto(basis):
     return basis @ basis.T
 
 
+@pytest.mark.parametrize("size", [1.0, 1e20, 1e30, 3e38])
+@pytest.mark.parametrize("name", ["wide", "tall"])
+def test_the_size_of_a_gradient_does_not_change_a_step_of_adam_in_a_subspace(name, size):
+    tx = gradtx.scale_by_galore(RANK, GAP)
+    g = gradients(1)[0][name]
+    large = g * np.float32(size / np.abs(g).max())
+    ((updates, _),), ((expected, _),) = (run(tx, [{name: own}]) for own in (large, g))
+    assert not np.isclose(np.abs(expected[name]).min(), np.abs(expected[name]).max())
+    np.testing.assert_allclose(updates[name], expected[name], rtol=0, atol=1e-5)
+
+
+def test_products_too_large_for_float32_are_the_largest_number():
+    g = np.full((2, 2), 3e38, np.float32)
+    tx = gradtx.scale_by_galore(1)
+    _, state = tx.update({"w": jnp.asarray(g)}, tx.init({"w": jnp.asarray(g)}))
+    first = gradtx.tree.get(state, "mu")["w"]
+    # The product is 3e38 * sqrt(2); Adam takes it for the largest number whose square is finite.
+    assert np.all(np.isfinite(first))
+    assert np.abs(first).max() > 1e17
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_equation(dtype):
     """Zhao et al. 2024, Algorithm 2, with the subspace as it is stored."""
