@@ -203,7 +203,7 @@ def check_dtype(owner: str, argument: str, dtype: DTypeLike | None) -> np.dtype 
     return canonical
 
 
-def check_key(owner: str, key: Any) -> Any:
+def check_key(owner: str, key: Any, argument: str = "key") -> Any:
     """A typed PRNG key from a key of either kind or an integer seed.
 
     Raises:
@@ -214,7 +214,7 @@ def check_key(owner: str, key: Any) -> Any:
             return jax.random.key(key)
         except OverflowError:
             raise ValueError(
-                f"{owner}: key must be a seed of at most 64 bits, got {shown(key)}"
+                f"{owner}: {argument} must be a seed of at most 64 bits, got {shown(key)}"
             ) from None
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ():
@@ -223,4 +223,4 @@ def check_key(owner: str, key: Any) -> Any:
         return jax.random.wrap_key_data(jnp.asarray(key))
     if dtype is not None and jnp.issubdtype(dtype, jnp.integer) and shape == ():
         return jax.random.key(jnp.asarray(key))
-    raise ValueError(f"{owner}: key must be a PRNG key or an integer seed, got {shown(key)}")
+    raise ValueError(f"{owner}: {argument} must be a PRNG key or an integer seed, got {shown(key)}")

@@ -99,11 +99,59 @@ def test_a_loss_that_is_no_real_number(value):
             ),
             "partition: mask_compatible_extra_args must be True or False, got 'no'",
         ),
+        (
+            lambda: gradtx.selective_transform(3, freeze_mask=True),
+            "selective_transform: optimizer must be a gradient transformation",
+        ),
+        (
+            lambda: gradtx.inject_hyperparams(gradtx.sgd, static_args=None),
+            "inject_hyperparams: static_args must be names, got None",
+        ),
+        (
+            lambda: gradtx.multiply_learning_rate({"w": 1.0}, rest=np.nan),
+            "multiply_learning_rate: rest must be a number, not NaN, got nan",
+        ),
+        (
+            lambda: gradtx.hutchinson_estimator_diag_hessian(random_seed=10**400),
+            "hutchinson_estimator_diag_hessian: random_seed must be a seed of at most 64 bits",
+        ),
+        (
+            lambda: gradtx.quantize_state(gradtx.adam(0.1), bits=np.array([8, 8])),
+            "quantize_state: bits must be 8, got",
+        ),
+        *(
+            (make, f"{owner}: the specification must be a pattern, a predicate, a type, a mask")
+            for owner, make in {
+                "quantize_state": lambda: gradtx.quantize_state(gradtx.adam(0.1), select=3.5),
+                "cast_state": lambda: gradtx.cast_state(gradtx.adam(0.1), select=3.5),
+                "grouped": lambda: gradtx.grouped(gradtx.adam(0.1), select=3.5),
+            }.items()
+        ),
+        (
+            lambda: gradtx.quantize_state(gradtx.adam(0.1), select={"signed": "("}),
+            r"quantize_state: '\(' is not a regular expression",
+        ),
+        *(
+            (make, f"{owner}weight_dimension_numbers must be dimension numbers, None, or a tree")
+            for owner, make in {
+                "muon: muon_": lambda: gradtx.muon(0.1, muon_weight_dimension_numbers=3.5),
+                "normuon: muon_": lambda: gradtx.normuon(
+                    0.1, muon_weight_dimension_numbers={"a": 1}
+                ),
+                "scale_by_muon: ": lambda: gradtx.scale_by_muon(weight_dimension_numbers=(0, 1)),
+                "scale_by_galore: ": lambda: gradtx.galore(0.1, weight_dimension_numbers="last"),
+            }.items()
+        ),
     ],
 )
 def test_what_is_refused_when_it_is_built(make, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         make()
+
+
+def test_complex_numbers_are_not_clipped_by_their_order():
+    with pytest.raises(ValueError, match=r"^clip: complex numbers have no order; updates are com"):
+        first_update(gradtx.clip(1.0), jnp.ones(2, jnp.complex64))
 
 
 @pytest.mark.parametrize(

@@ -312,6 +312,7 @@ def selective_transform(optimizer: Transformation, *, freeze_mask: Mask) -> Extr
         >>> [momentum.shape for momentum in jax.tree.leaves(state)]
         [(1,)]
     """
+    optimizer = as_transformation("selective_transform", "optimizer", optimizer)
     check_mask("selective_transform", freeze_mask, "freeze_mask")
 
     def labels(tree: Any) -> Any:

@@ -26,6 +26,8 @@ from gradtx.lift import lift
 
 
 def _clip(g, *, max_delta):
+    if jnp.iscomplexobj(g):
+        raise ValueError(f"clip: complex numbers have no order; updates are {g.dtype}")
     # Subnormal numbers would not survive the comparison.
     return jnp.where(jnp.abs(g) <= max_delta, g, jnp.clip(g, -max_delta, max_delta))
 

@@ -11,6 +11,7 @@ import optax
 from optax.contrib import HutchinsonState
 
 from gradtx import trees
+from gradtx.arguments import check_key
 from gradtx.effect import Effect, declared
 from gradtx.inputs import as_gradients, check_state
 from gradtx.kernels.objective import Loss, loss_of_moving
@@ -129,12 +130,6 @@ def refuse_complex(owner: str, tree: Any) -> None:
 
 def _key(owner: str, key: Any) -> Any:
     """The given key, typed or raw, or that of an integer seed."""
-    if isinstance(key, int) and not isinstance(key, bool):
-        return jax.random.key(key)
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
-    if key is None or is_typed or (dtype == np.uint32 and shape == jax.random.PRNGKey(0).shape):
-        return key
-    raise ValueError(
-        f"{owner}: random_seed must be a PRNG key or an integer seed, got {shown(key)}"
-    )
+    is_raw = dtype == np.uint32 and shape == jax.random.PRNGKey(0).shape
+    return key if key is None or is_raw else check_key(owner, key, "random_seed")

@@ -132,6 +132,7 @@ def as_matrices(
     """
     owner = "as_matrices"
     inner = as_transformation(owner, "inner", inner)
+    check_numbers(owner, weight_dimension_numbers)
 
     def seen(tree: Any, axes: Any) -> Any:
         named = {"the axes": axes, "the arrays": tree}
@@ -230,7 +231,24 @@ def axes_by(
     return jax.tree_util.tree_map_with_path(axes_of, tree, spread_numbers(owner, numbers, tree))
 
 
-def spread_numbers(owner: str, numbers: WeightDimensionNumbers, tree: Any) -> Any:
+_ARGUMENT = "weight_dimension_numbers"
+
+
+def check_numbers(owner: str, numbers: Any, argument: str = _ARGUMENT) -> None:
+    """Refuse what are no dimension numbers for any tree; those of a function are not known yet.
+
+    Raises:
+        ValueError: if there is something else in them.
+    """
+    leaves = () if is_function_of_tree(numbers) else jax.tree.leaves(numbers, is_leaf=_is_own)
+    for own in leaves:
+        if not _is_own(own):
+            raise ValueError(f"{_expected(owner, argument)}, got {shown(own)}")
+
+
+def spread_numbers(
+    owner: str, numbers: WeightDimensionNumbers, tree: Any, argument: str = _ARGUMENT
+) -> Any:
     """The dimension numbers, or None, of each leaf of a tree.
 
     Raises:
@@ -239,27 +257,26 @@ def spread_numbers(owner: str, numbers: WeightDimensionNumbers, tree: Any) -> An
     given: Any = numbers
     if is_function_of_tree(given):
         given = given(tree)
-
-    def is_own(node: Any) -> bool:
-        return node is None or is_dimension_numbers(node)
-
-    expected = (
-        f"{owner}: weight_dimension_numbers must be dimension numbers, None, or a tree of them "
-        "that is a prefix of the parameters"
-    )
-    wrong = [own for own in jax.tree.leaves(given, is_leaf=is_own) if not is_own(own)]
-    if wrong:
-        raise ValueError(f"{expected}, got {shown(wrong[0])}")
+    check_numbers(owner, given, argument)
     try:
         return jax.tree.map(
-            lambda own, part: jax.tree.map(lambda _: own, part), given, tree, is_leaf=is_own
+            lambda own, part: jax.tree.map(lambda _: own, part), given, tree, is_leaf=_is_own
         )
     except (ValueError, TypeError, KeyError) as mismatch:
-        named = jax.tree.map(str, given, is_leaf=is_own)
-        difference = trees.describe_difference(
-            "the tree", tree, "weight_dimension_numbers", named, subtrees=True
-        )
-        raise ValueError(f"{expected}: {difference}") from mismatch
+        named = jax.tree.map(str, given, is_leaf=_is_own)
+        difference = trees.describe_difference("the tree", tree, argument, named, subtrees=True)
+        raise ValueError(f"{_expected(owner, argument)}: {difference}") from mismatch
+
+
+def _expected(owner: str, argument: str) -> str:
+    return (
+        f"{owner}: {argument} must be dimension numbers, None, or a tree of them that is a prefix "
+        "of the parameters"
+    )
+
+
+def _is_own(node: Any) -> bool:
+    return node is None or is_dimension_numbers(node)
 
 
 def is_dimension_numbers(node: Any) -> bool:

@@ -17,7 +17,7 @@ from gradtx.explicit import laid_out_as
 from gradtx.kernel import DECAY, NON_NEGATIVE, Kernel, PerLeaf, Scalar, Slot
 from gradtx.kernels import arithmetic
 from gradtx.kernels.adam import first_moment
-from gradtx.kernels.matrices import WeightDimensionNumbers, matrix_axes
+from gradtx.kernels.matrices import WeightDimensionNumbers, check_numbers, matrix_axes
 from gradtx.kernels.orthogonalize import (
     ITERATION_OPTIONS,
     NS_COEFFS,
@@ -145,6 +145,7 @@ def scale_by_muon(
 
 
 def _axes(owner: str, numbers: WeightDimensionNumbers | None) -> PerLeaf:
+    check_numbers(owner, numbers)
     return PerLeaf(lambda tree: matrix_axes(owner, numbers, tree))
 
 

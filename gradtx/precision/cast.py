@@ -18,7 +18,7 @@ from gradtx.compose.sequence import as_transformation
 from gradtx.effect import LINEAR
 from gradtx.joined import Finish, Leaves, join
 from gradtx.messages import shown
-from gradtx.precision.laws import map_by_law, refuse_groups
+from gradtx.precision.laws import check_select, map_by_law, refuse_groups
 from gradtx.precision.narrow import WIDE
 from gradtx.precision.quantized import NON_NEGATIVE, explicit_sharding
 from gradtx.precision.rounding import random_bits, round_stochastically
@@ -199,6 +199,7 @@ def cast_state(
             f"{_OWNER}: dtype must be a real dtype of fewer than 32 bits, got {shown(dtype)}"
         )
     rng_key = check_key(_OWNER, key)
+    check_select(_OWNER, select)
     has_small_range = jnp.finfo(narrow).minexp > jnp.finfo(WIDE).minexp
 
     def init(params: Any) -> Any:

@@ -13,6 +13,7 @@ from gradtx import trees
 from gradtx.compose.parts import owner_of, parts_of
 from gradtx.kernel import Slot
 from gradtx.lift import kernel_of
+from gradtx.messages import in_the_name_of
 from gradtx.precision.quantized import NON_NEGATIVE, SIGNED
 from gradtx.select import Specification
 from gradtx.select import select as select_leaves
@@ -28,6 +29,19 @@ _VALUES = {
     *("average", "cache", "compensation", "fast", "init_params", "init_particles", "master"),
     *("params", "params0", "slow", "x0", "y", "z"),
 }
+
+
+def check_select(owner: str, select: Specification | Mapping[str, Specification] | None) -> None:
+    """Refuse what chooses nothing in any state.
+
+    Raises:
+        ValueError: if it is not what `quantize_state` takes.
+    """
+    with in_the_name_of(owner):
+        if isinstance(select, Mapping):
+            select_leaves.groups({**select}, rest="")
+        elif select is not None:
+            select_leaves(select)
 
 
 def map_by_law(

@@ -17,7 +17,7 @@ from gradtx.compose.sequence import as_transformation
 from gradtx.effect import Effect
 from gradtx.joined import Finish, Leaves, join
 from gradtx.messages import shown
-from gradtx.precision.laws import map_by_law, refuse_groups
+from gradtx.precision.laws import check_select, map_by_law, refuse_groups
 from gradtx.precision.quantized import NON_NEGATIVE, SIGNED, Quantized, Seeded, quantized
 from gradtx.select import Specification
 
@@ -107,7 +107,7 @@ def quantize_state(
     """
     inner = as_transformation(_OWNER, "tx", tx)
     refuse_groups(_OWNER, inner)
-    if bits != 8:
+    if not isinstance(bits, int | np.integer) or bits != 8:
         raise ValueError(f"{_OWNER}: bits must be 8, got {shown(bits)}")
     block_size = int(check(_OWNER, "block_size", block_size, COUNT))
     min_size = int(check(_OWNER, "min_size", min_size, COUNT_OR_ZERO))
@@ -115,6 +115,7 @@ def quantize_state(
         raise ValueError(
             f"{_OWNER}: select must have the keys 'signed' and 'non_negative', got {shown(select)}"
         )
+    check_select(_OWNER, select)
 
     def init(params: Any) -> QuantizedState:
         state = inner.init(params)

@@ -12,7 +12,7 @@ from optax import ScalarOrSchedule
 from gradtx.arguments import ANY_NUMBER, DECAY, NON_NEGATIVE, check_hyperparameter
 from gradtx.compose.groups import partition
 from gradtx.compose.sequence import chain
-from gradtx.kernels.matrices import WeightDimensionNumbers, spread_numbers
+from gradtx.kernels.matrices import WeightDimensionNumbers, check_numbers, spread_numbers
 from gradtx.kernels.muon import scale_by_muon, scale_by_shape
 from gradtx.kernels.normuon import scale_by_normuon
 from gradtx.kernels.orthogonalize import NS_COEFFS, Preconditioning
@@ -20,6 +20,8 @@ from gradtx.kernels.scale import scale_by_learning_rate, weight_decay_of
 from gradtx.recipes.adam import adamw
 from gradtx.roles import layer_shapes
 from gradtx.select import Decay, Mask
+
+_NUMBERS = "muon_weight_dimension_numbers"
 
 
 def muon(
@@ -123,6 +125,7 @@ def muon(
         >>> print(list(state.inner_states))
         ['muon', 'adam']
     """
+    check_numbers("muon", muon_weight_dimension_numbers, _NUMBERS)
     _check_adam("muon", adam_b1, adam_b2, adam_eps_root, adam_weight_decay, adam_learning_rate)
     return _partition_matrices(
         "muon",
@@ -185,7 +188,7 @@ def _partition_matrices(
             return jax.tree.structure(params).unflatten(
                 name if len(shape) >= 2 else "adam" for shape in shapes
             )
-        own = spread_numbers(name, numbers, params)
+        own = spread_numbers(name, numbers, params, _NUMBERS)
         return jax.tree.map(lambda _, given: name if given else "adam", params, own)
 
     return partition({name: of_matrices, "adam": of_others}, labels)
@@ -276,6 +279,7 @@ def normuon(
         >>> print(f"{jnp.sqrt(jnp.mean(updates['kernel'] ** 2)):.3f}")
         0.020
     """
+    check_numbers("normuon", muon_weight_dimension_numbers, _NUMBERS)
     _check_adam("normuon", adam_b1, adam_b2, adam_eps_root, adam_weight_decay, adam_learning_rate)
     return _partition_matrices(
         "normuon",

@@ -124,7 +124,8 @@ def grouped(
     size = check_static(_OWNER, "group_size", group_size)
     limit = max_leaf_size
     limit = None if limit is None else check_static(_OWNER, "max_leaf_size", limit)
-    chosen = all_leaves if select is None else selection(select)
+    with in_the_name_of(_OWNER):
+        chosen = all_leaves if select is None else selection(select)
     return _Grouping(_OWNER, inner, chosen, size, limit).transformation()
 
 

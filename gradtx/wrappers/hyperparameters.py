@@ -22,7 +22,7 @@ from gradtx.compose.sequence import ExtraArgs, as_transformation
 from gradtx.effect import LINEAR
 from gradtx.inputs import check_state
 from gradtx.joined import Finish, Leaves, join
-from gradtx.messages import listed
+from gradtx.messages import listed, shown
 from gradtx.placement import with_numbers_placed
 from gradtx.wrappers.factory import Factory
 from gradtx.wrappers.steps import is_step, kept_after
@@ -103,6 +103,8 @@ def inject_hyperparams(
     """
     owner = "inject_hyperparams"
     factory = Factory(owner, inner_factory)
+    if not isinstance(static_args, Iterable):
+        raise ValueError(f"{owner}: static_args must be names, got {shown(static_args)}")
     static = {static_args} if isinstance(static_args, str) else set(static_args)
     unknown = sorted(map(str, static - factory.signature.parameters.keys()))
     if unknown:

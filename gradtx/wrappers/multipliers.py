@@ -81,7 +81,8 @@ def multiply_learning_rate(factors: Multipliers, rest: ScalarOrSchedule | None =
     if rest is not None:
         by_label[_REST] = rest
     for label, factor in by_label.items():
-        check_hyperparameter(_OWNER, f"the factor of {label!r}", factor, ANY_NUMBER)
+        name = "rest" if label == _REST else f"the factor of {label!r}"
+        check_hyperparameter(_OWNER, name, factor, ANY_NUMBER)
     return partition(
         {label: lift(MULTIPLY_LEARNING_RATE, factor=factor) for label, factor in by_label.items()},
         _labels(factors, None if rest is None else _REST),
