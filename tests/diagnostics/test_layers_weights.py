@@ -78,28 +78,45 @@ MADE = {
 }
 
 
-@pytest.mark.parametrize("how", MADE)
-def test_weights_made_from_a_parameter(how):
+def test_weights_made_from_a_parameter():
+    """Each way is a network of its own, side by side with the others."""
+
     def loss_fn(params, x, mask):
-        return loss_of(MADE[how](params, x, mask)[0], params["head"])
+        losses = []
+        for how, made in MADE.items():
+            image, _ = made(params[how], x, mask)
+            losses.append(loss_of(image, params[how]["head"]))
+        return sum(losses)
 
     rng = np.random.default_rng(7)
-    params = {"w": numbers()["kernel"][0], "head": numbers()["head"]}
-    if how in ("low_rank", "weight_normalized"):
-        params["a"] = jnp.asarray(rng.standard_normal((WIDTH, 1)))
-        params["b"] = jnp.asarray(rng.standard_normal((1, WIDTH)))
+    own = {"w": numbers()["kernel"][0], "head": numbers()["head"]}
+    factors = {
+        "a": jnp.asarray(rng.standard_normal((WIDTH, 1))),
+        "b": jnp.asarray(rng.standard_normal((1, WIDTH))),
+    }
+    params = {
+        how: own | (factors if how in ("low_rank", "weight_normalized") else {}) for how in MADE
+    }
     mask = jnp.asarray(rng.random((WIDTH, WIDTH)) < 0.5, jnp.float64)
     report = diagnostics.signal_report(loss_fn, params, batch(), mask)
-    image, weights = MADE[how](params, batch(), mask)
-    gradients = jax.jit(jax.grad(loss_fn))(params, batch(), mask)
-    assert [layer.name for layer in report.layers] == ["w", "head"]
-    expected = {
-        "rms": rms(image),
-        "weight_rms": rms(weights),
-        "weight_grad_rms": rms(gradients["w"]),
-        "input_rms": rms(batch()),
-    }
-    assert_layer(report.layers[0], expected)
+
+    @jax.jit
+    def explicit(params, x, mask):
+        gradients = jax.grad(loss_fn)(params, x, mask)
+        return {
+            how: (*made(params[how], x, mask), gradients[how]["w"]) for how, made in MADE.items()
+        }
+
+    layers = {layer.name: layer for layer in report.layers}
+    assert [*layers] == [f"{how}/{name}" for how in MADE for name in ("w", "head")]
+    for how, (image, weights, gradient) in explicit(params, batch(), mask).items():
+        expected = {
+            "rms": rms(image),
+            "weight_rms": rms(weights),
+            "weight_grad_rms": rms(gradient),
+            "input_rms": rms(batch()),
+        }
+        assert_layer(layers[f"{how}/w"], expected)
 
 
 def test_two_low_rank_factors_are_two_layers():

@@ -69,36 +69,52 @@ def in_a_switch(kernel, bias, x):
     return lax.switch(jnp.sum(x > 1e9) + 1, other, x)
 
 
-WAYS = {
-    "plain": through(block),
+BLOCKS = {
+    "checkpoint": jax.checkpoint(block),
+    "checkpoint_of_the_product": lambda w, b, x: jnp.tanh(
+        jax.checkpoint(jnp.matmul)(x, w) + b[None]
+    ),
+    "checkpoint_of_the_rest": lambda w, b, x: jax.checkpoint(lambda z: jnp.tanh(z + b[None]))(
+        x @ w
+    ),
+    "checkpoint_with_a_policy": jax.checkpoint(block, policy=jax.checkpoint_policies.dots_saveable),
+    "checkpoint_of_a_switch": jax.checkpoint(in_a_switch),
+    "transposed": written_transposed,
+    "heads": written_with_reshape,
+    "per_sample": written_per_sample,
+    "custom_jvp": block_with_jvp,
+    "custom_jvp_activation": lambda w, b, x: tanh_with_jvp(x @ w + b[None]),
+    "custom_vjp_activation": lambda w, b, x: tanh_with_vjp(x @ w + b[None]),
+    "switch": in_a_switch,
+    "bias_first": lambda w, b, x: jnp.tanh(b[None] + x @ w),
+    "bias_broadcast": lambda w, b, x: jnp.tanh(x @ w + jnp.broadcast_to(b, x.shape)),
+    "optimization_barrier": lambda w, b, x: lax.optimization_barrier(block(w, b, x)),
+}
+
+NETWORKS = {
     "nested_jit": jax.jit(through(jax.jit(lambda *arguments: jax.jit(block)(*arguments)))),
-    "checkpoint": through(jax.checkpoint(block)),
     "checkpoint_of_all": jax.checkpoint(through(block)),
-    "checkpoint_of_the_product": through(
-        lambda w, b, x: jnp.tanh(jax.checkpoint(jnp.matmul)(x, w) + b[None])
-    ),
-    "checkpoint_of_the_rest": through(
-        lambda w, b, x: jax.checkpoint(lambda z: jnp.tanh(z + b[None]))(x @ w)
-    ),
-    "checkpoint_with_a_policy": through(
-        jax.checkpoint(block, policy=jax.checkpoint_policies.dots_saveable)
-    ),
-    "checkpoint_of_a_switch": through(jax.checkpoint(in_a_switch)),
-    "transposed": through(written_transposed),
-    "heads": through(written_with_reshape),
-    "per_sample": through(written_per_sample),
     "vmapped_loss": lambda params, x: jnp.mean(
         jax.vmap(through(written_per_sample), in_axes=(None, 0))(params, x[:, None])
     ),
-    "custom_jvp": through(block_with_jvp),
-    "custom_jvp_activation": through(lambda w, b, x: tanh_with_jvp(x @ w + b[None])),
-    "custom_vjp_activation": through(lambda w, b, x: tanh_with_vjp(x @ w + b[None])),
     "custom_vjp_in_jit_in_checkpoint": through(jax.checkpoint(jax.jit(block_with_vjp))),
-    "switch": through(in_a_switch),
-    "bias_first": through(lambda w, b, x: jnp.tanh(b[None] + x @ w)),
-    "bias_broadcast": through(lambda w, b, x: jnp.tanh(x @ w + jnp.broadcast_to(b, x.shape))),
-    "optimization_barrier": through(lambda w, b, x: lax.optimization_barrier(block(w, b, x))),
 }
+
+
+def mixed(names):
+    """The network with each of its layers written in a way of its own."""
+    blocks = [BLOCKS[name] for name in names]
+
+    def loss_fn(params, x):
+        for apply_block, layer in zip(blocks, params["layers"], strict=True):
+            x = apply_block(layer["kernel"], layer["bias"], x)
+        return loss_of(x, params["head"])
+
+    return loss_fn
+
+
+MIXED = [list(BLOCKS)[i : i + DEPTH] for i in range(0, len(BLOCKS), DEPTH)]
+WAYS = NETWORKS | {", ".join(names): mixed(names) for names in MIXED}
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -1,5 +1,7 @@
 """Numbers inside a module are settings: every diagnostic measures what equinox trains, arrays."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -31,24 +33,6 @@ def dropout(key):
     )
 
 
-def attention(key):
-    heads = eqx.nn.MultiheadAttention(2, WIDTH, dropout_p=0.1, inference=True, key=key)
-    return eqx.nn.Sequential(
-        [
-            eqx.nn.Lambda(lambda x: x.reshape(2, WIDTH // 2)),
-            eqx.nn.Lambda(lambda x: jnp.concatenate([x, x], axis=1)),
-            Attention(heads),
-        ]
-    )
-
-
-class Attention(eqx.Module):
-    heads: eqx.nn.MultiheadAttention
-
-    def __call__(self, x, *, key=None):
-        return self.heads(x, x, x).ravel()
-
-
 def pooled(key):
     return eqx.nn.Sequential(
         [
@@ -65,7 +49,7 @@ def scaled(key):
     return Scaled(eqx.nn.Linear(WIDTH, WIDTH, key=key), 0.1, np.ones(WIDTH, np.float32))
 
 
-MODULES = {"dropout": dropout, "attention": attention, "max_pool": pooled, "number": scaled}
+MODULES = {"dropout": dropout, "max_pool": pooled, "number": scaled}
 
 
 def loss_of(model, x):
@@ -105,14 +89,15 @@ def test_step_along_the_gradient_moves_arrays_only(model, x):
     _, gradient = value_and_gradient(model, x)
     updates = jax.tree.map(lambda g: -0.1 * g, gradient)
     expected = compiled_loss(eqx.apply_updates(model, updates), x)
-    found = diagnostics.along_gradient(loss_of, model, x, step_sizes=[0.1])
+    measure = eqx.filter_jit(functools.partial(diagnostics.along_gradient, step_sizes=[0.1]))
+    found = measure(loss_of, model, x)
     np.testing.assert_allclose(found.losses[0], expected, rtol=1e-4)
     norm = jnp.linalg.norm(ravel_pytree(gradient)[0])
     np.testing.assert_allclose(found.distances[0], 0.1 * norm, rtol=1e-5)
 
 
 def test_noise_is_that_of_the_arrays(model, x):
-    found = diagnostics.gradient_noise_scale(loss_of, model, x)
+    found = eqx.filter_jit(diagnostics.gradient_noise_scale)(loss_of, model, x)
     each = np.stack([ravel_pytree(value_and_gradient(model, one[None])[1])[0] for one in x]).astype(
         np.float64
     )

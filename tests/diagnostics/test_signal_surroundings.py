@@ -76,37 +76,45 @@ SURROUNDINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SURROUNDINGS)
-def test_surroundings_of_a_nonlinearity(name):
-    before, f, after = SURROUNDINGS[name]
+def test_surroundings_of_a_nonlinearity():
+    """Each is a network of its own, side by side with the others."""
     rng = np.random.default_rng(2)
     with jax.enable_x64(True):
         x = jnp.asarray(rng.standard_normal((12, 5)))
-        params = {
+        own = {
             "kernel": jnp.asarray(rng.standard_normal((5, 5))),
             "scale": jnp.asarray(rng.uniform(1, 2, 5)),
             "shift": jnp.asarray(rng.standard_normal(5)),
             "head": jnp.asarray(rng.standard_normal((5, 2))),
         }
+        params = dict.fromkeys(SURROUNDINGS, own)
 
         def loss_fn(params, x, tap=untouched):
-            z = tap("z", x @ params["kernel"])
-            image = tap("f(z)", f(before(z, params["scale"], params["shift"], x)))
-            received = tap("x", after(image, x))
-            return jnp.mean((received @ params["head"]) ** 2)
+            losses = []
+            for name, (before, f, after) in SURROUNDINGS.items():
+                own = params[name]
+                z = tap(f"z of {name}", x @ own["kernel"])
+                argument = tap(f"argument of {name}", before(z, own["scale"], own["shift"], x))
+                image = tap(f"image of {name}", f(argument))
+                received = tap(f"x of {name}", after(image, x))
+                losses.append(jnp.mean((received @ own["head"]) ** 2))
+            return sum(losses)
 
         outputs, gradients, of_params = with_taps(loss_fn, params, x)
         report = diagnostics.signal_report(loss_fn, params, x)
-        argument = before(outputs["z"], params["scale"], params["shift"], x)
-    flat = sech_squared_is_small(argument) if f is jnp.tanh else False
-    expected = forward_statistics(outputs["f(z)"], flat) | {
-        "grad_rms": rms(gradients["z"]),
-        "weight_grad_rms": rms(of_params["kernel"]),
-    }
-    first, last = report.layers
-    assert_statistics(first, expected, 1e-10)
-    assert_statistics(last, {"input_rms": rms(outputs["x"])}, 1e-10)
-    assert first.activation == ("tanh" if f is jnp.tanh else "relu")
+    layers = {layer.name: layer for layer in report.layers}
+    assert len(layers) == 2 * len(SURROUNDINGS)
+    for name, (_, f, _) in SURROUNDINGS.items():
+        is_tanh = f is jnp.tanh
+        flat = sech_squared_is_small(outputs[f"argument of {name}"]) if is_tanh else False
+        expected = forward_statistics(outputs[f"image of {name}"], flat) | {
+            "grad_rms": rms(gradients[f"z of {name}"]),
+            "weight_grad_rms": rms(of_params[name]["kernel"]),
+        }
+        first, last = layers[f"{name}/kernel"], layers[f"{name}/head"]
+        assert_statistics(first, expected, 1e-10)
+        assert_statistics(last, {"input_rms": rms(outputs[f"x of {name}"])}, 1e-10)
+        assert first.activation == ("tanh" if is_tanh else "relu")
 
 
 def test_dropout_after_the_nonlinearity():

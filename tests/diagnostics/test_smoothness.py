@@ -84,7 +84,7 @@ def test_sharpness_of_a_network_is_that_of_its_dense_hessian():
         flat, unravel = jax.flatten_util.ravel_pytree(params)
         hessian = jax.jit(jax.hessian(lambda v: network_loss(unravel(v), x)))(flat)
         eigenvalues = np.linalg.eigvalsh(np.asarray(hessian))
-        found = float(sharpness(network_loss, params, x))
+        found = float(jax.jit(functools.partial(sharpness, network_loss))(params, x))
     assert eigenvalues[0] < -0.1
     np.testing.assert_allclose(found, eigenvalues[-1], rtol=1e-12)
 
@@ -124,14 +124,13 @@ def test_the_key_decides_the_first_vector():
 
 def test_sharpness_is_mapped():
     matrices = jnp.stack([jnp.diag(jnp.array(d)) for d in ([1.0, -2.0, 0.5], [-4.0, -4.0, -4.0])])
-    found = jax.vmap(functools.partial(sharpness, quadratic), in_axes=(None, 0))(
-        jnp.zeros(3), matrices
-    )
+    found = jax.vmap(compiled_sharpness, in_axes=(None, 0))(jnp.zeros(3), matrices)
     np.testing.assert_allclose(found, [1.0, -4.0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("measure", MEASURES)
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("measure", "dtype"), zip(MEASURES, 2 * [jnp.float16, jnp.bfloat16], strict=True)
+)
 def test_half_precision_parameters_are_widened(measure, dtype):
     params = network_parameters(dtype)
     widened = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
@@ -152,11 +151,13 @@ def test_complex_parameters_count_as_two_real_ones():
     params = jnp.asarray(z, jnp.complex64)
     # The Hessian of |A z|^2 in the real and imaginary parts is 2 A^H A, taken as a real matrix.
     np.testing.assert_allclose(
-        sharpness(loss_fn, params), 2 * np.linalg.eigvalsh(a.conj().T @ a)[-1], rtol=1e-6
+        jax.jit(functools.partial(sharpness, loss_fn))(params),
+        2 * np.linalg.eigvalsh(a.conj().T @ a)[-1],
+        rtol=1e-6,
     )
     g = 2 * a.conj().T @ a @ z
     np.testing.assert_allclose(
-        curvature_along_gradient(loss_fn, params, step_sizes=[0.01]),
+        jax.jit(functools.partial(curvature_along_gradient, loss_fn, step_sizes=[0.01]))(params),
         2 * np.linalg.norm(a.conj().T @ a @ g) / np.linalg.norm(g),
         rtol=1e-4,
     )
@@ -184,7 +185,7 @@ def test_leaves_of_different_precision():
             a, b, c = (p[k].astype(jnp.float64) for k in "abc")
             return a * b + 2 * c**2
 
-        found = sharpness(loss_fn, params)
+        found = jax.jit(functools.partial(sharpness, loss_fn))(params)
         assert found.dtype == jnp.float64
         np.testing.assert_allclose(float(found), 4.0, rtol=1e-7)
 

@@ -32,8 +32,7 @@ from .remedies import (
 DEPTH = 6
 
 
-@pytest.mark.parametrize("activation", ["linear", "relu"])
-@pytest.mark.parametrize("factor", [2.0, 0.5])
+@pytest.mark.parametrize(("factor", "activation"), [(2.0, "relu"), (0.5, "linear")])
 def test_multiples_of_the_identity(factor, activation):
     """The factor per layer is exactly known, and so is the remedy."""
     f = {"linear": lambda z: z, "relu": jax.nn.relu}[activation]

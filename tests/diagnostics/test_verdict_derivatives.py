@@ -10,7 +10,7 @@ from gradtx import diagnostics, initializers
 
 from .remedies import assert_healthy, inputs
 
-DEPTH, FEATURES = 5, 8
+DEPTH, FEATURES = 3, 8
 
 
 class Network(nn.Module):

@@ -60,17 +60,15 @@ def flax_report(cell, **biases):
     return diagnostics.signal_report(loss_fn, params, sequences())
 
 
-@pytest.mark.parametrize("cell", ["LSTMCell", "OptimizedLSTMCell"])
-def test_chrono_initialization_is_healthy(cell):
+def test_chrono_initialization_is_healthy():
     """The forget gates stay open, and the input gates closed, for up to 2,000 steps."""
     bias = np.log(np.random.default_rng(0).uniform(1, 1999, CELLS))
-    report = flax_report(cell, hf=bias, hi=-bias)
+    report = flax_report("LSTMCell", hf=bias, hi=-bias)
     assert_healthy(report)
-    if cell == "LSTMCell":
-        is_gate = {name.split("/")[1]: mine for name, mine in gates(report).items() if "/h" in name}
-        assert is_gate == {"hi": True, "hf": True, "hg": False, "ho": True}
-        flat = {layer.name.split("/")[1]: layer.saturated_fraction for layer in report.layers[:-1]}
-        assert flat["hf"] > 0.9
+    is_gate = {name.split("/")[1]: mine for name, mine in gates(report).items() if "/h" in name}
+    assert is_gate == {"hi": True, "hf": True, "hg": False, "ho": True}
+    flat = {layer.name.split("/")[1]: layer.saturated_fraction for layer in report.layers[:-1]}
+    assert flat["hf"] > 0.9
 
 
 @pytest.mark.parametrize("cell", ["LSTMCell", "OptimizedLSTMCell"])
@@ -125,19 +123,19 @@ def test_forgetful_lstm_of_equinox():
 @pytest.mark.parametrize("bias", [-2.0, -4.0])
 def test_highway_network_is_healthy(bias):
     he = initializers.he_normal()
-    keys = jax.random.split(jax.random.key(0), 10)
+    keys = jax.random.split(jax.random.key(0), 6)
     params = [
         {"carry": he(one, (WIDTH, WIDTH)), "signal": he(other, (WIDTH, WIDTH))}
-        for one, other in keys.reshape(5, 2)
+        for one, other in keys.reshape(3, 2)
     ]
 
-    def loss_fn(params, x):
+    def loss_fn(params, x, bias):
         for layer in params:
             gate = jax.nn.sigmoid(x @ layer["carry"] + bias)
             x = gate * jax.nn.relu(x @ layer["signal"]) + (1 - gate) * x
         return jnp.mean(x**2)
 
-    report = diagnostics.signal_report(loss_fn, params, inputs())
+    report = diagnostics.signal_report(loss_fn, params, inputs(), jnp.float32(bias))
     assert_healthy(report)
     assert {name.split("/")[1]: mine for name, mine in gates(report).items()} == {
         "carry": True,

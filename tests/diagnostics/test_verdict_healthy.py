@@ -18,8 +18,7 @@ from gradtx import diagnostics, initializers
 from .remedies import WIDTH, assert_healthy, inputs, loss_with, network
 
 
-@pytest.mark.parametrize("depth", [2, 10])
-@pytest.mark.parametrize("name", ["relu", "tanh"])
+@pytest.mark.parametrize(("name", "depth"), [("relu", 10), ("tanh", 10), ("relu", 2)])
 def test_well_initialized_networks_are_healthy(name, depth):
     activation, initializer = {
         "relu": (jax.nn.relu, initializers.he_normal()),
@@ -71,7 +70,7 @@ def classifier_loss(params, x, labels):
 
 
 def test_trained_classifier_is_healthy():
-    params = network(8, initializers.he_normal())
+    params = network(6, initializers.he_normal())
     labels = labels_for(64, 10)
     before = float(classifier_loss(params, inputs(), labels))
     params = trained(classifier_loss, params, inputs(), labels, learning_rate=3e-3, steps=150)
@@ -90,10 +89,9 @@ def test_classifier_whose_head_begins_at_zero_is_healthy():
 def test_trained_autoencoder_is_healthy():
     widths = (WIDTH, 16, 8, 16, WIDTH)
     init = initializers.he_normal()
-    params = [
-        init(jax.random.key(i), shape, jnp.float32)
-        for i, shape in enumerate(itertools.pairwise(widths))
-    ]
+    params = jax.jit(
+        lambda key: [init(key, shape, jnp.float32) for shape in itertools.pairwise(widths)]
+    )(jax.random.key(0))
 
     def loss_fn(params, x):
         hidden = x
@@ -140,9 +138,7 @@ class LeNet(nn.Module):
     ("has_norm", "pool", "is_trained"),
     [
         pytest.param(False, "max", False, id="plain-max"),
-        pytest.param(True, "mean", False, id="batch_norm-mean"),
-        pytest.param(False, "max", True, id="plain-max-trained"),
-        pytest.param(True, "max", True, id="batch_norm-max-trained"),
+        pytest.param(True, "mean", True, id="batch_norm-mean-trained"),
     ],
 )
 def test_convolutional_network_is_healthy(has_norm, pool, is_trained):
@@ -176,7 +172,7 @@ class ResidualNetwork(nn.Module):
 
 
 def test_residual_network_with_batch_norm_is_healthy():
-    model = ResidualNetwork(3)
+    model = ResidualNetwork(2)
     images = inputs(samples=8, width=64).reshape(8, 8, 8, 1)
     variables = jax.jit(model.init)(jax.random.key(0), images)
 
@@ -185,7 +181,7 @@ def test_residual_network_with_batch_norm_is_healthy():
         return cross_entropy(model.apply(given, images, mutable=["batch_stats"])[0], labels)
 
     report = diagnostics.signal_report(loss_fn, variables["params"], images, labels_for(8, 10))
-    assert len(report.layers) == 8
+    assert len(report.layers) == 6
     assert_healthy(report)
 
 
@@ -236,18 +232,13 @@ def transformer_loss(params, tokens, heads=2):
 
 
 def test_transformer_is_healthy():
+    """Also where its branches begin at zero, a common trick: each block is the identity."""
     blocks = 2
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (4, 9)))
     params = transformer(blocks, 16)
     report = diagnostics.signal_report(transformer_loss, params, tokens)
     assert len(report.layers) == 4 * blocks + 1
     assert_healthy(report)
-
-
-def test_transformer_whose_branches_begin_at_zero_is_healthy():
-    """A common trick: each block starts as the identity."""
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (4, 9)))
-    params = transformer(1, 16)
     for block in params["blocks"]:
         block["projection"] = jnp.zeros_like(block["projection"])
         block["down"] = jnp.zeros_like(block["down"])
@@ -257,12 +248,11 @@ def test_transformer_whose_branches_begin_at_zero_is_healthy():
 # Recurrent networks.
 
 
-@pytest.mark.parametrize("cell", ["OptimizedLSTMCell", "GRUCell"])
-def test_gated_recurrent_network_of_flax_is_healthy(cell):
+def test_gated_recurrent_network_of_flax_is_healthy():
     class Network(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return nn.Dense(3)(nn.RNN(getattr(nn, cell)(12))(x)[:, -1])
+            return nn.Dense(3)(nn.RNN(nn.GRUCell(12))(x)[:, -1])
 
     x = inputs(samples=8 * 15, width=5).reshape(8, 15, 5)
     params = jax.jit(Network().init)(jax.random.key(0), x)

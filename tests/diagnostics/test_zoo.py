@@ -19,25 +19,21 @@ SICK = {case.name: case for case in sick_cases()}
 HEALTHY_SAMPLE = (
     "softmax regression, unequal classes",
     "rectifier network",
-    "batch normalization in a perceptron",
     "LeNet-5",
-    "ReZero",
+    "Fixup",
     "LoRA",
-    "chrono initialization",
+    "LSTM with a forget bias of 1",
     "discriminator of a GAN",
     "CLIP",
     "graph convolution",
 )
+TRAINED_SAMPLE = ("rectifier network", "CLIP")
 SICK_SAMPLE = (
     "hidden weights constant",
-    "a layer that is never called",
     "an encoder behind stop_gradient",
     "one example repeated",
-    "pixels from 0 to 255",
     "a time stamp among the features",
-    "standard normal weights",
     "biases of -10 before relu",
-    "a branch of where that is not taken",
     "the accuracy as loss",
 )
 
@@ -71,7 +67,7 @@ def test_the_place_of_a_fault_is_a_marked_line_or_a_path():
     assert not case.is_at("head/kernel, sick_parameters.py:1 (loss_fn)")
 
 
-@pytest.mark.parametrize("name", HEALTHY if IS_WHOLE else HEALTHY_SAMPLE[:4])
+@pytest.mark.parametrize("name", HEALTHY if IS_WHOLE else HEALTHY_SAMPLE[:2])
 def test_a_healthy_case_trains(name):
     case = HEALTHY[name]
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -81,7 +77,8 @@ def test_a_healthy_case_trains(name):
 
 @pytest.mark.parametrize("name", HEALTHY_SAMPLE)
 def test_nothing_is_found_in_a_healthy_case(name):
-    outcomes = list(run.healthy_outcomes(HEALTHY[name]))
+    outcomes = run.healthy_outcomes(HEALTHY[name])
+    outcomes = list(outcomes) if name in TRAINED_SAMPLE else [next(outcomes)]
     assert not _described(outcomes)
 
 

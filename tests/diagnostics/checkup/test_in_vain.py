@@ -88,9 +88,14 @@ def residual(bend, order):
 PDE = {"w0": normal(8), "w1": normal(8, 8), "w2": normal(8, seed=1)}
 
 
-@pytest.mark.parametrize("order", [2, "jvp", "hessian"])
 @pytest.mark.parametrize(
-    "bend", [jax.nn.relu, jnp.abs, jax.nn.leaky_relu], ids=lambda f: f.__name__
+    ("bend", "order"),
+    [
+        (jax.nn.relu, 2),
+        (jax.nn.relu, "hessian"),
+        (jnp.abs, "jvp"),
+        (jax.nn.leaky_relu, 2),
+    ],
 )
 def test_second_derivative_of_a_piecewise_linear_network(bend, order):
     (finding,) = named(
@@ -133,7 +138,7 @@ def test_a_state_that_is_never_replaced(is_replaced, is_unrolled):
             new = jnp.tanh(x @ params["in"] + h @ params["recurrent"])
             return (new if is_replaced else h), new
 
-        h, x = jnp.zeros((N, 8)), x.swapaxes(0, 1)
+        h, x = jnp.zeros((N, 8)), x.swapaxes(0, 1)[:3]
         if is_unrolled:
             for one in x:
                 h, out = step(h, one)

