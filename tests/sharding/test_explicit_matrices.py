@@ -15,7 +15,6 @@ SHAPES = {
     "rows too": ((8, 12), P("data")),
     "columns": ((8, 12), P(None, "model")),
     "both": ((12, 8), P("data", "model")),
-    "whole": ((8, 12), P()),
     "layers": ((4, 4, 6), P("data")),
     "bias": ((8,), P("model")),
 }
@@ -27,10 +26,8 @@ NUMBERS = {name: AXES(-2, -1) for name in SHAPES} | {
 }
 PROJECTED = gradtx.GaLoreDimensionNumbers(-2, -1)
 METHODS = {
-    "muon": lambda: gradtx.muon(0.1, weight_decay=0.1),
-    "muon-axes": lambda: gradtx.muon(0.1, muon_weight_dimension_numbers=NUMBERS),
-    "normuon": lambda: gradtx.normuon(0.1),
-    "normuon-axes": lambda: gradtx.normuon(0.1, muon_weight_dimension_numbers=NUMBERS),
+    "muon": lambda: gradtx.muon(0.1, weight_decay=0.1, muon_weight_dimension_numbers=NUMBERS),
+    "normuon": lambda: gradtx.normuon(0.1, muon_weight_dimension_numbers=NUMBERS),
     "shampoo": lambda: gradtx.shampoo(0.1, max_dimension=8),
     "soap": lambda: gradtx.soap(0.1, precondition_frequency=1),
     "galore": lambda: gradtx.galore(0.1, 2, weight_dimension_numbers=PROJECTED),

@@ -22,6 +22,7 @@ SHAPES = {
     "uneven_blocks": ((536,), (9,)),
 }
 LAYOUTS = ["rows", "columns", "zero"]
+AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 
 
 def optimizer():
@@ -66,16 +67,25 @@ def on_one_device():
     return stepped(optimizer(), lambda tree: jax.tree.map(jnp.asarray, tree))[1]
 
 
+def mesh_of(kind):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    return mesh, jax.set_mesh(mesh) if kind == EXPLICIT else contextlib.nullcontext()
+
+
+def check_layouts(state, shardings):
+    for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [AUTO, EXPLICIT], ids=lambda kind: kind.name)
 def test_state_is_that_of_one_device(kind, layout, on_one_device):
-    mesh, tx = jax.make_mesh((8,), ("data",), axis_types=(kind,)), optimizer()
+    (mesh, context), tx = mesh_of(kind), optimizer()
     tx = zero(tx, mesh) if layout == "zero" else tx
-    is_explicit = kind == AxisType.Explicit
     params = sharded(arrays(0), mesh, layout)
-    with jax.set_mesh(mesh) if is_explicit else contextlib.nullcontext():
+    with context:
         first, state, step = stepped(tx, lambda tree: sharded(tree, mesh, layout))
-        if is_explicit:
+        if kind == EXPLICIT:
             assert step._cache_size() == 1
             jax.eval_shape(  # which holds the types of the state
                 lambda *carry: jax.lax.scan(
@@ -92,9 +102,26 @@ def test_state_is_that_of_one_device(kind, layout, on_one_device):
         assert stored.codes.addressable_shards[0].data.size == stored.codes.size // 8
 
     expected = state_shardings(tx, params)
-    for found in (tx.init(params), first, state):
-        for leaf, sharding in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    check_layouts(first, expected)
+    check_layouts(state, expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [*((AUTO, layout) for layout in LAYOUTS), (EXPLICIT, "rows")],
+    ids=lambda own: getattr(own, "name", own),
+)
+def test_an_eager_init_places_the_state_alike(kind, layout):
+    (mesh, context), tx = mesh_of(kind), gradtx.trace(0.9)
+    tx = gradtx.quantize_state(tx, block_size=64, min_size=1)
+    tx = zero(tx, mesh) if layout == "zero" else tx
+    params = sharded(arrays(0), mesh, layout)
+    params = {name: params[name] for name in ("blocks_in_a_row", "uneven_blocks")}
+    with context:
+        state = tx.init(params)
+    codes = state.inner_state.trace["blocks_in_a_row"].codes
+    assert codes.addressable_shards[0].data.size == codes.size // 8
+    check_layouts(state, state_shardings(tx, params))
 
 
 @pytest.mark.parametrize("wrapper", [gradtx.quantize_state, gradtx.cast_state])
