@@ -9,8 +9,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import gradtx
 from gradtx.testing import collectives
 
-pytestmark = pytest.mark.usefixtures("usual_compilation")
-
 P = PartitionSpec
 SHAPES = {
     "rows": ((8, 12), P("data")),
@@ -35,9 +33,10 @@ MESHES = {
 }
 
 
-def tree(seed):
+def tree(seed, on):
     random = np.random.default_rng(seed)
-    return {x: jnp.asarray(random.standard_normal(SHAPES[x][0]), jnp.float32) for x in SHAPES}
+    names = SHAPES if "two" in on else ("rows", "columns", "bias")
+    return {x: jnp.asarray(random.standard_normal(SHAPES[x][0]), jnp.float32) for x in names}
 
 
 def laid_out(tree, mesh):
@@ -52,23 +51,32 @@ def laid_out(tree, mesh):
     return {x: jax.device_put(tree[x], NamedSharding(mesh, spec(x))) for x in tree}
 
 
+CASES = [(method, on) for method in METHODS for on in ("automatic", "explicit, two axes")]
 # The norms of the columns of a matrix do not all cross the same devices of a mesh of two axes.
-CASES = [(method, on) for method in METHODS for on in MESHES]
-CASES += [("adaptive clipping", on) for on in MESHES if "two" not in on]
+CASES += [("adaptive clipping", on) for on in ("automatic", "explicit")]
+CASES += [("global norm", "explicit")]
 METHODS["adaptive clipping"] = gradtx.adaptive_grad_clip(0.01)
 
 
-@pytest.mark.parametrize(("method", "on"), CASES)
-def test_one_all_reduce_and_the_numbers_of_one_device(method, on):
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def case(request):
+    """A case, and its updates on one device, which are compiled before `usual_compilation`."""
+    method, on = request.param
+    tx, params = METHODS[method], tree(0, on)
+    return method, on, tx.update(tree(1, on), tx.init(params), params)[0]
+
+
+@pytest.mark.usefixtures("usual_compilation")
+def test_one_all_reduce_and_the_numbers_of_one_device(case):
+    method, on, expected = case
     shape, kind = MESHES[on]
     mesh = jax.make_mesh(shape, ("data", "model")[: len(shape)], axis_types=(kind,) * len(shape))
     tx = METHODS[method]
-    params, gradient = tree(0), tree(1)
-    expected, _ = tx.update(gradient, tx.init(params), params)
-    params, gradient = laid_out(params, mesh), laid_out(gradient, mesh)
-    step = jax.jit(tx.update).lower(gradient, tx.init(params), params).compile()
+    params, gradient = laid_out(tree(0, on), mesh), laid_out(tree(1, on), mesh)
+    state = tx.init(params)
+    step = jax.jit(tx.update).lower(gradient, state, params).compile()
     sent = {x: own.number for x, own in collectives(step).items() if own.number}
     assert sent == {"all-reduce": 1}
-    found, _ = step(gradient, tx.init(params), params)
-    for x in SHAPES:
-        np.testing.assert_allclose(np.asarray(found[x]), expected[x], rtol=1e-6, err_msg=x)
+    found, _ = step(gradient, state, params)
+    for x, update in expected.items():
+        np.testing.assert_allclose(np.asarray(found[x]), update, rtol=1e-6, err_msg=x)
