@@ -5,7 +5,6 @@ import math
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -43,16 +42,17 @@ CASES = [
 
 
 def tree(seed, number=NUMBER):
+    """Layers with a kernel, and with a bias in the first."""
     random = np.random.default_rng(seed)
 
-    def drawn():
+    def kernel():
         left, right = (np.linalg.qr(random.standard_normal((n, n)))[0] for n in SHAPE)
         # Far from equal singular values, whose vectors would be a matter of rounding.
-        kernel = left * np.geomspace(1, 8, SHAPE[0]) @ right[: SHAPE[0]]
-        tree = {"kernel": kernel, "bias": random.standard_normal(32)}
-        return jax.tree.map(jnp.float32, tree)
+        return np.float32(left * np.geomspace(1, 8, SHAPE[0]) @ right[: SHAPE[0]])
 
-    return {f"layer{i}": drawn() for i in range(number)}
+    layers = {f"layer{i}": {"kernel": kernel()} for i in range(number)}
+    layers["layer0"]["bias"] = np.float32(random.standard_normal(32))
+    return layers
 
 
 def mesh_of(shape, kind):
