@@ -10,9 +10,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gradtx
-from gradtx.compose.parts import locality_of, parts_of
-from gradtx.lift import kernel_of
 
+from ..parts import is_elementwise
 from ..testing.exports.export import Export
 from ..testing.test_exports import EXPORTS
 
@@ -51,15 +50,7 @@ TOLERANCES = dict.fromkeys(("galore", "muon", "normuon", "shampoo", "soap"), 1e-
 COMPILED = [name for name in OPTIMIZERS if name != "newton"]
 
 
-def is_elementwise(tx):
-    """Whether each element's update depends on nothing but that element."""
-    if (kernel := kernel_of(tx)) is not None:
-        return kernel.elementwise and not kernel.measures
-    is_local = locality_of(tx) in (None, "element")
-    parts = [part.transformation for part in parts_of(tx)]
-    return is_local and bool(parts) and all(map(is_elementwise, parts))
-
-
+# Whose numbers are those of any layout.
 ELEMENTWISE = [name for name in COMPILED if is_elementwise(OPTIMIZERS[name].make())]
 
 
