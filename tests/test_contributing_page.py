@@ -44,19 +44,14 @@ def output_of(folder, *command):
     ).stdout
 
 
-def test_nothing_is_forgotten_in_the_examples(tmp_path):
+def test_nothing_is_forgotten_in_the_examples_and_they_keep_the_contract(tmp_path):
     write_library(tmp_path)
     output_of(tmp_path, "gradtx.catalogue", METHODS)
     written = [name for name, _ in BLOCKS if not re.search("__init__|exports", name)]
     tests = [*written, "tests/test_contributing.py", "tests/test_argument_texts.py"]
+    contract = "tests/testing/test_exports.py::test_contract"
+    tests += [f"{contract}[{name}]" for name in ("add_sign", "downhill")]
     output = output_of(tmp_path, "pytest", "-q", "-n", "0", *tests)
-    assert re.search(r"^\d+ passed", output, re.MULTILINE), output
-
-
-def test_the_examples_keep_the_contract(tmp_path):
-    write_library(tmp_path)
-    chosen = ("tests/testing/test_exports.py", "-k", "add_sign or downhill")
-    output = output_of(tmp_path, "pytest", "-q", "-n", "0", *chosen)
     assert re.search(r"^\d+ passed", output, re.MULTILINE), output
 
 

@@ -172,7 +172,7 @@ def check_sizes(case: Case) -> None:
 def _expect_shapes(case: Case, shapes: Shapes) -> None:
     """Demand updates in the shapes of their gradients, from shapes alone."""
     try:
-        found = jax.eval_shape(functools.partial(_two_steps, case), *_trees(shapes))
+        found = jax.eval_shape(functools.partial(_two_steps, case, case.update), *_trees(shapes))
     except TypeError:
         return
     for updates in found:
@@ -188,10 +188,12 @@ def _expect_shapes(case: Case, shapes: Shapes) -> None:
                 )
 
 
-def _two_steps(case: Case, params: Any, first: Any, second: Any) -> tuple[Any, Any]:
+def _two_steps(
+    case: Case, update: Callable[..., Any], params: Any, first: Any, second: Any
+) -> tuple[Any, Any]:
     """The updates of two steps."""
-    updates, state = case.update(first, case.tx.init(params), params)
-    return updates, case.update(second, state, params)[0]
+    updates, state = update(first, case.tx.init(params), params)
+    return updates, update(second, state, params)[0]
 
 
 def _trees(shapes: Shapes) -> list[Any]:
@@ -205,7 +207,7 @@ def _trees(shapes: Shapes) -> list[Any]:
 def _uneven(case: Case, shapes: Shapes) -> Violation | None:
     """Where updates do not repeat although gradients and parameters do."""
     try:
-        _, updates = jax.jit(functools.partial(_two_steps, case))(*_trees(shapes))
+        _, updates = _two_steps(case, jax.jit(case.update), *_trees(shapes))
     except TypeError:
         return None
     for name, (shape, period) in shapes.items():

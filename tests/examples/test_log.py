@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import re
 import struct
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,9 +13,9 @@ from tensorboardX.proto.event_pb2 import Event
 
 import gradtx
 
-from .test_guides import CELL, FOLDER
-
-CELLS = [code for _, code in CELL.findall((FOLDER / "17_while_it_runs.md").read_text())]
+GUIDE = Path(__file__).parents[2] / "examples" / "site" / "guides" / "17_while_it_runs.md"
+CELL = re.compile(r"```\{code-cell\}[^\n]*\n(?:(?::[^\n]*\n)*)(.*?)```", re.DOTALL)
+CELLS = CELL.findall(GUIDE.read_text())
 [LOG] = [number for number, code in enumerate(CELLS) if "SummaryWriter" in code]
 
 

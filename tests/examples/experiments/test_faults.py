@@ -1,29 +1,16 @@
-"""The experiment on faults: its claim holds, and fails where a fault is missed or made up."""
+"""The experiment on faults: its claim fails where a fault is missed or made up.
+
+That it holds is what `python -m examples.experiments --quick` tells.
+"""
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from examples.digits import load_digits
 from examples.experiments import experiment, faults
 from gradtx import diagnostics
 
 SETTINGS = experiment.Settings(seed=1, quick=True)
-
-
-@pytest.fixture(scope="module")
-def outcome():
-    return faults.run(SETTINGS)
-
-
-def test_the_claim_holds(outcome):
-    assert [check.statement for check in outcome.checks if not check.holds] == []
-    assert len(outcome.checks) == 3
-    matrix, bars = outcome.figure.axes
-    names = [label.get_text() for label in matrix.get_yticklabels()]
-    assert names == [fault.name for fault in faults.FAULTS[::4]]
-    assert bars.get_xlabel()
-    assert outcome.caption
 
 
 def checks_of(finding, without_fault=()):

@@ -1,4 +1,7 @@
-"""The experiment on rounding: its claim holds, and fails where updates get lost."""
+"""The experiment on rounding: its claim fails where updates get lost.
+
+That it holds is what `python -m examples.experiments --quick` tells.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,18 +9,9 @@ import numpy as np
 import pytest
 
 import gradtx
-from examples.experiments import experiment, rounding
+from examples.experiments import rounding
 
 KEY = jax.random.key(1)
-
-
-def test_the_claim_holds():
-    outcome = rounding.run(experiment.Settings(seed=1, quick=True))
-    assert [check.statement for check in outcome.checks if not check.holds] == []
-    assert len(outcome.checks) == 7
-    assert len(outcome.figure.axes) == 4
-    assert all(axes.get_xlabel() and axes.get_ylabel() for axes in outcome.figure.axes)
-    assert outcome.caption
 
 
 def test_the_exact_line_is_that_of_adamw_in_double_precision():
