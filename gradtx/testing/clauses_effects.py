@@ -34,15 +34,23 @@ _FIRST = 3
 def check_leaks(case: Case) -> None:
     """No traced array is kept after init and update were traced.
 
+    A leaf of another shape is tried too, for which no cache is filled yet.
+
     Example:
         >>> import jax.numpy as jnp
         >>> import gradtx
         >>> from gradtx.testing import check_leaks
         >>> check_leaks(gradtx.sgd(0.1), jnp.ones(2))
     """
+
+    def first_step(params: Any, gradients: Any) -> Any:
+        return case.update(gradients, case.tx.init(params), params)
+
+    trees = case.params, case.gradients(1)
     for name, function, arguments in (
-        ("init", case.tx.init, (case.params,)),
-        ("update", case.update, (case.gradients(1), case.state, case.params)),
+        ("init", case.tx.init, trees[:1]),
+        ("update", case.update, (trees[1], case.state, trees[0])),
+        ("init and update", first_step, map(_with_a_larger_leaf, trees)),
     ):
         traced = functools.partial(jax.eval_shape, _fresh(function), *arguments)
         try:
@@ -52,6 +60,17 @@ def check_leaks(case: Case) -> None:
             if "leaked trace" in str(error).lower() or _succeeds(traced):
                 got = "one that a closure, a global, an attribute or a cache still holds"
                 raise Violation("", f"no traced array to outlive {name}", got) from error
+
+
+def _with_a_larger_leaf(tree: Any) -> Any:
+    """The tree with one of its parameters in a shape that no other clause has."""
+    leaves, treedef = jax.tree.flatten(tree)
+    sizes = [(x.ndim, i) for i, x in enumerate(leaves) if is_parameter(x) and x.ndim]
+    if sizes:
+        _, i = min(sizes)
+        shape = [size + 13 for size in leaves[i].shape]
+        leaves[i] = jax.ShapeDtypeStruct(shape, leaves[i].dtype)
+    return treedef.unflatten(leaves)
 
 
 def _fresh(function: Callable[..., Any]) -> Callable[..., Any]:

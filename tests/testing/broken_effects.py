@@ -48,6 +48,23 @@ def keeping_the_parameters_of_init():
     return ExtraArgs(method.init, method.update)
 
 
+@breaks(BROKEN, "leaks", "no traced array to outlive init and update")
+def keeping_ones_of_each_shape():
+    # Whatever was traced after an eager call finds these there.
+    ones = {}
+
+    def before(updates):
+        def times_one(u):
+            kind = u.shape, jnp.dtype(u.dtype)
+            if kind not in ones:
+                ones[kind] = jnp.ones_like(u)
+            return u * ones[kind]
+
+        return on_numbers(times_one, updates)
+
+    return changed(before=before)
+
+
 @breaks(BROKEN, "side_effects", "expected")
 def another_step_after_40_calls():
     calls = itertools.count()
