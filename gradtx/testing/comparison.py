@@ -50,6 +50,13 @@ def expect_same_structure(what: str, expected: Any, got: Any) -> None:
     """Demand the same paths and containers, with None in the same places."""
     (named, treedef), (found, other) = flatten(expected), flatten(got)
     ours, theirs = dict(named), dict(found)
+    if ours.keys() != theirs.keys():
+        # Other keys may come from another container, as where a named tuple becomes a tuple.
+        place, wanted, found = different_containers(expected, got)
+        is_leaf = ours.get(place) is not None or place in theirs
+        if not is_leaf and "static" not in wanted:
+            demand = "None" if wanted == "NoneType" else f"a container {wanted}"
+            raise Violation(place, f"{what} to have {demand}", found)
     for path in [*ours, *theirs]:
         is_in_both = path in ours and path in theirs
         if not is_in_both or (ours[path] is None) != (theirs[path] is None):
