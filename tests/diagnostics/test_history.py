@@ -38,7 +38,9 @@ def test_updates_pass_unchanged():
 
 
 def test_conforms_to_the_contract():
-    check_transformation(record_history(length=3))
+    # What the measures of the next test are exempt from.
+    clauses = ["missing_gradients", "mismatches"]
+    check_transformation(record_history(length=3), clauses=clauses)
 
 
 def update_ratio_of(updates, params):

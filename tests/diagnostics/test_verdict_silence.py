@@ -16,13 +16,13 @@ HERE = "test_verdict_silence.py"
 
 
 def plain_report(between=lambda x: x, *, params=None, x=None):
-    """The report of a network with something between its second and its third layer."""
-    params = network(4, initializers.he_normal()) if params is None else params
+    """The report of a network with something between its first and its second layer."""
+    params = network(3, initializers.he_normal()) if params is None else params
 
     def loss_fn(params, x):
         *hidden, last = params
         for i, layer in enumerate(hidden):
-            x = jax.nn.relu((between(x) if i == 2 else x) @ layer["kernel"] + layer["bias"][None])
+            x = jax.nn.relu((between(x) if i == 1 else x) @ layer["kernel"] + layer["bias"][None])
         return jnp.mean((x @ last["kernel"] + 1) ** 2)
 
     return diagnostics.signal_report(loss_fn, params, inputs() if x is None else x)
@@ -38,9 +38,9 @@ def plain_report(between=lambda x: x, *, params=None, x=None):
 def test_mask_that_keeps_nothing(mask):
     report = plain_report(mask)
     assert_sick(report, "dead")
-    # The mask comes after the nonlinearity of the second layer.
-    assert report.diagnosis.layers == ("1/kernel",)
-    assert "all units of layer '1/kernel' are zero" in report.verdict
+    # The mask comes after the nonlinearity of the first layer.
+    assert report.diagnosis.layers == ("0/kernel",)
+    assert "all units of layer '0/kernel' are zero" in report.verdict
     assert "he_normal" not in report.verdict
     if "select" in report.verdict:
         assert f"`select_n` at {HERE}" in report.verdict
@@ -130,7 +130,7 @@ def test_weights_of_zeros_in_equinox():
 
 
 def test_units_that_die_by_themselves_have_no_other_culprit():
-    params = network(4, initializers.he_normal())
+    params = network(3, initializers.he_normal())
     params[1]["bias"] -= 30.0
     for relu in (jax.nn.relu, lambda z: jnp.where(z > 0, z, 0.0), lambda z: z * (z > 0)):
         with jax.numpy_dtype_promotion("standard"):

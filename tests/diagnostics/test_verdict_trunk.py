@@ -188,16 +188,7 @@ class ZeroGamma(nn.Module):
         return nn.Dense(3)(jnp.mean(nn.relu(x), axis=(1, 2)))
 
 
-class SqueezeAndExcitation(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x = nn.relu(nn.Conv(16, (3, 3))(x))
-        squeezed = nn.relu(nn.Dense(4)(jnp.mean(x, axis=(1, 2))))
-        gate = nn.sigmoid(nn.Dense(16, bias_init=nn.initializers.constant(5.0))(squeezed))
-        return nn.Dense(3)(jnp.mean(x * gate[:, None, None], axis=(1, 2)))
-
-
-@pytest.mark.parametrize("model", [ConvNeXt(), ZeroGamma(), SqueezeAndExcitation()])
+@pytest.mark.parametrize("model", [ConvNeXt(), ZeroGamma()])
 def test_flax_networks_with_weak_branches_are_healthy(model):
     variables = jax.jit(model.init)(jax.random.key(0), images())
 
