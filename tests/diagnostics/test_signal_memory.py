@@ -15,7 +15,7 @@ from gradtx.diagnostics.tracing.traced import trace_loss
 
 pytestmark = pytest.mark.usefixtures("usual_compilation")
 
-DEPTH = 6
+DEPTH = 5
 
 
 def convolutions():
@@ -34,7 +34,7 @@ def convolutions():
 
 
 def widths():
-    """Weights of 6 shapes, of up to 313 kB each, and signals of 3 kB at most."""
+    """Weights of 5 shapes, of up to 278 kB each, and signals of 3 kB at most."""
     sizes = [192 + 16 * i for i in range(DEPTH + 1)]
     params = [jnp.zeros((fan_in, fan_out)) for fan_in, fan_out in pairwise(sizes)]
 

@@ -27,7 +27,7 @@ HEALTHY_SAMPLE = (
     "CLIP",
     "graph convolution",
 )
-TRAINED_SAMPLE = ("rectifier network", "CLIP")
+TRAINED_SAMPLE = ("CLIP",)
 SICK_SAMPLE = (
     "hidden weights constant",
     "an encoder behind stop_gradient",
