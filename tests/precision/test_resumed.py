@@ -15,9 +15,8 @@ PARAMS = {
     "bias": jnp.linspace(0.5, 1, 16, dtype=jnp.bfloat16),
 }
 INSIDE = {
-    "momentum": lambda: gradtx.sgd(0.1, momentum=0.9),
-    "adam": lambda: gradtx.adam(0.1),
     "adafactor": lambda: gradtx.adafactor(0.1, min_dim_size_to_factor=2),
+    # With a momentum for the matrices, Adam for the others, and a place where each is not.
     "muon": lambda: gradtx.muon(0.1),
     "optax-adam": lambda: optax.adam(0.1),
 }
@@ -31,8 +30,19 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-@pytest.mark.parametrize("inside", INSIDE)
+# Arrays in other shapes than those of the parameters concern who encodes them.
+CASES = [(wrapper, inside) for wrapper in WRAPPERS for inside in ("muon", "optax-adam")]
+CASES += [("quantized", "adafactor"), ("cast", "adafactor")]
+
+
+def check_equal(found, expected):
+    assert found.dtype == expected.dtype
+    if jnp.issubdtype(found.dtype, jax.dtypes.prng_key):
+        found, expected = map(jax.random.key_data, (found, expected))
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+@pytest.mark.parametrize(("wrapper", "inside"), CASES)
 def test_a_saved_run_goes_on_to_the_same_bits(wrapper, inside, tmp_path):
     tx = WRAPPERS[wrapper](INSIDE[inside]())
 
@@ -43,17 +53,17 @@ def test_a_saved_run_goes_on_to_the_same_bits(wrapper, inside, tmp_path):
 
     # optax's Adam mixes dtypes.
     with jax.numpy_dtype_promotion("standard"):
-        run = PARAMS, tx.init(PARAMS)
+        # On a device that is told, as what is restored, with which the step is not compiled again.
+        run = jax.device_put((PARAMS, tx.init(PARAMS)), jax.devices()[0])
         for number in range(2):
             run = step(*run, jnp.float32(number))
-        assert step._cache_size() == 1
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(tmp_path / "run", run)
             checkpointer.wait_until_finished()
             restored = checkpointer.restore(tmp_path / "run", jax.eval_shape(lambda: run))
         for number in range(2, 4):
             run, restored = (step(*each, jnp.float32(number)) for each in (run, restored))
-    equal = jax.tree.map(lambda found, expected: bool((found == expected).all()), restored, run)
-    assert all(jax.tree.leaves(equal))
+        assert step._cache_size() == 1
+    jax.tree.map(check_equal, restored, run)
     moved = jax.tree.map(lambda new, old: np.any(np.asarray(new != old)), run[0], PARAMS)
     assert all(jax.tree.leaves(moved))
