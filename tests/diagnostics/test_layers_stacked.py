@@ -47,7 +47,6 @@ def unstacked_by_tree(params, x):
 STACKED_WAYS = {
     "scan": scanned(),
     "scan_unrolled": scanned(unroll=2),
-    "scan_of_checkpoint": scanned(jax.checkpoint(block)),
     "checkpoint_of_scan": jax.checkpoint(scanned(jax.checkpoint(block))),
     "scan_of_custom_vjp": scanned(block_with_vjp),
     "scan_of_cond": scanned(in_a_branch),

@@ -32,7 +32,7 @@ def test_well_initialized_networks_are_healthy(name, depth):
 def test_other_activations_with_their_initializers_are_healthy(name):
     initializer = initializers.lecun_normal() if name == "selu" else initializers.he_normal()
     loss_fn = loss_with(getattr(jax.nn, name))
-    assert_healthy(diagnostics.signal_report(loss_fn, network(4, initializer), inputs()))
+    assert_healthy(diagnostics.signal_report(loss_fn, network(3, initializer), inputs()))
 
 
 # Networks that were trained, and classifiers.

@@ -230,7 +230,7 @@ class Adapted(nnx.Module):
     """A network whose layers are adapted by products of low rank that begin at zero."""
 
     def __init__(self, rngs):
-        self.layers = nnx.List([nnx.Linear(WIDTH, WIDTH, rngs=rngs) for _ in range(4)])
+        self.layers = nnx.List([nnx.Linear(WIDTH, WIDTH, rngs=rngs) for _ in range(3)])
         self.adapters = nnx.List([nnx.LoRA(WIDTH, 2, WIDTH, rngs=rngs) for _ in self.layers])
         self.last = nnx.Linear(WIDTH, 3, rngs=rngs)
 
