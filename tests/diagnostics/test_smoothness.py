@@ -129,7 +129,7 @@ def test_sharpness_is_mapped():
 
 
 @pytest.mark.parametrize(
-    ("measure", "dtype"), zip(MEASURES, 2 * [jnp.float16, jnp.bfloat16], strict=True)
+    ("measure", "dtype"), [*zip(MEASURES, 2 * [jnp.float16, jnp.bfloat16], strict=True)]
 )
 def test_half_precision_parameters_are_widened(measure, dtype):
     params = network_parameters(dtype)
