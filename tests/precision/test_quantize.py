@@ -242,6 +242,19 @@ def test_many_pieces_of_a_leaf_are_those_of_few(dtype, wrapper, applied, monkeyp
 
 
 @pytest.mark.usefixtures("in_pieces")
+def test_a_last_piece_that_is_shorter_is_the_rest(monkeypatch):
+    params = {"kernel": jnp.linspace(0.5, 1, 150 * 256)}
+    tx = gradtx.quantize_state(gradtx.adamw(0.01, weight_decay=0.1))
+
+    def after_a_step(rows):
+        monkeypatch.setattr(pieces, "_ROWS", rows)
+        composed_step.cache_clear()
+        return jax.jit(lambda: tx.update(params, tx.init(params), params))()[0]["kernel"]
+
+    np.testing.assert_allclose(after_a_step(64), after_a_step(75), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("in_pieces")
 @pytest.mark.parametrize("wrapper", [gradtx.quantize_state, gradtx.cast_state])
 def test_arrays_on_an_explicit_mesh_of_one_device_are_not_cut(wrapper):
     mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:1])
