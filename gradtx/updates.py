@@ -207,6 +207,7 @@ class Addition(LeafStep):
         gives_update: whether the update comes back too, in the place of a new slot.
     """
 
+    gives_parameter: bool = True
     gives_update: bool = False
 
     def __call__(
@@ -217,9 +218,7 @@ class Addition(LeafStep):
         return _sum(p, g), ((jnp.asarray(g),) if self.gives_update else ())
 
 
-_ADDITION = Addition(
-    "apply_updates", _sum, reads_parameter=True, elementwise=True, gives_parameter=True
-)
+_ADDITION = Addition("apply_updates", _sum, reads_parameter=True, elementwise=True)
 UPDATES_TOO = Addition("apply_updates", _sum, reads_parameter=True, gives_update=True)
 
 

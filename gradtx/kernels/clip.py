@@ -53,7 +53,8 @@ def clip(max_delta: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
         The transformation; its state is empty, or counts steps for a schedule.
 
     Raises:
-        ValueError: if `max_delta` is negative, NaN or not a scalar.
+        ValueError: if `max_delta` is negative, NaN or not a scalar; in `update`, if an update is
+            complex.
 
     Source:
         Goodfellow, Bengio & Courville 2016, "Deep learning", section 10.11.1.

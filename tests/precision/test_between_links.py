@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import gradtx
+from gradtx.updates import UPDATES_TOO, advance
 
 NARROW = [jnp.bfloat16, jnp.float16]
 DTYPES = pytest.mark.parametrize("dtype", NARROW, ids=lambda dtype: dtype.__name__)
@@ -159,6 +160,23 @@ def test_the_parameters_of_one_pass_are_those_of_two(wrap, dtype):
         pair = one(params, tx.init(params)), two(params, tx.init(params))
         jax.tree.map(np.testing.assert_array_equal, *pair)
         params = pair[0][0]
+
+
+@DTYPES
+@pytest.mark.parametrize("own", [jnp.float32, None], ids=["wide parameters", "narrow parameters"])
+def test_an_update_is_rounded_before_it_is_added(own, dtype):
+    tx = gradtx.chain(gradtx.scale(1 / 3), gradtx.clip_by_global_norm(9.0), gradtx.scale(1.7))
+    params = jnp.linspace(1, 2, 5, dtype=own or dtype)
+    gradient = jnp.linspace(1, 3, 5, dtype=dtype)
+    given = gradient, tx.init(params), params
+    updates, _ = tx.update(*given)
+    expected = gradtx.apply_updates(params, updates)
+    new, _ = jax.jit(lambda *trees: gradtx.update_and_apply(tx, *trees))(*given)
+    # What a training step takes, which hands the updates on to those who measure them.
+    also, same, _ = jax.jit(lambda *trees: advance(tx, *trees, {}, UPDATES_TOO))(*given)
+    for found, right in ((new, expected), (also, expected), (same, updates)):
+        np.testing.assert_array_equal(found, right)
+        assert found.dtype == right.dtype
 
 
 @DTYPES
