@@ -72,8 +72,9 @@ def chain(*args: Transformation) -> ExtraArgs:
 
         u_0 = g,    u_i = tx_i(u_{i-1})
 
-    Updates in half precision stay in float32 from one transformation of this library to the next,
-    and are rounded once, at the end or where another library's takes them.
+    Updates in half precision stay in float32 from one equation of this library to the next. They
+    are rounded once, at the end; before that only for what needs them as arrays of their own dtype,
+    such as `grouped`, or a transformation of another library.
 
     Args:
         *args: gradient transformations, the first applied first.
