@@ -233,7 +233,7 @@ def test_wrong_argument(factory, arguments, name, value):
         (gradtx.MuonDimensionNumbers(0, -3), (3, 4, 5), "different axes of 'layer/w'"),
         (gradtx.MuonDimensionNumbers((), 0), (3, 4), "different axes of 'layer/w'"),
         ({"other": None}, (3, 4), "prefix of the parameters"),
-        ({"layer": (0, 1)}, (3, 4), "prefix of the parameters"),
+        (lambda tree: {"layer": (0, 1)}, (3, 4), "prefix of the parameters"),
     ],
     ids=["vector", "missing-axis", "same-axis", "no-axis", "other-tree", "no-numbers"],
 )
