@@ -144,14 +144,8 @@ class MultiSteps:
             return [accumulated(a, g, n=mini_step) for a, g in zip(totals, gradients, strict=True)]
 
         def step() -> Any:
-            new, inner_state = run_wide(
-                self._opt.update,
-                aligned.tree_of(with_this()),
-                updates,
-                state.inner_opt_state,
-                params,
-                extra,
-            )
+            wide, inner_state = aligned.tree_of(with_this()), state.inner_opt_state
+            new, inner_state = run_wide(self._opt.update, wide, updates, inner_state, params, extra)
             return new, (inner_state, aligned.tree_of(map(jnp.zeros_like, totals), _TOTAL))
 
         def wait() -> Any:

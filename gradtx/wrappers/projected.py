@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -112,53 +113,89 @@ def scale_by_galore(
     base = scale_by_adam() if base_optimizer is None else base_optimizer
     base = as_transformation(owner, "base_optimizer", base)
 
-    def init(params: Any) -> GaLoreState:
-        axes = _projected_axes(owner, weight_dimension_numbers, params)
-        start = functools.partial(_start, rank=rank, pick=_SIDES[projected_side])
-        named = {"params": params, _AXES: axes}
-        projectors, proxies = map_leaves(
-            start, owner, named, same_shapes=False, rests=(_AXES, "params")
-        )
-        return GaLoreState(jnp.zeros([], jnp.int32), base.init(proxies), projectors)
-
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        known = updates if params is None else params
-        Aligned(owner, {"updates": updates, "params": known})
-        axes = _projected_axes(owner, weight_dimension_numbers, known)
-        # Gradients that are added up must be in the same subspace.
-        is_time = (state.count % update_proj_gap == 0) & ~is_collecting(state.base_optimizer_state)
-        entered, projectors = _entered(owner, updates, axes, state.projector, is_time, rank)
-        new, base_state = base.update(entered, state.base_optimizer_state, None, **extra)
-        factor = evaluate(scale, state.count) if callable(scale) else jnp.asarray(scale)
-        left = _left(owner, updates, axes, projectors, new, factor)
-        count = counted(is_step(state.base_optimizer_state, base_state, new), state.count)
-        return left, GaLoreState(count, base_state, projectors)
-
-    def on_stacks(leaves: Leaves, state: Any) -> Finish:
-        check_state(owner, state, GaLoreState._fields)
-        leaves.take_steps()
-        axes = _projected_axes(owner, weight_dimension_numbers, leaves.shapes())
-        is_time = state.count % update_proj_gap == 0
-        factor = evaluate(scale, state.count) if callable(scale) else jnp.asarray(scale)
-        low, projectors = _entered_stacks(owner, leaves, axes, state.projector, is_time, rank)
-        finish = join(base.update, low, state.base_optimizer_state)
-        low.take_steps()
-        _leave_stacks(owner, leaves, low, axes, projectors, factor)
-        count = optax.safe_increment(state.count)
-        tree = leaves.treedef.unflatten(projectors)
-        return lambda: GaLoreState(count, finish(), tree)
-
+    method = _GaLore(
+        owner,
+        base,
+        rank,
+        _SIDES[projected_side],
+        weight_dimension_numbers,
+        lambda count: count % update_proj_gap == 0,
+        lambda count: evaluate(scale, count) if callable(scale) else jnp.asarray(scale),
+    )
     return composed(
         owner,
         (Part("", base),),
-        init,
-        update,
+        method.init,
+        method.update,
         locality="leaf",
         state=GaLoreState,
-        on_stacks=on_stacks,
+        on_stacks=method.on_stacks,
         of_matrices=True,
         effect=Effect(degree=1, gain=True, states=("base_optimizer_state",), alters=True),
     )
+
+
+@dataclass(frozen=True)
+class _GaLore:
+    """The steps of a base optimizer in subspaces.
+
+    Attributes:
+        owner: the function that the user called, which opens the messages.
+        base: the optimizer.
+        rank: the dimension of the subspaces.
+        pick: from the two lengths of a matrix to that of the projected side.
+        numbers: the axes of the matrices.
+        is_due: from the count to whether subspaces are chosen again.
+        factor: from the count to the scale of the updates.
+    """
+
+    owner: str
+    base: optax.GradientTransformationExtraArgs
+    rank: int
+    pick: Callable[..., int]
+    numbers: WeightDimensionNumbers | None
+    is_due: Callable[[Any], jax.Array]
+    factor: Callable[[Any], jax.Array]
+
+    def init(self, params: Any) -> GaLoreState:
+        """The state before the first step."""
+        axes = _projected_axes(self.owner, self.numbers, params)
+        start = functools.partial(_start, rank=self.rank, pick=self.pick)
+        named = {"params": params, _AXES: axes}
+        projectors, proxies = map_leaves(
+            start, self.owner, named, same_shapes=False, rests=(_AXES, "params")
+        )
+        return GaLoreState(jnp.zeros([], jnp.int32), self.base.init(proxies), projectors)
+
+    def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        """One step."""
+        known, old = updates if params is None else params, state.base_optimizer_state
+        Aligned(self.owner, {"updates": updates, "params": known})
+        axes = _projected_axes(self.owner, self.numbers, known)
+        # Gradients that are added up must be in the same subspace.
+        is_time = self.is_due(state.count) & ~is_collecting(old)
+        entered, projectors = _entered(
+            self.owner, updates, axes, state.projector, is_time, self.rank
+        )
+        new, base_state = self.base.update(entered, old, None, **extra)
+        left = _left(self.owner, updates, axes, projectors, new, self.factor(state.count))
+        count = counted(is_step(old, base_state, new), state.count)
+        return left, GaLoreState(count, base_state, projectors)
+
+    def on_stacks(self, leaves: Leaves, state: Any) -> Finish:
+        """One step of leaves, some of them in stacks."""
+        check_state(self.owner, state, GaLoreState._fields)
+        leaves.take_steps()
+        axes = _projected_axes(self.owner, self.numbers, leaves.shapes())
+        low, projectors = _entered_stacks(
+            self.owner, leaves, axes, state.projector, self.is_due(state.count), self.rank
+        )
+        finish = join(self.base.update, low, state.base_optimizer_state)
+        low.take_steps()
+        _leave_stacks(self.owner, leaves, low, axes, projectors, self.factor(state.count))
+        count = optax.safe_increment(state.count)
+        tree = leaves.treedef.unflatten(projectors)
+        return lambda: GaLoreState(count, finish(), tree)
 
 
 # How the projected side is chosen from the two lengths of a matrix.
