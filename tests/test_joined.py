@@ -134,9 +134,9 @@ def test_eagerly_leaves_of_one_type_share_a_call(monkeypatch):
 
     numbers = []
 
-    def counted(steps):
+    def counted(*steps):
         return lambda leaves, shared: (
-            numbers.append(len(leaves)) or steps_of_many(steps)(leaves, shared)
+            numbers.append(len(leaves)) or steps_of_many(*steps)(leaves, shared)
         )
 
     monkeypatch.setattr("gradtx.waiting.steps_of_many", counted)
