@@ -229,7 +229,8 @@ def reported_skip(state: optax.MultiStepsState, default: Any = None) -> Any:
 @equation()
 def _mean(a: jax.Array, g: jax.Array, *, n: jax.Array) -> jax.Array:
     """The mean of n gradients before this one, with this one."""
-    return jnp.where(n == 0, g, a + (g - a) / (n + 1))
+    # The difference of two large gradients would overflow.
+    return jnp.where(n == 0, g, a + (g / (n + 1) - a / (n + 1)))
 
 
 @equation()

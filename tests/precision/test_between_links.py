@@ -199,6 +199,13 @@ def test_a_sum_of_gradients_above_the_largest_float16_reaches_the_optimizer(way)
     close(found, [[0], [-80], [0], [-80]], jnp.float16)
 
 
+def test_a_mean_of_large_gradients_of_both_signs_is_finite():
+    tx = gradtx.MultiSteps(gradtx.sgd(1.0), 3).gradient_transformation()
+    gradients = jnp.array([[3e38], [-3e38], [1.5e38]])
+    found = steps(tx, gradients, jnp.ones(1))
+    np.testing.assert_allclose(found, [[0], [0], [-0.5e38]], rtol=1e-5)
+
+
 @DTYPES
 def test_a_mean_of_gradients_is_rounded_once(dtype):
     # Half of the distance between two numbers is lost if the mean is rounded first.

@@ -91,8 +91,9 @@ def test_a_penalty_that_outweighs_the_data(penalty):
     assert finding.evidence["rest"] == pytest.approx(float(rest), rel=1e-2)
     steepness = float(of_penalty / of_data)
     assert finding.evidence["gradients"] == pytest.approx(steepness, rel=1e-2)
-    # The cure.
+    # The cure, and a usual factor.
     assert not findings(1 / steepness)
+    assert not findings(1e-4)
 
 
 def test_a_penalty_inside_of_the_mean():
